@@ -1,0 +1,47 @@
+# fedgraft: `make demo` first, then `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+export FLWR_TELEMETRY_ENABLED = 0
+
+.PHONY: help install demo test quick exhaustive check format clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## make .venv and install into it (about two minutes, 5.5 GB, most of it torch)
+
+demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five nodes; about a minute
+	@$(BIN)/fedgraft pretrain digits
+	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
+
+test: $(STAMP) ## every test
+	$(BIN)/python -m pytest
+
+quick: $(STAMP) ## the quick tests
+	$(BIN)/python -m pytest -m 'not slow and not exhaustive'
+
+exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
+	$(BIN)/python -m pytest -m exhaustive
+
+check: $(STAMP) ## style, types, the law of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(STAMP) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what was built (runs/ stays)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

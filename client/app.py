@@ -1,0 +1,217 @@
+"""Flower messages ↔ one node: the ClientApp.
+
+    query.offer      a plan and a backbone's fingerprint → does this node accept it, and does it have the backbone
+    query.backbone   the backbone's tensors → verified and kept
+    train            the shared adapter → the adapter after local training, with metrics of what was received
+    evaluate         the shared adapter → metrics only (after the last round)
+
+Whatever goes wrong is answered in words (`refused`), never with a traceback, and never with anything of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.backbone_store import BackboneStore
+from client.batches import Split
+from client.budget import Budget
+from client.node import Node, load_node
+from client.privacy import must_suit
+from client.round import measure, run_round
+from client.workplace import Workplace, open_splits, working_model
+from common.backbones import backbone_from_state
+from common.errors import Refused, UserError
+from common.model import GraftedModel
+from common.plan import Plan
+from common.plan_file import plan_from_json, plan_hash
+from common.preprocess import Preprocess
+from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, unpack
+
+app = ClientApp()
+log = logging.getLogger("fedgraft.client")
+Handler = Callable[[Message, Context], RecordDict]
+
+
+def answered(handle: Handler) -> Callable[[Message, Context], Message]:
+    """Turn every failure of a handler into a reply that says why; details stay in this node's own log."""
+
+    @functools.wraps(handle)
+    def reply(message: Message, context: Context) -> Message:
+        try:
+            content = handle(message, context)
+        except (Refused, BadUpdate) as refusal:
+            content = _refusal(str(refusal), context)
+        except UserError as error:  # it may name files or values of this hospital: they stay here
+            log.error("%s", error)
+            content = _refusal("this node's own set-up or data is not in order; its log says what", context)
+        except Exception as error:  # an error in our code must not take the round, or a traceback's values, with it
+            log.exception("message failed")
+            content = _refusal(f"{type(error).__name__} at this node; its log says more", context)
+        return Message(content, reply_to=message)
+
+    return reply
+
+
+@app.query("offer")
+@answered
+def offer(message: Message, context: Context) -> RecordDict:
+    """Accept or refuse a plan; say whether its backbone is already here."""
+    node = _node(context)
+    offered = {key: str(value) for key, value in message.content.config_records["offer"].items()}
+    plan = plan_from_json(offered["plan"])
+    identity = plan_hash(plan)
+    node.policy.check(plan_hash=identity, backbone=offered["fingerprint"])
+    train, _ = _splits(_node_path(context), offered["plan"], offered["preprocess"])
+    if len(train) < node.policy.min_examples:
+        raise Refused(f"policy: fewer than {node.policy.min_examples} training examples")
+    if plan.privacy.mode in ("central", "local"):
+        raise Refused(f"privacy.mode {plan.privacy.mode} is not built yet; write sample or none")
+    node.policy.check_privacy(plan.privacy)
+    if plan.privacy.mode == "sample":
+        _budget(_node_path(context), offered["plan"], offered["preprocess"]).admit(plan)
+    store = BackboneStore(node.store)
+    store.put_plan(identity, offered)
+    about = {"node": node.name, "has": store.has(offered["fingerprint"]), "plan-hash": identity}
+    # The weight that its updates will claim. Under differential privacy all weigh the same, and none tells its size.
+    about["examples"] = len(train) if plan.privacy.mode == "none" else 1
+    return RecordDict({"about": ConfigRecord(about)})
+
+
+@app.query("backbone")
+@answered
+def backbone(message: Message, context: Context) -> RecordDict:
+    """Verify and keep a backbone that was offered."""
+    node = _node(context)
+    fingerprint = str(message.content.config_records["about"]["fingerprint"])
+    node.policy.check(plan_hash=None, backbone=fingerprint)
+    state = message.content.array_records["backbone"].to_torch_state_dict()
+    BackboneStore(node.store).put(state, fingerprint)
+    return RecordDict({"about": ConfigRecord({"node": node.name, "stored": fingerprint})})
+
+
+@app.train()
+@answered
+def train(message: Message, context: Context) -> RecordDict:
+    """One round; see `client/round.py`."""
+    place, layout, state = _open(message, context)
+    round_ = int(str(message.content.config_records["about"]["round"]))
+    if not 1 <= round_ <= place.plan.train.rounds:
+        raise Refused(f"round {round_}: the plan has rounds 1 to {place.plan.train.rounds}")
+    outcome = run_round(place, state, round_)
+    reports = _node(context).policy.reports(place.plan.privacy)
+    update = AdapterUpdate(
+        round=round_,
+        state=outcome.state,
+        examples=outcome.examples,
+        steps=outcome.steps,
+        train_loss=outcome.train_loss,
+        seconds=outcome.seconds,
+        received=outcome.received if reports else None,
+        spent=outcome.spent,
+    )
+    return update.to_record(layout)
+
+
+@app.evaluate()
+@answered
+def evaluate(message: Message, context: Context) -> RecordDict:
+    """Metrics of the final model on this node's test split."""
+    place, _, state = _open(message, context)
+    if not _node(context).policy.reports(place.plan.privacy):
+        raise Refused("policy: this node reports no metrics")
+    return RecordDict({"received": MetricRecord(measure(place, state).to_flat())})
+
+
+def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[str, torch.Tensor]]:
+    """The workplace of the message's plan, and the adapter it brings, checked."""
+    node = _node(context)
+    torch.set_num_threads(node.threads)
+    about = message.content.config_records["about"]
+    store = BackboneStore(node.store)
+    offered = store.plan(str(about["plan-hash"]))
+    plan = plan_from_json(offered["plan"])
+    node.policy.check(plan_hash=plan_hash(plan), backbone=offered["fingerprint"])
+    node.policy.check_privacy(plan.privacy)
+    model, layout, frozen = _model(plan, offered, store)
+    if about["layout"] != layout.digest:
+        raise Refused(f"layout {about['layout']}: this plan's adapter has layout {layout.digest}")
+    state = unpack(message.content.array_records[ADAPTER], layout)
+    train_split, test_split = _splits(_node_path(context), offered["plan"], offered["preprocess"])
+    budget = None
+    if plan.privacy.mode == "sample":
+        budget = _budget(_node_path(context), offered["plan"], offered["preprocess"])
+        _must_suit(model, plan, train_split)
+    place = Workplace(node.name, plan, model, train_split, test_split, frozen, budget)
+    return place, layout, state
+
+
+# One grafted model for each thread serves all nodes of the process in turn: each message loads its own adapter.
+_models = threading.local()
+
+
+def _model(plan: Plan, offered: dict[str, str], store: BackboneStore) -> tuple[GraftedModel, Layout, str]:
+    key = (plan_hash(plan), offered["fingerprint"])
+    if getattr(_models, "key", None) != key:
+        preprocess = Preprocess.from_json(json.loads(offered["preprocess"]))
+        net = backbone_from_state(plan.backbone.name, store.load(offered["fingerprint"]), preprocess)
+        model = working_model(net, plan)
+        _models.key, _models.model = key, model
+        _models.layout, _models.frozen = Layout.of(model.adapter_state()), model.frozen_fingerprint()
+    return _models.model, _models.layout, _models.frozen
+
+
+@functools.lru_cache(maxsize=2048)
+def _splits(node_path: Path, plan_json: str, preprocess_json: str) -> tuple[Split, Split]:
+    """Train and test split of a node under a plan; kept for the life of the process."""
+    return open_splits(
+        load_node(node_path), plan_from_json(plan_json), Preprocess.from_json(json.loads(preprocess_json))
+    )
+
+
+@functools.lru_cache(maxsize=2048)
+def _budget(node_path: Path, plan_json: str, preprocess_json: str) -> Budget:
+    """What stands between a plan and this node's data; kept for the life of the process."""
+    train_split, _ = _splits(node_path, plan_json, preprocess_json)
+    return Budget.open(_load_node(node_path), plan_from_json(plan_json), train_split)
+
+
+def _must_suit(model: GraftedModel, plan: Plan, split: Split) -> None:
+    """Whether Opacus takes this thread's model, asked once."""
+    if getattr(_models, "suits", None) is not model:
+        must_suit(model, plan.privacy.grad_sample_mode, split.inputs(torch.zeros(1, dtype=torch.int64)))
+        _models.suits = model
+
+
+def _node_path(context: Context) -> Path:
+    """Where this node's own file is. Only the Simulation Runtime sets `partition-id`; a server cannot."""
+    if "node" in context.node_config:
+        return Path(str(context.node_config["node"]))
+    if "partition-id" in context.node_config:
+        return Path(str(context.run_config["nodes"])) / f"node-{context.node_config['partition-id']}.yaml"
+    raise Refused("this node was started without its file: --node-config 'node=\"/path/node.yaml\"'")
+
+
+@functools.lru_cache(maxsize=2048)
+def _load_node(path: Path) -> Node:
+    return load_node(path)
+
+
+def _node(context: Context) -> Node:
+    return _load_node(_node_path(context))
+
+
+def _refusal(reason: str, context: Context) -> RecordDict:
+    said = {"reason": reason[:2000]}
+    with contextlib.suppress(Exception):  # a node whose own file cannot be read has no name
+        said["node"] = _node(context).name
+    return RecordDict({"refused": ConfigRecord(dict(said))})

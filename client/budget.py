@@ -1,0 +1,147 @@
+"""A node's privacy budget in one round: policy → noise → reservation → (training) → settlement → what is told.
+
+The server's plan proposes; this node's policy and ledger decide, and they decide before the first gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from client.batches import Split
+from client.ledger import DataSet, Ledger
+from client.node import Node
+from client.privacy import Mechanism, Randomness, mechanism_for, positions_by_patient
+from common.accounting import Spent, bound, merged
+from common.errors import Refused
+from common.plan import Plan
+from common.plan_file import plan_hash
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What stands between a plan and this node's data.
+
+    Attributes:
+        patients: positions of each patient's examples in the training split, where the unit is the patient.
+    """
+
+    node: Node
+    data: DataSet = field(repr=False)
+    examples: int
+    patients: list[np.ndarray] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, node: Node, plan: Plan, train: Split) -> Budget:
+        """Whose records the training split has.
+
+        Raises:
+            Refused: the unit is the patient, and the data does not say whose each record is.
+            UserError: it does not say so for every record.
+        """
+        records, patients = train.records, None
+        if plan.privacy.unit == "patient":
+            identities = records.patients(node.data.patient)
+            if identities is None:
+                raise Refused(
+                    "privacy.unit: patient, and this node's data has no patient for each record; "
+                    "name its column as data.patient in the node's file, or plan for unit: example"
+                )
+            patients = positions_by_patient(identities, train.rows, records.source.where)
+        return cls(node, DataSet.of(records), len(train), patients)
+
+    @property
+    def ledger(self) -> Ledger:
+        """This node's ledger."""
+        return Ledger(self.node.ledger_path)
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """The noisy steps of one round of this plan: the plan's, or the policy's where that is stricter.
+
+        The sample rate tells the number of units. So the number it is made from is rounded down, and `expected`
+        with it; ε is that of the sample rate that is used.
+
+        Raises:
+            Refused: policy and plan cannot both be held.
+        """
+        policy, coarse = self.node.policy, self.node.policy.round_counts
+        policy.check_privacy(plan.privacy)
+        units = self.examples if self.patients is None else len(self.patients)
+        if units < max(coarse, policy.min_examples if self.patients is None else 1):
+            raise Refused(f"policy: too few training {plan.privacy.unit}s for differential privacy")
+        units -= units % coarse
+        if plan.privacy.delta is None or plan.privacy.delta * units >= 1:
+            raise Refused(
+                f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish one whole record at "
+                "random would satisfy it; write a smaller privacy.delta"
+            )
+        least = policy.min_noise_multiplier or 0.0
+        found = mechanism_for(plan, units, least_noise=0.0 if plan.privacy.noise_multiplier else least)
+        policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
+        return found
+
+    def admit(self, plan: Plan) -> None:
+        """Whether the whole plan, all rounds of it, fits what the policy and the ledger leave. Nothing is spent.
+
+        Raises:
+            Refused: it does not.
+        """
+        found, wanted = self.mechanism(plan), plan.privacy
+        assert wanted.delta is not None  # mechanism() saw to it
+        sigma, rate, steps = found.row
+        ceilings, whole = self.node.policy.ceilings(wanted), (sigma, rate, steps * plan.train.rounds)
+        run = bound([whole], wanted.delta, wanted.accountant).epsilon
+        if ceilings.run is not None and run > ceilings.run:
+            raise Refused(
+                f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ = {wanted.delta:g}"
+            )
+        begun = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
+        if ceilings.total is None or begun:  # of a plan that was begun here each round is asked for by itself
+            return
+        delta = ceilings.delta or wanted.delta
+        if bound([*self.ledger.history(self.data), whole], delta, wanted.accountant).epsilon > ceilings.total:
+            raise Refused(f"policy: with this plan ε of all that was run on this data would pass {ceilings.total:g}")
+
+    @contextmanager
+    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
+        """Reserve a round's steps, run the body, settle. If the body fails, all of them stay counted.
+
+        Raises:
+            Refused: policy or ledger refuse; nothing was spent.
+        """
+        found, wanted = self.mechanism(plan), plan.privacy
+        assert wanted.delta is not None
+        reservation = self.ledger.reserve(
+            self.data,
+            unit=wanted.unit,
+            plan=plan_hash(plan),
+            round_=round_,
+            noise_multiplier=found.noise_multiplier,
+            sample_rate=found.sample_rate,
+            steps=found.steps,
+            delta=wanted.delta,
+            accountant=wanted.accountant,
+            ceilings=self.node.policy.ceilings(wanted),
+            again=self.node.policy.replays == "count",
+        )
+        yield found
+        self.ledger.settle(reservation)
+
+    def spent(self, plan: Plan) -> Spent:
+        """What this plan has spent on this data so far, crashed rounds included: it may be told."""
+        wanted = plan.privacy
+        assert wanted.delta is not None
+        lines = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
+        history = merged(line.row for line in lines)
+        found = bound(history, wanted.delta, wanted.accountant)
+        return Spent(found.epsilon, wanted.delta, wanted.unit, found.accountant, history)
+
+    def randomness(self, plan: Plan, round_: int) -> Randomness:
+        """The system's own; repeatable only where this node's own file says so, as a simulation's does."""
+        if not self.node.policy.seeded_noise:
+            return Randomness()
+        return Randomness(hashlib.sha256(f"{plan.seed}/{round_}/{self.node.name}/noise".encode()).digest())

@@ -1,0 +1,205 @@
+"""One hospital's data set under one plan: its records, their classes, and which are for training and testing.
+
+A file is decoded once per process and shared, read-only: a thousand simulated nodes hold one array.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from client.readers.arrays import read_npz
+from client.readers.bundled import PREFIX, TABLES, read_bundled
+from client.readers.folder import read_folder
+from client.readers.source import Label, Prepare, Source, plain, unreadable
+from client.readers.table import read_csv
+from client.splits import choose_splits
+from common.errors import UserError
+
+FORMATS = ("npz", "csv", "image-folder", "sklearn")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """A hospital's records, by row number of its file.
+
+    Attributes:
+        labels: class of each row, int64 `(n,)`; −1 for rows that are not part of the task.
+        splits: row numbers of "train", "val" and "test", int64, rising; together the rows of the task.
+        fingerprint: "sha256:…" over the contents of the rows in the splits, whatever their order.
+        skipped: records that could not be read and are left out.
+    """
+
+    labels: np.ndarray
+    splits: Mapping[str, np.ndarray]
+    fingerprint: str
+    skipped: int
+    source: Source
+
+    def read(self, rows: np.ndarray, prepare: Prepare | None = None) -> Tensor:
+        """Values of these rows.
+
+        Images: uint8 (or uint16) `(n, C, H, W)`, C = 1 where grey; with `prepare`, what it makes of them (image
+        by image where they are files, which may differ in size). Tables: float32 `(n, F)`, NaN where missing.
+        """
+        return self.source.read(np.asarray(rows, np.int64), prepare)
+
+    def column(self, name: str) -> list[str]:
+        """Each row's text in one column of a table, or array of an archive. Raises `UserError` where there is none."""
+        if self.source.column is None:
+            remedy = "columns are in tables (.csv), and arrays with a value for each image in archives (.npz)"
+            raise UserError(f"no column {name!r}", where=self.source.where, remedy=remedy)
+        return self.source.column(name)
+
+    def patients(self, name: str) -> list[str] | None:
+        """Whose each row is, by the column or array of that name; None where there is none."""
+        try:
+            return self.column(name)
+        except UserError:
+            return None
+
+
+def open_records(
+    *,
+    path: str | Path,
+    format: str | None = None,
+    rows: str | Path | None = None,
+    test_fraction: float = 0.2,
+    kind: str,
+    classes: Sequence[str],
+    labels: Sequence[Label] | None = None,
+    columns: Sequence[str] = (),
+    target: str = "target",
+    seed: int = 0,
+) -> Records:
+    """Open a hospital's data for a plan's task, and check it.
+
+    Args:
+        path: file, folder, or `sklearn:<name>`.
+        format: one of FORMATS; None: told from the path.
+        rows: .npz with the row numbers of train, val and test; None: the file's own splits, or a share
+            `test_fraction` of each class by content.
+        kind: "image-classification" or "tabular-classification".
+        classes: the plan's class names.
+        labels: the value in the data that stands for each class; rows with another label are then no part of
+            the task. None: numbers 0 … K−1 or the names themselves, and another label is an error.
+        columns: feature columns of a table, in order.
+        target: label column of a table.
+
+    Raises:
+        UserError: the data is missing, corrupt, or not what the plan says; names file, line and column.
+    """
+    source = _open(path, format or format_of(path), kind, tuple(columns), target)
+    numbers = _class_numbers(source, tuple(classes), None if labels is None else tuple(labels))
+    splits = choose_splits(
+        labels=numbers,
+        digests=source.digests,
+        own=source.splits,
+        rows=None if rows is None else Path(rows),
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    if not len(splits["train"]):
+        raise UserError(
+            "no training examples of the plan's classes",
+            where=str(rows or source.where),
+            remedy=f"the data has labels {_some(source.labels)}; the plan wants {_some(labels or classes)}",
+        )
+    return Records(
+        labels=numbers,
+        splits=splits,
+        fingerprint=_fingerprint(source, splits),
+        skipped=source.skipped,
+        source=source,
+    )
+
+
+def format_of(path: str | Path) -> str:
+    """The format of data at a path: by its prefix, its suffix, or because it is a folder."""
+    if str(path).startswith(PREFIX):
+        return "sklearn"
+    if Path(path).is_dir():
+        return "image-folder"
+    suffix = Path(path).suffix.lower()
+    if suffix in (".npz", ".csv"):
+        return suffix[1:]
+    remedy = "give a .npz or .csv file, a folder of class folders, or sklearn:digits"
+    if not Path(path).exists():
+        raise UserError("no such file or folder", where=str(path), remedy=remedy)
+    raise UserError(f"data of unknown format {suffix!r}", where=str(path), remedy=remedy)
+
+
+def _open(path: str | Path, format: str, kind: str, columns: tuple[str, ...], target: str) -> Source:
+    name = str(path)
+    is_table = format == "csv" or (format == "sklearn" and name.removeprefix(PREFIX) in TABLES)
+    if format not in FORMATS:
+        raise UserError(f"data.format {format!r}", where=name, remedy=f"write one of {', '.join(FORMATS)}")
+    if is_table != (kind == "tabular-classification"):
+        found = "a table" if is_table else "images"
+        raise UserError(f"{found}, but the plan's task is {kind}", where=name, remedy="use data of that kind")
+    if format == "sklearn":
+        stamp: tuple = ()
+    else:
+        name, stamp = str(Path(path).absolute()), _stamp(Path(path))
+    with _reading:  # or two threads would decode the same file at once
+        return _decoded(name, format, columns if is_table else (), target if is_table else "", stamp)
+
+
+_reading = threading.Lock()
+
+
+@functools.lru_cache(maxsize=8)
+def _decoded(name: str, format: str, columns: tuple[str, ...], target: str, stamp: tuple) -> Source:
+    """The decoded file, kept while its `stamp` (modification time and size) stays the same."""
+    if format == "sklearn":
+        return read_bundled(name, columns)
+    if format == "csv":
+        return read_csv(Path(name), columns, target)
+    return read_npz(Path(name)) if format == "npz" else read_folder(Path(name))
+
+
+def _stamp(path: Path) -> tuple:
+    try:
+        folders = [entry for entry in sorted(path.rglob("*")) if entry.is_dir()] if path.is_dir() else []
+        return tuple((str(each), (found := each.stat()).st_mtime_ns, found.st_size) for each in [path, *folders])
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _class_numbers(source: Source, classes: tuple[str, ...], labels: tuple[Label, ...] | None) -> np.ndarray:
+    """Class of each row, −1 where the plan states its labels and this row's is not among them."""
+    if labels is not None:
+        known = {plain(label): number for number, label in enumerate(labels)}
+    else:
+        known: dict[Label, int] = {number: number for number in range(len(classes))}
+        known |= {name: number for number, name in enumerate(classes)}
+    numbers = np.array([known.get(label, -1) for label in source.labels], np.int64)
+    if labels is None and (numbers < 0).any():
+        row = int(np.argmax(numbers < 0))
+        raise UserError(
+            f"label {source.labels[row]!r} is not one of the plan's {len(classes)} classes",
+            where=source.place(row),
+            remedy=f"the data has labels {_some(source.labels)}, the plan classes {_some(classes)}; "
+            "name them all in task.classes, or list in task.labels the ones to use",
+        )
+    numbers.setflags(write=False)
+    return numbers
+
+
+def _fingerprint(source: Source, splits: Mapping[str, np.ndarray]) -> str:
+    rows = np.concatenate(list(splits.values())).tolist()
+    return "sha256:" + hashlib.sha256(b"".join(sorted(source.digests[row] for row in rows))).hexdigest()
+
+
+def _some(values: Sequence[Label]) -> str:
+    """A few distinct values, for a message."""
+    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    return ", ".join(str(value) for value in distinct[:12]) + (", …" if len(distinct) > 12 else "")

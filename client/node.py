@@ -1,0 +1,200 @@
+"""node.yaml: where one hospital's data is and what that hospital permits. It is never sent.
+
+    name: node-0
+    data: {path: /data/xrays.npz, format: npz, rows: /data/node-0.rows.npz, test_fraction: 0.2}
+    store: /var/lib/fedgraft
+    policy: {min_examples: 10, approved_backbones: any, approved_plans: any, report_metrics: true}
+    threads: 1
+
+Relative paths begin at the file's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from client.ledger import Ceilings
+from client.readers.bundled import PREFIX
+from common.errors import Refused
+from common.plan import Privacy
+from common.section import Count, Section, Text, checked, unique
+from common.yaml_file import read_yaml, validate
+
+Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
+Unit = Literal["example", "patient"]
+_DP_CLAUSES = ("max_epsilon_run", "max_epsilon_total", "max_delta", "min_noise_multiplier")
+Approved = Literal["any"] | tuple[Sha256, ...]
+
+
+class Data(Section):
+    """Where the records are."""
+
+    path: Text = Field(description="a .npz or .csv file, a folder of class folders, or sklearn:<name>")
+    format: Literal["npz", "csv", "image-folder", "sklearn"] | None = Field(
+        default=None, description="what the path holds (default: told from its name)"
+    )
+    rows: Text | None = Field(
+        default=None, description="an .npz with row numbers train, val, test, if not all rows are this node's"
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="part of each class kept for tests, where the data have no test split"
+    )
+    patient: Text = Field(
+        default="patient", description="the column (.csv) or array (.npz) that says whose each record is"
+    )
+
+
+class Policy(Section):
+    """What this hospital permits; a server can not loosen it."""
+
+    min_examples: Count = Field(default=10, description="with fewer training examples the node does not take part")
+    approved_backbones: Approved = Field(
+        default="any", description="fingerprints of the backbones that may run here (sha256:…), or any"
+    )
+    approved_plans: Approved = Field(
+        default="any", description="hashes of the plans that may run here (sha256:…), or any"
+    )
+    report_metrics: bool | None = Field(
+        default=None,
+        description="whether sums of metrics may leave the node (default: not under differential privacy, whose ε "
+        "does not cover them)",
+    )
+
+    dp_required: bool = Field(
+        default=False, description="whether only plans run here whose noise this node adds itself: sample or local"
+    )
+    max_epsilon_run: Positive | None = Field(default=None, description="most ε of one plan, at the plan's δ")
+    max_epsilon_total: Positive | None = Field(
+        default=None, description="most ε of everything ever run on these records, at max_delta"
+    )
+    max_delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="largest δ of a plan, well below 1 / examples"
+    )
+    min_noise_multiplier: Positive | None = Field(
+        default=None, description="least standard deviation of the noise over the clipping norm"
+    )
+    allowed_units: Annotated[tuple[Unit, ...], Field(min_length=1), AfterValidator(unique)] = Field(
+        default=("example", "patient"), description="whose presence a plan may choose to hide"
+    )
+    replays: Literal["refuse", "count"] = Field(
+        default="refuse",
+        description="a round that was run or begun here before: refuse it, or run it and count it once more",
+    )
+
+    round_counts: Count = Field(
+        default=10, description="under differential privacy counts are rounded down to a multiple of this"
+    )
+    seeded_noise: bool = Field(
+        default=False, description="noise that can be repeated: for simulations only, it protects nobody"
+    )
+
+    @model_validator(mode="after")
+    def _holds(self) -> Policy:
+        found = []
+        asked = [key for key in _DP_CLAUSES if getattr(self, key) is not None]
+        if asked and not self.dp_required:  # a plan without privacy would go past it
+            remedy = "add `dp_required: true`"
+            found.append((asked[0], "does not hold for plans without differential privacy", remedy))
+        for key in ("max_epsilon_run", "max_epsilon_total"):
+            if getattr(self, key) is not None and self.max_delta is None:
+                found.append((key, "an ε says nothing without its δ", "add `max_delta: 1e-5`"))
+        return checked(self, found)
+
+    def check_privacy(self, privacy: Privacy, *, noise_multiplier: float | None = None) -> None:
+        """Whether a plan protects this node's data as the policy demands.
+
+        Args:
+            noise_multiplier: what was calibrated for this node; None: not known yet.
+
+        Raises:
+            Refused: it does not; the reason names the clause.
+        """
+        if privacy.mode == "none":
+            if self.dp_required:
+                raise Refused("policy: dp_required, and the plan has no differential privacy")
+            return
+        if self.dp_required and privacy.mode == "central":
+            raise Refused("policy: dp_required, and in mode central the noise is the server's, not this node's")
+        if privacy.unit not in self.allowed_units:
+            raise Refused(f"policy: the unit {privacy.unit} is not among {', '.join(self.allowed_units)}")
+        if self.max_delta is not None and (privacy.delta is None or privacy.delta > self.max_delta):
+            raise Refused(f"policy: δ {privacy.delta} is above max_delta {self.max_delta:g}")
+        noise = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
+        if self.min_noise_multiplier is not None and noise is not None and noise < self.min_noise_multiplier:
+            raise Refused(f"policy: the noise is below min_noise_multiplier {self.min_noise_multiplier:g}")
+
+    def reports(self, privacy: Privacy) -> bool:
+        """Whether sums of metrics may leave this node under such a plan."""
+        return privacy.mode == "none" if self.report_metrics is None else self.report_metrics
+
+    def ceilings(self, privacy: Privacy) -> Ceilings:
+        """The stricter of plan and policy, for the ledger."""
+        run = [most for most in (privacy.target_epsilon, self.max_epsilon_run) if most is not None]
+        return Ceilings(run=min(run, default=None), total=self.max_epsilon_total, delta=self.max_delta)
+
+    def check(self, *, plan_hash: str | None, backbone: str | None) -> None:
+        """Whether this plan and this backbone may run here; None is not checked.
+
+        Raises:
+            Refused: they are not approved.
+        """
+        for what, found, approved in (
+            ("backbone", backbone, self.approved_backbones),
+            ("plan", plan_hash, self.approved_plans),
+        ):
+            if found is not None and approved != "any" and found not in approved:
+                raise Refused(f"policy: {what} {found} is not approved at this node")
+
+
+class Node(Section):
+    """One hospital's own settings."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        description="the node's name in results: letters, digits, dots and dashes"
+    )
+    data: Data = Field(description="where the records are")
+    store: Path = Field(description="folder for backbones and plans that were received")
+    ledger: Path | None = Field(
+        default=None, description="file of the privacy ledger (default: ledger.sqlite in the store)"
+    )
+    policy: Policy = Field(default=Policy(), description="what this hospital permits")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for training")
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the privacy ledger is."""
+        return self.ledger or self.store / "ledger.sqlite"
+
+
+def load_node(path: str | Path) -> Node:
+    """Read and check a node's file; paths in it become absolute.
+
+    Raises:
+        UserErrors: every mistake at once, each with file, line, key, the value found and what to write instead.
+        UserError: the file cannot be read as YAML at all.
+    """
+    path = Path(path)
+    data, lines = read_yaml(path)
+    node = validate(Node, data, lines, str(path))
+    base = path.absolute().parent
+    places: dict[str, Any] = {"path": _absolute(node.data.path, base)}
+    if node.data.rows is not None:
+        places["rows"] = _absolute(node.data.rows, base)
+    return node.model_copy(
+        update={
+            "data": node.data.model_copy(update=places),
+            "store": Path(_absolute(str(node.store), base)),
+            "ledger": None if node.ledger is None else Path(_absolute(str(node.ledger), base)),
+        }
+    )
+
+
+def _absolute(place: str, base: Path) -> str:
+    if place.startswith(PREFIX):
+        return place
+    return os.path.normpath(base / Path(place).expanduser())

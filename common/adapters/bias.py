@@ -1,0 +1,56 @@
+"""Added biases: a trainable vector after every layer (after BitFit, Ben Zaken et al. 2022).
+
+A vector is added even where the layer has no bias of its own, as convolutions before a BatchNorm have none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.adapters.attention import open_attention
+from common.adapters.options import Options
+from common.adapters.place import Adapter, Affine, place
+from common.adapters.targets import layers, select
+
+
+class AddedBias(Adapter):
+    """y + b for every channel.
+
+    Args:
+        channels: length of the vector.
+        last: channels are the last axis of y, not axis 1.
+    """
+
+    parallel = False
+
+    def __init__(self, channels: int, last: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.last = last
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(n, channels, H, W) or (n, …, channels) → the same shape."""
+        return y + (self.bias if self.last else self.bias.view(-1, 1, 1))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """The vector joins the bias, or becomes it."""
+        return weight, self.bias if bias is None else bias + self.bias
+
+
+def place_bias(net: nn.Module, options: Options) -> None:
+    """Put a zero vector after every target."""
+    chosen = select(layers(net), options.targets, net)
+    open_attention(net, chosen)
+    for layer in chosen.values():
+        place(layer, AddedBias(*output_axis(layer)))
+
+
+def output_axis(layer: nn.Module) -> tuple[int, bool]:
+    """Channels of a layer's output, and whether they are its last axis."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, False
+    if isinstance(layer, nn.MultiheadAttention):
+        return 3 * layer.embed_dim, True
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features, True

@@ -1,0 +1,58 @@
+"""LoRA on a convolution as one convolution with the merged weight, where that is cheaper than three.
+
+    W' = W + (alpha / rank) · B A,   y = W' * x,   dA and dB follow from dW'
+
+Beside the frozen convolution, A costs rank/out of it and B rank/(in·k²), three times each (forward, and two
+gradients); the merged one costs a gradient of the whole weight, which is once. So merging is cheaper where
+3 · rank · (1/out + 1/(in·k²)) is above 1; measured on one thread it pays from about one half, because three
+small convolutions move more memory than one. Per-sample gradients need the three: not for private training.
+"""
+
+from __future__ import annotations
+
+import types
+
+from torch import Tensor, nn
+
+from common.adapters.lora import Lora
+from common.adapters.place import call, place_hook
+
+CHEAPER = 0.5
+
+
+def fuse(net: nn.Module) -> int:
+    """Let every convolution for which it is cheaper use its merged weight. Returns how many do."""
+    fused = 0
+    for host in net.modules():
+        adapter = host._modules.get("adapter")
+        if isinstance(host, nn.Conv2d) and isinstance(adapter, Lora) and _ratio(host, adapter) > CHEAPER:
+            _unhook(host)
+            host.forward = types.MethodType(_forward, host)  # type: ignore[method-assign]
+            fused += 1
+    return fused
+
+
+def unfuse(net: nn.Module) -> None:
+    """Back to three convolutions, whose modules are really called."""
+    for host in net.modules():
+        if host.__dict__.pop("forward", None) is not None:
+            place_hook(host)
+
+
+def _ratio(host: nn.Conv2d, adapter: Lora) -> float:
+    rank = adapter.lora_A.weight.shape[0]
+    window = host.kernel_size[0] * host.kernel_size[1]
+    return 3 * rank * (1 / host.out_channels + host.groups / (host.in_channels * window))
+
+
+def _forward(host: nn.Conv2d, x: Tensor) -> Tensor:
+    adapter = host._modules["adapter"]
+    assert isinstance(adapter, Lora)
+    weight, bias = adapter.merged(host.weight, host.bias)
+    return host._conv_forward(x, weight, bias)
+
+
+def _unhook(host: nn.Module) -> None:
+    for key, hook in list(host._forward_hooks.items()):
+        if hook is call:
+            del host._forward_hooks[key]

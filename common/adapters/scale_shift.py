@@ -1,0 +1,48 @@
+"""Scale and shift: y·γ + β for every channel after every layer (SSF, Lian et al. 2022, equation 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.adapters.attention import open_attention
+from common.adapters.bias import output_axis
+from common.adapters.options import Options
+from common.adapters.place import Adapter, Affine, place
+from common.adapters.targets import layers, select
+
+
+class ScaleShift(Adapter):
+    """y·γ + β, with γ = 1 and β = 0 at the beginning.
+
+    Args:
+        channels: length of γ and of β.
+        last: channels are the last axis of y, not axis 1.
+    """
+
+    parallel = False
+
+    def __init__(self, channels: int, last: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.last = last
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(n, channels, H, W) or (n, …, channels) → the same shape."""
+        if self.last:
+            return y * self.scale + self.shift
+        return y * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """γ·(W x + b) + β = (γ W) x + (γ b + β)."""
+        scaled = weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+        return scaled, self.shift if bias is None else bias * self.scale + self.shift
+
+
+def place_scale_shift(net: nn.Module, options: Options) -> None:
+    """Put γ = 1, β = 0 after every target."""
+    chosen = select(layers(net), options.targets, net)
+    open_attention(net, chosen)
+    for layer in chosen.values():
+        place(layer, ScaleShift(*output_axis(layer)))

@@ -1,0 +1,313 @@
+"""The plan: who trains what, agreed by all. Frozen and checked at this door; every other file takes it as right.
+
+`common/plan_file.py` reads one from YAML, writes it, and gives it its identity.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from common.section import Count, Labels, Names, Section, Seed, Text, checked, unique
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+
+
+def _weights(text: str) -> str:
+    if not text.lower().endswith(WEIGHT_FILES) and not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
+        raise ValueError(f"it is neither a file ({', '.join(WEIGHT_FILES)}) nor a name such as IMAGENET1K_V1")
+    return text
+
+
+class Task(Section):
+    """What is to be told apart."""
+
+    kind: Literal["image-classification", "tabular-classification"] = Field(description="what the data are")
+    classes: Annotated[Names, Field(min_length=2)] = Field(description="names of the classes, in the order of outputs")
+    columns: Names = Field(default=(), description="tables only: the feature columns, in the order of the inputs")
+    target: Text = Field(default="target", description="tables only: the column that holds the label")
+    labels: Labels | None = Field(
+        default=None,
+        description="value in the data for each class, in order (default 0, 1, …); rows with others are left out",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Task:
+        found = []
+        if self.kind == "tabular-classification" and not self.columns:
+            found.append(("columns", "missing, and tables need them", "write `columns: [age, sex, …]`"))
+        if self.kind == "image-classification" and self.columns:
+            found.append(("columns", "images have no columns", "leave it out, or write `kind: tabular-classification`"))
+        if self.target in self.columns:
+            what = f"the label column {self.target!r} is among the features"
+            found.append(("columns", what, "leave it out of `columns`, or name another `target`"))
+        if self.labels is not None and len(self.labels) != len(self.classes):
+            what = f"{len(self.labels)} labels for {len(self.classes)} classes"
+            found.append(("labels", what, "write one label for each class, in the same order"))
+        return checked(self, found)
+
+
+class Backbone(Section):
+    """The frozen network that the adapters are grafted onto."""
+
+    name: Text = Field(description="cifar-resnet8/20/32/44/56, mlp, or a torchvision model such as resnet18")
+    weights: Annotated[Text, AfterValidator(_weights)] | None = Field(
+        default=None,
+        description="a .safetensors, .pth or .pt file, or a torchvision name such as IMAGENET1K_V1; null: random",
+    )
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None, description="if given, the loaded backbone must have this one (sha256:…)"
+    )
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
+        default=None,
+        description="height and width in pixels that images are brought to (default: the weights' own)",
+    )
+    random: bool = Field(
+        default=False,
+        description="throw away what the weights learnt and keep the preprocessing (a baseline)",
+    )
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = Field(
+        default=(64, 64), description="mlp only: width of each hidden layer"
+    )
+
+
+class Adapter(Section):
+    """The small layers that are trained and that travel."""
+
+    method: Literal["head", "lora", "bottleneck", "scale-shift", "bias", "full"] = Field(
+        description="what is added; head: only a new classifier; full: everything is trained (the baseline)"
+    )
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, description="lora: rank of the added matrices")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="lora: the update is scaled by alpha / rank (default 2 · rank)"
+    )
+    width: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, description="bottleneck: width of the narrow layer")
+    targets: Literal["auto", "last-block"] | Annotated[Names, Field(min_length=1)] = Field(
+        default="auto",
+        description="where: auto, last-block, or a list of layer names or patterns",
+    )
+
+
+class Optimizer(Section):
+    """How a node, or the pre-training, takes its steps."""
+
+    name: Literal["adamw", "sgd", "adam"] = Field(default="adamw", description="the optimizer")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="sgd only: momentum")
+
+
+class Train(Section):
+    """Local training at the nodes."""
+
+    rounds: Count = Field(default=10, description="rounds of the federation")
+    local_epochs: Count = Field(default=1, description="passes over a node's own data in each round")
+    batch_size: Count = Field(default=32, description="examples in a step")
+    optimizer: Optimizer = Field(default=Optimizer(), description="the local optimizer")
+    proximal: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="μ of FedProx: pulls a node's adapter towards the shared one; 0: not at all"
+    )
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over the rounds")
+    augment: Literal["none", "flip", "flip-crop"] = Field(default="none", description="images: random flips and crops")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for each node's training")
+
+
+class Aggregate(Section):
+    """How the server combines the nodes' adapters."""
+
+    strategy: Literal[
+        "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed-mean", "krum"
+    ] = Field(default="fedavg", description="the rule that combines them")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="part of the nodes asked in each round"
+    )
+    min_nodes: Count = Field(default=2, description="fewest good replies that a round needs")
+    server_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="fedavgm, fedadam, fedyogi, fedadagrad: the server's learning rate (default: Flower's)",
+    )
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="fedavgm: the server's momentum (default 0.9)"
+    )
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.2, description="trimmed-mean: part left out at each end of every value"
+    )
+    byzantine: Annotated[int, Field(ge=0)] = Field(default=0, description="krum: how many nodes may be bad")
+    round_timeout: Annotated[float, Field(gt=0)] = Field(
+        default=3600.0, description="seconds that a round waits for replies"
+    )
+
+
+class Privacy(Section):
+    """Differential privacy of what leaves a node."""
+
+    mode: Literal["none", "sample", "central", "local"] = Field(
+        default="none",
+        description="sample: DP-SGD at each node; central: noise at the server; local: noise on updates",
+    )
+    unit: Literal["example", "patient"] = Field(default="example", description="whose presence is hidden")
+    target_epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="ε of the whole run; the noise is found for it"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, description="δ, well below 1 / examples")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="L2 norm that gradients are clipped to"
+    )
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="standard deviation of the noise over the clipping norm, instead of target_epsilon",
+    )
+    accountant: Literal["prv", "rdp"] = Field(default="prv", description="how ε is counted")
+    grad_sample_mode: Literal["hooks", "ghost"] = Field(
+        default="hooks", description="sample: how gradients are clipped"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Privacy:
+        given = [key for key in ("target_epsilon", "noise_multiplier") if getattr(self, key) is not None]
+        found = []
+        if self.mode == "none":  # nobody may believe that they are protected when they are not
+            for key in [*given, *(["delta"] if self.delta is not None else [])]:
+                remedy = "write `mode: sample` (or central, local), or leave it out"
+                found.append((key, "given, but the mode is none and protects nobody", remedy))
+        else:
+            if not given:
+                found.append(("mode", f"{self.mode} needs to know how much noise", "write `target_epsilon: 8`"))
+            if len(given) == 2:
+                remedy = "keep one: either gives the other"
+                found.append(("noise_multiplier", "given together with target_epsilon", remedy))
+            if self.delta is None:
+                found.append(("delta", f"missing, and mode {self.mode} needs it", "write `delta: 1e-5`"))
+        if self.grad_sample_mode == "ghost" and self.mode != "sample":
+            found.append(
+                (
+                    "grad_sample_mode",
+                    "ghost clipping belongs to mode sample",
+                    "write `grad_sample_mode: hooks`",
+                )
+            )
+        return checked(self, found)
+
+
+class Evaluate(Section):
+    """What is measured, and when."""
+
+    every: Count = Field(default=1, description="rounds from one measurement to the next")
+    metrics: Annotated[
+        tuple[Literal["accuracy", "auroc", "f1", "loss", "calibration_error"], ...],
+        Field(min_length=1),
+        AfterValidator(unique),
+    ] = Field(default=METRICS, description="what is reported")
+
+
+class Pretrain(Section):
+    """How `fedgraft pretrain` makes the backbone's weights."""
+
+    data: Text = Field(description="the file that it learns from")
+    labels: Labels = Field(description="the values in the data that are its classes")
+    epochs: Count = Field(description="passes over the data")
+    batch_size: Count = Field(default=64, description="examples in a step")
+    optimizer: Optimizer = Field(default=Optimizer(), description="the optimizer")
+    seed: Seed = Field(default=0, description="seed of the initial weights and of the order of examples")
+
+
+class Partition(Section):
+    """How one data set becomes several hospitals."""
+
+    kind: Literal["iid", "dirichlet", "pathological", "column", "files"] = Field(
+        default="iid", description="files: one node a file; column: one node for each value in it"
+    )
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        default=0.5, description="dirichlet: the smaller, the more the nodes' classes differ"
+    )
+    classes_per_node: Count = Field(default=2, description="pathological: classes that a node has")
+    column: Text | None = Field(default=None, description="column: its name")
+    min_examples: Count = Field(default=10, description="fewest training examples that a node may have")
+
+
+class Simulation(Section):
+    """The hospitals of a simulation on one machine."""
+
+    nodes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="how many; null with partition files and column, where the data say it"
+    )
+    data: Text | Annotated[Names, Field(min_length=1)] = Field(description="a file, or a list of files")
+    partition: Partition = Field(default=Partition(), description="how the data are dealt out")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2, description="part kept for tests, where the data have no split of their own"
+    )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The data as a tuple, one file or several."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Simulation:
+        kind, files, found = self.partition.kind, self.files, []
+        if kind == "files" and self.nodes not in (None, len(files)):
+            found.append(("nodes", f"{self.nodes} nodes for {len(files)} files", "leave it out: each file is a node"))
+        if kind not in ("files", "column") and self.nodes is None:
+            found.append(("nodes", f"missing, and partition {kind} needs it", "write `nodes: 8`"))
+        if kind != "files" and len(files) > 1:
+            found.append(("data", f"{len(files)} files with partition {kind}", "give one file, or write `kind: files`"))
+        if kind == "column" and self.partition.column is None:
+            found.append(("partition.column", "missing, and partition column needs it", "write `column: hospital`"))
+        return checked(self, found)
+
+
+class Plan(Section):
+    """One federation: its task, backbone, adapter, training, aggregation, privacy and measurements."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        description="letters, digits, dots and dashes; runs are named after it"
+    )
+    task: Task = Field(description="what is to be told apart")
+    backbone: Backbone = Field(description="the frozen network")
+    adapter: Adapter = Field(description="what is grafted onto it and trained")
+    train: Train = Field(default=Train(), description="local training")
+    aggregate: Aggregate = Field(default=Aggregate(), description="how the server combines the adapters")
+    privacy: Privacy = Field(default=Privacy(), description="differential privacy")
+    evaluate: Evaluate = Field(default=Evaluate(), description="what is measured")
+    seed: Seed = Field(default=0, description="seed of everything random but differential privacy's noise")
+    pretrain: Pretrain | None = Field(
+        default=None, description="how the backbone's weights are made, if they are made here"
+    )
+    simulation: Simulation | None = Field(default=None, description="the hospitals, when simulated on one machine")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Plan:
+        table, found = self.task.kind == "tabular-classification", []
+        if table != (self.backbone.name == "mlp"):
+            what = f"{self.backbone.name} cannot take the data of {self.task.kind}"
+            remedy = "write `name: mlp`" if table else "write `name: cifar-resnet20`, or a torchvision model's name"
+            found.append(("backbone.name", what, remedy))
+        if table and self.backbone.image_size is not None:
+            found.append(("backbone.image_size", "tables have no pixels", "leave it out"))
+        if table and self.train.augment != "none":
+            found.append(("train.augment", f"{self.train.augment} is for images", "write `augment: none`"))
+        if self.aggregate.strategy == "fedprox" and self.train.proximal == 0:
+            remedy = "write `proximal: 0.01` under train, or `strategy: fedavg`"
+            found.append(("train.proximal", "0, and with that fedprox is fedavg", remedy))
+        made_here = self.backbone.weights is not None and self.backbone.weights.endswith(".safetensors")
+        if self.pretrain is not None and not made_here:
+            remedy = "write the .safetensors file that `fedgraft pretrain` shall write"
+            found.append(("backbone.weights", "the plan has a pretrain part and no file for its result", remedy))
+        if self.simulation is not None:
+            found += _does_not_fit(self.simulation, len(self.task.classes), self.aggregate.min_nodes)
+        return checked(self, found)
+
+
+def _does_not_fit(simulation: Simulation, classes: int, min_nodes: int) -> list[tuple[str, str, str]]:
+    kind, found = simulation.partition.kind, []
+    nodes = len(simulation.files) if kind == "files" else simulation.nodes
+    if nodes is not None and nodes < min_nodes:
+        found.append(("aggregate.min_nodes", f"{min_nodes}, with {nodes} nodes in all", f"write at most {nodes}"))
+    each = simulation.partition.classes_per_node
+    if kind == "pathological" and each > classes:
+        what = f"{each} of {classes} classes"
+        found.append(("simulation.partition.classes_per_node", what, f"write at most {classes}"))
+    return found

@@ -1,0 +1,219 @@
+"""AdapterUpdate ⇄ Flower RecordDict: the only door through which anything leaves a node.
+
+All adapter tensors travel as one flat float32 array, in the order of a `Layout` that both sides derive from
+the plan and the backbone. Forty small arrays would cost about 400 bytes of framing each; one costs 400 in all.
+The layout's digest travels with it, so that two sides which disagree on a name, an order or a shape find out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from common.accounting import Spent
+from common.metrics import Sums
+
+ADAPTER = "adapter"  # the one array of an adapter's values
+HISTORY = ("noise-multipliers", "sample-rates", "steps")  # columns of what was spent
+LARGEST = 1.0e4  # no adapter value that training can reach is larger; 1e30 from a broken node is refused
+
+
+class BadUpdate(Exception):
+    """What came over the wire is not the adapter that was agreed on: wrong keys, shape, dtype, or not finite."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that travel, in their order on the wire."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Layout:
+        """The layout of an adapter state. Raises `BadUpdate` for a tensor that is not float32."""
+        for name, tensor in state.items():
+            if tensor.dtype != torch.float32:
+                raise BadUpdate(f"{name} is {tensor.dtype}; adapters travel as float32")
+        return cls(tuple((name, tuple(state[name].shape)) for name in sorted(state)))
+
+    @property
+    def values(self) -> int:
+        """How many numbers travel."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that two sides compare: they agree on every name, order and shape, or they differ."""
+        return hashlib.sha256(json.dumps(self.shapes).encode()).hexdigest()[:16]
+
+
+def pack(state: Mapping[str, Tensor], layout: Layout) -> ArrayRecord:
+    """Adapter tensors → one flat float32 array."""
+    flat = torch.cat([state[name].detach().reshape(-1) for name, _ in layout.shapes])
+    return ArrayRecord({ADAPTER: Array(flat.cpu().numpy())})
+
+
+def unpack(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
+    """One flat array → adapter tensors by name.
+
+    Raises:
+        BadUpdate: other keys, another dtype or length, or values that are not finite or absurdly large.
+    """
+    if list(record.keys()) != [ADAPTER]:
+        raise BadUpdate(f"arrays {sorted(record.keys())[:5]}; only {ADAPTER!r} is agreed on")
+    array = record[ADAPTER]
+    if array.dtype != "float32" or tuple(array.shape) != (layout.values,):
+        raise BadUpdate(f"{array.dtype}{list(array.shape)}; float32[{layout.values}] was agreed on")
+    try:
+        flat = torch.from_numpy(np.array(array.numpy()))
+    except (ValueError, TypeError, OSError, EOFError) as error:  # bytes that are no array
+        raise BadUpdate(f"the array cannot be read ({type(error).__name__})") from error
+    if flat.dtype != torch.float32 or tuple(flat.shape) != (layout.values,):  # the bytes, not the label
+        raise BadUpdate(f"{flat.dtype}{list(flat.shape)}; float32[{layout.values}] was agreed on")
+    if not bool(torch.isfinite(flat).all()):
+        raise BadUpdate("values that are not finite (NaN or infinity)")
+    if flat.numel() and float(flat.abs().max()) > LARGEST:
+        raise BadUpdate(f"a value of {float(flat.abs().max()):.3g}; none above {LARGEST:g} is believable")
+    return split_flat(flat, layout)
+
+
+def split_flat(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """A flat float32 tensor `(layout.values,)` → its tensors by name."""
+    sizes = [math.prod(shape) for _, shape in layout.shapes]
+    parts = zip(layout.shapes, torch.split(flat, sizes), strict=True)
+    return {name: part.reshape(shape).clone() for (name, shape), part in parts}
+
+
+@dataclass(frozen=True)
+class AdapterUpdate:
+    """What one node sends back after one round.
+
+    Attributes:
+        round: the round it belongs to, from 1.
+        state: the adapter's tensors after local training.
+        examples: training examples behind it (the weight of the average).
+        steps: optimizer steps taken.
+        train_loss: mean cross-entropy over the local steps, nats; None under differential privacy.
+        seconds: time of local training.
+        received: sums of metrics of the model as it was *received*, on the node's test split, or None.
+        spent: what the run has spent at this node so far, under differential privacy.
+    """
+
+    round: int
+    state: dict[str, Tensor]
+    examples: int
+    steps: int
+    train_loss: float | None
+    seconds: float
+    received: Sums | None
+    spent: Spent | None = None
+
+    def to_record(self, layout: Layout) -> RecordDict:
+        """The reply's content: one array and a few numbers; nothing else."""
+        numbers: dict[str, Any] = {
+            "num-examples": self.examples,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+        if self.train_loss is not None:
+            numbers["train-loss"] = self.train_loss
+        content = RecordDict(
+            {
+                ADAPTER: pack(self.state, layout),
+                "train": MetricRecord(numbers),
+                "about": ConfigRecord({"round": self.round, "layout": layout.digest}),
+            }
+        )
+        if self.received is not None:
+            content["received"] = MetricRecord(self.received.to_flat())
+        if self.spent is not None:
+            content["privacy"] = spent_record(self.spent)
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict, layout: Layout, round_: int, classes: int) -> AdapterUpdate:
+        """Read and check a reply. Raises `BadUpdate` with what is wrong, in words for the result's `refused`."""
+        allowed = {ADAPTER, "train", "about", "received", "privacy"}
+        if extra := set(content.keys()) - allowed:
+            raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
+        try:
+            arrays = content.array_records[ADAPTER]
+            about = content.config_records["about"]
+            numbers = content.metric_records["train"]
+            said_round, digest = int(about["round"]), str(about["layout"])  # type: ignore[arg-type]
+            examples, steps = int(numbers["num-examples"]), int(numbers["steps"])  # type: ignore[arg-type]
+            said_loss, seconds = numbers.get("train-loss"), float(numbers["seconds"])  # type: ignore[arg-type]
+            loss = None if said_loss is None else float(said_loss)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadUpdate(f"a part of the reply is missing or of the wrong type ({error})") from error
+        if said_round != round_:
+            raise BadUpdate(f"a reply of round {said_round} in round {round_}")
+        if digest != layout.digest:
+            raise BadUpdate(f"layout {digest}; {layout.digest} was agreed on (other names or shapes)")
+        if examples < 1 or steps < 0 or not math.isfinite(loss or 0.0) or not math.isfinite(seconds):
+            raise BadUpdate(f"{examples} examples, {steps} steps, loss {loss}: not believable")
+        received, spent = content.metric_records.get("received"), content.config_records.get("privacy")
+        if ("privacy" in content) != (spent is not None):
+            raise BadUpdate("what was spent is of the wrong type")
+        return cls(
+            round=round_,
+            state=unpack(arrays, layout),
+            examples=examples,
+            steps=steps,
+            train_loss=loss,
+            seconds=seconds,
+            received=None if received is None else read_sums(received, classes),
+            spent=None if spent is None else read_spent(spent),
+        )
+
+
+def read_sums(record: MetricRecord, classes: int) -> Sums:
+    """Metric sums from the wire. Raises `BadUpdate` where they contradict themselves."""
+    try:
+        return Sums.from_flat(dict(record), classes)
+    except ValueError as error:
+        raise BadUpdate(f"metrics: {error}") from error
+
+
+def spent_record(spent: Spent) -> ConfigRecord:
+    """What was spent, as it travels; `read_spent` reads it."""
+    said: dict[str, Any] = spent.to_json()
+    columns = {name: [row[at] for row in spent.history] for at, name in enumerate(HISTORY)}
+    del said["history"]
+    return ConfigRecord({**said, **columns})
+
+
+def read_spent(record: ConfigRecord) -> Spent:
+    """What was spent, from the wire. Raises `BadUpdate` where it is no ε of any history."""
+    try:
+        said: dict[str, Any] = dict(record)
+        columns = [list(said[name]) for name in HISTORY]
+        history = tuple((float(s), float(q), int(n)) for s, q, n in zip(*columns, strict=True))
+        spent = Spent(float(said["epsilon"]), float(said["delta"]), said["unit"], said["accountant"], history)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadUpdate(f"what was spent is missing or of the wrong type ({error})") from error
+    rows = 0 < len(history) <= 10_000 and all(0 <= s < math.inf and 0 < q <= 1 and n > 0 for s, q, n in history)
+    named = spent.unit in ("example", "patient") and spent.accountant in ("prv", "rdp")
+    if not (rows and named and 0 <= spent.epsilon < math.inf and 0 < spent.delta < 1):
+        raise BadUpdate("what was spent is no ε of any history")
+    return spent
+
+
+def message_bytes(message: Message) -> int:
+    """Size of a message in bytes as Flower serialises it: its header, records, arrays and chunks.
+
+    Children are summed as often as they are referred to: Flower sends a chunk once for each message and
+    de-duplicates inside it only, which matters for all-zero tensors; they are counted once here, too.
+    """
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())

@@ -1,0 +1,1 @@
+"""The coordinator: hand-out, aggregation, the shared model."""

@@ -1,0 +1,1 @@
+"""Federations, baselines and studies on one machine."""

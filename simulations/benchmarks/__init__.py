@@ -1,0 +1,1 @@
+"""Scripts that print one table from one run. Nobody imports them."""

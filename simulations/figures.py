@@ -1,0 +1,112 @@
+"""Pictures of a run, as files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Okabe and Ito 2008: told apart with any kind of colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+NAMED_NODES = 40  # beyond this, every node's name would no longer be legible
+
+
+def labels_by_node(
+    counts: Sequence[Sequence[int]] | np.ndarray, nodes: Sequence[str], classes: Sequence[str], path: Path
+) -> None:
+    """How many training examples of each class every node has: one bar a node, stacked by class, as PNG.
+
+    Args:
+        counts: `(nodes, classes)`.
+        nodes: names of the nodes.
+        classes: names of the classes.
+        path: where to write; all of the file or nothing.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    table = np.asarray(counts)
+    many = len(nodes) > NAMED_NODES
+    figure = Figure(figsize=(min(max(6.0, 2.5 + 0.55 * len(nodes)), 13.0), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    colours = _colours(len(classes))
+    below = np.zeros(len(nodes))
+    for label, (name, colour) in enumerate(zip(classes, colours, strict=True)):
+        axes.bar(
+            np.arange(len(nodes)),
+            table[:, label],
+            width=1.0 if many else 0.8,
+            bottom=below,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.0 if len(nodes) > 150 else 0.3,
+            label=name,
+        )
+        below += table[:, label]
+    axes.set_ylabel("training examples")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(-0.6, len(nodes) - 0.4)
+    axes.margins(y=0.08)
+    if many:
+        axes.set_xlabel(f"{len(nodes)} nodes")
+    else:
+        slanted = max(map(len, nodes)) * len(nodes) > 80
+        axes.set_xticks(range(len(nodes)), nodes, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+        for number, total in enumerate(below.astype(int)):
+            axes.annotate(str(total), (number, total), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    if len(classes) <= 20:
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False, title="class")
+    else:
+        scale = ScalarMappable(Normalize(0, len(classes) - 1), cmap="viridis")
+        figure.colorbar(scale, ax=axes, label=f"class: {classes[0]} … {classes[-1]}")
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, dpi=150, format="png")
+    os.replace(part, path)
+
+
+def accuracy_by_round(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -> bytes:
+    """The shared model's accuracy after each round: each node in grey, all their test examples together in colour.
+
+    Args:
+        by_node: for each node `(rounds behind the model, accuracy, test examples)`.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    right, all_ = Counter(), Counter()
+    for points in by_node.values():
+        rounds, accuracies, examples = zip(*sorted(points), strict=True)
+        axes.plot(rounds, accuracies, color="0.75", linewidth=0.8)
+        for round_, accuracy, count in zip(rounds, accuracies, examples, strict=True):
+            right[round_] += accuracy * count
+            all_[round_] += count
+    together = sorted(all_)
+    axes.plot(together, [right[r] / all_[r] for r in together], color=COLOURS[0], linewidth=2.2, label="all together")
+    axes.plot([], [], color="0.75", label="each node's own test data")
+    axes.set_xlabel("rounds")
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    return buffer.getvalue()
+
+
+def _colours(number: int) -> list:
+    if number <= len(COLOURS):
+        return list(COLOURS[:number])
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, 1, number)))

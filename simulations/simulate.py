@@ -1,0 +1,246 @@
+"""`fedgraft simulate`: one plan, some seeds, some baselines, one table, one folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.assembly import plan_backbone, plan_model
+from common.errors import Interrupted, RunFailed, UserError
+from common.plan import Plan
+from common.plan_file import find_plan, load_plan
+from common.yaml_file import parse_yaml
+from server.run_folder import RunFolder
+from simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
+from simulations.engine import ENGINES, nodes_on_disk, simulate
+from simulations.progress import Progress
+from simulations.table import print_table, round_bytes
+
+
+def simulate_plan(
+    plan: str,
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    engine: str = "inprocess",
+    seeds: int = 1,
+    baselines: str = "",
+    resume: bool = False,
+    workers: int | None = None,
+    ledger: Path | None = None,
+    policy: Sequence[str] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a plan's federation on this machine, with its baselines, and print the table.
+
+    Args:
+        plan: a file, or the name of a ready plan.
+        out: the run's folder; with several seeds, a folder for each seed inside it.
+        seeds: how many seeds, counted up from the plan's own.
+        baselines: names from `simulations/baselines.py`, comma-separated.
+        ledger: folder of privacy ledgers that outlast this run; default: in the run's folder, each run starts fresh.
+        policy: clauses of every node's policy, such as "max_epsilon_total=3".
+        quiet: print nothing.
+
+    Returns:
+        result.json of the run; with several seeds, `{"seeds": [result, …]}`.
+
+    Raises:
+        UserError, RunFailed: see `simulations.engine.simulate`.
+        Interrupted: Ctrl-C, with a message that says what was kept and how to go on.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"{engine!r} is no engine", where="--engine", remedy=f"write one of {', '.join(ENGINES)}")
+    asked, clauses = chosen_baselines(baselines), clauses_of(policy)
+    path, first = find_plan(plan), load_plan(plan, overrides)
+    if resume and (out is None or seeds > 1):
+        raise UserError("needs the one run to go on with", where="--resume", remedy="add --out FOLDER of that run")
+    folder = out or Path("runs") / f"{first.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if seeds > 1 and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError("exists and is not empty", where=f"--out {folder}", remedy="name a new folder")
+
+    results = []
+    for seed in range(first.seed, first.seed + seeds):
+        chosen = [*overrides, f"seed={seed}"]
+        target = folder / f"seed-{seed}" if seeds > 1 else folder
+        try:
+            results.append(
+                _one_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, quiet)
+            )
+        except (KeyboardInterrupt, RunFailed, UserError, OSError) as error:
+            again = ["simulate", plan, *(word for item in chosen for word in ("--set", item)), "--out", str(target)]
+            more = ["--engine", engine] if engine != ENGINES[0] else []
+            more += ["--baselines", ",".join(asked)] if asked else []
+            more += ["--ledger", str(ledger)] if ledger else []
+            more += [word for clause in policy for word in ("--policy", clause)]
+            kept = _kept(target, [*again, *more])
+            if isinstance(error, KeyboardInterrupt):
+                nothing = "before the first round was finished: nothing to go on from; start anew, into another folder"
+                raise Interrupted(f"interrupted {kept or nothing}") from None
+            if kept and (isinstance(error, RunFailed) or _disk_is_full(error)):
+                raise RunFailed(f"{error}\n{kept}") from error
+            raise
+    if not quiet:
+        print_table(results, Console())
+        Console().print(f"[bold]{folder}[/bold]", soft_wrap=True)
+    if seeds == 1:
+        return results[0]
+    _rewrite(folder / "result.json", {"schema": 1, "seeds": results})
+    return {"seeds": results}
+
+
+def _one_seed(
+    name: str,
+    path: Path,
+    overrides: Sequence[str],
+    out: Path,
+    engine: str,
+    asked: tuple[str, ...],
+    resume: bool,
+    workers: int | None,
+    ledger: Path | None,
+    clauses: dict[str, Any],
+    quiet: bool,
+) -> dict[str, Any]:
+    """The federation of one seed, its baselines, its picture and its page."""
+    from simulations.figures import labels_by_node
+    from simulations.report import write_report
+
+    plan = load_plan(name, overrides)
+    started = time.perf_counter()
+    places = nodes_on_disk(plan, path, ledger or out / "ledgers", clauses)
+    with places as nodes, Progress(plan, len(nodes), quiet=quiet) as progress:
+        counts, names = count_labels(plan, nodes)
+        backbone = plan_backbone(plan, path.parent)
+        plan_model(backbone, plan)  # an adapter that does not fit is told here, before anything is written
+        seconds: dict[str, float] = {"prepare": time.perf_counter() - started}
+        with progress.follow("shared model", out):
+            result = simulate(plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers)
+        result["engine"] = engine
+        if plan.privacy.mode == "sample":
+            result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
+        result["notes"] = notes(plan, counts, names)
+        result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}
+        labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
+
+        for baseline in asked:
+            clock = time.perf_counter()
+            if baseline in VARIANTS:
+                changed = load_plan(name, [*overrides, *VARIANTS[baseline]])
+                place = out / "baselines" / baseline
+                begun = resume and RunFolder(place).latest() is not None
+                if resume and not begun:
+                    shutil.rmtree(place, ignore_errors=True)
+                with progress.follow(baseline, place):
+                    ran = simulate(changed, path, place, nodes=nodes, engine=engine, resume=begun, workers=workers)
+                found = ran["final"]["global"] | {
+                    "bytes": round_bytes(ran["bytes"]),
+                    "adapter_bytes": ran["bytes"]["adapter"],
+                    "nodes": ran["final"]["nodes"],
+                }
+            else:
+                if baseline == "alone":
+                    with progress.count("alone", len(nodes)) as step:
+                        found = alone(plan, backbone, nodes, on_node=step)
+                else:
+                    with progress.count("pooled", 1) as step:
+                        found = pooled(plan, backbone, nodes)
+                        step()
+            seconds[baseline] = time.perf_counter() - clock
+            result["baselines"][baseline] = found
+    result["seconds"] |= seconds
+    _rewrite(out / "result.json", result)
+    write_report(out)
+    return result
+
+
+def clauses_of(policy: Sequence[str]) -> dict[str, Any]:
+    """`max_epsilon_total=3` → {"max_epsilon_total": 3}. Raises `UserError` for what is no `key=value`."""
+    clauses = {}
+    for text in policy:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{text!r} is no clause", where="--policy", remedy="write --policy max_epsilon_total=3")
+        clauses[key.strip()], _ = parse_yaml(value, f"--policy {key}")
+    return clauses
+
+
+def partition_plan(plan: str, overrides: Sequence[str], out: Path) -> list[Path]:
+    """Write the nodes of a plan into a new folder, with a picture of who has what.
+
+    Raises:
+        UserError: a folder that is not empty or cannot be written, or data that cannot be dealt so.
+    """
+    from simulations.figures import labels_by_node
+    from simulations.partition import write_nodes
+
+    path, wanted = find_plan(plan), load_plan(plan, overrides)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("exists and is not an empty folder", where=f"--out {out}", remedy="name a new folder")
+    paths = write_nodes(wanted, path, out)
+    counts, names = count_labels(wanted, paths)
+    labels_by_node(counts, names, wanted.task.classes, out / "labels_by_node.png")
+    return paths
+
+
+def count_labels(plan: Plan, nodes: Sequence[Path]) -> tuple[list[list[int]], list[str]]:
+    """Training examples by node and class, and the nodes' names.
+
+    Raises:
+        UserError: a class of the plan of which no node has an example.
+    """
+    from client.node import load_node
+    from client.workplace import open_splits
+    from common.preprocess import Preprocess
+
+    counts, names = [], []
+    for path in nodes:
+        node = load_node(path)
+        train, _ = open_splits(node, plan, Preprocess())
+        counts.append(train.labels.bincount(minlength=len(plan.task.classes)).tolist())
+        names.append(node.name)
+    for number, name in enumerate(plan.task.classes):
+        if not any(row[number] for row in counts):
+            raise UserError(
+                f"no node has a training example of {name!r}",
+                where=f"task.classes[{number}]",
+                remedy="take it out of task.classes, or see whether task.labels names it as the data do",
+            )
+    return counts, names
+
+
+def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
+    """What is no mistake and yet worth knowing, in sentences."""
+    small = [name for name, row in zip(names, counts, strict=True) if sum(row) < plan.train.batch_size]
+    if not small:
+        return []
+    shown = ", ".join(small[:5]) + (", …" if len(small) > 5 else "")
+    return [f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one step an epoch"]
+
+
+def _rewrite(path: Path, result: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def _kept(out: Path, again: Sequence[str]) -> str:
+    """What of a run that was cut off is there, and how to go on; empty where there is nothing."""
+    checkpoint = RunFolder(out).latest()
+    if checkpoint is None:
+        return ""
+    return f"{checkpoint.round} finished rounds are kept in {out}\n  → go on: fedgraft {shlex.join(again)} --resume"
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether the disk filled up in the middle of a run; some writers tell it as their own error."""
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes)

@@ -1,0 +1,121 @@
+"""What crosses the wire: exactly the adapter, checked before anything else sees it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, message_bytes, pack, unpack
+
+STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([0.5, -0.5])}
+LAYOUT = Layout.of(STATE)
+
+
+def reply(**changes) -> RecordDict:
+    """A good reply of round 3, with some of it replaced."""
+    update = AdapterUpdate(3, STATE, examples=10, steps=2, train_loss=0.7, seconds=0.1, received=None)
+    content = update.to_record(LAYOUT)
+    for key, record in changes.items():
+        content[key] = record
+    return content
+
+
+@given(st.lists(st.lists(st.integers(1, 4), min_size=0, max_size=3), min_size=1, max_size=5))
+def test_every_tensor_arrives_bit_for_bit(shapes):
+    """Breaks if packing reorders, reshapes or rounds values of any set of shapes, scalars included."""
+    state = {f"layer{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
+    layout = Layout.of(state)
+    arrived = unpack(pack(state, layout), layout)
+    assert list(arrived) == sorted(state)
+    for name, tensor in state.items():
+        assert arrived[name].shape == tensor.shape
+        assert torch.equal(arrived[name], tensor)
+
+
+def test_layout_tells_names_order_and_shapes_apart():
+    """Breaks if two different adapters of equal size could be taken for one another."""
+    same_size = {"head.weight": torch.zeros(3, 2), "head.bias": torch.zeros(2)}
+    renamed = {"head.weights": STATE["head.weight"], "head.bias": STATE["head.bias"]}
+    assert len({LAYOUT.digest, Layout.of(same_size).digest, Layout.of(renamed).digest}) == 3
+    assert Layout.of(dict(reversed(STATE.items()))).digest == LAYOUT.digest
+
+
+def flat(values: np.ndarray) -> ArrayRecord:
+    return ArrayRecord({ADAPTER: Array(values)})
+
+
+BAD_ARRAYS = {
+    "not a number": (flat(np.full(8, np.nan, np.float32)), "not finite"),
+    "infinity": (flat(np.full(8, np.inf, np.float32)), "not finite"),
+    "huge": (flat(np.full(8, 1e30, np.float32)), "believable"),
+    "too short": (flat(np.zeros(7, np.float32)), r"float32\[8\]"),
+    "too long": (flat(np.zeros(9, np.float32)), r"float32\[8\]"),
+    "another shape": (flat(np.zeros((2, 4), np.float32)), r"float32\[8\]"),
+    "another dtype": (flat(np.zeros(8)), "float64"),
+    "another key": (ArrayRecord({"backbone": Array(np.zeros(8, np.float32))}), "agreed"),
+    "one array more": (
+        ArrayRecord({ADAPTER: Array(np.zeros(8, np.float32)), "x": Array(np.zeros(1, np.float32))}),
+        "agreed",
+    ),
+    "a label that lies": (
+        ArrayRecord({ADAPTER: Array("float32", (8,), "numpy.ndarray", Array(np.zeros(3)).data)}),
+        "agreed",
+    ),
+    "bytes that are no array": (
+        ArrayRecord({ADAPTER: Array("float32", (8,), "numpy.ndarray", b"\x80\x04garbage")}),
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_a_bad_array_is_refused_with_the_reason(case):
+    """Breaks if a node's broken array could reach the average."""
+    record, words = BAD_ARRAYS[case]
+    with pytest.raises(BadUpdate, match=words):
+        AdapterUpdate.from_record(reply(adapter=record), LAYOUT, 3, 2)
+
+
+def about(**changes) -> ConfigRecord:
+    return ConfigRecord({"round": 3, "layout": LAYOUT.digest} | changes)
+
+
+def numbers(**changes) -> MetricRecord:
+    return MetricRecord({"num-examples": 10, "steps": 2, "train-loss": 0.7, "seconds": 0.1} | changes)
+
+
+BAD_PARTS = {
+    "another round": ({"about": about(round=2)}, "round 2 in round 3"),
+    "another layout": ({"about": about(layout="0" * 16)}, "layout"),
+    "no layout": ({"about": ConfigRecord({"round": 3})}, "missing"),
+    "no examples": ({"train": numbers(**{"num-examples": 0})}, "believable"),
+    "negative weight": ({"train": numbers(**{"num-examples": -5})}, "believable"),
+    "loss not a number": ({"train": numbers(**{"train-loss": math.nan})}, "believable"),
+    "a record more": ({"patients": ConfigRecord({"names": "…"})}, "unexpected"),
+    "broken metrics": ({"received": MetricRecord({"examples": 3})}, "metrics"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_a_bad_part_is_refused_with_the_reason(case):
+    """Breaks if a reply of another round, with a false weight or with more in it would be averaged."""
+    changes, words = BAD_PARTS[case]
+    with pytest.raises(BadUpdate, match=words):
+        AdapterUpdate.from_record(reply(**changes), LAYOUT, 3, 2)
+
+
+def test_framing_is_small_and_counted():
+    """Breaks if many small tensors were framed one by one again, or bytes were not those that Flower sends.
+
+    50,000 float32 are 200,000 bytes; everything Flower puts around them must stay under 2 %.
+    """
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    state = {f"layer{i}": torch.randn(1000) for i in range(50)}
+    update = AdapterUpdate(1, state, examples=1, steps=1, train_loss=0.0, seconds=0.0, received=None)
+    message = Message(update.to_record(Layout.of(state)), dst_node_id=2, message_type="train")
+    assert 200_000 < message_bytes(message) < 200_000 * 1.02

@@ -1,0 +1,46 @@
+"""Two engines, one result: Flower's Simulation Runtime on Ray, and one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import pytest
+
+
+def flower_processes() -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    names = ("flower-superlink", "flwr-serverapp", "flwr-simulation", "raylet", "gcs_server", "ray::")
+    return [line for line in listed.splitlines() if any(name in line for name in names) and " Z" not in line]
+
+
+@pytest.mark.slow
+def test_both_engines_give_the_same_model(place, process):
+    """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that stay behind."""
+    before = flower_processes()
+    done = process("simulate", "plan.yaml", "--engine", "flower", "--out", "flower", cwd=place)
+    assert done.code == 0, done.err
+    assert process("simulate", "plan.yaml", "--out", "inprocess", cwd=place).code == 0
+    runs = (place / "flower", place / "inprocess")
+    models = [(run / "shared_model" / "adapter_model.safetensors").read_bytes() for run in runs]
+    assert models[0] == models[1]
+    results = [json.loads((run / "result.json").read_text()) for run in runs]
+    for key in ("status", "plan_hash", "backbone", "adapter", "final", "refused", "data"):
+        assert results[0][key] == results[1][key], key
+    rounds = [[(row["round"], row["nodes"]) for row in result["bytes"]["rounds"]] for result in results]
+    assert rounds[0] == rounds[1]
+    deadline = time.monotonic() + 20  # Ray's workers notice by themselves that their parent has gone
+    while (left := set(flower_processes()) - set(before)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
+
+
+@pytest.mark.slow
+def test_the_flower_engine_says_why_a_run_failed(place, process):
+    """The words `finished:failed` and a log of HTTP requests, instead of the reason."""
+    late = "aggregate.round_timeout=0.001"  # no message can be answered in time
+    done = process("simulate", "plan.yaml", "--set", late, "--engine", "flower", "--out", "flower", cwd=place)
+    assert done.code == 1
+    assert "0 valid updates, 2 are needed" in done.err, done.err
+    assert "Traceback" not in done.err
