@@ -368,7 +368,8 @@ def test_per_example_gradients_by_opacus(name: str, method: str, lively: Lively,
         x = x.contiguous(memory_format=torch.channels_last)
     F.cross_entropy(wrapped(x), y).backward()
     for key, p in model.trainable_parameters().items():
+        largest = float(wanted[key].abs().max())  # rounding is as large as the terms of a sum, not as the sum
         torch.testing.assert_close(
-            vars(p)["grad_sample"], wanted[key], atol=1e-12, rtol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
+            vars(p)["grad_sample"], wanted[key], atol=1e-11 * largest, rtol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
         )
     wrapped.to_standard_module()
