@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.bundle import write_app
 from common.errors import RunFailed, UserError
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
@@ -32,22 +33,12 @@ def run_on_flower(run_config: dict[str, str | int | float | bool], *, nodes: int
         nodes: number of virtual SuperNodes.
 
     Raises:
-        UserError: no app bundle beside this installation.
+        UserError: Flower's programs are not installed.
         RunFailed: the run did not end as `finished:completed`; carries the last lines of Flower's log.
     """
-    root = Path(__file__).resolve().parents[1]
-    if not (root / "pyproject.toml").is_file():
-        raise UserError(
-            "the flower engine bundles the project's own checkout, and this installation has none",
-            where="--engine flower",
-            remedy="install from a checkout (pip install -e .), or use --engine inprocess",
-        )
     with tempfile.TemporaryDirectory(prefix="fedgraft-flower-") as folder:
         neutral = Path(folder)
-        app = neutral / "app"  # Flower walks the whole app folder; in a checkout that is .venv, too: 20 s
-        for room in ("client", "server", "common"):
-            shutil.copytree(root / room, app / room, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(root / "pyproject.toml", app)
+        app = write_app(neutral / "app")
         with superlink(neutral) as (environment, log_path):
             settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
             federation = (

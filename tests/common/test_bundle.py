@@ -1,38 +1,109 @@
-"""What hospitals approve: the bytes of the app bundle."""
+"""The bundle must be the same bytes wherever the same release is: else hospitals cannot approve it by themselves."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import shutil
+import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
-from flwr.cli.build import build_fab_from_disk
+import pytest
 
-from common.bundle import APP, bundle, write_app
+from common.bundle import app_files, build_bundle, contents_of, read_bundle, unpacked, write_app
+from common.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-
-
-def test_a_folder_gives_the_same_bytes(tmp_path):
-    """`flwr run` builds from a folder: another hash there than a hospital approved, and every node refuses."""
-    made, digest = bundle()
-    assert build_fab_from_disk(write_app(tmp_path / "app")) == made
-    assert hashlib.sha256(made).hexdigest() == digest
-    assert len(made) < 2_000_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_only_what_runs_at_a_hospital_is_in_it():
-    """Edits to tests, papers or deployment change the approved hash; or a file that runs is missing."""
-    names = set(zipfile.ZipFile(io.BytesIO(bundle()[0])).namelist())
-    rooms = {name.split("/")[0] for name in names}
-    assert rooms == {"client", "common", "server", "pyproject.toml", ".info"}
+def test_another_copy_of_the_release_gives_the_same_bytes(tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    for room in ("client", "server", "common", "tests"):
+        shutil.copytree(ROOT / room, copy / room)
+    (copy / "common" / "__pycache__").mkdir(exist_ok=True)
+    (copy / "common" / "notes.txt").write_text("not part of it")
+    again, first = build_bundle(copy), build_bundle()
+    assert again.data == first.data
+    assert first.hash == f"sha256:{hashlib.sha256(first.data).hexdigest()}"
+
+
+def test_flower_packs_the_written_folder_into_the_same_bytes(tmp_path: Path) -> None:
+    """`flwr build` is what `flwr run` does before it sends: an independent way to the same file."""
+    folder = write_app(tmp_path / "app")
+    program = Path(sys.executable).parent / "flwr"
+    subprocess.run([str(program), "build", "--app", str(folder)], cwd=tmp_path, check=True, capture_output=True)
+    bundle = build_bundle()
+    assert (tmp_path / bundle.filename).read_bytes() == bundle.data
+
+
+def test_one_changed_byte_is_another_bundle(tmp_path: Path) -> None:
+    folder = write_app(tmp_path / "app")
+    (folder / "client" / "round.py").write_bytes((folder / "client" / "round.py").read_bytes() + b"#")
+    altered = build_bundle(folder)
+    assert altered.hash != build_bundle().hash
+    assert altered.contents != build_bundle().contents
+
+
+def test_contents_do_not_depend_on_compression_or_order() -> None:
+    bundle = build_bundle()
+    files = unpacked(bundle)
+    stored = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bundle.data)) as old, zipfile.ZipFile(stored, "w", zipfile.ZIP_STORED) as new:
+        for name in reversed(old.namelist()):
+            new.writestr(name, old.read(name))
+    again = read_bundle(stored.getvalue())
+    assert again.hash != bundle.hash
+    assert again.contents == bundle.contents == contents_of(files)
+
+
+def test_the_bundle_says_what_the_checkout_says() -> None:
+    """Two copies of Flower's keys: `flwr run .` from a checkout must find the same apps and options."""
+    ours = tomllib.loads(app_files()["pyproject.toml"].decode())["tool"]["flwr"]["app"]
+    theirs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert ours == theirs
+
+
+def test_only_what_runs_at_a_hospital_is_in_it() -> None:
+    """Edits to tests, papers or deployment would change the approved hash; or a file that runs is missing."""
+    names = set(unpacked(build_bundle()))
+    assert {name.split("/")[0] for name in names} == {"client", "common", "server", "pyproject.toml"}
     assert {"client/app.py", "server/app.py", "common/plans/digits.yaml", "client/readers/table.py"} <= names
-    assert not [name for name in names if not name.endswith((".py", ".yaml", "pyproject.toml", "CONTENT"))]
+    assert not [name for name in names if not name.endswith((".py", ".yaml", "pyproject.toml"))]
+    assert len(build_bundle().data) < 2_000_000
 
 
-def test_the_checkout_says_the_same():
-    """`flwr run .` and `fedgraft server run` start other apps or know other keys of the run config."""
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert table == APP
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "does not say what it is"),
+        (
+            {"pyproject.toml": b'[project]\nname = "a"\nversion = "1/../../x"\n[tool.flwr.app]\npublisher = "p"'},
+            "calls",
+        ),
+        ({"pyproject.toml": b'[project]\nname = "../a"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"'}, "calls"),
+    ],
+)
+def test_a_bundle_that_is_none_is_told(files: dict[str, bytes], says: str) -> None:
+    """A version `1/../../x` would have Flower unpack the code outside its own folder."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        lines = [f"{name},{hashlib.sha256(content).hexdigest()},{8 * len(content)}" for name, content in files.items()]
+        archive.writestr(".info/CONTENT", "\n".join(lines))
+    with pytest.raises(UserError, match=says):
+        read_bundle(made.getvalue())
+
+
+def test_a_file_that_is_not_its_manifest_is_told() -> None:
+    bundle, made = build_bundle(), io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bundle.data)) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + (b"#" if name == "client/app.py" else b""))
+    with pytest.raises(UserError, match="manifest"):
+        read_bundle(made.getvalue())
+    with pytest.raises(UserError, match="not a bundle"):
+        read_bundle(b"PK nothing")
