@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,11 @@ def alone(
     """
     plan = _without_privacy(plan)
     places = _places(plan, backbone, nodes)
+    tests = [place.test for place in places]
 
     def one(place: Workplace) -> dict[str, Any]:
         place.model = working_model(backbone, plan)  # one for each node: threads must not share it
-        return _train_alone(place, [other.test for other in places])
+        return _train_alone(place, tests)
 
     summaries = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -143,8 +145,7 @@ def _train_alone(place: Workplace, tests: Sequence[Split]) -> dict[str, Any]:
         state = run_round(place, state, round_).state
     sums: Sums = zero(len(place.plan.task.classes))
     for test in tests:
-        place.test = test
-        sums = sums + measure(place, state)
+        sums = sums + measure(replace(place, test=test), state)
     return sums.summary()
 
 

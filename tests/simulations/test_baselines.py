@@ -1,0 +1,59 @@
+"""What the shared model is measured against, against the same thing done another way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from client.node import load_node
+from client.workplace import open_splits
+from common.assembly import plan_backbone
+from common.shared_model import load_shared_model
+from simulations.baselines import Pool, alone, pooled
+
+# Trained so far that scores are spread: AUROC counts those within 0.015 of log-odds as equal.
+FURTHER = ("aggregate.min_nodes=1", "train.rounds=10", "train.optimizer.lr=0.05")
+
+
+def test_a_node_alone_is_a_federation_of_one_tested_on_everybody(tiny, tmp_path):
+    """A node that is tested on another's test data: each alone here trains in a federation of its own, and
+    scikit-learn measures its shared model on the test data of all three."""
+    federation = tiny(3)
+    plan = federation.plan(*FURTHER)
+    backbone = plan_backbone(plan, tmp_path)
+    found = alone(plan, backbone, federation.nodes)
+    tests = [open_splits(load_node(path), plan, backbone.preprocess)[1] for path in federation.nodes]
+    inputs = torch.cat([test.inputs(torch.arange(len(test))) for test in tests])
+    labels = torch.cat([test.labels for test in tests]).numpy()
+    everybody = federation.nodes
+    for number, path in enumerate(everybody):
+        federation.nodes = [path]
+        federation.run(tmp_path / f"alone-{number}", FURTHER)
+        shared = load_shared_model(tmp_path / f"alone-{number}" / "shared_model")
+        with torch.inference_mode():
+            scores = shared.model(inputs).softmax(1).numpy()
+        said = found["nodes"][f"h{number}"]
+        assert said["examples"] == len(labels)
+        assert said["accuracy"] == pytest.approx(accuracy_score(labels, scores.argmax(1)))
+        assert said["auroc"] == pytest.approx(roc_auc_score(labels, scores[:, 1]), abs=0.01)  # a histogram's
+    assert found["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in found["nodes"].values()]))
+    assert found["best"]["accuracy"] == max(row["accuracy"] for row in found["nodes"].values())
+
+
+def test_pooled_data_are_all_data(tiny, tmp_path):
+    """A pool that forgets a node, or reads one node's rows as another's."""
+    federation = tiny(3)
+    plan = federation.plan()
+    backbone = plan_backbone(plan, tmp_path)
+    splits = [open_splits(load_node(path), plan, backbone.preprocess) for path in federation.nodes]
+    found = pooled(plan, backbone, federation.nodes)
+    assert found["examples"] == sum(len(test) for _, test in splits)
+    assert {name: row["examples"] for name, row in found["nodes"].items()} == {
+        f"h{number}": len(test) for number, (_, test) in enumerate(splits)
+    }
+    pool = Pool([train for train, _ in splits])
+    whole = torch.cat([train.inputs(torch.arange(len(train))) for train, _ in splits])
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pool.inputs(order).nan_to_num(), whole[order].nan_to_num())
