@@ -1,0 +1,175 @@
+"""What an attacker of a finished run has before them: the shared model, and each node's last update.
+
+A run's folder keeps the shared adapter after its last two rounds. Which update a node sent in the last round follows
+from the first of them: training is repeatable, and so is a simulation's noise. So a node's round is run again here,
+bit for bit, without its ledger: nothing is spent, for nothing new is released.
+
+Members are the rows that nodes trained on. The others are rows of the same source that no one trained on: the
+validation split where there is one, else the test split. A test split of another source (as in many public data sets)
+would be told apart by its source, not by membership.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from client import training
+from client.batches import Split
+from client.budget import Budget
+from client.node import Node, load_node
+from client.privacy import train_privately
+from client.round import generator_of
+from client.workplace import open_splits
+from common.adapters.fused import fuse
+from common.assembly import plan_model
+from common.backbones import Backbone, backbone_from_state
+from common.errors import UserError
+from common.model import GraftedModel
+from common.plan import Plan
+from common.preprocess import Preprocess
+from common.weights import read_tensors
+from server.run_folder import RunFolder
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """One node's rows: those that it trained on, and those of the same source that no one did."""
+
+    node: Node
+    train: Split
+    others: Split
+
+
+@dataclass(frozen=True)
+class Target:
+    """A finished run, opened for attack.
+
+    Attributes:
+        backbone, model: as the nodes had them; the model's adapter is whatever was loaded last.
+        nodes: each node's data, in the order of the nodes.
+        first: the adapter before the first round.
+        received: the shared adapter that the nodes had before the last round.
+        shared: the shared adapter after it.
+        others: "val" or "test": where non-members were taken from.
+    """
+
+    plan: Plan
+    backbone: Backbone
+    model: GraftedModel
+    nodes: tuple[NodeData, ...]
+    first: State
+    received: State
+    shared: State
+    others: str
+
+    def update(self, number: int) -> State:
+        """The adapter that node `number` sends back in the last round."""
+        data = self.nodes[number]
+        return local_update(self.plan, self.model, data.node, data.train, self.received, self.plan.train.rounds)
+
+
+def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
+    """Open a run and the data of its nodes.
+
+    Args:
+        run: folder of a finished run.
+        nodes: the node.yaml files that it was run with.
+
+    Raises:
+        UserError: no finished run of this plan there, or data that is missing.
+    """
+    if plan.privacy.mode not in ("none", "sample"):
+        what = f"{plan.privacy.mode}: what such a node sends cannot be made again here"
+        raise UserError(what, where="privacy.mode", remedy="attack a run under `mode: sample`, or `mode: none`")
+    folder = RunFolder.open_existing(run, plan)
+    last = folder.latest()
+    file = run / "shared_model" / "backbone.safetensors"
+    if last is None or last.round != plan.train.rounds or not file.is_file():
+        raise UserError("holds no finished run", where=str(run), remedy="let the run finish, then attack it")
+    preprocess = _preprocess(run)
+    backbone = backbone_from_state(plan.backbone.name, read_tensors(file), preprocess)
+    model = plan_model(backbone, plan)
+    first = model.adapter_state()
+    received = first
+    if plan.train.rounds > 1:
+        received = read_tensors(run / "checkpoints" / f"round-{last.round - 1:04d}" / "adapter.safetensors")
+    if plan.privacy.mode == "none":
+        fuse(model.net)
+    data, others = node_data(plan, nodes, preprocess)
+    return Target(plan, backbone, model, data, first, received, last.adapter, others)
+
+
+def node_data(plan: Plan, nodes: Sequence[Path], preprocess: Preprocess) -> tuple[tuple[NodeData, ...], str]:
+    """Each node's members and non-members, and which split the latter are from."""
+    found = []
+    for path in nodes:
+        node = load_node(path)
+        train, test = open_splits(node, plan, preprocess)
+        val = Split(train.records, train.records.splits["val"], preprocess)
+        found.append((node, train, val, test))
+    others = "val" if any(len(val) for _, _, val, _ in found) else "test"
+    data = tuple(NodeData(node, train, val if others == "val" else test) for node, train, val, test in found)
+    return data, others
+
+
+def local_update(
+    plan: Plan, model: GraftedModel, node: Node, train: Split, received: State, round_: int, *, seed: int | None = None
+) -> State:
+    """The adapter after one round of local training, by the client's own code, without its ledger.
+
+    Args:
+        train: the rows to train on; the node's own, or a shadow's.
+        seed: of the order of examples and of the noise; None: the plan's own.
+    """
+    if seed is not None:
+        plan = plan.model_copy(update={"seed": seed})
+    model.load_adapter_state(received)
+    rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
+    optimizer = training.build_optimizer(model, plan.train.optimizer, rate)
+    if plan.privacy.mode == "none":
+        training.train(
+            model,
+            train,
+            epochs=plan.train.local_epochs,
+            batch_size=plan.train.batch_size,
+            optimizer=optimizer,
+            proximal=plan.train.proximal,
+            augment=plan.train.augment,
+            generator=generator_of(plan.seed, round_, node.name),
+        )
+    else:
+        budget = Budget.open(node, plan, train)
+        train_privately(
+            model,
+            train,
+            mechanism=budget.mechanism(plan),
+            optimizer=optimizer,
+            patients=budget.patients,
+            proximal=plan.train.proximal,
+            augment=plan.train.augment,
+            randomness=budget.randomness(plan, round_),
+        )
+    return model.adapter_state()
+
+
+@torch.inference_mode()
+def losses(model: GraftedModel, state: State, split: Split) -> np.ndarray:
+    """Cross-entropy `(n,)` in nats of each row of a split under an adapter."""
+    model.load_adapter_state(state)
+    found = [F.cross_entropy(model(x), y, reduction="none") for x, y in split.in_order()]
+    return torch.cat(found).double().numpy() if found else np.empty(0)
+
+
+def _preprocess(run: Path) -> Preprocess:
+    about = json.loads((run / "shared_model" / "model.json").read_text())
+    return Preprocess.from_json(about["preprocess"])
