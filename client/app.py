@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from client.round import measure, run_round
 from client.workplace import Workplace, open_splits, working_model
 from common.backbones import backbone_from_state
 from common.errors import Refused, UserError
+from common.metrics import Sums
 from common.model import GraftedModel
 from common.plan import Plan
 from common.plan_file import plan_from_json, plan_hash
@@ -74,10 +76,8 @@ def offer(message: Message, context: Context) -> RecordDict:
     train, _ = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     if len(train) < node.policy.min_examples:
         raise Refused(f"policy: fewer than {node.policy.min_examples} training examples")
-    if plan.privacy.mode in ("central", "local"):
-        raise Refused(f"privacy.mode {plan.privacy.mode} is not built yet; write sample or none")
     node.policy.check_privacy(plan.privacy)
-    if plan.privacy.mode == "sample":
+    if plan.privacy.mode in ("sample", "local"):
         _budget(_node_path(context), offered["plan"], offered["preprocess"]).admit(plan)
     store = BackboneStore(node.store)
     store.put_plan(identity, offered)
@@ -107,8 +107,7 @@ def train(message: Message, context: Context) -> RecordDict:
     round_ = int(str(message.content.config_records["about"]["round"]))
     if not 1 <= round_ <= place.plan.train.rounds:
         raise Refused(f"round {round_}: the plan has rounds 1 to {place.plan.train.rounds}")
-    outcome = run_round(place, state, round_)
-    reports = _node(context).policy.reports(place.plan.privacy)
+    outcome = run_round(place, state, round_, clip=_clip(message))
     update = AdapterUpdate(
         round=round_,
         state=outcome.state,
@@ -116,7 +115,7 @@ def train(message: Message, context: Context) -> RecordDict:
         steps=outcome.steps,
         train_loss=outcome.train_loss,
         seconds=outcome.seconds,
-        received=outcome.received if reports else None,
+        received=_reported(context, place, outcome.received, round_, "metrics"),
         spent=outcome.spent,
     )
     return update.to_record(layout)
@@ -127,9 +126,30 @@ def train(message: Message, context: Context) -> RecordDict:
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Metrics of the final model on this node's test split."""
     place, _, state = _open(message, context)
-    if not _node(context).policy.reports(place.plan.privacy):
+    policy, privacy = _node(context).policy, place.plan.privacy
+    if not policy.reports(privacy) and not policy.noises_metrics(privacy):
         raise Refused("policy: this node reports no metrics")
-    return RecordDict({"received": MetricRecord(measure(place, state).to_flat())})
+    sums = _reported(context, place, measure(place, state), place.plan.train.rounds, "evaluation")
+    if sums is None:
+        raise Refused("privacy: nothing is left for metrics, or they were told before")
+    return RecordDict({"received": MetricRecord(sums.to_flat())})
+
+
+def _reported(context: Context, place: Workplace, sums: Sums | None, round_: int, purpose: str) -> Sums | None:
+    """Of a round's metrics, what the policy lets out: as they are, noised and counted, or nothing."""
+    if _node(context).policy.reports(place.plan.privacy):
+        return sums
+    return None if place.budget is None else place.budget.noised_metrics(place.plan, round_, sums, purpose)
+
+
+def _clip(message: Message) -> float | None:
+    """The norm that mode central clips to in this round."""
+    said = message.content.config_records["about"].get("clip")
+    if said is None:
+        return None
+    if not isinstance(said, float) or not 0 < said < math.inf:
+        raise Refused(f"a clipping norm of {str(said)[:20]}; a number above 0 was agreed on")
+    return said
 
 
 def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[str, torch.Tensor]]:
@@ -148,8 +168,9 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     state = unpack(message.content.array_records[ADAPTER], layout)
     train_split, test_split = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     budget = None
-    if plan.privacy.mode == "sample":
+    if plan.privacy.mode in ("sample", "local"):
         budget = _budget(_node_path(context), offered["plan"], offered["preprocess"])
+    if plan.privacy.mode == "sample":
         _must_suit(model, plan, train_split)
     place = Workplace(node.name, plan, model, train_split, test_split, frozen, budget)
     return place, layout, state
@@ -166,7 +187,8 @@ def _model(plan: Plan, offered: dict[str, str], store: BackboneStore) -> tuple[G
         net = backbone_from_state(plan.backbone.name, store.load(offered["fingerprint"]), preprocess)
         model = working_model(net, plan)
         _models.key, _models.model = key, model
-        _models.layout, _models.frozen = Layout.of(model.adapter_state()), model.frozen_fingerprint()
+        _models.layout = Layout.of(model.adapter_state(), model.drawn_state())
+        _models.frozen = model.frozen_fingerprint()
     return _models.model, _models.layout, _models.frozen
 
 

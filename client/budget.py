@@ -6,6 +6,8 @@ The server's plan proposes; this node's policy and ledger decide, and they decid
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from client.batches import Split
-from client.ledger import DataSet, Ledger
+from client.ledger import DataSet, Ledger, Reservation
 from client.node import Node
-from client.privacy import Mechanism, Randomness, mechanism_for, positions_by_patient
-from common.accounting import Spent, bound, merged
+from client.privacy import Mechanism, mechanism_for, positions_by_patient
+from common.accounting import Row, Spent, bound, merged
 from common.errors import Refused
+from common.metrics import Sums
 from common.plan import Plan
 from common.plan_file import plan_hash
+from common.randomness import Randomness
+
+log = logging.getLogger("fedgraft.budget")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ class Budget:
         """
         policy, coarse = self.node.policy, self.node.policy.round_counts
         policy.check_privacy(plan.privacy)
+        least = policy.min_noise_multiplier or 0.0
+        least = 0.0 if plan.privacy.noise_multiplier else least  # the plan's own is refused, not raised
+        if plan.privacy.mode == "local":
+            return mechanism_for(plan, 1, least_noise=least)
         units = self.examples if self.patients is None else len(self.patients)
         if units < max(coarse, policy.min_examples if self.patients is None else 1):
             raise Refused(f"policy: too few training {plan.privacy.unit}s for differential privacy")
@@ -79,8 +89,7 @@ class Budget:
                 f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish one whole record at "
                 "random would satisfy it; write a smaller privacy.delta"
             )
-        least = policy.min_noise_multiplier or 0.0
-        found = mechanism_for(plan, units, least_noise=0.0 if plan.privacy.noise_multiplier else least)
+        found = mechanism_for(plan, units, least_noise=least, beside=self._metrics(plan))
         policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
         return found
 
@@ -93,8 +102,9 @@ class Budget:
         found, wanted = self.mechanism(plan), plan.privacy
         assert wanted.delta is not None  # mechanism() saw to it
         sigma, rate, steps = found.row
-        ceilings, whole = self.node.policy.ceilings(wanted), (sigma, rate, steps * plan.train.rounds)
-        run = bound([whole], wanted.delta, wanted.accountant).epsilon
+        ceilings = self.node.policy.ceilings(wanted)
+        whole = [(sigma, rate, steps * plan.train.rounds), *self._metrics(plan)]
+        run = bound(whole, wanted.delta, wanted.accountant).epsilon
         if ceilings.run is not None and run > ceilings.run:
             raise Refused(
                 f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ = {wanted.delta:g}"
@@ -103,7 +113,7 @@ class Budget:
         if ceilings.total is None or begun:  # of a plan that was begun here each round is asked for by itself
             return
         delta = ceilings.delta or wanted.delta
-        if bound([*self.ledger.history(self.data), whole], delta, wanted.accountant).epsilon > ceilings.total:
+        if bound([*self.ledger.history(self.data), *whole], delta, wanted.accountant).epsilon > ceilings.total:
             raise Refused(f"policy: with this plan ε of all that was run on this data would pass {ceilings.total:g}")
 
     @contextmanager
@@ -113,23 +123,56 @@ class Budget:
         Raises:
             Refused: policy or ledger refuse; nothing was spent.
         """
-        found, wanted = self.mechanism(plan), plan.privacy
+        found = self.mechanism(plan)
+        reservation = self._reserve(plan, round_, found.row, "training")
+        yield found
+        self.ledger.settle(reservation)
+
+    def noised_metrics(self, plan: Plan, round_: int, sums: Sums | None, purpose: str) -> Sums | None:
+        """What a policy with `metrics_noise` lets out of a round's metrics, reserved first; None where nothing may.
+
+        One example is in one cell of the table of true and predicted classes: its sensitivity is 1.
+
+        Args:
+            purpose: "metrics" of the model as received, or "evaluation" of the last one.
+        """
+        deviation = self.node.policy.metrics_noise
+        if sums is None or deviation is None or not self.node.policy.noises_metrics(plan.privacy):
+            return None
+        try:
+            reservation = self._reserve(plan, round_, (deviation, 1.0, 1), purpose)
+        except Refused as refusal:
+            log.warning("round %d: no metrics are told; %s", round_, refusal)
+            return None
+        normal = self.randomness(plan, round_, purpose).normal(sums.classes**2)
+        self.ledger.settle(reservation)
+        return sums.only_counts(deviation * normal)
+
+    def _metrics(self, plan: Plan) -> tuple[Row, ...]:
+        """What telling noised metrics costs over all rounds of a plan."""
+        if not self.node.policy.noises_metrics(plan.privacy):
+            return ()
+        assert self.node.policy.metrics_noise is not None
+        return ((self.node.policy.metrics_noise, 1.0, math.ceil(plan.train.rounds / plan.evaluate.every) + 1),)
+
+    def _reserve(self, plan: Plan, round_: int, row: Row, purpose: str) -> Reservation:
+        wanted = plan.privacy
         assert wanted.delta is not None
-        reservation = self.ledger.reserve(
+        sigma, rate, steps = row
+        return self.ledger.reserve(
             self.data,
             unit=wanted.unit,
             plan=plan_hash(plan),
             round_=round_,
-            noise_multiplier=found.noise_multiplier,
-            sample_rate=found.sample_rate,
-            steps=found.steps,
+            noise_multiplier=sigma,
+            sample_rate=rate,
+            steps=steps,
             delta=wanted.delta,
             accountant=wanted.accountant,
             ceilings=self.node.policy.ceilings(wanted),
             again=self.node.policy.replays == "count",
+            purpose=purpose,
         )
-        yield found
-        self.ledger.settle(reservation)
 
     def spent(self, plan: Plan) -> Spent:
         """What this plan has spent on this data so far, crashed rounds included: it may be told."""
@@ -140,8 +183,8 @@ class Budget:
         found = bound(history, wanted.delta, wanted.accountant)
         return Spent(found.epsilon, wanted.delta, wanted.unit, found.accountant, history)
 
-    def randomness(self, plan: Plan, round_: int) -> Randomness:
+    def randomness(self, plan: Plan, round_: int, purpose: str = "noise") -> Randomness:
         """The system's own; repeatable only where this node's own file says so, as a simulation's does."""
         if not self.node.policy.seeded_noise:
             return Randomness()
-        return Randomness(hashlib.sha256(f"{plan.seed}/{round_}/{self.node.name}/noise".encode()).digest())
+        return Randomness(hashlib.sha256(f"{plan.seed}/{round_}/{self.node.name}/{purpose}".encode()).digest())

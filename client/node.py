@@ -26,7 +26,7 @@ from common.yaml_file import read_yaml, validate
 
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
-Unit = Literal["example", "patient"]
+Unit = Literal["example", "patient", "node"]
 _DP_CLAUSES = ("max_epsilon_run", "max_epsilon_total", "max_delta", "min_noise_multiplier")
 Approved = Literal["any"] | tuple[Sha256, ...]
 
@@ -64,6 +64,11 @@ class Policy(Section):
         description="whether sums of metrics may leave the node (default: not under differential privacy, whose ε "
         "does not cover them)",
     )
+    metrics_noise: Positive | None = Field(
+        default=None,
+        description="under sample-level privacy: counts of right and wrong answers leave the node with noise of this "
+        "standard deviation, and the ledger counts them; nothing else of the metrics does",
+    )
 
     dp_required: bool = Field(
         default=False, description="whether only plans run here whose noise this node adds itself: sample or local"
@@ -79,7 +84,7 @@ class Policy(Section):
         default=None, description="least standard deviation of the noise over the clipping norm"
     )
     allowed_units: Annotated[tuple[Unit, ...], Field(min_length=1), AfterValidator(unique)] = Field(
-        default=("example", "patient"), description="whose presence a plan may choose to hide"
+        default=("example", "patient", "node"), description="whose presence a plan may choose to hide"
     )
     replays: Literal["refuse", "count"] = Field(
         default="refuse",
@@ -129,8 +134,14 @@ class Policy(Section):
             raise Refused(f"policy: the noise is below min_noise_multiplier {self.min_noise_multiplier:g}")
 
     def reports(self, privacy: Privacy) -> bool:
-        """Whether sums of metrics may leave this node under such a plan."""
+        """Whether sums of metrics may leave this node as they are under such a plan."""
+        if self.noises_metrics(privacy):
+            return False
         return privacy.mode == "none" if self.report_metrics is None else self.report_metrics
+
+    def noises_metrics(self, privacy: Privacy) -> bool:
+        """Whether counts leave this node with noise: only one example's weight in them is known to be 1."""
+        return self.metrics_noise is not None and privacy.mode == "sample" and privacy.unit == "example"
 
     def ceilings(self, privacy: Privacy) -> Ceilings:
         """The stricter of plan and policy, for the ledger."""

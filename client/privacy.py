@@ -16,7 +16,6 @@ import contextlib
 import copy
 import functools
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from common.accounting import Row, noise_for
 from common.errors import Refused, UserError
 from common.model import GraftedModel
 from common.plan import Plan
+from common.randomness import Randomness, poisson_sample
 
 IMAGES_PER_PATIENT = 16  # of a patient with more, so many are drawn anew in each step: memory stays bounded
 _PROBE_NORM = 1e-3  # small, so that a wrong norm of a gradient changes the clipped sum
@@ -48,8 +48,8 @@ class Mechanism:
         sample_rate: q, the probability of each unit to enter a step, by its own coin.
         steps: optimizer steps of a round.
         expected: units that a step is expected to have; noisy sums are divided by it.
-        max_grad_norm: L2 norm that each unit's gradient is clipped to.
-        unit: "example" or "patient".
+        max_grad_norm: L2 norm that each unit's gradient is clipped to; in mode local, the whole update.
+        unit: "example", "patient" or, in mode local, "node".
         grad_sample_mode: "hooks" or "ghost".
     """
 
@@ -67,75 +67,41 @@ class Mechanism:
         return (self.noise_multiplier, self.sample_rate, self.steps)
 
 
-def mechanism_for(plan: Plan, units: int, *, least_noise: float = 0.0) -> Mechanism:
-    """The steps of one round, with the noise that all rounds together need.
+def mechanism_for(plan: Plan, units: int, *, least_noise: float = 0.0, beside: tuple[Row, ...] = ()) -> Mechanism:
+    """The noisy steps of one round, with the noise that all rounds together need.
 
     σ is the least with which *all* steps of *all* planned rounds stay within `privacy.target_epsilon`, or the
-    plan's own noise_multiplier.
+    plan's own noise_multiplier. In mode local a round is one step: the node's whole update.
 
     Args:
-        units: examples or patients that this node trains on.
+        units: examples or patients that this node trains on; in mode local 1.
         least_noise: the node's own floor under σ.
+        beside: what else this plan will release here, over all rounds.
 
     Raises:
         UserError: no noise is enough for the target.
     """
-    wanted, batch = plan.privacy, plan.train.batch_size
-    rate = min(1.0, batch / units)
-    steps = math.ceil(units / batch) * plan.train.local_epochs
+    wanted, batch, local = plan.privacy, plan.train.batch_size, plan.privacy.mode == "local"
+    rate = 1.0 if local else min(1.0, batch / units)
+    steps = 1 if local else math.ceil(units / batch) * plan.train.local_epochs
     sigma = wanted.noise_multiplier
     if sigma is None:
         assert wanted.target_epsilon is not None  # the plan's door sees to these
         assert wanted.delta is not None
-        sigma = _noise_for(wanted.target_epsilon, wanted.delta, rate, steps * plan.train.rounds, wanted.accountant)
+        all_steps = steps * plan.train.rounds
+        sigma = _noise_for(wanted.target_epsilon, wanted.delta, rate, all_steps, wanted.accountant, beside)
     return Mechanism(
         noise_multiplier=max(sigma, least_noise),
         sample_rate=rate,
         steps=steps,
         expected=rate * units,
-        max_grad_norm=wanted.max_grad_norm,
+        max_grad_norm=wanted.max_update_norm if local else wanted.max_grad_norm,
         unit=wanted.unit,
         grad_sample_mode=wanted.grad_sample_mode,
     )
 
 
 _noise_for = functools.lru_cache(maxsize=4096)(noise_for)
-
-
-# ── randomness ───────────────────────────────────────────────────────────────────────────────────────
-class Randomness:
-    """Uniform and normal draws in float64, from the operating system.
-
-    Args:
-        seed: makes every draw repeatable, so that a simulation can be repeated. Noise that can be repeated
-            protects nobody.
-    """
-
-    def __init__(self, seed: bytes | None = None) -> None:
-        self._seeded = None if seed is None else np.random.default_rng(list(seed))
-
-    def uniform(self, count: int) -> np.ndarray:
-        """`(count,)` numbers in [0, 1), multiples of 2⁻⁵³."""
-        if self._seeded is not None:
-            return self._seeded.random(count)
-        return (np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)) * 2.0**-53
-
-    def normal(self, count: int) -> np.ndarray:
-        """`(count,)` standard normal numbers (Box and Muller 1958)."""
-        half = -(-count // 2)
-        draws = self.uniform(2 * half)
-        radius = np.sqrt(-2 * np.log1p(-draws[:half]))
-        angle = 2 * np.pi * draws[half:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-
-    def generator(self) -> torch.Generator:
-        """A torch generator for what needs no secrecy: which way an image is flipped."""
-        return torch.Generator().manual_seed(int(self.uniform(1)[0] * 2**53))
-
-
-def poisson_sample(units: int, rate: float, randomness: Randomness) -> np.ndarray:
-    """Numbers of the units that enter a step, each by its own coin; there may be none."""
-    return np.flatnonzero(randomness.uniform(units) < rate)
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────

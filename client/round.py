@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from client import training
+from client.budget import Budget
 from client.privacy import train_privately
 from client.workplace import Workplace
 from common.accounting import Spent
+from common.clipping import applied, clipped, noise_like, update_of
 from common.errors import Refused
 from common.metrics import Sums
 
@@ -36,12 +38,13 @@ class Outcome:
     spent: Spent | None = None
 
 
-def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int) -> Outcome:
+def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, clip: float | None = None) -> Outcome:
     """Train the received adapter on this node's data for one round.
 
     Args:
         received: the shared adapter, tensors by name.
         round_: number of the round, from 1.
+        clip: L2 norm that the update is clipped to in mode central; default the plan's.
 
     Raises:
         Refused: the backbone is not the one agreed on, or moved while training; or the privacy budget does not
@@ -60,10 +63,32 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int) -> 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
     optimizer = training.build_optimizer(model, plan.train.optimizer, rate)
-    if plan.privacy.mode != "none":
+    if plan.privacy.mode == "sample":
         return _privately(place, round_, optimizer, measured, started)
-    trained = training.train(
-        model,
+    if plan.privacy.mode == "local":
+        return _noised(place, received, round_, optimizer, measured, started)
+    trained = _train(place, round_, optimizer)
+
+    # ── what goes back ───────────────────────────────────────────────────────────────────────────────
+    _must_be_frozen(place, "after")
+    state, central = model.adapter_state(), plan.privacy.mode == "central"
+    if central:
+        state = applied(received, clipped(update_of(state, received), clip or plan.privacy.max_update_norm))
+    return Outcome(
+        state=state,
+        examples=1 if central else len(place.train),  # under privacy all nodes weigh the same
+        steps=1 if central else trained.steps,  # steps tell the number of examples
+        train_loss=None if central else trained.loss,
+        seconds=time.perf_counter() - started,
+        received=measured,
+    )
+
+
+def _train(place: Workplace, round_: int, optimizer: torch.optim.Optimizer) -> training.Trained:
+    """Local steps without noise, on the model as it is loaded."""
+    plan = place.plan
+    return training.train(
+        place.model,
         place.train,
         epochs=plan.train.local_epochs,
         batch_size=plan.train.batch_size,
@@ -73,25 +98,12 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int) -> 
         generator=generator_of(plan.seed, round_, place.node),
     )
 
-    # ── what goes back ───────────────────────────────────────────────────────────────────────────────
-    _must_be_frozen(place, "after")
-    return Outcome(
-        state=model.adapter_state(),
-        examples=len(place.train),
-        steps=trained.steps,
-        train_loss=trained.loss,
-        seconds=time.perf_counter() - started,
-        received=measured,
-    )
-
 
 def _privately(
     place: Workplace, round_: int, optimizer: torch.optim.Optimizer, measured: Sums | None, started: float
 ) -> Outcome:
     """The same round under sample-level differential privacy: no loss and no count of examples goes back."""
-    plan, budget = place.plan, place.budget
-    if plan.privacy.mode != "sample" or budget is None:
-        raise Refused(f"privacy.mode {plan.privacy.mode}: this node cannot hold it; nothing was trained")
+    plan, budget = place.plan, _budget(place)
     # ── reserve, train, settle ───────────────────────────────────────────────────────────────────────
     with budget.spending(plan, round_) as mechanism:
         train_privately(
@@ -107,15 +119,50 @@ def _privately(
 
     # ── what goes back ───────────────────────────────────────────────────────────────────────────────
     _must_be_frozen(place, "after")
+    return _told(place, place.model.adapter_state(), mechanism.steps, measured, started)
+
+
+def _noised(
+    place: Workplace,
+    received: Mapping[str, Tensor],
+    round_: int,
+    optimizer: torch.optim.Optimizer,
+    measured: Sums | None,
+    started: float,
+) -> Outcome:
+    """The same round under local differential privacy: the whole update is clipped, and noised before it leaves.
+
+    Whatever this node's data are, two updates are at most twice the clipping norm apart: the noise is scaled to that.
+    """
+    budget = _budget(place)
+    with budget.spending(place.plan, round_) as mechanism:
+        _train(place, round_, optimizer)
+        most = mechanism.max_grad_norm
+        update = clipped(update_of(place.model.adapter_state(), received), most)
+        deviation = mechanism.noise_multiplier * 2 * most
+        noise = noise_like(update, deviation, budget.randomness(place.plan, round_))
+        state = applied(received, {name: update[name] + noise[name] for name in update})
+    _must_be_frozen(place, "after")
+    return _told(place, state, mechanism.steps, measured, started)
+
+
+def _told(place: Workplace, state: dict[str, Tensor], steps: int, measured: Sums | None, started: float) -> Outcome:
+    """What goes back where this node's own noise protects it: no loss, and the weight of every other node."""
     return Outcome(
-        state=place.model.adapter_state(),
-        examples=1,  # all nodes weigh the same
-        steps=mechanism.steps,
+        state=state,
+        examples=1,
+        steps=steps,
         train_loss=None,
         seconds=time.perf_counter() - started,
         received=measured,
-        spent=budget.spent(plan),
+        spent=_budget(place).spent(place.plan),
     )
+
+
+def _budget(place: Workplace) -> Budget:
+    if place.budget is None:
+        raise Refused(f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained")
+    return place.budget
 
 
 def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from client.ledger import Book, Ceilings, Ledger, Line
-from common.accounting import Accountant, bound, shown
+from common.accounting import NEIGHBOURS, Accountant, bound, shown
 from common.accounting import statement as sentence
 
 NO_CEILINGS = Ceilings()
@@ -122,7 +122,7 @@ def _data_set(book: Book, number: int, delta: float, accountant: Accountant, cei
         "fingerprint": known.fingerprint,
         "records": known.records,
         "unit": lines[0].unit,
-        "neighbours": "one unit added or removed",
+        "neighbours": NEIGHBOURS[lines[0].unit],
         "sampling": "Poisson",
         "delta": delta,
         "accountant": total.accountant,

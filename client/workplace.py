@@ -53,8 +53,8 @@ def open_splits(node: Node, plan: Plan, preprocess: Preprocess) -> tuple[Split, 
 
 
 def working_model(backbone: Backbone, plan: Plan) -> GraftedModel:
-    """The plan's model as a node trains it: convolutions with LoRA are fused, unless privacy needs them apart."""
+    """The plan's model as a node trains it: convolutions with LoRA are fused, unless Opacus needs them apart."""
     model = plan_model(backbone, plan)
-    if plan.privacy.mode == "none":
+    if plan.privacy.mode != "sample":
         fuse(model.net)
     return model

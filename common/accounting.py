@@ -27,6 +27,11 @@ from common.errors import UserError
 
 Row = tuple[float, float, int]  # noise_multiplier, sample_rate, steps
 Accountant = Literal["prv", "rdp"]
+NEIGHBOURS = {  # what makes two data sets neighbours, by unit
+    "example": "one example added or removed",
+    "patient": "one patient added or removed",
+    "node": "all data of one node replaced by any other",  # where the node itself adds the noise
+}
 
 # Rényi orders: the high ones serve small ε, the low ones large ε.
 ORDERS: tuple[float, ...] = (
@@ -67,11 +72,12 @@ class Spent:
     """What one run has spent at one node.
 
     Attributes:
-        epsilon: upper bound on ε for one unit added or removed.
+        epsilon: upper bound on ε for neighbours as below.
         delta: the plan's δ.
-        unit: "example" or "patient".
+        unit: "example", "patient" or "node".
         accountant: whose bound it is.
         history: the rows that were composed.
+        neighbours: which two data sets can hardly be told apart, in words; default the unit's.
     """
 
     epsilon: float
@@ -79,6 +85,7 @@ class Spent:
     unit: str
     accountant: str
     history: tuple[Row, ...]
+    neighbours: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As result.json has it."""
@@ -86,6 +93,7 @@ class Spent:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "unit": self.unit,
+            "neighbours": self.neighbours or NEIGHBOURS[self.unit],
             "accountant": self.accountant,
             "history": [list(row) for row in self.history],
         }
@@ -179,7 +187,7 @@ def statement(
     """One sentence that says what is protected, against what, and how it was counted.
 
     Args:
-        unit: whose presence is hidden: "example" or "patient".
+        unit: whose presence is hidden: "example", "patient" or "node".
         found: the bound, if it was counted already.
     """
     rows = merged(history)
@@ -192,7 +200,7 @@ def statement(
     }.get(frozenset(sampled), "Poisson sampling where there was sampling")
     name = {"prv": "PRV accountant, upper bound", "rdp": "RDP accountant"}[found.accountant]
     return (
-        f"ε ≤ {shown(found.epsilon)} at δ = {delta:g} for one {unit} added or removed; {how}; "
+        f"ε ≤ {shown(found.epsilon)} at δ = {delta:g} for {NEIGHBOURS[unit]}; {how}; "
         f"{sum(steps for _, _, steps in rows)} steps composed by the {name}"
         + (f" ({found.why})" if found.why else "")
         + "."

@@ -36,7 +36,7 @@ def save_adapter(model: GraftedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     names = _names_on_disk(model)
-    state = model.adapter_state()
+    state = model.adapter_state() | model.drawn_state()
     for name, layer in _grouped(model).items():
         state[name] = _dense(state[name], layer.groups)
     stored = {names[name]: tensor for name, tensor in state.items()} | _absent(model)
@@ -63,6 +63,10 @@ def load_adapter(model: GraftedModel, folder: str | Path) -> None:
     for name, layer in _grouped(model).items():
         if name in state and state[name].shape == _dense_shape(layer):
             state[name] = _blocks(state[name], layer.groups)
+    drawn = model.drawn_state()
+    for name, tensor in drawn.items():  # as a rule what the seed draws here, too
+        if name in state and state[name].shape == tensor.shape and state[name].dtype == tensor.dtype:
+            tensor.copy_(state.pop(name))
     try:
         model.load_adapter_state(state)
     except UserError as error:
@@ -97,7 +101,7 @@ def _absent(model: GraftedModel) -> dict[str, Tensor]:
 def _names_on_disk(model: GraftedModel) -> dict[str, str]:
     """Our tensor names → those in the file."""
     attentions, names = _attentions(model), {}
-    for name in model.trainable_parameters():
+    for name in (*model.trainable_parameters(), *model.drawn_state()):
         if model.method != "lora":
             names[name] = name
             continue

@@ -51,6 +51,7 @@ def plan_model(backbone: Backbone, plan: Plan) -> GraftedModel:
         width=adapter.width,
         targets=adapter.targets,
         seed=plan.seed,
+        freeze_a=plan.aggregate.lora_aggregation == "freeze-a",
     )
 
 

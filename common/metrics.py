@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,15 @@ class Sums:
             calibration=self.calibration + other.calibration,
         )
 
+    def only_counts(self, noise: np.ndarray) -> Sums:
+        """The confusion counts alone with noise `(classes²,)` added, as whole numbers not below 0.
+
+        Loss, AUROC and calibration of such sums are undefined.
+        """
+        counts = np.rint(self.confusion + noise.reshape(self.classes, self.classes))
+        confusion = counts.clip(0, MOST // self.classes**2).astype(np.int64)
+        return replace(zero(self.classes), confusion=confusion, examples=int(confusion.sum()))
+
     # ── what is reported to people ───────────────────────────────────────────────────────────────────
 
     def summary(self) -> dict[str, float | int | None]:
@@ -91,13 +100,14 @@ class Sums:
                 ("accuracy", "auroc", "f1", "loss", "calibration_error")
             )
             return undefined | {"examples": 0}
-        _, confidence, correct = self.calibration.T
+        count, confidence, correct = self.calibration.T
+        whole = float(count.sum())  # examples that not only confusion counts were told of
         return {
             "accuracy": float(np.trace(self.confusion)) / n,
             "auroc": self._one_or_mean(self._aurocs()),
             "f1": self._one_or_mean(self._f1s()),
-            "loss": self.loss / n,
-            "calibration_error": float(np.abs(confidence - correct).sum()) / n,
+            "loss": self.loss / whole if whole else None,
+            "calibration_error": float(np.abs(confidence - correct).sum()) / whole if whole else None,
             "examples": n,
         }
 
@@ -177,6 +187,10 @@ class Sums:
         """Every part must tell of the same examples; raises ValueError where it does not."""
         true = self.confusion.sum(axis=1)
         count, confidence, correct = self.calibration.T
+        if not (count.any() or self.positives.any() or self.negatives.any() or self.loss):  # only_counts
+            if int(true.sum()) != self.examples:
+                raise ValueError("confusion counts and examples disagree")
+            return
         # A bin's mean confidence lies inside the bin, and is never below 1/K; the slack is for rounding.
         slack = 1e-9 * (1 + count)
         low = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS

@@ -98,10 +98,20 @@ class GraftedModel(nn.Module):
         for name, p in mine.items():
             p.copy_(state[name])
 
+    def drawn_state(self) -> dict[str, Tensor]:
+        """Adapter tensors that stay as the seed drew them, by sorted name: A of every LoRA under freeze-a."""
+        return {
+            f"{name}.{part}": p.detach()
+            for name, module in sorted(self.net.named_modules())
+            if isinstance(module, Adapter)
+            for part, p in sorted(module.named_parameters())
+            if not p.requires_grad
+        }
+
     def frozen_state(self) -> dict[str, Tensor]:
         """What never changes, by sorted name: the backbone's tensors (`full`: its buffers). No copies."""
-        trainable = self.trainable_parameters()
-        return {name: t.detach() for name, t in sorted(self.net.state_dict().items()) if name not in trainable}
+        ours = self.trainable_parameters().keys() | self.drawn_state().keys()
+        return {name: t.detach() for name, t in sorted(self.net.state_dict().items()) if name not in ours}
 
     def frozen_fingerprint(self) -> str:
         """Fingerprint of the frozen part: the backbone's own, before and after training.
@@ -140,6 +150,7 @@ def graft(
     width: int = 8,
     targets: str | Sequence[str] = "auto",
     seed: int = 0,
+    freeze_a: bool = False,
 ) -> GraftedModel:
     """Put adapters and a fresh head on a backbone; the backbone is not touched and its tensors are shared.
 
@@ -153,6 +164,7 @@ def graft(
         width: of the bottlenecks.
         targets: "auto", "last-block", or `fnmatch` patterns of module names.
         seed: of the initial values.
+        freeze_a: A of the LoRA updates stays as the seed draws it and does not travel.
 
     Raises:
         UserError: an unknown method, targets that match nothing, an adapter that the backbone cannot take, or a
@@ -175,7 +187,8 @@ def graft(
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"{alpha} is no scale", where="adapter.alpha", remedy="give a number above 0")
     net = copy_sharing(backbone.net, lambda parameter: True)
-    METHODS[method](net, Options(rank=rank, scaling=alpha / rank, width=width, targets=targets, seed=seed))
+    options = Options(rank=rank, scaling=alpha / rank, width=width, targets=targets, seed=seed, freeze_a=freeze_a)
+    METHODS[method](net, options)
     head = new_linear(backbone.features, classes, bias=True, seed=seed, name=backbone.head_name)
     net.set_submodule(backbone.head_name, head)
     for module in net.modules():

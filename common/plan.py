@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,6 +14,8 @@ from common.section import Count, Labels, Names, Section, Seed, Text, checked, u
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+DELTA = 1e-5  # δ of a private plan that names none: below 1 / (10 · units) for up to 10,000 units
+ROBUST = ("median", "trimmed-mean", "krum")
 
 
 def _weights(text: str) -> str:
@@ -139,6 +141,11 @@ class Aggregate(Section):
     round_timeout: Annotated[float, Field(gt=0)] = Field(
         default=3600.0, description="seconds that a round waits for replies"
     )
+    lora_aggregation: Literal["average", "freeze-a", "svd"] = Field(
+        default="average",
+        description="lora: average A and B apart; freeze-a: A stays as drawn and only B travels; svd: the best update "
+        "of this rank for the mean of the products B·A",
+    )
 
 
 class Privacy(Section):
@@ -148,22 +155,49 @@ class Privacy(Section):
         default="none",
         description="sample: DP-SGD at each node; central: noise at the server; local: noise on updates",
     )
-    unit: Literal["example", "patient"] = Field(default="example", description="whose presence is hidden")
+    unit: Literal["example", "patient", "node"] = Field(
+        default="example", description="whose presence is hidden (central and local: node, all data of one)"
+    )
     target_epsilon: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="ε of the whole run; the noise is found for it"
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, description="δ, well below 1 / examples")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="δ, well below 1 / units (default 1e-5, unless the mode is none)"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="L2 norm that gradients are clipped to"
+        default=1.0, description="sample: L2 norm that gradients are clipped to"
+    )
+    max_update_norm: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="central, local: L2 norm that a node's whole update is clipped to"
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        default="fixed", description="central: adaptive follows a quantile of the nodes' norms from max_update_norm on"
+    )
+    quantile: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="clipping adaptive: part of the updates that shall not be clipped"
     )
     noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="standard deviation of the noise over the clipping norm, instead of target_epsilon",
+        description="standard deviation of the noise over the sensitivity (the clipping norm; local: twice that), "
+        "instead of target_epsilon",
     )
     accountant: Literal["prv", "rdp"] = Field(default="prv", description="how ε is counted")
     grad_sample_mode: Literal["hooks", "ghost"] = Field(
         default="hooks", description="sample: how gradients are clipped"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """What a private mode needs and the plan leaves out becomes part of the plan: its hash tells it to everyone."""
+        if not isinstance(given, dict) or given.get("mode") not in ("sample", "central", "local"):
+            return given
+        filled = dict(given)
+        if filled.get("delta") is None:
+            filled["delta"] = DELTA
+        if filled.get("unit") is None and filled["mode"] != "sample":
+            filled["unit"] = "node"
+        return filled
 
     @model_validator(mode="after")
     def _fits_together(self) -> Privacy:
@@ -179,8 +213,11 @@ class Privacy(Section):
             if len(given) == 2:
                 remedy = "keep one: either gives the other"
                 found.append(("noise_multiplier", "given together with target_epsilon", remedy))
-            if self.delta is None:
-                found.append(("delta", f"missing, and mode {self.mode} needs it", "write `delta: 1e-5`"))
+            if (self.unit == "node") != (self.mode != "sample"):
+                remedy = "write `unit: example`, or patient" if self.mode == "sample" else "leave it out"
+                found.append(("unit", f"mode {self.mode} does not hide one {self.unit}", remedy))
+        if self.clipping == "adaptive" and self.mode in ("sample", "local"):
+            found.append(("clipping", "adaptive belongs to mode central", "write `clipping: fixed`"))
         if self.grad_sample_mode == "ghost" and self.mode != "sample":
             found.append(
                 (
@@ -292,6 +329,7 @@ class Plan(Section):
         if self.aggregate.strategy == "fedprox" and self.train.proximal == 0:
             remedy = "write `proximal: 0.01` under train, or `strategy: fedavg`"
             found.append(("train.proximal", "0, and with that fedprox is fedavg", remedy))
+        found += _does_not_combine(self)
         made_here = self.backbone.weights is not None and self.backbone.weights.endswith(".safetensors")
         if self.pretrain is not None and not made_here:
             remedy = "write the .safetensors file that `fedgraft pretrain` shall write"
@@ -299,6 +337,24 @@ class Plan(Section):
         if self.simulation is not None:
             found += _does_not_fit(self.simulation, len(self.task.classes), self.aggregate.min_nodes)
         return checked(self, found)
+
+
+def _does_not_combine(plan: Plan) -> list[tuple[str, str, str]]:
+    """Rules of aggregation that do not go with the adapter or the privacy."""
+    strategy, lora, found = plan.aggregate.strategy, plan.aggregate.lora_aggregation, []
+    if plan.privacy.mode == "central" and strategy in ROBUST:
+        what = f"{strategy} is no average, and central noise is scaled to one"
+        found.append(("aggregate.strategy", what, "write `strategy: fedavg`, or privacy.mode sample or local"))
+    if lora != "average" and plan.adapter.method != "lora":
+        what = f"{lora} is for LoRA, and the adapter is {plan.adapter.method}"
+        found.append(("aggregate.lora_aggregation", what, "write `lora_aggregation: average`"))
+    elif lora == "svd" and strategy not in ("fedavg", "fedprox"):
+        what = f"svd makes new factors in each round, which {strategy} cannot follow"
+        found.append(("aggregate.lora_aggregation", what, "write `strategy: fedavg`, or `lora_aggregation: freeze-a`"))
+    elif lora == "svd" and plan.privacy.mode == "central":
+        what = "central noise is scaled to an average of updates, and svd takes none"
+        found.append(("aggregate.lora_aggregation", what, "write `lora_aggregation: freeze-a`"))
+    return found
 
 
 def _does_not_fit(simulation: Simulation, classes: int, min_nodes: int) -> list[tuple[str, str, str]]:

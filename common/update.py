@@ -19,8 +19,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from common.accounting import Spent
+from common.accounting import NEIGHBOURS, Spent
 from common.metrics import Sums
+from common.weights import fingerprint_of
 
 ADAPTER = "adapter"  # the one array of an adapter's values
 HISTORY = ("noise-multipliers", "sample-rates", "steps")  # columns of what was spent
@@ -33,17 +34,24 @@ class BadUpdate(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that travel, in their order on the wire."""
+    """Names and shapes of the tensors that travel, in their order on the wire.
+
+    Attributes:
+        drawn: fingerprint of the adapter tensors that do not travel, since both sides draw them from the seed; else
+            empty.
+    """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    drawn: str = ""
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> Layout:
+    def of(cls, state: Mapping[str, Tensor], drawn: Mapping[str, Tensor] | None = None) -> Layout:
         """The layout of an adapter state. Raises `BadUpdate` for a tensor that is not float32."""
         for name, tensor in state.items():
             if tensor.dtype != torch.float32:
                 raise BadUpdate(f"{name} is {tensor.dtype}; adapters travel as float32")
-        return cls(tuple((name, tuple(state[name].shape)) for name in sorted(state)))
+        shapes = tuple((name, tuple(state[name].shape)) for name in sorted(state))
+        return cls(shapes, fingerprint_of(drawn) if drawn else "")
 
     @property
     def values(self) -> int:
@@ -53,7 +61,7 @@ class Layout:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that two sides compare: they agree on every name, order and shape, or they differ."""
-        return hashlib.sha256(json.dumps(self.shapes).encode()).hexdigest()[:16]
+        return hashlib.sha256((json.dumps(self.shapes) + self.drawn).encode()).hexdigest()[:16]
 
 
 def pack(state: Mapping[str, Tensor], layout: Layout) -> ArrayRecord:
@@ -202,7 +210,7 @@ def read_spent(record: ConfigRecord) -> Spent:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadUpdate(f"what was spent is missing or of the wrong type ({error})") from error
     rows = 0 < len(history) <= 10_000 and all(0 <= s < math.inf and 0 < q <= 1 and n > 0 for s, q, n in history)
-    named = spent.unit in ("example", "patient") and spent.accountant in ("prv", "rdp")
+    named = spent.unit in NEIGHBOURS and spent.accountant in ("prv", "rdp")
     if not (rows and named and 0 <= spent.epsilon < math.inf and 0 < spent.delta < 1):
         raise BadUpdate("what was spent is no ε of any history")
     return spent

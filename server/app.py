@@ -31,6 +31,7 @@ from common.plan_file import find_plan, load_plan, plan_hash
 from common.shared_model import save_shared_model
 from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, pack, read_sums
 from server import strategy as strategies
+from server.central import Central
 from server.exchange import Replies, exchange
 from server.handout import Roster, gather
 from server.model_card import model_card
@@ -55,6 +56,7 @@ class Federation:
     backbone: Backbone
     expected: int  # nodes to wait for
     patience: float = 120.0  # seconds to wait for them
+    seeded_noise: bool = False  # central noise that can be repeated: for simulations only
 
 
 @app.main()
@@ -68,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = load_plan(plan_path)
     backbone = plan_backbone(plan, plan_path.parent, weights=str(config.get("weights", "")) or None)
     expected = int(config.get("nodes-expected", 0)) or plan.aggregate.min_nodes
-    federation = Federation(plan, backbone, expected)
+    federation = Federation(plan, backbone, expected, seeded_noise=bool(config.get("seeded-noise")))
     plan_model(backbone, plan)  # targets that match nothing are told before a folder is made
     if config.get("resume"):
         federate(grid, federation, RunFolder.open_existing(out, plan), resume=True)
@@ -91,14 +93,15 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
     # ── the shared model before any training ─────────────────────────────────────────────────────────
     model = plan_model(backbone, plan)
     state = model.adapter_state()
-    layout = Layout.of(state)
+    layout = Layout.of(state, model.drawn_state())
     strategy = strategies.build(plan.aggregate, plan.train.proximal)
-    first_round = 1
+    first_round, memory = 1, {}
     result = opening(federation, layout)
     if resume:  # from the last finished round; a run that was cut off before it starts anew
         if (checkpoint := folder.latest()) is not None:
             state, result, first_round = checkpoint.adapter, checkpoint.so_far, checkpoint.round + 1
-            strategies.restore(strategy, checkpoint.memory)
+            memory = checkpoint.memory
+            strategies.restore(strategy, memory)
         folder.drop_lines_after(first_round - 1)
 
     seconds = result["seconds"]
@@ -110,36 +113,61 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
         note_handout(result, roster)
         seconds["handout"] = seconds.get("handout", 0.0) + time.perf_counter() - clock
 
+        central = None
+        if plan.privacy.mode == "central":
+            central = Central.begin(plan, len(roster.nodes), seeded=federation.seeded_noise)
+            if memory:
+                central.restore(memory)
+
         # ── rounds ───────────────────────────────────────────────────────────────────────────────────
         clock, before = time.perf_counter(), seconds.get("rounds", 0.0)
         for round_ in range(first_round, plan.train.rounds + 1):
             roster.refresh(grid, plan, backbone)  # nodes that came later
             note_handout(result, roster)
-            names = strategies.cohort(
-                list(roster.nodes),
-                fraction=plan.aggregate.fraction,
-                least=plan.aggregate.min_nodes,
-                seed=plan.seed,
-                round_=round_,
-            )
+            if central is None:
+                names = strategies.cohort(
+                    list(roster.nodes),
+                    fraction=plan.aggregate.fraction,
+                    least=plan.aggregate.min_nodes,
+                    seed=plan.seed,
+                    round_=round_,
+                )
+            else:
+                names = central.cohort(list(roster.nodes), round_)
             replies = exchange(
                 grid,
                 "train",
-                message_content(state, layout, plan, round_),
+                message_content(state, layout, plan, round_, clip=central and central.clip),
                 {name: roster.nodes[name] for name in names},
                 group=str(round_),
                 timeout=plan.aggregate.round_timeout,
             )
             updates = validated(replies, layout, round_, plan, roster.examples)
             note_round(result, folder, round_, names, replies, updates)
-            state = strategies.aggregate_round(
-                strategy, plan.aggregate, round_=round_, sent=state, updates=updates, layout=layout
-            )
-            must_be_finite(state, round_)
+            if central is None:
+                combined = strategies.aggregate_round(
+                    strategy, plan.aggregate, round_=round_, sent=state, updates=updates, layout=layout
+                )
+            else:
+                combined = strategies.aggregate_centrally(
+                    strategy,
+                    central,
+                    plan.aggregate,
+                    round_=round_,
+                    drawn=len(names),
+                    sent=state,
+                    updates=updates,
+                    layout=layout,
+                )
+                spent = central.spent(round_).to_json()
+                result["privacy"] = dict.fromkeys(sorted(result["nodes"]), spent)
+            must_be_finite(combined, round_)
             result["rounds_done"] = round_
             seconds["rounds"] = before + time.perf_counter() - clock
             seconds["total"] = earlier + time.perf_counter() - started
-            folder.save_round(Checkpoint(round_, state, strategies.memory_of(strategy), result))
+            memory = strategies.memory_of(strategy) | (central.memory() if central else {})
+            folder.save_round(Checkpoint(round_, combined, memory, result))
+            state = combined  # only now: a round that is run again must not have been seen
 
         # ── the last evaluation, on every node ───────────────────────────────────────────────────────
         clock = time.perf_counter()
@@ -167,10 +195,14 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
 
 
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────────
-def message_content(state: dict[str, Tensor], layout: Layout, plan: Plan, round_: int) -> RecordDict:
-    """What a train or evaluate message carries: the adapter, the plan's hash, the round. Nothing else."""
-    about = {"plan-hash": plan_hash(plan), "round": round_, "layout": layout.digest}
-    return RecordDict({ADAPTER: pack(state, layout), "about": ConfigRecord(dict(about))})
+def message_content(
+    state: dict[str, Tensor], layout: Layout, plan: Plan, round_: int, *, clip: float | None = None
+) -> RecordDict:
+    """What a train or evaluate message carries: the adapter, the plan's hash, the round; in mode central the clip."""
+    about: dict[str, Any] = {"plan-hash": plan_hash(plan), "round": round_, "layout": layout.digest}
+    if clip is not None:
+        about["clip"] = clip
+    return RecordDict({ADAPTER: pack(state, layout), "about": ConfigRecord(about)})
 
 
 def validated(
@@ -185,7 +217,7 @@ def validated(
     for name, content in replies.contents.items():
         try:
             update = AdapterUpdate.from_record(content, layout, round_, len(plan.task.classes))
-            if (update.spent is not None) != (plan.privacy.mode == "sample"):
+            if (update.spent is not None) != (plan.privacy.mode in ("sample", "local")):
                 raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
             if update.examples > offered[name]:
                 raise BadUpdate(f"claims a weight of {update.examples} examples; it joined with {offered[name]}")

@@ -17,6 +17,8 @@ from torch import Tensor
 from common.errors import RunFailed
 from common.plan import Aggregate
 from common.update import ADAPTER, AdapterUpdate, Layout, pack, split_flat
+from server.aggregation import svd_mean
+from server.central import Central
 
 ADAPTIVE = (flower.FedAdam, flower.FedYogi, flower.FedAdagrad)
 
@@ -75,15 +77,58 @@ def aggregate_round(
         needed = max(needed, 2 * aggregate.byzantine + 3)  # Blanchard et al. 2017, Proposition 1
     if len(updates) < needed:
         raise RunFailed(f"round {round_}: {len(updates)} valid updates, {needed} are needed")
+    state = combine(strategy, aggregate.strategy, round_=round_, sent=sent, updates=updates, layout=layout)
+    if aggregate.lora_aggregation == "svd":
+        ordered = [updates[name] for name in sorted(updates)]
+        state |= svd_mean([update.state for update in ordered], [update.examples for update in ordered])
+    return state
 
+
+def aggregate_centrally(
+    strategy: flower.FedAvg,
+    central: Central,
+    aggregate: Aggregate,
+    *,
+    round_: int,
+    drawn: int,
+    sent: Mapping[str, Tensor],
+    updates: Mapping[str, AdapterUpdate],
+    layout: Layout,
+) -> dict[str, Tensor]:
+    """The next shared adapter under node-level privacy: the strategy sees one update only, the noisy average.
+
+    Args:
+        drawn: size of the cohort. A round in which few were drawn is as good as any; one in which few of them
+            answered is not.
+
+    Raises:
+        RunFailed: fewer valid updates than `min_nodes`, of more that were drawn.
+    """
+    if len(updates) < (needed := min(aggregate.min_nodes, drawn)):
+        raise RunFailed(f"round {round_}: {len(updates)} valid updates, {needed} are needed")
+    mean = central.aggregate(sent, {name: update.state for name, update in updates.items()}, round_)
+    noisy = AdapterUpdate(round_, mean, examples=1, steps=0, train_loss=None, seconds=0.0, received=None)
+    return combine(strategy, aggregate.strategy, round_=round_, sent=sent, updates={"": noisy}, layout=layout)
+
+
+def combine(
+    strategy: flower.FedAvg,
+    name: str,
+    *,
+    round_: int,
+    sent: Mapping[str, Tensor],
+    updates: Mapping[str, AdapterUpdate],
+    layout: Layout,
+) -> dict[str, Tensor]:
+    """What Flower's strategy makes of updates. Raises `RunFailed` where it makes nothing."""
     if isinstance(strategy, flower.FedAvgM):
         strategy.current_arrays = pack(sent, layout)
     elif isinstance(strategy, ADAPTIVE):
         strategy.current_arrays = {ADAPTER: pack(sent, layout)[ADAPTER].numpy()}
-    messages = [_message(updates[name], layout) for name in sorted(updates)]
+    messages = [_message(updates[node], layout) for node in sorted(updates)]
     arrays, _ = strategy.aggregate_train(round_, messages)
     if arrays is None:
-        raise RunFailed(f"round {round_}: {aggregate.strategy} gave no result")
+        raise RunFailed(f"round {round_}: {name} gave no result")
     return split_flat(torch.from_numpy(arrays[ADAPTER].numpy().astype(np.float32)), layout)
 
 

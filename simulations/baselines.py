@@ -31,10 +31,11 @@ from common.plan import Plan, Privacy
 
 BASELINES = ("alone", "pooled", "head", "full", "random-backbone")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "head": ("adapter.method=head", "adapter.targets=auto"),
+    "head": ("adapter.method=head", "adapter.targets=auto", "aggregate.lora_aggregation=average"),
     "full": (  # without privacy: Opacus does not take networks with BatchNorm, and it is the upper mark
         "adapter.method=full",
         "adapter.targets=auto",
+        "aggregate.lora_aggregation=average",
         "privacy.mode=none",
         "privacy.target_epsilon=null",
         "privacy.noise_multiplier=null",

@@ -125,7 +125,7 @@ def _one_seed(
         with progress.follow("shared model", out):
             result = simulate(plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers)
         result["engine"] = engine
-        if plan.privacy.mode == "sample":
+        if plan.privacy.mode in ("sample", "local"):
             result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
         result["notes"] = notes(plan, counts, names)
         result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}

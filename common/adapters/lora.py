@@ -5,6 +5,9 @@
 For a convolution, A has the layer's own window and B is 1×1. In a grouped one A and B are grouped, too, so
 that the update can be merged: its rank is `rank` rounded up to a multiple of the groups. A depthwise layer's
 update has as many values as the layer itself; "auto" leaves those out, a pattern can name them.
+
+With `freeze_a` only B is trained and travels, and the average of the nodes' updates is the update of their average
+(FFA-LoRA: Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning").
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ def place_lora(net: nn.Module, options: Options) -> None:
     chosen = select(_candidates(net, options.targets), options.targets, net)
     open_attention(net, chosen)
     for name, layer in chosen.items():
-        place(layer, _new_lora(name, layer, options))
+        adapter = _new_lora(name, layer, options)
+        adapter.lora_A.requires_grad_(not options.freeze_a)
+        place(layer, adapter)
 
 
 def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:

@@ -24,6 +24,7 @@ class Options:
         width: of a bottleneck.
         targets: "auto", "last-block" or patterns of module names.
         seed: of the initial values.
+        freeze_a: A of a LoRA update stays as it was drawn.
     """
 
     rank: int
@@ -31,6 +32,7 @@ class Options:
     width: int
     targets: Targets
     seed: int
+    freeze_a: bool = False
 
 
 @torch.no_grad()

@@ -511,7 +511,7 @@ PRIVATE = Privacy(mode="sample", unit="patient", target_epsilon=5.0, delta=1e-5)
     ("changed", "clause"),
     [
         ({"mode": "none", "target_epsilon": None, "delta": None}, "dp_required"),
-        ({"mode": "central"}, "central"),
+        ({"mode": "central", "unit": "node"}, "central"),
         ({"unit": "example"}, "unit"),
         ({"delta": 1e-4}, "max_delta"),
         ({"noise_multiplier": 0.3, "target_epsilon": None}, "min_noise_multiplier"),

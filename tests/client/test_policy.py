@@ -124,7 +124,8 @@ def never(*args: Any, **options: Any) -> None:
     [
         ({"mode": "none", "target_epsilon": None, "delta": None}, {}, "dp_required"),
         ({"mode": "central"}, {}, "central"),
-        ({"mode": "local"}, {}, "local"),
+        ({"mode": "local", "target_epsilon": None, "noise_multiplier": 0.5}, {}, "min_noise_multiplier"),
+        ({"mode": "local", "target_epsilon": 2.5}, {}, "above 2"),
         ({"target_epsilon": None, "noise_multiplier": 0.3}, {}, "min_noise_multiplier"),
         ({"target_epsilon": 2.5}, {}, "above 2"),
         ({"target_epsilon": None, "noise_multiplier": 0.7}, {}, "above 2"),
@@ -133,7 +134,7 @@ def never(*args: Any, **options: Any) -> None:
         ({"delta": 1e-3}, {}, "max_delta"),
         ({"unit": "patient"}, {}, "no patient for each record"),
     ],
-    ids=["none", "central", "local", "noise", "epsilon", "noise-epsilon", "rounds", "epochs", "delta", "patient"],
+    ids=["none", "central", "local-noise", "local-epsilon", "noise", "epsilon", "noise-epsilon", "rounds", "epochs", "delta", "patient"],
 )
 def test_a_plan_beyond_the_policy_is_refused_and_nothing_spent(
     hostile, monkeypatch, privacy: dict[str, Any], changed: dict[str, Any], words: str

@@ -61,6 +61,19 @@ def mistakes(text: str) -> list[UserError]:
     return list(caught.value.errors)
 
 
+# What a private mode needs
+
+
+@pytest.mark.parametrize(("mode", "unit"), [("sample", "example"), ("local", "node"), ("central", "node")])
+def test_delta_and_unit_that_are_left_out_become_part_of_the_plan(mode: str, unit: str) -> None:
+    """Two sides that fill in δ by themselves would not agree; in the hash, they do."""
+    short = read(PLAN + f"privacy: {{mode: {mode}, target_epsilon: 3}}")
+    whole = read(PLAN + f"privacy: {{mode: {mode}, target_epsilon: 3, delta: 1.0e-5, unit: {unit}}}")
+    assert (short.privacy.delta, short.privacy.unit) == (1e-5, unit)
+    assert plan_hash(short) == plan_hash(whole)
+    assert read(PLAN).privacy.delta is None
+
+
 # Identity
 
 words = st.text("abcxyz019 ._é-", min_size=1, max_size=8).filter(lambda word: word == word.strip())
@@ -223,7 +236,48 @@ def test_unknown_plans_are_refused_with_the_nearest_name(tmp_path: Path, monkeyp
         (PLAN + "aggregate: {strategy: fedprox}", "plan.yaml:5", "train.proximal: 0", "proximal: 0.01"),
         (PLAN + "privacy: {target_epsilon: 3}", "plan.yaml:6", "protects nobody", "mode: sample"),
         (PLAN + "privacy: {mode: sample, delta: 1e-5}", "plan.yaml:6", "how much noise", "target_epsilon"),
-        (PLAN + "privacy: {mode: sample, target_epsilon: 3}", "plan.yaml:6", "privacy.delta: missing", "1e-5"),
+        (
+            PLAN + "privacy: {mode: sample, target_epsilon: 3, unit: node}",
+            "plan.yaml:6",
+            "mode sample does not hide one node",
+            "unit: example",
+        ),
+        (
+            PLAN + "privacy: {mode: central, target_epsilon: 3, unit: patient}",
+            "plan.yaml:6",
+            "mode central does not hide one patient",
+            "leave it out",
+        ),
+        (
+            PLAN + "privacy: {mode: local, target_epsilon: 3, clipping: adaptive}",
+            "plan.yaml:6",
+            "adaptive belongs to mode central",
+            "clipping: fixed",
+        ),
+        (
+            PLAN + "privacy: {mode: central, target_epsilon: 3}\naggregate: {strategy: median}",
+            "plan.yaml:7",
+            "median is no average",
+            "strategy: fedavg",
+        ),
+        (
+            PLAN.replace("lora", "head") + "aggregate: {lora_aggregation: svd}",
+            "plan.yaml:6",
+            "svd is for LoRA",
+            "lora_aggregation: average",
+        ),
+        (
+            PLAN + "aggregate: {lora_aggregation: svd, strategy: fedadam}",
+            "plan.yaml:6",
+            "fedadam cannot follow",
+            "freeze-a",
+        ),
+        (
+            PLAN + "aggregate: {lora_aggregation: svd}\nprivacy: {mode: central, target_epsilon: 3}",
+            "plan.yaml:6",
+            "svd takes none",
+            "freeze-a",
+        ),
         (
             PLAN + "privacy: {mode: local, target_epsilon: 3, noise_multiplier: 1, delta: 1e-5}",
             "plan.yaml:6",
