@@ -31,12 +31,23 @@ _DP_CLAUSES = ("max_epsilon_run", "max_epsilon_total", "max_delta", "min_noise_m
 Approved = Literal["any"] | tuple[Sha256, ...]
 
 
+class Manifest(Section):
+    """What the columns of a manifest are called."""
+
+    path: Text = Field(default="path", description="the image's file, from the manifest's own folder")
+    label: Text = Field(default="label", description="its label")
+    split: Text = Field(default="split", description="train, val or test; the column may be missing")
+
+
 class Data(Section):
     """Where the records are."""
 
-    path: Text = Field(description="a .npz or .csv file, a folder of class folders, or sklearn:<name>")
-    format: Literal["npz", "csv", "image-folder", "sklearn"] | None = Field(
-        default=None, description="what the path holds (default: told from its name)"
+    path: Text = Field(
+        description="an .npz file, a folder of class folders (images or DICOM), a manifest or a table (.csv, "
+        ".parquet), or sklearn:<name>"
+    )
+    format: Literal["npz", "csv", "parquet", "image-folder", "dicom", "manifest", "sklearn"] | None = Field(
+        default=None, description="what the path holds (default: told from its name and the plan's task)"
     )
     rows: Text | None = Field(
         default=None, description="an .npz with row numbers train, val, test, if not all rows are this node's"
@@ -45,7 +56,12 @@ class Data(Section):
         default=0.2, description="part of each class kept for tests, where the data have no test split"
     )
     patient: Text = Field(
-        default="patient", description="the column (.csv) or array (.npz) that says whose each record is"
+        default="patient",
+        description="the column or array (.npz) that says whose each record is; DICOM files say it themselves",
+    )
+    columns: Manifest = Field(default=Manifest(), description="manifest only: what its columns are called")
+    max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="part of the image files that may be unusable; they are counted and left out"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from client.batches import Split
 from client.budget import Budget
-from client.data import open_records
+from client.data import Records, open_records
 from client.node import Node
 from common.adapters.fused import fuse
 from common.assembly import plan_model
@@ -29,23 +29,34 @@ class Workplace:
     budget: Budget | None = None  # what differential privacy may spend
 
 
-def open_splits(node: Node, plan: Plan, preprocess: Preprocess) -> tuple[Split, Split]:
-    """Train and test split of a node's data, under the plan's task.
+def open_data(node: Node, plan: Plan) -> Records:
+    """A node's data under the plan's task.
 
     Raises:
         UserError: the data is missing, unreadable, or does not fit the task.
     """
-    records = open_records(
-        path=node.data.path,
-        format=node.data.format,
-        rows=node.data.rows,
-        test_fraction=node.data.test_fraction,
-        kind=plan.task.kind,
-        classes=plan.task.classes,
-        labels=plan.task.labels,
-        columns=plan.task.columns,
-        target=plan.task.target,
+    data, task = node.data, plan.task
+    return open_records(
+        path=data.path,
+        format=data.format,
+        rows=data.rows,
+        test_fraction=data.test_fraction,
+        kind=task.kind,
+        classes=task.classes,
+        labels=task.labels,
+        columns=task.columns,
+        categories=task.encoding,
+        target=task.target,
+        patient=data.patient,
+        manifest=(data.columns.path, data.columns.label, data.columns.split),
+        max_unreadable=data.max_unreadable,
+        cache=node.store / "seen",
     )
+
+
+def open_splits(node: Node, plan: Plan, preprocess: Preprocess) -> tuple[Split, Split]:
+    """Train and test split of a node's data, under the plan's task. Raises as `open_data`."""
+    records = open_data(node, plan)
     return (
         Split(records, records.splits["train"], preprocess),
         Split(records, records.splits["test"], preprocess),

@@ -33,7 +33,7 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         image_size=wanted.image_size,
         random=wanted.random,
         hidden=wanted.hidden,
-        columns=len(plan.task.columns),
+        columns=plan.task.inputs,
         seed=plan.seed,
         fingerprint=wanted.fingerprint,
     )

@@ -58,6 +58,11 @@ def dotted(path: KeyPath) -> str:
     return "".join(words).removeprefix(".")
 
 
+def _steps(name: str) -> KeyPath:
+    """The path of a dotted name: `categories.0.column` is a key of a list's first item."""
+    return tuple(int(step) if step.isdigit() else step for step in name.split("."))
+
+
 def shown(value: Any) -> str:
     """A value as an error quotes it: on one line and short."""
     if isinstance(value, dict):
@@ -96,7 +101,7 @@ def _explain(model_cls: type[BaseModel], path: KeyPath, group: Sequence[Any], da
     kind, key = problem["type"], dotted(path) or "the whole"
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, Contradictions):
-        inner = [(tuple(path) + tuple(name.split(".")), what, remedy) for name, what, remedy in cause.found]
+        inner = [(tuple(path) + _steps(name), what, remedy) for name, what, remedy in cause.found]
         return [UserError(f"{dotted(at)}: {what}", where=where(at), remedy=remedy) for at, what, remedy in inner]
     field = _field_at(model_cls, path)
     about = field.description if field is not None and field.description else ""

@@ -24,12 +24,24 @@ def _weights(text: str) -> str:
     return text
 
 
+class Category(Section):
+    """A column of words or codes, and all values that it may have: every node must encode them alike."""
+
+    column: Text = Field(description="one of the feature columns")
+    values: Annotated[tuple[int | Text, ...], Field(min_length=1, max_length=1000), AfterValidator(unique)] = Field(
+        description="its values, one input each; an empty cell or any other value is missing"
+    )
+
+
 class Task(Section):
     """What is to be told apart."""
 
     kind: Literal["image-classification", "tabular-classification"] = Field(description="what the data are")
     classes: Annotated[Names, Field(min_length=2)] = Field(description="names of the classes, in the order of outputs")
     columns: Names = Field(default=(), description="tables only: the feature columns, in the order of the inputs")
+    categories: tuple[Category, ...] = Field(
+        default=(), description="tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+    )
     target: Text = Field(default="target", description="tables only: the column that holds the label")
     labels: Labels | None = Field(
         default=None,
@@ -43,6 +55,12 @@ class Task(Section):
             found.append(("columns", "missing, and tables need them", "write `columns: [age, sex, …]`"))
         if self.kind == "image-classification" and self.columns:
             found.append(("columns", "images have no columns", "leave it out, or write `kind: tabular-classification`"))
+        named = [category.column for category in self.categories]
+        for at, name in enumerate(named):
+            if name not in self.columns:
+                found.append((f"categories.{at}.column", f"{name!r} is not among the columns", "add it to `columns`"))
+            if name in named[:at]:
+                found.append((f"categories.{at}.column", f"{name!r} is there twice", "give all its values once"))
         if self.target in self.columns:
             what = f"the label column {self.target!r} is among the features"
             found.append(("columns", what, "leave it out of `columns`, or name another `target`"))
@@ -50,6 +68,16 @@ class Task(Section):
             what = f"{len(self.labels)} labels for {len(self.classes)} classes"
             found.append(("labels", what, "write one label for each class, in the same order"))
         return checked(self, found)
+
+    @property
+    def encoding(self) -> dict[str, tuple[int | str, ...]]:
+        """The values of each column of categories, by its name."""
+        return {category.column: category.values for category in self.categories}
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs a table's row has: one a column, or one for each of its categories."""
+        return sum(len(self.encoding.get(name, ())) or 1 for name in self.columns)
 
 
 class Backbone(Section):

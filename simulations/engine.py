@@ -111,7 +111,7 @@ def must_be_possible(plan: Plan, plan_path: Path) -> None:
 
     backbone = plan_backbone(plan, plan_path.parent)
     size = backbone.preprocess.crop or backbone.preprocess.size or plan.backbone.image_size or 32
-    shape = (1, len(plan.task.columns)) if plan.task.columns else (1, 3, size, size)
+    shape = (1, plan.task.inputs) if plan.task.columns else (1, 3, size, size)
     try:
         must_suit(working_model(backbone, plan), plan.privacy.grad_sample_mode, torch.zeros(shape))
     except Refused as refused:

@@ -2,7 +2,7 @@
 
 Training rows are dealt out by the partitioner. Validation and test rows then follow: each class is dealt in
 proportion to the nodes' training rows of it. So a node's tests look like its own data, and all nodes' tests
-together are the data's own test split.
+together are the data's own test split. Where the data say whose each row is, whole patients are dealt out.
 """
 
 from __future__ import annotations
@@ -57,16 +57,20 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
     values = None
     if kind == "column":
         values = np.array(_column(simulation, records))
+    firsts = np.arange(len(records.labels)) if values is not None else _first_rows(records)
+    train = records.splits["train"]
     rng = np.random.default_rng([seed, 0])
-    rows = rng.permutation(records.splits["train"])
+    rows = rng.permutation(train[firsts[train] == train])
     nodes = simulation.nodes or (len(set(values[rows].tolist())) if values is not None else 1)
-    if kind != "column" and nodes * least > len(rows):
+    if kind != "column" and (nodes * least > len(train) or nodes > len(rows)):
+        among = f"there are {len(train)}" + (f" of {len(rows)} patients" if len(rows) < len(train) else "")
         raise UserError(
-            f"{nodes} nodes of at least {least} training examples, but there are {len(rows)}",
+            f"{nodes} nodes of at least {least} training examples, but {among}",
             where="simulation.nodes",
-            remedy=f"ask for at most {len(rows) // least} nodes, or lower simulation.partition.min_examples",
+            remedy=f"ask for at most {min(len(train) // least, len(rows))} nodes, or lower "
+            "simulation.partition.min_examples",
         )
-    dealt = _deal_train(simulation, records, rows, values, nodes, rng)
+    dealt = _deal_train(simulation, records, rows, firsts, values, nodes, rng)
     names = [f"node-{number}" for number in range(nodes)]
     if values is not None:
         names = _names([str(values[part[0]]) for part in dealt])
@@ -83,7 +87,7 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
         if values is not None:  # the column says whose they are
             others[split] = [held[values[held] == values[part[0]]] for part in dealt]
         else:
-            others[split] = _deal_alike(held, records.labels, dealt, np.random.default_rng([seed, number]))
+            others[split] = _deal_alike(held, firsts, records.labels, dealt, np.random.default_rng([seed, number]))
     columns = (names, dealt, others["val"], others["test"])
     return [
         NodeRows(name, *(np.sort(part).astype(np.int64) for part in parts))
@@ -134,7 +138,11 @@ def write_nodes(
     folder = folder.absolute()
     paths = []
     for number, (name, file, rows) in enumerate(shares):
-        data: dict[str, Any] = {"path": file, "format": format_of(file), "test_fraction": simulation.test_fraction}
+        data: dict[str, Any] = {
+            "path": file,
+            "format": format_of(file, plan.task.kind),
+            "test_fraction": simulation.test_fraction,
+        }
         if rows is not None:
             data["rows"] = str(folder / f"node-{number}.rows.npz")
             content = io.BytesIO()
@@ -169,6 +177,7 @@ def _open(plan: Plan, simulation: Simulation, file: str) -> Records:
         classes=plan.task.classes,
         labels=plan.task.labels,
         columns=plan.task.columns,
+        categories=plan.task.encoding,
         target=plan.task.target,
     )
 
@@ -180,11 +189,13 @@ def _deal_train(
     simulation: Simulation,
     records: Records,
     rows: np.ndarray,
+    firsts: np.ndarray,
     values: np.ndarray | None,
     nodes: int,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Training rows by node. `rows` are shuffled already: flwr-datasets' IID partitioner cuts them in order."""
+    """Training rows by node. `rows`, the first one of each patient, are shuffled already: flwr-datasets' IID
+    partitioner cuts them in order."""
     from datasets import Dataset
 
     table: dict[str, list] = {"row": rows.tolist(), "label": records.labels[rows].tolist()}
@@ -192,16 +203,18 @@ def _deal_train(
         table["column"] = values[rows].tolist()
     dataset = Dataset.from_dict(table)
     least = simulation.partition.min_examples
+    least_patients = least if len(rows) == len(records.splits["train"]) else 1
     reason = ""
     for _ in range(ATTEMPTS):
         with _quiet():
             try:
-                partitioner = _partitioner(simulation, table, nodes, int(rng.integers(2**31)))
+                partitioner = _partitioner(simulation, table, nodes, int(rng.integers(2**31)), least_patients)
                 partitioner.dataset = dataset
                 parts = [np.array(partitioner.load_partition(k)["row"][:], np.int64) for k in range(nodes)]
             except ValueError as error:  # this draw cannot be; another may
                 reason = str(error).split(".")[0]
                 continue
+        parts = [_with_all_rows(part, records.splits["train"], firsts) for part in parts]
         missing = set(table["label"]) - set(records.labels[np.concatenate(parts)].tolist())
         if missing:
             reason = f"no node would get {len(missing)} of the classes"
@@ -216,21 +229,36 @@ def _deal_train(
     )
 
 
+def _first_rows(records: Records) -> np.ndarray:
+    """For each row of the task the first row of its patient in its split: itself, where patients are not known."""
+    firsts = np.arange(len(records.labels))
+    if records.owners is None:
+        return firsts
+    for rows in records.splits.values():
+        seen: dict[str, int] = {}
+        for row in rows.tolist():
+            firsts[row] = seen.setdefault(records.owners[row], row)
+    return firsts
+
+
+def _with_all_rows(part: np.ndarray, rows: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """All of the rows whose patient's first row is in the part."""
+    return part if len(np.unique(firsts[rows])) == len(rows) else rows[np.isin(firsts[rows], part)]
+
+
 def _depends_on_draw(simulation: Simulation) -> bool:
     """Whether another draw may give the smallest node more rows."""
     return simulation.partition.kind in ("dirichlet", "pathological")
 
 
-def _partitioner(simulation: Simulation, table: dict[str, list], nodes: int, seed: int) -> Any:
+def _partitioner(simulation: Simulation, table: dict[str, list], nodes: int, seed: int, least: int) -> Any:
     from flwr_datasets import partitioner as flower
 
     wanted = simulation.partition
     if wanted.kind == "iid":
         return flower.IidPartitioner(nodes)
     if wanted.kind == "dirichlet":
-        return flower.DirichletPartitioner(
-            nodes, "label", wanted.alpha, min_partition_size=wanted.min_examples, seed=seed
-        )
+        return flower.DirichletPartitioner(nodes, "label", wanted.alpha, min_partition_size=least, seed=seed)
     if wanted.kind == "column":
         return flower.NaturalIdPartitioner("column")
     present = len(set(table["label"]))
@@ -257,19 +285,20 @@ def _quiet() -> Iterator[None]:
 
 
 def _deal_alike(
-    held: np.ndarray, labels: np.ndarray, dealt: Sequence[np.ndarray], rng: np.random.Generator
+    held: np.ndarray, firsts: np.ndarray, labels: np.ndarray, dealt: Sequence[np.ndarray], rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Held-out rows by node, each class in proportion to the nodes' training rows of that class."""
+    first = held[firsts[held] == held]
     classes = int(labels.max()) + 1
     counts = np.stack([np.bincount(labels[part], minlength=classes) for part in dealt])
     parts: list[list[np.ndarray]] = [[] for _ in dealt]
     for label in range(classes):
-        members = rng.permutation(held[labels[held] == label])
+        members = rng.permutation(first[labels[first] == label])
         weights = counts[:, label] if counts[:, label].any() else counts.sum(axis=1)
         ends = np.cumsum(_apportion(len(members), weights, rng))[:-1]
         for part, share in zip(parts, np.split(members, ends), strict=True):
             part.append(share)
-    return [np.concatenate(part) for part in parts]
+    return [_with_all_rows(np.concatenate(part), held, firsts) for part in parts]
 
 
 def _apportion(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

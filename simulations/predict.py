@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from client.readers.arrays import as_images, load_archive
-from client.readers.folder import SUFFIXES, read_images
+from client.readers.image_file import SUFFIXES, read_images
 from client.readers.table import read_features
 from common.errors import UserError
 from common.shared_model import SharedModel, load_shared_model
@@ -62,7 +62,7 @@ def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tenso
         wanted = "a .csv with the plan's columns" if tables else "an image, a folder of images or an .npz"
         raise UserError(f"this model takes {wanted}", where=str(data), remedy=f"give {wanted}")
     if tables:
-        values = torch.from_numpy(read_features(data, shared.plan.task.columns))
+        values = torch.from_numpy(read_features(data, shared.plan.task.columns, shared.plan.task.encoding))
         yield from _slices([f"row {index + 1}" for index in range(len(values))], values)
     elif data.suffix.lower() == ".npz":
         yield from _npz(data)

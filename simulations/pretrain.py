@@ -46,6 +46,7 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         classes=tuple(str(label) for label in wanted.labels),
         labels=wanted.labels,
         columns=plan.task.columns,
+        categories=plan.task.encoding,
         target=plan.task.target,
     )
     torch.set_num_threads(plan.train.threads)
@@ -53,7 +54,7 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         plan.backbone.name,
         image_size=plan.backbone.image_size,
         hidden=plan.backbone.hidden,
-        columns=len(plan.task.columns),
+        columns=plan.task.inputs,
         seed=wanted.seed,
     )
     split = Split(records, records.splits["train"], backbone.preprocess)

@@ -8,6 +8,7 @@ import numpy as np
 
 from client.readers.arrays import image_source
 from client.readers.source import Source, array_reader, did_you_mean, digest, row_identity
+from client.readers.table import NONE, Categories, encode, tell
 from common.errors import UserError
 
 PREFIX = "sklearn:"
@@ -15,7 +16,7 @@ IMAGES = ("digits",)
 TABLES = ("breast_cancer", "wine", "iris")
 
 
-def read_bundled(name: str, columns: Sequence[str] = ()) -> Source:
+def read_bundled(name: str, columns: Sequence[str] = (), categories: Categories = NONE) -> Source:
     """A data set by its name, such as `sklearn:digits`.
 
     Digits: 1,797 grey images of 8×8; their values 0–16 are scaled to 0–255.
@@ -35,18 +36,26 @@ def read_bundled(name: str, columns: Sequence[str] = ()) -> Source:
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
         return image_source(name, images, labels, {})
     header = [str(column) for column in bunch.feature_names]
-    for column in columns:
+
+    def at(column: str) -> int:
         if column not in header:
             what = f"no column {column!r}{did_you_mean(column, header)}"
             raise UserError(what, where=name, remedy=f"it has {', '.join(header)}")
-    values = bunch.data[:, [header.index(column) for column in columns]].astype(np.float32)
+        return header.index(column)
+
+    for column in columns:
+        at(column)
+    cells = [[str(value) for value in row] for row in bunch.data.tolist()]
+    encoded = encode(name, header, range(1, len(cells) + 1), cells, columns, categories)
+    tell(encoded.mistakes)
+    values = encoded.values
     return Source(
         where=name,
         labels=labels,
         digests=[digest(row.tobytes(), label) for row, label in zip(values, labels, strict=True)],
         read=array_reader(values),
         place=lambda row: f"{name}: row {row}",
-        column=lambda column: [str(value) for value in bunch.data[:, header.index(column)]],
+        column=lambda column: [str(value) for value in bunch.data[:, at(column)]],
         identities=[
             row_identity([*header, "target"], [*row, label])
             for row, label in zip(bunch.data.tolist(), labels, strict=True)

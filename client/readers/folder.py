@@ -1,115 +1,92 @@
 """Image files in class folders: `folder/<class>/*.png`, or `folder/train/<class>/…` with its own splits.
 
-Files are decoded when they are asked for. Opening looks at every file once: its bytes are hashed, its
-header read and its end checked, so that a truncated file is left out before training, not met in its middle.
+Below a class folder the files may lie as deep as they like. A folder of DICOM files is read in the same way,
+whatever the files are called; whose each image is stands in the files.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from client.readers.source import Prepare, Source, digest, unreadable
+from client.readers.dicom import is_dicom
+from client.readers.files import SPLIT_NAMES, Entry, file_source
+from client.readers.image_file import SUFFIXES
+from client.readers.source import Source, plain, unreadable
 from common.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+DICOM_SUFFIXES = (".dcm", ".dicom")
+_LOOKED_AT = 50  # files that tell whether a folder is one of DICOM files
 
 
-def read_folder(path: Path) -> Source:
-    """Every readable image below a folder of class folders; the folder's name is the label.
+def read_folder(path: Path, *, dicom: bool = False, cache: Path | None = None) -> Source:
+    """Every usable image below a folder of class folders; the folder's name is the label.
+
+    Args:
+        dicom: whether to read DICOM files and no others.
+        cache: folder for the memory of what was seen, see `client/readers/files.py`.
 
     Raises:
         UserError: no such folder, no class folders, or no readable image.
     """
+    wanted: Callable[[str], bool] = _may_be_dicom if dicom else _is_image
+    tops = {name: SPLIT_NAMES.get(name.lower()) for name in _folders(path)}
+    own = "train" in tops.values()
+    entries = []
+    for top, split in sorted(tops.items()) if own else [("", None)]:
+        if own and split is None:
+            continue
+        for label in _folders(path / top):
+            files = sorted(file for file in walk(path / top / label) if wanted(file))
+            entries += [Entry(file, plain(label), split) for file in files]
+    if not entries:
+        kind = "DICOM files" if dicom else f"{', '.join(SUFFIXES[:3])} files"
+        remedy = f"put {kind} into one folder a class: {path.name}/<class>/image, or list them in a manifest (.csv)"
+        raise UserError("no images in class folders", where=str(path), remedy=remedy)
+    return file_source(str(path), entries, cache=cache)
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a folder's first files are DICOM files rather than other images."""
+    for file in islice(walk(path), _LOOKED_AT):
+        if _is_image(file):
+            return False
+        if _may_be_dicom(file):
+            return True
+    return False
+
+
+def walk(path: Path) -> Iterator[str]:
+    """Every file below a folder but hidden ones, as text: a hundred thousand `Path` objects take long to make."""
+    for folder, below, files in os.walk(path):
+        below[:] = sorted(name for name in below if name[0] != ".")
+        for name in sorted(files):
+            if name[0] != ".":
+                yield os.path.join(folder, name)
+
+
+def _folders(path: Path) -> list[str]:
     try:
-        below = sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        with os.scandir(path) as found:
+            return sorted(entry.name for entry in found if entry.is_dir() and entry.name[0] != ".")
     except OSError as error:
         raise unreadable(path, error) from None
-    parts = {folder: _SPLIT_NAMES[folder.name.lower()] for folder in below if folder.name.lower() in _SPLIT_NAMES}
-    own = "train" in parts.values()
-    files: list[Path] = []
-    labels: list[str] = []
-    digests: list[bytes] = []
-    splits: dict[str, list[int]] = {}
-    skipped = 0
-    for top in parts if own else (path,):
-        for folder in sorted(entry for entry in top.iterdir() if entry.is_dir() and entry.name[0] != "."):
-            for file in sorted(folder.rglob("*")):
-                if file.suffix.lower() not in SUFFIXES or not file.is_file():
-                    continue
-                content = file.read_bytes()
-                if not _sound(content):
-                    skipped += 1
-                    continue
-                if own:
-                    splits.setdefault(parts[top], []).append(len(files))
-                files.append(file)
-                labels.append(folder.name)
-                digests.append(digest(content, folder.name))
-    if not files:
-        what = f"no readable image ({skipped} unreadable)" if skipped else "no images in class folders"
-        remedy = f"put {', '.join(SUFFIXES[:3])} files into one folder a class: {path.name}/<class>/image.png"
-        raise UserError(what, where=str(path), remedy=remedy)
-    return Source(
-        where=str(path),
-        labels=labels,
-        digests=digests,
-        read=lambda rows, prepare=None: read_images([files[row] for row in rows], prepare),
-        place=lambda row: str(files[row]),
-        splits={name: np.array(rows, np.int64) for name, rows in splits.items()},
-        skipped=skipped,
-    )
 
 
-def read_images(files: list[Path], prepare: Prepare | None = None) -> Tensor:
-    """Images as `(n, C, H, W)`, uint8 or uint16; `prepare` is applied to each `(1, C, H, W)` before stacking.
-
-    Raises:
-        UserError: a file cannot be decoded, or sizes differ and there is no `prepare` to make them equal.
-    """
-    images = [_decode(file) for file in files]
-    if prepare is not None:
-        return torch.cat([prepare(image) for image in images])
-    if len({image.shape[1:] for image in images}) > 1 and any(image.shape[1] == 3 for image in images):
-        images = [image.expand(-1, 3, -1, -1) for image in images]  # grey among colour
-    if len({(image.shape, image.dtype) for image in images}) > 1:
-        sizes = ", ".join(sorted({f"{i.shape[3]}×{i.shape[2]}" for i in images})[:4])
-        raise UserError(f"images of several sizes or types: {sizes}", remedy="resize them with `prepare`")
-    return torch.cat(images)
+def _is_image(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES)
 
 
-def _decode(file: Path) -> Tensor:
-    """One image `(1, C, H, W)`: grey stays grey (16 bits stay 16), anything else becomes RGB, turned upright."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("I;16", "I;16L", "I;16B", "I"):
-                pixels = np.asarray(image).astype(np.uint16)
-            else:
-                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(file, error) from None
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(planes[None].copy())
-
-
-def _sound(content: bytes) -> bool:
-    """Whether the bytes are an image that opens, with checksums (PNG) or the end marker (JPEG) in place."""
-    import io
-
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format == "JPEG" and b"\xff\xd9" not in content[-64:]:
-                return False
-            image.verify()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+def _may_be_dicom(file: str) -> bool:
+    """By its suffix or its first bytes: scanners write names such as `IM000001`. Not the index of a CD, DICOMDIR."""
+    if file.lower().endswith(DICOM_SUFFIXES):
+        return True
+    if os.path.basename(file).upper() == "DICOMDIR":
         return False
-    return True
+    try:
+        with open(file, "rb") as opened:
+            return is_dicom(opened.read(132))
+    except OSError:
+        return False

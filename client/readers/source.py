@@ -32,6 +32,8 @@ class Source:
         place: row number → where a person finds that row.
         column: name → each row's text in that column (of a table, or array of an archive).
         skipped: records that could not be read and are left out.
+        problems: how many of them by the kind of problem, in words that name no record.
+        unknown: by column, values that are not among the plan's categories and count as missing.
         identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan asks for; the
             privacy ledger knows records by it.
     """
@@ -44,6 +46,8 @@ class Source:
     splits: Mapping[str, np.ndarray] = field(default_factory=dict)
     column: Callable[[str], list[str]] | None = None
     skipped: int = 0
+    problems: Mapping[str, int] = field(default_factory=dict)
+    unknown: Mapping[str, int] = field(default_factory=dict)
     identities: Sequence[bytes] | None = None
 
     def __len__(self) -> int:

@@ -288,7 +288,7 @@ def test_image_folders(tmp_path: Path) -> None:
     (tmp_path / "pneumonia" / "broken.png").write_bytes((tmp_path / "pneumonia" / "1.png").read_bytes()[:-30])
     (tmp_path / "normal" / "notes.txt").write_text("not an image")
 
-    records = open_records(path=tmp_path, **XRAYS)
+    records = open_records(path=tmp_path, max_unreadable=0.2, **XRAYS)
     assert records.skipped == 2
     assert sorted(records.labels.tolist()) == [0] * 5 + [1] * 5
     every = np.arange(10)

@@ -1,0 +1,218 @@
+"""One DICOM file → pixels, as a radiologist's screen would show them.
+
+    stored values → modality LUT or rescale → VOI LUT or window → MONOCHROME1 inverted → 8 or 16 bits
+
+Section numbers are of DICOM PS3.3. The pixels of an 8- or 16-bit image that asks for none of these steps are
+its stored values, bit for bit; everything else is on 16 bits, where full scale is white.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import warnings
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+WHITE = 65535.0
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+
+
+def is_dicom(content: bytes) -> bool:
+    """Whether a file of these bytes begins as DICOM files do (PS3.10, 7.1)."""
+    return content[128:132] == b"DICM"
+
+
+def examine(content: bytes) -> tuple[str, str]:
+    """What is wrong with a file, in words that tell nothing of it ("" if nothing), and its patient's pseudonym.
+
+    Reads the header and checks that the pixels are all there; decodes nothing.
+    """
+    try:
+        data = _read(content)
+        return _problem(data), _pseudonym(data)
+    except _BROKEN:
+        return "cut off or corrupt", ""
+
+
+def decode(content: bytes) -> np.ndarray:
+    """Grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8.
+
+    Raises:
+        ValueError: it cannot be decoded; says why.
+    """
+    try:
+        data = _read(content)
+        if problem := _problem(data):
+            raise ValueError(problem)
+        return _colour(data) if data.PhotometricInterpretation in COLOUR else _grey(data)
+    except _BROKEN as error:
+        raise ValueError(str(error)[:200]) from None
+
+
+# ── what is read ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(content: bytes) -> Dataset:
+    return _pydicom().dcmread(io.BytesIO(content))
+
+
+def _problem(data: Dataset) -> str:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    if "PixelData" not in data:
+        return "DICOM without pixels: cut off, or a report and no image"
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        return "multi-frame DICOM: a series or a film is not one image; export single frames"
+    kind = str(data.PhotometricInterpretation)
+    if kind not in GREY + COLOUR:
+        return f"DICOM with colours as {kind if kind.isprintable() else '?'}; export as MONOCHROME2 or RGB"
+    if kind in COLOUR and int(data.BitsAllocated) != 8:
+        return "colour DICOM with more than 8 bits a channel"
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        return f"DICOM compressed as {syntax.name}, for which no decoder is installed; export uncompressed"
+    if len(data.PixelData) < _least_bytes(data):
+        return "cut off or corrupt"
+    return ""
+
+
+def _least_bytes(data: Dataset) -> int:
+    """Length that the pixels have at least, bytes; of compressed ones only that they are there."""
+    if data.file_meta.TransferSyntaxUID.is_compressed:
+        return 1
+    samples = 2 if data.PhotometricInterpretation == "YBR_FULL_422" else int(data.SamplesPerPixel)
+    return -(-int(data.Rows) * int(data.Columns) * samples * int(data.BitsAllocated) // 8)
+
+
+def _pseudonym(data: Dataset) -> str:
+    """Whose image it is: the same text for the same PatientID and issuer, and not the identifier itself."""
+    identity = str(data.get("PatientID") or "").strip()
+    if not identity:
+        return ""
+    issuer = str(data.get("IssuerOfPatientID") or "").strip()
+    return hashlib.sha256(f"{issuer}\0{identity}".encode()).hexdigest()[:32]
+
+
+# ── what is shown ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _colour(data: Dataset) -> np.ndarray:
+    pixels = data.pixel_array  # pydicom turns YBR into RGB
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"colour pixels of shape {pixels.shape}, {pixels.dtype}")
+    return pixels
+
+
+def _grey(data: Dataset) -> np.ndarray:
+    stored = data.pixel_array
+    if stored.ndim != 2:
+        raise ValueError(f"grey pixels of shape {stored.shape}")
+    inverted = data.PhotometricInterpretation == "MONOCHROME1"
+    padding = _padding(data, stored)
+    if _is_plain(data, stored):
+        shown = np.iinfo(stored.dtype).max - stored if inverted else stored.copy()
+    else:
+        part = _windowed(data, stored)
+        shown = np.rint((1 - part if inverted else part) * WHITE).astype(np.uint16)
+    shown[padding] = 0
+    return shown
+
+
+def _is_plain(data: Dataset, stored: np.ndarray) -> bool:
+    """Whether the stored values are to be shown as they are, over the whole range of 8 or 16 bits."""
+    asks = "ModalityLUTSequence" in data or "VOILUTSequence" in data or data.get("WindowWidth") is not None
+    full = stored.dtype in (np.uint8, np.uint16) and int(data.BitsStored) == 8 * stored.dtype.itemsize
+    return full and not asks and _rescale(data) == (1.0, 0.0)
+
+
+def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Brightness from 0 (black) to 1 (white) before inversion, float64: C.11.1 and then C.11.2."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    if "ModalityLUTSequence" in data:
+        values = apply_modality_lut(stored, data).astype(np.float64)
+        low, high = 0.0, float(2 ** _lut_bits(data.ModalityLUTSequence) - 1)
+    else:
+        slope, intercept = _rescale(data)
+        values = stored * slope + intercept
+        bits, signed = int(data.BitsStored), int(data.PixelRepresentation) == 1
+        ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        low, high = sorted(end * slope + intercept for end in ends)
+    if "VOILUTSequence" in data:
+        whole = np.rint(values).astype(np.int64)
+        return np.clip(apply_voi_lut(whole, data) / (2 ** _lut_bits(data.VOILUTSequence) - 1), 0, 1)
+    if data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
+        centre, width = _first(data.WindowCenter), _first(data.WindowWidth)
+        return window(values, centre, width, str(data.get("VOILUTFunction") or "LINEAR"))
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Values → brightness 0–1 by a VOI window (C.11.2.1.2.1 LINEAR, C.11.2.1.3.1 SIGMOID, C.11.2.1.3.2 exact).
+
+    Raises:
+        ValueError: a width or a function that the standard does not have.
+    """
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        raise ValueError(f"window width {width:g}")
+    values = values.astype(np.float64)
+    if function == "LINEAR":
+        if width == 1:  # a threshold
+            return (values > centre - 0.5).astype(np.float64)
+        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    raise ValueError("an unknown VOI LUT function")
+
+
+def _rescale(data: Dataset) -> tuple[float, float]:
+    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return 1.0, 0.0
+    if float(slope) == 0:
+        raise ValueError("rescale slope 0")
+    return float(slope), float(intercept)
+
+
+def _lut_bits(sequence: Any) -> int:
+    """Bits of each entry of a look-up table: the third value of its descriptor."""
+    return int(sequence[0].LUTDescriptor[2])
+
+
+def _padding(data: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Which pixels were added around the image (C.7.5.1.1.2); they are shown black."""
+    value = data.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    limit = data.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(value), int(value if limit is None else limit)))
+    return (stored >= low) & (stored <= high)
+
+
+def _first(value: Any) -> float:
+    """The first of several windows: the standard's default view."""
+    return float(value if isinstance(value, (int, float)) else value[0] if not isinstance(value, str) else value)
+
+
+@functools.cache
+def _pydicom() -> ModuleType:
+    """pydicom, without its warnings: they quote values of the file, which belong in no log."""
+    import pydicom
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    logging.getLogger("pydicom").disabled = True
+    warnings.filterwarnings("ignore", module="pydicom")
+    return pydicom
