@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help install demo test quick exhaustive check format clean
+.PHONY: help install demo test quick exhaustive bench check format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ quick: $(STAMP) ## the quick tests
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive
+
+bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch; about an hour
+	$(BIN)/python -m simulations.benchmarks.environments
+	$(BIN)/python -m simulations.benchmarks.peers
 
 check: $(STAMP) ## style, types, the law of imports
 	$(BIN)/ruff format --check .

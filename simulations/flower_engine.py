@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.bundle import write_app
@@ -40,24 +40,40 @@ def run_on_flower(run_config: dict[str, str | int | float | bool], *, nodes: int
         neutral = Path(folder)
         app = write_app(neutral / "app")
         with superlink(neutral) as (environment, log_path):
-            settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
-            federation = (
-                f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_client} client-resources-num-gpus=0.0"
-            )
-            started = _flwr(
-                ["run", str(app), "fedgraft", "--run-config", settings,
-                 "--federation-config", federation, "--format", "json"],
-                environment, neutral,
-            )  # fmt: skip
-            run_id = str(started["run-id"])
-            try:
-                status = _follow(run_id, environment, neutral)
-            except KeyboardInterrupt:
-                _flwr(["stop", run_id, "fedgraft", "--format", "json"], environment, neutral)
-                raise
-            if status != "finished:completed":
-                tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
-                raise RunFailed(f"Flower ended the run as {status}. The end of its log:\n{tail}")
+            start_and_follow(app, run_config, environment, log_path, nodes=nodes, cpus_per_client=cpus_per_client)
+
+
+def start_and_follow(
+    app: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    environment: dict[str, str],
+    log_path: Path,
+    *,
+    nodes: int,
+    cpus_per_client: int = 1,
+) -> None:
+    """`flwr run` an app's folder on the SuperLink of `superlink` and wait for its end.
+
+    Raises:
+        RunFailed: the run did not end as `finished:completed`; carries the last lines of Flower's log.
+    """
+    neutral = log_path.parent
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
+    federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_client} client-resources-num-gpus=0.0"
+    started = _flwr(
+        ["run", str(app), "fedgraft", "--run-config", settings,
+         "--federation-config", federation, "--format", "json"],
+        environment, neutral,
+    )  # fmt: skip
+    run_id = str(started["run-id"])
+    try:
+        status = _follow(run_id, environment, neutral)
+    except KeyboardInterrupt:
+        _flwr(["stop", run_id, "fedgraft", "--format", "json"], environment, neutral)
+        raise
+    if status != "finished:completed":
+        tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
+        raise RunFailed(f"Flower ended the run as {status}. The end of its log:\n{tail}")
 
 
 @contextlib.contextmanager
