@@ -72,7 +72,7 @@ def offer(message: Message, context: Context) -> RecordDict:
     offered = {key: str(value) for key, value in message.content.config_records["offer"].items()}
     plan = plan_from_json(offered["plan"])
     identity = plan_hash(plan)
-    node.policy.check(plan_hash=identity, backbone=offered["fingerprint"])
+    node.check(plan_hash=identity, backbone=offered["fingerprint"])
     train, _ = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     if len(train) < node.policy.min_examples:
         raise Refused(f"policy: fewer than {node.policy.min_examples} training examples")
@@ -93,7 +93,7 @@ def backbone(message: Message, context: Context) -> RecordDict:
     """Verify and keep a backbone that was offered."""
     node = _node(context)
     fingerprint = str(message.content.config_records["about"]["fingerprint"])
-    node.policy.check(plan_hash=None, backbone=fingerprint)
+    node.check(plan_hash=None, backbone=fingerprint)
     state = message.content.array_records["backbone"].to_torch_state_dict()
     BackboneStore(node.store).put(state, fingerprint)
     return RecordDict({"about": ConfigRecord({"node": node.name, "stored": fingerprint})})
@@ -160,7 +160,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     store = BackboneStore(node.store)
     offered = store.plan(str(about["plan-hash"]))
     plan = plan_from_json(offered["plan"])
-    node.policy.check(plan_hash=plan_hash(plan), backbone=offered["fingerprint"])
+    node.check(plan_hash=plan_hash(plan), backbone=offered["fingerprint"])
     node.policy.check_privacy(plan.privacy)
     model, layout, frozen = _model(plan, offered, store)
     if about["layout"] != layout.digest:

@@ -27,7 +27,7 @@ from common.errors import Refused
 
 SCHEMA = 1
 PATIENCE = 60.0  # seconds to wait for another writer
-_GENESIS = "0" * 64
+GENESIS = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Transaction:
     @property
     def head(self) -> Head:
         """Where the log ends now."""
-        return Head(len(self.entries), self.entries[-1].hash if self.entries else _GENESIS)
+        return Head(len(self.entries), self.entries[-1].hash if self.entries else GENESIS)
 
     def append(self, kind: str, body: dict[str, Any]) -> Entry:
         """Add an entry at the end."""
-        now, number, text = time.time(), self.head.count + 1, _text(body)
-        entry = Entry(number, kind, now, json.loads(text), _hash(self.head.hash, number, kind, now, text))
+        now, number, text = time.time(), self.head.count + 1, entry_text(body)
+        entry = Entry(number, kind, now, json.loads(text), entry_hash(self.head.hash, number, kind, now, text))
         self.connection.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?)", (number, kind, repr(now), text, entry.hash))
         self.entries.append(entry)
         return entry
@@ -151,7 +151,7 @@ class Chain:
 
     def _create(self, connection: sqlite3.Connection) -> None:
         if not self.anchor.exists():  # before the log: a log without an anchor has lost it
-            self._put_anchor(Head(0, _GENESIS))
+            self._put_anchor(Head(0, GENESIS))
         self._tables(connection)
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -169,7 +169,7 @@ class Chain:
             return [], [f"its format is {version}, this program writes {SCHEMA}"]
         entries: list[Entry] = []
         problems: list[str] = []
-        previous = _GENESIS
+        previous = GENESIS
         for at, row in enumerate(connection.execute("SELECT * FROM entry ORDER BY number"), start=1):
             number, kind, when, text, found = row
             if number != at and not problems:
@@ -179,7 +179,7 @@ class Chain:
             except (ValueError, TypeError):
                 problems.append(f"entry {number} is not readable")
                 continue
-            if found != _hash(previous, number, kind, seconds, text):
+            if found != entry_hash(previous, number, kind, seconds, text):
                 problems.append(f"entry {number} was changed, or one before it was removed or moved")
             entries.append(Entry(number, kind, seconds, body, found))
             previous = found
@@ -196,29 +196,35 @@ class Chain:
     def _anchored(self) -> Head:
         """The head that the anchor holds. An anchor may lag by what was being written in a crash, never lead."""
         if not self.anchor.exists():
-            return Head(0, _GENESIS)
+            return Head(0, GENESIS)
         return head(self.anchor.read_text(encoding="ascii"))
 
     def _put_anchor(self, head: Head) -> None:
         """Written beside its place, flushed and renamed. Not when another process has put a later one there."""
         if self.anchor.exists() and self._anchored().count > head.count:
             return
-        self.anchor.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.anchor.parent, prefix=self.anchor.name)
+        put_anchor(self.anchor, head)
+
+
+def put_anchor(anchor: Path, head: Head, mode: int = 0o600) -> None:
+    """Keep a head in a file of its own, durably: written beside its place, flushed and renamed. Raises OSError."""
+    anchor.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=anchor.parent, prefix=anchor.name)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(f"{head}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, anchor)
+        folder = os.open(anchor.parent, os.O_RDONLY)
         try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(f"{head}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.anchor)
-            folder = os.open(self.anchor.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            os.fsync(folder)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            os.close(folder)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def head(text: str) -> Head:
@@ -243,10 +249,12 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _text(body: dict[str, Any]) -> str:
+def entry_text(body: dict[str, Any]) -> str:
+    """The one way in which an entry's particulars are written, so that they have one hash."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def _hash(previous: str, number: int, kind: str, when: float, text: str) -> str:
+def entry_hash(previous: str, number: int, kind: str, when: float, text: str) -> str:
+    """SHA-256 (hex) over an entry and the hash of the one before it."""
     line = json.dumps([previous, number, kind, repr(when), text], ensure_ascii=True)
     return hashlib.sha256(line.encode()).hexdigest()

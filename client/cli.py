@@ -18,6 +18,80 @@ def _verbs() -> None:
     """At a hospital."""
 
 
+NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", help="This hospital's node.yaml.")]
+
+
+@node.command()
+def check(
+    file: NodeArgument,
+    plan: Annotated[str, typer.Option(help="A plan.yaml or a ready plan's name: read the data as it would.")] = "",
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """See that everything is in order before the node starts: file, data, machine, network, policy.
+
+    Exit status 1 if anything is wrong; each ✗ says what to do.
+
+    Example: `fedgraft node check node.yaml --plan pneumonia`
+    """
+    from client.check import check_node
+    from client.finding import table
+    from client.node import load_node
+    from common.plan_file import load_plan
+
+    found = check_node(load_node(file), load_plan(plan) if plan else None)
+    bad = [finding for finding in found if finding.state == "wrong"]
+    if json_:
+        print(json.dumps({"ok": not bad, "findings": [finding.to_json() for finding in found]}, indent=1))
+    else:
+        table(found)
+    if bad:
+        raise RunFailed(f"{len(bad)} of {len(found)} checks failed: {', '.join(finding.what for finding in bad)}")
+
+
+@node.command()
+def approve(
+    plan: Annotated[str, typer.Argument(help="A plan.yaml, or the name of a ready plan.")],
+    file: Annotated[Path, typer.Option("--node", metavar="NODE", help="This hospital's node.yaml.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The coordinator's .fab file, where it is not made from this release.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Who approves; default: who is logged in.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back instead.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON; needs --yes.")] = False,
+) -> None:
+    """Read in plain words what a plan would do here, and approve it: run this as the administrator, not as the node.
+
+    Records who approved and when, and installs the code that may run, where the node's own user cannot write.
+
+    Example: `sudo fedgraft node approve pneumonia --node /etc/fedgraft/node.yaml`
+    """
+    from client.approvals import Approvals
+    from client.approve import approve as record
+    from client.approve import in_words, propose
+    from client.node import load_node
+    from common.plan_file import load_plan, plan_hash
+
+    if json_ and not yes:
+        raise UserError("--json asks nobody", where="--json", remedy="add --yes")
+    opened, wanted = load_node(file), load_plan(plan)
+    if withdraw:
+        entry = Approvals(opened.approvals).record("withdrawn", {"plan": plan_hash(wanted), "name": wanted.name}, by)
+        print(json.dumps(entry.body) if json_ else f"✓ {wanted.name} is no longer approved; entry {entry.number}")
+        return
+    proposal = propose(opened, wanted, bundle)
+    if not json_:
+        print(in_words(opened, proposal) + "\n")
+    if not yes and not typer.confirm("Approve this plan and this code for this node?"):
+        raise RunFailed("not approved; nothing was changed")
+    done = record(opened, proposal, by)
+    if json_:
+        print(json.dumps(done, indent=1, ensure_ascii=False))
+        return
+    print(f"✓ approved by {done['by']}, entry {done['entry']} of {opened.approvals / 'approvals.jsonl'}")
+    print(f"✓ the code {'is in' if done['installed'] else 'was already in'} {done['folder']}")
+
+
 @node.command()
 def ledger(
     file: Annotated[Path, typer.Argument(metavar="NODE", help="A node.yaml, or a ledger: *.sqlite.")],

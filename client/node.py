@@ -3,15 +3,17 @@
     name: node-0
     data: {path: /data/xrays.npz, format: npz, rows: /data/node-0.rows.npz, test_fraction: 0.2}
     store: /var/lib/fedgraft
-    policy: {min_examples: 10, approved_backbones: any, approved_plans: any, report_metrics: true}
+    policy: {min_examples: 10, approved_backbones: any, approved_plans: recorded, report_metrics: true}
+    connection: {superlink: fed.example.org:9092, root_certificates: ca.crt, private_key: hospital-a.key}
     threads: 1
 
-Relative paths begin at the file's own folder.
+Relative paths begin at the file's own folder. Nodes of a simulation have no `connection`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +31,8 @@ Positive = Annotated[float, Field(gt=0)]
 Unit = Literal["example", "patient", "node"]
 _DP_CLAUSES = ("max_epsilon_run", "max_epsilon_total", "max_delta", "min_noise_multiplier")
 Approved = Literal["any"] | tuple[Sha256, ...]
+Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Manifest(Section):
@@ -72,8 +76,10 @@ class Policy(Section):
     approved_backbones: Approved = Field(
         default="any", description="fingerprints of the backbones that may run here (sha256:…), or any"
     )
-    approved_plans: Approved = Field(
-        default="any", description="hashes of the plans that may run here (sha256:…), or any"
+    approved_plans: Approved | Literal["recorded"] = Field(
+        default="any",
+        description="hashes of the plans that may run here (sha256:…); recorded: those that a person approved here "
+        "with `fedgraft node approve`; or any",
     )
     report_metrics: bool | None = Field(
         default=None,
@@ -164,8 +170,13 @@ class Policy(Section):
         run = [most for most in (privacy.target_epsilon, self.max_epsilon_run) if most is not None]
         return Ceilings(run=min(run, default=None), total=self.max_epsilon_total, delta=self.max_delta)
 
-    def check(self, *, plan_hash: str | None, backbone: str | None) -> None:
+    def check(
+        self, *, plan_hash: str | None, backbone: str | None, recorded: Callable[[], Collection[str]] = tuple
+    ) -> None:
         """Whether this plan and this backbone may run here; None is not checked.
+
+        Args:
+            recorded: gives the hashes of the plans that people approved here; asked only where the policy says so.
 
         Raises:
             Refused: they are not approved.
@@ -174,8 +185,27 @@ class Policy(Section):
             ("backbone", backbone, self.approved_backbones),
             ("plan", plan_hash, self.approved_plans),
         ):
-            if found is not None and approved != "any" and found not in approved:
+            if found is None or approved == "any":
+                continue
+            if found not in (recorded() if approved == "recorded" else approved):
                 raise Refused(f"policy: {what} {found} is not approved at this node")
+
+
+class Connection(Section):
+    """How this node reaches the coordinator: outbound only, TLS always."""
+
+    superlink: Address = Field(description="host:port of the coordinator's SuperLink, as its certificate names it")
+    root_certificates: Text = Field(description="the federation's CA certificate, PEM; it comes from the coordinator")
+    private_key: Text = Field(description="this node's own key (EC, OpenSSH format), readable by its user only")
+    health: Address | None = Field(
+        default=None, description="host:port of the SuperLink's gRPC health service, if it is open to this node"
+    )
+    port: Port | None = Field(
+        default=None, description="loopback port between the node's own processes (default: a free one)"
+    )
+    trusted_entities: Text | None = Field(
+        default=None, description="YAML file of Ed25519 keys that must have signed the code, as a second layer"
+    )
 
 
 class Node(Section):
@@ -191,11 +221,39 @@ class Node(Section):
     )
     policy: Policy = Field(default=Policy(), description="what this hospital permits")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for training")
+    connection: Connection | None = Field(
+        default=None, description="how this node reaches the coordinator (none: a simulation's node)"
+    )
+    approvals: Path = Field(
+        default=Path("approvals"),
+        description="the administrator's folder of approved code and plans, which the node's user can only read",
+    )
+    store_limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="most megabytes of backbones in the store; the longest unused goes first"
+    )
+    audit: bool | None = Field(
+        default=None, description="whether each message is written to audit.jsonl in the store (default: if connected)"
+    )
+    metrics: Address | None = Field(
+        default=None, description="host:port where Prometheus may fetch this node's metrics (default: nowhere)"
+    )
 
     @property
     def ledger_path(self) -> Path:
         """Where the privacy ledger is."""
         return self.ledger or self.store / "ledger.sqlite"
+
+    @property
+    def audit_path(self) -> Path | None:
+        """Where each message is written down; None: nowhere."""
+        wanted = self.connection is not None if self.audit is None else self.audit
+        return self.store / "audit.jsonl" if wanted else None
+
+    def check(self, *, plan_hash: str | None, backbone: str | None) -> None:
+        """As `Policy.check`, with the plans that people approved at this node."""
+        from client.approvals import Approvals
+
+        self.policy.check(plan_hash=plan_hash, backbone=backbone, recorded=Approvals(self.approvals).plans)
 
 
 def load_node(path: str | Path) -> Node:
@@ -212,8 +270,15 @@ def load_node(path: str | Path) -> Node:
     places: dict[str, Any] = {"path": _absolute(node.data.path, base)}
     if node.data.rows is not None:
         places["rows"] = _absolute(node.data.rows, base)
+    connection = node.connection
+    if connection is not None:
+        files = ("root_certificates", "private_key", "trusted_entities")
+        named = {key: getattr(connection, key) for key in files if getattr(connection, key) is not None}
+        connection = connection.model_copy(update={key: _absolute(name, base) for key, name in named.items()})
     return node.model_copy(
         update={
+            "connection": connection,
+            "approvals": Path(_absolute(str(node.approvals), base)),
             "data": node.data.model_copy(update=places),
             "store": Path(_absolute(str(node.store), base)),
             "ledger": None if node.ledger is None else Path(_absolute(str(node.ledger), base)),
