@@ -118,6 +118,31 @@ def simulate(
 
 
 @app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A study.yaml, or the name of a ready study.")],
+    out: Annotated[Path | None, typer.Option(help="The study's folder; default runs/study-NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once, a process each; default: cores.")] = None,
+    engine: Annotated[str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")] = "inprocess",
+    json_: JsonOption = False,
+) -> None:
+    """Put a question to a plan: a grid over its keys and seeds, attacks on each, one table and one page.
+
+    Cells that are finished are not run again: the same command goes on after an interruption.
+
+    Ready studies: utility-vs-epsilon, adapters-vs-full, non-iid, membership, few-hospitals.
+
+    Example: `fedgraft study utility-vs-epsilon --workers 2`
+    """
+    from simulations.study import run_study
+
+    done = run_study(study, out=out, workers=workers, engine=engine, quiet=json_)
+    if json_:
+        _print_json(done)
+    else:
+        print(f"{len(done['rows'])} cells, {done['run']} of them run now, in {done['seconds']:.0f} s\n{done['folder']}")
+
+
+@app.command()
 def partition(
     plan: PlanArgument,
     out: Annotated[Path, typer.Option(help="A new folder for node-K.yaml and its row numbers.")],

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ def simulate_plan(
         chosen = [*overrides, f"seed={seed}"]
         target = folder / f"seed-{seed}" if seeds > 1 else folder
         try:
-            results.append(
-                _one_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, quiet)
-            )
+            results.append(run_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, quiet))
         except (KeyboardInterrupt, RunFailed, UserError, OSError) as error:
             again = ["simulate", plan, *(word for item in chosen for word in ("--set", item)), "--out", str(target)]
             more = ["--engine", engine] if engine != ENGINES[0] else []
@@ -93,12 +91,12 @@ def simulate_plan(
         Console().print(f"[bold]{folder}[/bold]", soft_wrap=True)
     if seeds == 1:
         return results[0]
-    _rewrite(folder / "result.json", {"schema": 1, "seeds": results})
+    rewrite(folder / "result.json", {"schema": 1, "seeds": results})
     return {"seeds": results}
 
 
-def _one_seed(
-    name: str,
+def run_seed(
+    name: str | Path,
     path: Path,
     overrides: Sequence[str],
     out: Path,
@@ -109,8 +107,9 @@ def _one_seed(
     ledger: Path | None,
     clauses: dict[str, Any],
     quiet: bool,
+    pages: bool = True,
 ) -> dict[str, Any]:
-    """The federation of one seed, its baselines, its picture and its page."""
+    """The federation of one seed and its baselines; with `pages`, its picture and its page."""
     from simulations.figures import labels_by_node
     from simulations.report import write_report
 
@@ -129,7 +128,8 @@ def _one_seed(
             result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
         result["notes"] = notes(plan, counts, names)
         result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}
-        labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
+        if pages:
+            labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
 
         for baseline in asked:
             clock = time.perf_counter()
@@ -157,8 +157,9 @@ def _one_seed(
             seconds[baseline] = time.perf_counter() - clock
             result["baselines"][baseline] = found
     result["seconds"] |= seconds
-    _rewrite(out / "result.json", result)
-    write_report(out)
+    rewrite(out / "result.json", result)
+    if pages:
+        write_report(out)
     return result
 
 
@@ -226,7 +227,8 @@ def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
     return [f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one step an epoch"]
 
 
-def _rewrite(path: Path, result: dict[str, Any]) -> None:
+def rewrite(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result in one step. Raises `ValueError` for NaN or infinity."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     part.replace(path)
