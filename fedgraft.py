@@ -186,6 +186,61 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     print(write_report(run))
 
 
+@app.command()
+def manifest(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A run's or a study's folder.")],
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Name every file that was changed; exit 1 if any.")] = False,
+    key: Annotated[Path | None, typer.Option(metavar="PUBLIC", help="The key that must have signed it.")] = None,
+) -> None:
+    """Sign a run's or a study's manifest, or verify it: every file, the signature, the manifest itself.
+
+    A key: `openssl genpkey -algorithm ed25519 -out key.pem`
+
+    Example: `fedgraft manifest runs/pneumonia-1 --sign key.pem`, then `fedgraft manifest runs/pneumonia-1 --verify`
+    """
+    from server.manifest import sign as sign_with
+    from simulations.reproduce import verified
+
+    if sign is not None:
+        print(sign_with(folder, sign))
+    if verify or sign is None:
+        print(verified(folder, key))
+
+
+@app.command()
+def reproduce(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A manifest.json, or its folder.")],
+    cells: Annotated[int | None, typer.Option(min=1, help="Of a study: only so many cells; default all.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; default: cores.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Only look whether the files are as written.")] = False,
+    key: Annotated[Path | None, typer.Option(metavar="PUBLIC", help="The key that must have signed it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run again what a manifest describes, and say what agrees. Exit 1 if something does not.
+
+    Example: `fedgraft reproduce runs/pneumonia-1/manifest.json`
+    """
+    from dataclasses import asdict
+
+    from simulations.reproduce import failing, verified
+    from simulations.reproduce import reproduce as run_again
+
+    if verify or key is not None:
+        said = verified(manifest, key)
+        if verify:
+            print(said)
+            return
+    checks = run_again(manifest, cells=cells, workers=workers, quiet=json_)
+    if json_:
+        _print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print(f"{'✓' if check.agrees else '✗' if check.needed else '≠'} {check.what}: {check.said}")
+    if wrong := failing(checks):
+        raise RunFailed(f"{len(wrong)} of {len(checks)} things do not agree")
+
+
 app.add_typer(node, name="node", help="At a hospital: what this node spent of its privacy budget.")
 
 

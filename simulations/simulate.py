@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import shutil
 import time
@@ -16,8 +17,9 @@ from rich.console import Console
 from common.assembly import plan_backbone, plan_model
 from common.errors import Interrupted, RunFailed, UserError
 from common.plan import Plan
-from common.plan_file import find_plan, load_plan
+from common.plan_file import find_plan, load_plan, resolve
 from common.yaml_file import parse_yaml
+from server.manifest import run_facts, sha256_of, write_manifest
 from server.run_folder import RunFolder
 from simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
 from simulations.engine import ENGINES, nodes_on_disk, simulate
@@ -128,6 +130,7 @@ def run_seed(
             result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
         result["notes"] = notes(plan, counts, names)
         result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}
+        result["data"] |= data_facts(plan, path, nodes)
         if pages:
             labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
 
@@ -160,6 +163,8 @@ def run_seed(
     rewrite(out / "result.json", result)
     if pages:
         write_report(out)
+        beside = {"plan_folder": os.path.relpath(path.parent, out), "engine": engine, "policy": clauses}
+        write_manifest(out, run_facts(out) | beside)
     return result
 
 
@@ -216,6 +221,27 @@ def count_labels(plan: Plan, nodes: Sequence[Path]) -> tuple[list[list[int]], li
                 remedy="take it out of task.classes, or see whether task.labels names it as the data do",
             )
     return counts, names
+
+
+def data_facts(plan: Plan, plan_path: Path, nodes: Sequence[Path]) -> dict[str, Any]:
+    """What a simulation's data are, by hash: each file, and each node's records; and its test examples by class."""
+    from client.node import load_node
+    from client.workplace import open_splits
+    from common.preprocess import Preprocess
+
+    assert plan.simulation is not None  # there are nodes
+    files = {name: resolve(name, plan_path.parent) for name in plan.simulation.files}
+    fingerprints, tests = {}, {}
+    for path in nodes:
+        node = load_node(path)
+        train, test = open_splits(node, plan, Preprocess())
+        fingerprints[node.name] = train.records.fingerprint
+        tests[node.name] = test.labels.bincount(minlength=len(plan.task.classes)).tolist()
+    return {
+        "files": {name: sha256_of(file) for name, file in files.items() if file.is_file()},
+        "fingerprints": fingerprints,
+        "test_labels": tests,
+    }
 
 
 def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@
     OUT/baselines/                 baselines that several cells share
     OUT/table.csv, table.parquet   a row for each cell
     OUT/report.html                one page
+    OUT/manifest.json              all of it by hash
 
 A cell is finished when its result.json is completed and of its plan's hash; it is not run again. What measures a
 cell: the closed registry in `simulations/attacks/`, name → function `(plan, run, nodes, seed)` → numbers.
@@ -19,11 +20,11 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from common.errors import Interrupted, RunFailed, UserError
 from common.plan import Plan, Privacy
 from common.plan_file import plan_hash
+from server.manifest import run_facts, write_manifest
 from simulations.engine import ENGINES, nodes_on_disk
 from simulations.study_file import Cell, Study, load_study, study_yaml
 from simulations.study_table import Row, row_of, write_table
@@ -46,10 +48,12 @@ class Job:
 
     plan_file: Path
     cell: Cell
+    base: Path  # the plan's folder: its files are looked up there
     out: Path  # the study's folder
     engine: str
     baselines: tuple[str, ...]
     attacks: tuple[str, ...]
+    policy: Mapping[str, Any] = field(default_factory=dict)  # clauses of every node's policy
 
     @property
     def run(self) -> Path:
@@ -87,11 +91,11 @@ def run_study(
     study, plan_file, cells = load_study(name)
     folder = (out or Path("runs") / f"study-{study.name}").absolute()
     open_folder(folder, study)
-    jobs = [Job(plan_file, cell, folder, engine, study.baselines, study.attacks) for cell in cells]
+    jobs = [Job(plan_file, cell, plan_file.parent, folder, engine, study.baselines, study.attacks) for cell in cells]
     waiting = [job for job in jobs if not is_done(job)]
     started = time.perf_counter()
     try:
-        failed = run_jobs(waiting, study, len(jobs), 1 if engine == "flower" else workers, quiet)
+        failed = run_jobs(waiting, study.name, len(jobs), 1 if engine == "flower" else workers, quiet)
     except KeyboardInterrupt:
         kept = sum(is_done(job) for job in jobs)
         again = shlex.join(["fedgraft", "study", name, *(["--out", str(out)] if out else [])])
@@ -99,6 +103,7 @@ def run_study(
     rows = rows_of(folder, [job.cell for job in jobs])
     if rows:
         write_table(rows, folder)
+        write_manifest(folder, study_facts(study, jobs) | {"plan_folder": os.path.relpath(plan_file.parent, folder)})
     seconds = time.perf_counter() - started
     if failed:
         told = "\n".join(f"  {cell}: {reason}" for cell, reason in failed.items())
@@ -166,6 +171,17 @@ def is_done(job: Job) -> bool:
     )
 
 
+def study_facts(study: Study, jobs: list[Job]) -> dict[str, Any]:
+    """What a study's manifest says beside its files: the facts of every finished cell."""
+    cells = {
+        job.cell.folder: run_facts(job.run) | {"labels": dict(job.cell.labels)}
+        for job in jobs
+        if finished(job.run, job.cell.plan_hash)
+    }
+    asked = {"baselines": list(study.baselines), "attacks": list(study.attacks)}
+    return {"kind": "study", "name": study.name, "engine": jobs[0].engine, **asked, "cells": cells}
+
+
 # ── one cell, in a process of its own ────────────────────────────────────────────────────────────────
 def run_cell(job: Job) -> str:
     """Run one cell, its baselines and its attacks. Returns why it failed, or an empty text."""
@@ -194,9 +210,9 @@ def _federate(job: Job) -> None:
     known = {name: json.loads(file.read_text()) for name in job.baselines if (file := _shared(job, name)).is_file()}
     missing = tuple(name for name in job.baselines if name not in known)
     shutil.rmtree(job.run, ignore_errors=True)
-    overrides = list(job.cell.overrides)
+    overrides, place, clauses = list(job.cell.overrides), job.base / "plan.yaml", dict(job.policy)
     result = run_seed(
-        job.plan_file, job.plan_file, overrides, job.run, job.engine, missing, False, 1, None, {}, True, pages=False
+        job.plan_file, place, overrides, job.run, job.engine, missing, False, 1, None, clauses, True, pages=False
     )
     for name in missing:
         file = _shared(job, name)
@@ -216,7 +232,7 @@ def _attack(job: Job) -> None:
     if not missing:
         return
     plan = job.cell.plan
-    with nodes_on_disk(plan, job.plan_file, job.run / "ledgers") as nodes:
+    with nodes_on_disk(plan, job.base / "plan.yaml", job.run / "ledgers", job.policy) as nodes:
         for name in missing:
             clock = time.perf_counter()
             found[name] = ATTACKS[name](plan, job.run, nodes, plan.seed)
@@ -234,14 +250,14 @@ def _shared(job: Job, name: str) -> Path:
 
 
 # ── all of them ──────────────────────────────────────────────────────────────────────────────────────
-def run_jobs(jobs: list[Job], study: Study, total: int, workers: int | None, quiet: bool) -> dict[str, str]:
+def run_jobs(jobs: list[Job], name: str, total: int, workers: int | None, quiet: bool) -> dict[str, str]:
     """Run cells in parallel processes. Returns the reason for each that failed."""
     failed: dict[str, str] = {}
     if not jobs:
         return failed
     count = min(workers or os.cpu_count() or 1, len(jobs))
     started = time.perf_counter()
-    with _progress(study.name, total, total - len(jobs), quiet) as step:
+    with _progress(name, total, total - len(jobs), quiet) as step:
         for number, (job, reason) in enumerate(_outcomes(jobs, count), start=1):
             if reason:
                 failed[job.cell.folder] = reason

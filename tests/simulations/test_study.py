@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,11 @@ def test_finished_cells_are_not_run_again(place, monkeypatch):
         running, "_federate", lambda job, real=running._federate: (ran.append(job.cell.folder), real(job))
     )
     path = place / "study.yaml"
-    path.write_text(STUDY.replace("adapter.rank: [1, 2]", "adapter.rank: [1]").replace("seeds: [3, 4]", "seeds: [3]"))
+    path.write_text(
+        STUDY.replace("adapter.rank: [1, 2]", "adapter.rank: [1]").replace(
+            "seeds: [3, 4]", "seeds: [3]\nattacks: [loss-threshold]"
+        )
+    )
     first = run_study(str(path), out=out, workers=1, quiet=True)
     assert (first["run"], len(first["rows"]), len(ran)) == (2, 2, 2)
     assert run_study(str(path), out=out, workers=1, quiet=True)["run"] == 0
@@ -194,4 +197,3 @@ def test_processes_and_one_process_give_the_same_table(place):
     apart = run_study(str(path), out=place / "two", workers=2, quiet=True)["rows"]
     assert timeless(together) == timeless(apart)
     assert any(key.startswith("attack.loss-threshold.") and key.endswith(".auc") for key in together[0])
-    shutil.rmtree(place / "two")
