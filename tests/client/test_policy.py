@@ -134,7 +134,19 @@ def never(*args: Any, **options: Any) -> None:
         ({"delta": 1e-3}, {}, "max_delta"),
         ({"unit": "patient"}, {}, "no patient for each record"),
     ],
-    ids=["none", "central", "local-noise", "local-epsilon", "noise", "epsilon", "noise-epsilon", "rounds", "epochs", "delta", "patient"],
+    ids=[
+        "none",
+        "central",
+        "local-noise",
+        "local-epsilon",
+        "noise",
+        "epsilon",
+        "noise-epsilon",
+        "rounds",
+        "epochs",
+        "delta",
+        "patient",
+    ],
 )
 def test_a_plan_beyond_the_policy_is_refused_and_nothing_spent(
     hostile, monkeypatch, privacy: dict[str, Any], changed: dict[str, Any], words: str
