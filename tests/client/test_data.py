@@ -469,3 +469,90 @@ def test_features_for_prediction_need_no_label(tmp_path: Path) -> None:
     path.write_text("chol,age\n200,old\n")
     with pytest.raises(UserError, match="column 'age'"):
         read_features(path, ["age", "chol"])
+
+
+# ── categories ───────────────────────────────────────────────────────────────────────────────────────
+
+SEXED = {"columns": ["age", "sex"], "categories": {"sex": ("f", "m", 3)}}
+
+
+def test_categories_become_one_input_a_value(tmp_path: Path) -> None:
+    """Hospitals that number words by their own order would send each other another meaning of the same input."""
+    text = "sex,age,target\nm,50,0\nf,51,1\n3.0,52,0\n,53,1\nf,,0\n"
+    nan = np.nan
+    wanted = [[50, 0, 1, 0], [51, 1, 0, 0], [52, 0, 0, 1], [53, nan, nan, nan], [nan, 1, 0, 0]]
+    records = table(tmp_path, text, **SEXED)
+    np.testing.assert_array_equal(records.read(np.arange(5)), np.array(wanted, np.float32))
+    np.testing.assert_array_equal(read_features(tmp_path / "table.csv", ["age", "sex"], {"sex": ("f", "m", 3)}), wanted)
+    other = table(tmp_path, text, columns=["age", "sex"], categories={"sex": ("m", "f", 3)})
+    assert other.fingerprint != records.fingerprint
+
+
+def test_an_unknown_category_is_missing_and_many_are_another_spelling(tmp_path: Path) -> None:
+    """One odd value is no reason to stop; a column that says `male` where the plan says `m` trains on nothing."""
+    records = table(tmp_path, "sex,age,target\nm,50,0\nf,51,1\ndivers,52,0\n", **SEXED)
+    assert records.read(np.array([2]))[0, 1:].isnan().all()
+    assert records.source.unknown == {"sex": 1}
+    with pytest.raises(UserError, match=r"2 of 3 values are not among.*'female', 'male'") as caught:
+        table(tmp_path, "sex,age,target\nmale,50,0\nfemale,51,1\nm,52,0\n", **SEXED)
+    assert "f, m, 3" in caught.value.remedy
+    with pytest.raises(UserError, match=r"task\.categories"):
+        table(tmp_path, "sex,age,target\nm,50,0\n", columns=["age", "sex"])
+
+
+def test_a_parquet_table_is_its_csv(tmp_path: Path) -> None:
+    """The same rows from another file must be the same records: numbers, words, labels, holes."""
+    import pandas
+
+    frame = pandas.DataFrame(
+        {
+            "age": [50.25, None, 1e-3, 7.0],
+            "sex": ["m", None, "f", "m"],
+            "smokes": [True, False, True, False],
+            "target": [0, 1, 1, 0],
+        }
+    )
+    frame.to_parquet(tmp_path / "table.parquet")
+    options = {"columns": ["age", "sex", "smokes"], "categories": {"sex": ("f", "m")}}
+    one = open_records(path=tmp_path / "table.parquet", **TABLE, **options)
+    other = table(tmp_path, "age,sex,smokes,target\n50.25,m,1,0\n,,0,1\n0.001,f,1,1\n7,m,0,0\n", **options)
+    np.testing.assert_array_equal(one.read(np.arange(4)), other.read(np.arange(4)))
+    assert one.fingerprint == other.fingerprint
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_records(path=tmp_path / "broken.parquet", **TABLE, **options)
+
+
+# ── 16 bits ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_reach_the_backbone(tmp_path: Path, suffix: str) -> None:
+    """16-bit X-rays cut to 8 lose what radiologists see; taken as fractions of 255 they are 257 times too bright."""
+    from PIL import Image
+
+    from common.preprocess import for_images
+
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 16, 16)).astype(np.uint16)
+    for number, image in enumerate(pixels):
+        place = tmp_path / ("normal", "pneumonia")[number % 2]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.{suffix}")
+    records = open_records(path=tmp_path, **XRAYS)
+    found = records.read(np.arange(6))
+    assert found.dtype == torch.uint16
+    assert np.array_equal(found[:, 0].numpy(), pixels[[0, 2, 4, 1, 3, 5]])
+    ready = records.read(np.arange(6), prepare=for_images(16))
+    wanted = (pixels[[0, 2, 4, 1, 3, 5]] / 65535 - 0.456) / 0.224
+    np.testing.assert_allclose(ready[:, 1], wanted, atol=1e-5)
+
+
+def test_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    """Cast to 16 bits, 65536 would be black."""
+    from PIL import Image
+
+    (tmp_path / "normal").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((8, 8), 65536, np.int32)).save(tmp_path / "normal" / f"{number}.tif")
+    with pytest.raises(UserError, match="8- or 16-bit"):
+        open_records(path=tmp_path, **XRAYS).read(np.arange(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,44 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
 from pydicom.pixels.processing import apply_voi_lut
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import RLELossless
 
 from client.data import open_records
 from client.readers.dicom import decode, examine, is_dicom, window
 from common.errors import UserError
+from tests.formats import content, dicom
 
 XRAYS = {"kind": "image-classification", "classes": ("normal", "pneumonia")}
-
-
-def dicom(pixels: np.ndarray, *, bits: int = 0, patient: str = "P-1", **tags: Any) -> Dataset:
-    """A data set as a scanner writes it; `bits` stored of those allocated."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=["fedgraft"])
-    data.PatientID, data.Rows, data.Columns = patient, pixels.shape[-2 if pixels.ndim == 2 else 0], pixels.shape[1]
-    data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    data.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
-    if pixels.ndim == 3:
-        data.PlanarConfiguration = 0
-    data.BitsAllocated = 8 * pixels.dtype.itemsize
-    data.BitsStored = bits or data.BitsAllocated
-    data.HighBit = data.BitsStored - 1
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    data.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    return data
-
-
-def content(data: Dataset) -> bytes:
-    file = io.BytesIO()
-    data.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 def lut(values: list[int], first: int, bits: int = 16) -> Sequence:

@@ -249,3 +249,21 @@ def test_the_picture_is_drawn_for_any_size(tmp_path: Path, nodes: int, classes: 
         assert image.format == "PNG"
         assert len(set(image.convert("RGB").resize((200, 80)).tobytes())) > 5
     assert [file.name for file in tmp_path.iterdir()] == ["labels.png"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS[:2], {"kind": "pathological", "classes_per_node": 1}], ids=lambda k: k["kind"])
+def test_a_patient_is_at_one_node(kind: dict[str, Any], tmp_path: Path) -> None:
+    """Half of a patient's images at another hospital: no federation is like that, and ε by patient would be wrong."""
+    lines = [f"{n},p{n // 3},{n // 3 % 2}" for n in range(600)]
+    (tmp_path / "visits.csv").write_text("age,patient,target\n" + "\n".join(lines) + "\n")
+    records = open_records(
+        path=tmp_path / "visits.csv", kind="tabular-classification", classes=("no", "yes"), columns=["age"]
+    )
+    nodes = partition(simulation(4, **kind), records, seed=7)
+    for split in ("train", "val", "test"):
+        dealt = [getattr(node, split) for node in nodes]
+        assert np.array_equal(np.sort(np.concatenate(dealt)), records.splits[split])
+        patients = [set((rows // 3).tolist()) for rows in dealt]
+        assert sum(map(len, patients)) == len(set().union(*patients))
+    with pytest.raises(UserError, match="of 160 patients"):
+        partition(simulation(200, kind="iid", min_examples=1), records, seed=7)
