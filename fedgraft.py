@@ -15,6 +15,7 @@ import typer
 
 from client.cli import node
 from common.errors import Interrupted, RunFailed, UserError
+from server.cli import server
 
 app = typer.Typer(
     name="fedgraft",
@@ -242,6 +243,7 @@ def reproduce(
 
 
 app.add_typer(node, name="node", help="At a hospital: what this node spent of its privacy budget.")
+app.add_typer(server, name="server", help="At the coordinator: certificates, the server, its nodes, runs.")
 
 
 def main() -> None:

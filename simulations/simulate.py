@@ -20,10 +20,10 @@ from common.plan import Plan
 from common.plan_file import find_plan, load_plan, resolve
 from common.yaml_file import parse_yaml
 from server.manifest import run_facts, sha256_of, write_manifest
+from server.progress import Progress
 from server.run_folder import RunFolder
 from simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
 from simulations.engine import ENGINES, nodes_on_disk, simulate
-from simulations.progress import Progress
 from simulations.table import print_table, round_bytes
 
 

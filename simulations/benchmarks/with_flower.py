@@ -47,9 +47,9 @@ def run(adapter: str, seed: int, shards: Path) -> None:
         (app / "pyproject.toml").write_text(PROJECT)
         shutil.copy(Path(__file__).with_name("flower_app.py"), app)
         config = {"adapter": adapter, "seed": seed, "nodes": NODES, "shards": str(shards), "result": str(found)}
-        with superlink(neutral) as (environment, log):
+        with superlink(neutral) as flower:
             started = time.perf_counter()
-            start_and_follow(app, config, environment, log, nodes=NODES)
+            start_and_follow(app, config, flower, nodes=NODES)
             seconds = time.perf_counter() - started
         versions = {name: version(name) for name in ("flwr", "ray", "torch")}
         report(**json.loads(found.read_text()), seconds=seconds, versions=versions)

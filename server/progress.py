@@ -32,6 +32,11 @@ class Progress:
             disable=quiet or not console.is_terminal,
         )
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is somebody to see the bars."""
+        return not self._bars.disable
+
     def __enter__(self) -> Progress:
         self._bars.start()
         return self

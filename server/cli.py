@@ -1,0 +1,189 @@
+"""`fedgraft server …`: the verbs of a coordinator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+server = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+nodes = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+server.add_typer(nodes, name="nodes", help="Which hospitals may take part.")
+
+ServerOption = Annotated[Path, typer.Option("--server", metavar="FILE", help="The server's own file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
+HERE = Path("server.yaml")
+
+
+@server.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("certificates"),
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A DNS name or IP address under which hospitals reach the server; may be repeated."),
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Make a node's key pair; may be repeated.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=825, help="How long the server's certificate is valid.")] = 365,
+    json_: JsonOption = False,
+) -> None:
+    """Make a private CA, the server's certificate, and key pairs of nodes. Nothing is overwritten.
+
+    Example: `fedgraft server certificates certificates --host fl.example.org --host 192.0.2.10 --node hospital-a`
+    """
+    from server.certificates import make
+
+    written = make(folder, hosts=host or [], nodes=node or [], days=days)
+    if json_:
+        _print_json({"written": [str(path) for path in written]})
+        return
+    notes = {
+        "ca.crt": "give it to every hospital",
+        "ca.key": "take it offline: who has it can pose as the server",
+        "server.key": "stays on this host",
+    }
+    for path in written:
+        note = notes.get(path.name, "")
+        if path.parent.name == "nodes":
+            note = "register it: fedgraft server nodes add" if path.suffix == ".pub" else "goes to that hospital alone"
+        print(f"{path!s:<36} {note}".rstrip())
+
+
+@server.command()
+def start(file: Annotated[Path, typer.Argument(metavar="FILE", help="The server's own file.")] = HERE) -> None:
+    """Run the coordinator's processes until SIGTERM or Ctrl-C: SuperLink, SuperExec and the hospitals' gateway.
+
+    Example: `fedgraft server start server.yaml`
+    """
+    from server.server_file import load_server
+    from server.start import start as run
+
+    run(load_server(file), file)
+
+
+@server.command()
+def run(
+    plan: Annotated[str, typer.Argument(help="A plan.yaml, or the name of a ready plan.")],
+    file: ServerOption = HERE,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default RUNS/NAME-TIME.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated.")
+    ] = None,
+    expected: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run a plan over the hospitals' nodes and wait for its end. Ctrl-C stops the run.
+
+    Example: `fedgraft server run pneumonia --server server.yaml --set train.rounds=5`
+    """
+    from server.run import run as submit
+    from server.server_file import load_server
+
+    result = submit(load_server(file), plan, overrides=set_ or [], out=out, expected=expected, quiet=json_)
+    _print_result(result, json_)
+
+
+@server.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that was cut off.")],
+    file: ServerOption = HERE,
+    expected: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Go on with a run that was cut off, from its last finished round.
+
+    Example: `fedgraft server resume runs/pneumonia-20261124-101500`
+    """
+    from server.run import resume as go_on
+    from server.server_file import load_server
+
+    _print_result(go_on(load_server(file), run, expected=expected, quiet=json_), json_)
+
+
+@nodes.command()
+def add(
+    name: Annotated[str, typer.Argument(help="The hospital's name.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="Its public key.")],
+    file: ServerOption = HERE,
+    json_: JsonOption = False,
+) -> None:
+    """Register a node's public key: from now on it may take part.
+
+    Example: `fedgraft server nodes add hospital-a certificates/nodes/hospital-a.pub`
+    """
+    from server.nodes import add as register
+    from server.server_file import load_server
+
+    added = register(load_server(file), name, key)
+    if json_:
+        _print_json(added)
+    else:
+        print(f"{name} is registered: id {added['id']}, key {added['key']}")
+
+
+@nodes.command("list")
+def list_(file: ServerOption = HERE, json_: JsonOption = False) -> None:
+    """Every registered node, and whether it is connected.
+
+    Example: `fedgraft server nodes list`
+    """
+    from server.nodes import listed
+    from server.server_file import load_server
+
+    rows = listed(load_server(file))
+    if json_:
+        _print_json({"nodes": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "status", "since")
+    table.add_column("id", no_wrap=True)
+    table.add_column("key", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["status"], row["since"], row["id"], row["key"])
+    Console().print(table if rows else "no node is registered yet: fedgraft server nodes add NAME KEY.pub")
+
+
+@nodes.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The hospital's name.")],
+    file: ServerOption = HERE,
+    json_: JsonOption = False,
+) -> None:
+    """Unregister a node: its key is refused from now on, and for ever.
+
+    Example: `fedgraft server nodes remove hospital-a`
+    """
+    from server.nodes import remove as unregister
+    from server.server_file import load_server
+
+    removed = unregister(load_server(file), name)
+    if json_:
+        _print_json(removed)
+    else:
+        print(f"{name} is removed: id {removed['id']}, key {removed['key']}")
+
+
+def _print_result(result: dict[str, Any], json_: bool) -> None:
+    if json_:
+        _print_json(result)
+        return
+    final = result["final"]["global"]
+    measured = ", ".join(f"{key} {final[key]:.3f}" for key in ("accuracy", "auroc") if final.get(key) is not None)
+    who = f"{result['rounds_done']} rounds, {len(result['final']['nodes'])} nodes"
+    print(f"completed: {who}, {measured or 'not measured'}")
+    for row in result["refused"]:
+        print(f"  left out: {row['node']}, round {row['round']}: {row['reason']}")
+    print(result["folder"])
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
