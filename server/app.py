@@ -34,16 +34,9 @@ from server import strategy as strategies
 from server.central import Central
 from server.exchange import Replies, exchange
 from server.handout import Roster, gather
-from server.model_card import model_card
+from server.model_card import model_card, not_covered
 from server.run_folder import Checkpoint, RunFolder
 
-NOT_COVERED = (  # what else the coordinator learns from a node under differential privacy
-    "metrics on the nodes' test splits, where a node reports them",
-    "the number of training examples or patients, rounded down, by the sample rate",
-    "that a node takes part, and when and how fast it answers",
-    "the names of the classes, and what the plan says",
-    "that a refusal was given, and its reason",
-)
 app = ServerApp()
 log = logging.getLogger("fedgraft.server")
 
@@ -299,7 +292,7 @@ def opening(federation: Federation, layout: Layout) -> dict[str, Any]:
             "rounds": [],
         },
         "privacy": {},
-        "not_covered_by_epsilon": list(NOT_COVERED) if plan.privacy.mode != "none" else [],
+        "not_covered_by_epsilon": not_covered(plan),
         "refused": [],
         "seconds": {},
     }

@@ -5,7 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.accounting import shown
 from common.plan import Plan
+
+NOT_COVERED = (  # what else is learnt about a node under differential privacy
+    "metrics on the nodes' test splits, where a node reports them without noise",
+    "that a node takes part, and when and how fast it answers",
+    "the names of the classes, and what the plan says",
+    "that a refusal was given, and its reason",
+)
+NOT_COVERED_BY_MODE = {
+    "sample": ("the number of training examples or patients, rounded down, by the sample rate",),
+    "local": (),
+    "central": (
+        "the coordinator sees each node's clipped update: this ε is for all others, who see the shared model",
+        "who was in each cohort: where fraction is below 1, ε holds for those who do not know (metrics.jsonl tells)",
+        "what other runs of the same nodes give away: this ε is of one run",
+    ),
+}
+
+
+def not_covered(plan: Plan) -> list[str]:
+    """What ε does not cover, in sentences; nothing where there is no ε."""
+    mode = plan.privacy.mode
+    return [] if mode == "none" else [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
 
 
 def model_card(plan: Plan, result: Mapping[str, Any]) -> str:
@@ -54,7 +77,7 @@ On each node's own test split:
 {rows}
 ## Privacy
 
-{"No differential privacy: the updates may reveal training data." if plan.privacy.mode == "none" else plan.privacy.mode}
+{_privacy(plan, result)}
 
 ## Limitations
 
@@ -64,3 +87,19 @@ On each node's own test split:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _privacy(plan: Plan, result: Mapping[str, Any]) -> str:
+    """ε with its unit, neighbours, δ and accountant, and what it does not cover."""
+    spent, mode = result["privacy"], plan.privacy.mode
+    if mode == "none":
+        return "No differential privacy: the updates may reveal training data."
+    if not spent:
+        return f"Mode {mode}; no round was finished, so nothing was spent."
+    worst = max(spent.values(), key=lambda entry: entry["epsilon"])
+    listed = "".join(f"- {line}\n" for line in result["not_covered_by_epsilon"])
+    return f"""Mode `{mode}`: ε ≤ {shown(worst["epsilon"])} at δ = {worst["delta"]:g} at each of {len(spent)} nodes,
+unit {worst["unit"]} ({worst["neighbours"]}), counted over all {result["rounds_done"]} rounds of this run by the
+{worst["accountant"].upper()} accountant. Not covered by it:
+
+{listed}"""

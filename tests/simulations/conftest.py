@@ -81,12 +81,14 @@ class Tiny:
         *,
         handle: Handle = client_app,
         resume: bool = False,
+        seeded_noise: bool = False,
         **options: Any,
     ) -> tuple[dict[str, Any], Recorder]:
         """Federate into `out`; what `federate` returns (or what it raises, with `recorder` lost) and the grid."""
         plan = self.plan(*overrides)
         grid = Recorder(handle, self.nodes, **options)
-        federation = Federation(plan, plan_backbone(plan, self.path.parent), expected=len(self.nodes), patience=0.0)
+        backbone = plan_backbone(plan, self.path.parent)
+        federation = Federation(plan, backbone, len(self.nodes), patience=0.0, seeded_noise=seeded_noise)
         folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
         try:
             return federate(grid, federation, folder, resume=resume), grid
