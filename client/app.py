@@ -172,7 +172,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
         budget = _budget(_node_path(context), offered["plan"], offered["preprocess"])
     if plan.privacy.mode == "sample":
         _must_suit(model, plan, train_split)
-    place = Workplace(node.name, plan, model, train_split, test_split, frozen, budget)
+    place = Workplace(node.name, plan, model, train_split, test_split, frozen, budget, node.activations)
     return place, layout, state
 
 

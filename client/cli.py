@@ -93,6 +93,30 @@ def approve(
 
 
 @node.command()
+def cache(
+    file: Annotated[Path, typer.Argument(metavar="NODE", help="A node.yaml.")],
+    purge: Annotated[bool, typer.Option("--purge", help="Delete all of it; a node at work computes it anew.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")] = False,
+) -> None:
+    """The activations that this node keeps on disk: how many bytes, where; or delete them.
+
+    Example: `fedgraft node cache node.yaml --purge`
+    """
+    from client.activations import ActivationCache
+    from client.node import load_node
+
+    opened = load_node(file)
+    kept = ActivationCache(opened.activations_path, opened.cache.max_bytes)
+    files, size = len(kept.files()), kept.size()
+    if purge:
+        kept.purge()
+    if json_:
+        print(json.dumps({"folder": str(kept.folder), "files": files, "bytes": size, "purged": purge}))
+    else:
+        print(f"{'deleted' if purge else 'kept'}: {files} files, {size} bytes, in {kept.folder}")
+
+
+@node.command()
 def ledger(
     file: Annotated[Path, typer.Argument(metavar="NODE", help="A node.yaml, or a ledger: *.sqlite.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the statement as JSON.")] = False,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,6 +25,9 @@ from common.errors import Refused
 from common.plan import Privacy
 from common.section import Count, Section, Text, checked, unique
 from common.yaml_file import read_yaml, validate
+
+if TYPE_CHECKING:
+    from client.activations import ActivationCache
 
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -208,6 +211,16 @@ class Connection(Section):
     )
 
 
+class Cache(Section):
+    """Activations behind the frozen part of a model, kept so that they are computed once. They are patient data."""
+
+    enabled: bool = Field(default=True, description="whether they are kept on disk; the results are the same")
+    folder: Path | None = Field(default=None, description="where (default: activations in the store)")
+    max_bytes: Annotated[int, Field(ge=1, le=2**50)] = Field(
+        default=8 * 2**30, description="most bytes on disk; what was used longest ago goes first"
+    )
+
+
 class Node(Section):
     """One hospital's own settings."""
 
@@ -220,6 +233,7 @@ class Node(Section):
         default=None, description="file of the privacy ledger (default: ledger.sqlite in the store)"
     )
     policy: Policy = Field(default=Policy(), description="what this hospital permits")
+    cache: Cache = Field(default=Cache(), description="what is computed once and kept")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for training")
     connection: Connection | None = Field(
         default=None, description="how this node reaches the coordinator (none: a simulation's node)"
@@ -255,6 +269,18 @@ class Node(Section):
 
         self.policy.check(plan_hash=plan_hash, backbone=backbone, recorded=Approvals(self.approvals).plans)
 
+    @property
+    def activations(self) -> ActivationCache | None:
+        """Where activations are kept; None: nowhere."""
+        from client.activations import ActivationCache
+
+        return ActivationCache(self.activations_path, self.cache.max_bytes) if self.cache.enabled else None
+
+    @property
+    def activations_path(self) -> Path:
+        """The folder of kept activations, whether or not any are kept."""
+        return self.cache.folder or self.store / "activations"
+
 
 def load_node(path: str | Path) -> Node:
     """Read and check a node's file; paths in it become absolute.
@@ -275,12 +301,14 @@ def load_node(path: str | Path) -> Node:
         files = ("root_certificates", "private_key", "trusted_entities")
         named = {key: getattr(connection, key) for key in files if getattr(connection, key) is not None}
         connection = connection.model_copy(update={key: _absolute(name, base) for key, name in named.items()})
+    folder = None if node.cache.folder is None else Path(_absolute(str(node.cache.folder), base))
     return node.model_copy(
         update={
             "connection": connection,
             "approvals": Path(_absolute(str(node.approvals), base)),
             "data": node.data.model_copy(update=places),
             "store": Path(_absolute(str(node.store), base)),
+            "cache": node.cache.model_copy(update={"folder": folder}),
             "ledger": None if node.ledger is None else Path(_absolute(str(node.ledger), base)),
         }
     )

@@ -58,7 +58,7 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
     model.load_adapter_state(received)
     measured = None
     if (round_ - 1) % plan.evaluate.every == 0:
-        measured = training.evaluate(model, place.test, len(plan.task.classes))
+        measured = training.evaluate(*place.for_tests(), len(plan.task.classes))
 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
@@ -88,8 +88,7 @@ def _train(place: Workplace, round_: int, optimizer: torch.optim.Optimizer) -> t
     """Local steps without noise, on the model as it is loaded."""
     plan = place.plan
     return training.train(
-        place.model,
-        place.train,
+        *place.for_training(),
         epochs=plan.train.local_epochs,
         batch_size=plan.train.batch_size,
         optimizer=optimizer,
@@ -107,8 +106,7 @@ def _privately(
     # ── reserve, train, settle ───────────────────────────────────────────────────────────────────────
     with budget.spending(plan, round_) as mechanism:
         train_privately(
-            place.model,
-            place.train,
+            *place.for_training(),
             mechanism=mechanism,
             optimizer=optimizer,
             patients=budget.patients,
@@ -169,7 +167,7 @@ def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:
     """Metrics of a received adapter on this node's test split, without training. Raises as `run_round`."""
     _must_be_frozen(place, "before")
     place.model.load_adapter_state(received)
-    return training.evaluate(place.model, place.test, len(place.plan.task.classes))
+    return training.evaluate(*place.for_tests(), len(place.plan.task.classes))
 
 
 def generator_of(seed: int, round_: int, node: str) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from client.activations import ActivationCache, behind_prefix
 from client.batches import Split
 from client.budget import Budget
 from client.data import Records, open_records
@@ -27,6 +28,20 @@ class Workplace:
     test: Split
     fingerprint: str  # of the frozen part, as it must stay
     budget: Budget | None = None  # what differential privacy may spend
+    cache: ActivationCache | None = None  # where activations are kept; None: they are computed each time
+
+    def for_training(self) -> tuple[GraftedModel, Split]:
+        """What is trained, and on what: from the first trainable layer on, unless images are augmented."""
+        return (self.model, self.train) if self.plan.train.augment != "none" else self._behind_prefix(self.train)
+
+    def for_tests(self) -> tuple[GraftedModel, Split]:
+        """What is measured, and on what."""
+        return self._behind_prefix(self.test)
+
+    def _behind_prefix(self, split: Split) -> tuple[GraftedModel, Split]:
+        identity = {"backbone": self.plan.backbone.name, "fingerprint": self.fingerprint}
+        dtype = self.plan.train.activations
+        return behind_prefix(self.model, split, identity=identity, dtype=dtype, cache=self.cache)
 
 
 def open_data(node: Node, plan: Plan) -> Records:

@@ -47,11 +47,14 @@ class GraftedModel(nn.Module):
         self.net = net
         self.method, self.classes, self.head_name = method, classes, head_name
         self.rank, self.alpha, self.width = rank, alpha, width
+        self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)  # fewer in the tail of a model, see prefix.py
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Preprocessed inputs (n, 3, H, W) or (n, columns) → logits (n, classes)."""
-        return self.net(x)
+        for step in self.steps:
+            x = step(x)
+        return x
 
     def train(self, mode: bool = True) -> GraftedModel:
         """Frozen and mode-dependent modules stay in eval mode, whatever `mode` says."""

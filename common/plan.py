@@ -143,6 +143,10 @@ class Train(Section):
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over the rounds")
     augment: Literal["none", "flip", "flip-crop"] = Field(default="none", description="images: random flips and crops")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for each node's training")
+    activations: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="precision in which a node keeps what its frozen layers compute; float16: half the disk, rounded",
+    )
 
 
 class Aggregate(Section):

@@ -27,6 +27,7 @@ from client.workplace import Workplace, open_splits, working_model
 from common.backbones import Backbone
 from common.errors import UserError
 from common.metrics import Sums, zero
+from common.model import GraftedModel
 from common.plan import Plan, Privacy
 
 BASELINES = ("alone", "pooled", "head", "full", "random-backbone")
@@ -89,10 +90,15 @@ def pooled(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> dict[str, A
     """One model trained on all nodes' training data in one place."""
     plan = _without_privacy(plan)
     places = _places(plan, backbone, nodes)
-    together = Workplace(
-        "pooled", plan, working_model(backbone, plan), Pool([place.train for place in places]), places[0].test, ""
+    together = Together(
+        "pooled",
+        plan,
+        places[0].model,
+        Pool([place.train for place in places]),
+        places[0].test,
+        places[0].fingerprint,
+        cache=places[0].cache,
     )
-    together.fingerprint = together.model.frozen_fingerprint()
     summary = _train_alone(together, [place.test for place in places])
     state = together.model.adapter_state()
     by_node = {}
@@ -114,11 +120,23 @@ class Pool(Split):
     def inputs(self, positions: Tensor) -> Tensor:
         """Prepared inputs of positions counted through all splits."""
         owners = np.searchsorted(self._starts, positions.numpy(), side="right") - 1
+        order = torch.from_numpy(np.argsort(owners, kind="stable"))
         parts = [
-            self.splits[owner].inputs(positions[index : index + 1] - int(self._starts[owner]))
-            for index, owner in enumerate(owners)
+            self.splits[owner].inputs(positions[owners == owner] - int(self._starts[owner]))
+            for owner in np.unique(owners)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts)[torch.argsort(order)]
+
+
+class Together(Workplace):
+    """All nodes in one place: the training split is a pool."""
+
+    def for_training(self) -> tuple[GraftedModel, Split]:
+        """The pool of what each split is behind the frozen prefix."""
+        if self.plan.train.augment != "none" or not isinstance(self.train, Pool):
+            return super().for_training()
+        behind = [self._behind_prefix(split) for split in self.train.splits]
+        return behind[0][0], Pool([split for _, split in behind])
 
 
 def _without_privacy(plan: Plan) -> Plan:
@@ -133,7 +151,7 @@ def _places(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[Workp
     for path in nodes:
         node = load_node(path)
         train, test = open_splits(node, plan, backbone.preprocess)
-        places.append(Workplace(node.name, plan, model, train, test, fingerprint))
+        places.append(Workplace(node.name, plan, model, train, test, fingerprint, cache=node.activations))
     return places
 
 

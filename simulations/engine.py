@@ -5,7 +5,9 @@ plan → nodes on disk (node.yaml and row numbers) → engine → the run's fold
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -48,10 +50,19 @@ def nodes_on_disk(
             remedy="add `simulation: {nodes: 8, data: FILE, partition: {kind: iid}}`",
         )
     with tempfile.TemporaryDirectory(prefix="fedgraft-nodes-") as folder:
-        paths = write_nodes(plan, plan_path, Path(folder), ledgers=ledgers, policy=policy)
+        kept = activations_folder()
+        paths = write_nodes(plan, plan_path, Path(folder), ledgers=ledgers, activations=kept, policy=policy)
         for path in paths if policy else ():
             load_node(path)  # a clause that no policy has is told here
         yield paths
+
+
+@functools.cache
+def activations_folder() -> Path:
+    """A folder for the life of this process: what one seed or baseline computed, the next ones have."""
+    folder = tempfile.TemporaryDirectory(prefix="fedgraft-activations-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def simulate(

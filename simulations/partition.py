@@ -102,6 +102,7 @@ def write_nodes(
     *,
     shared_store: bool = False,
     ledgers: Path | None = None,
+    activations: Path | None = None,
     policy: Mapping[str, Any] = NO_CLAUSES,
 ) -> list[Path]:
     """Write `node-K.yaml`, and `node-K.rows.npz` where nodes share a file, for each node of a simulation.
@@ -113,6 +114,8 @@ def write_nodes(
         shared_store: one store of backbones for all nodes, instead of one each: saves disk, and the hand-out
             then reaches the first node only.
         ledgers: folder of the nodes' privacy ledgers; default one inside `folder`.
+        activations: folder of what frozen layers compute, shared by all nodes: once for the whole file; default
+            one inside `folder`.
         policy: clauses of every node's policy, over those that a simulation has by itself.
 
     Returns:
@@ -153,6 +156,7 @@ def write_nodes(
             "data": data,
             "store": str(folder / "store" / ("shared" if shared_store else f"node-{number}")),
             "ledger": str((ledgers or folder / "ledgers").absolute() / f"{name}.sqlite"),
+            "cache": {"folder": str(activations or folder / "activations")},
             "policy": {
                 "min_examples": simulation.partition.min_examples,
                 "report_metrics": True,  # outside ε, as the result says
