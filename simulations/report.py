@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.accounting import shown
 from common.errors import UserError
 from simulations.table import COLUMNS, rows_of, sayings, size, spread
 
@@ -72,9 +73,7 @@ def _page(result: dict[str, Any], plan_text: str, run: Path) -> str:
         f"<code>{html.escape(result['backbone']['fingerprint_before'])}</code> before and "
         f"<code>{html.escape(str(result['backbone']['fingerprint_after']))}</code> after the run.</p>",
         "<h2>Privacy</h2>",
-        "<p>No differential privacy was asked for: the updates may reveal training data.</p>"
-        if not result["privacy"]
-        else f"<pre>{html.escape(json.dumps(result['privacy'], indent=1))}</pre>",
+        *_privacy(result),
         "<h2>How to repeat it</h2>",
         f"<p>Plan <code>{html.escape(result['plan_hash'])}</code>, with "
         f"{', '.join(html.escape(f'{name} {number}') for name, number in result['versions'].items())}:</p>"
@@ -86,6 +85,28 @@ def _page(result: dict[str, Any], plan_text: str, run: Path) -> str:
         f"<meta name=viewport content='width=device-width, initial-scale=1'><title>{title}</title>"
         f"<style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
+
+
+def _privacy(result: dict[str, Any]) -> list[str]:
+    """ε of each node with its unit, neighbours, δ and accountant; then what it does not cover."""
+    spent = result["privacy"]
+    if not result["not_covered_by_epsilon"]:
+        return ["<p>No differential privacy was asked for: the updates may reveal training data.</p>"]
+    head = ["node", "ε at most", "δ", "unit", "neighbours", "accountant", "noise × norm, sample rate, steps"]
+    rows = [
+        [
+            name,
+            shown(entry["epsilon"]),
+            f"{entry['delta']:g}",
+            entry["unit"],
+            entry.get("neighbours", ""),
+            entry["accountant"],
+            "; ".join(f"{sigma:g}, {rate:.4g}, {steps}" for sigma, rate, steps in entry["history"]),
+        ]
+        for name, entry in sorted(spent.items())
+    ]
+    listed = "".join(f"<li>{html.escape(line)}</li>" for line in result["not_covered_by_epsilon"])
+    return [_table(head, rows), f"<p>Not covered by ε:</p><ul>{listed}</ul>"]
 
 
 def _model_rows(result: dict[str, Any]) -> list[list[str]]:
