@@ -9,6 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from common.accounting import shown
+
 SPREAD = (("accuracy", "accuracy"), ("auroc", "AUROC"))  # for a terminal of 80 columns
 MEAN = (("loss", "loss"), ("calibration_error", "ECE"))
 COLUMNS = (
@@ -87,6 +89,7 @@ def sayings(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"what the pre-trained backbone brings: {100 * np.mean(gains):+.1f} points of {head} over a random one"
                 + (f" (least {100 * min(gains):+.1f} over {len(gains)} seeds)" if len(gains) > 1 else "")
             )
+    said += _privacy(results)
     said += dict.fromkeys(note for result in results for note in result.get("notes", []))
     for result in results:
         for refusal in result["refused"]:
@@ -94,6 +97,20 @@ def sayings(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"seed {result['seed']}, round {refusal['round']}: {refusal['node']} left out: {refusal['reason']}"
             )
     return said
+
+
+def _privacy(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The largest ε of any node and seed, with all that it needs to mean something, and where it is counted."""
+    spent = [entry for result in results for entry in result["privacy"].values()]
+    if not spent:
+        return []
+    worst = max(spent, key=lambda entry: entry["epsilon"])
+    said = (
+        f"privacy: ε ≤ {shown(worst['epsilon'])} at δ = {worst['delta']:g} at every node, for {worst['neighbours']}; "
+        f"all rounds composed, {worst['accountant'].upper()} accountant; report.html lists what ε does not cover"
+    )
+    ledger = results[0].get("ledger")
+    return [said, f"ledger: {ledger}"] if ledger else [said]
 
 
 def spread(values: Sequence[float | None]) -> str:

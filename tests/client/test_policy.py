@@ -228,6 +228,39 @@ def test_a_stated_data_size_changes_nothing(hostile) -> None:
     assert epsilon([(sigma, rate, 3 * steps)], 1e-4, "rdp") <= 2
 
 
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan, "wide", 1])
+def test_a_clipping_norm_that_is_none_is_refused(hostile, monkeypatch, clip: Any) -> None:
+    """A norm that makes NaN of an update, or turns it round."""
+    monkeypatch.setattr(client.round.training, "train", never)
+    server = hostile("min_examples: 5")
+    plan = server.accepted(server.plan({"mode": "central"}))
+    said = server.train(plan, 1, about={"clip": clip})
+    assert isinstance(said, str)
+    assert "a clipping norm of" in said
+
+
+def test_local_noise_is_counted_once_and_not_replayed(hostile) -> None:
+    """Two answers about the same data with fresh noise each would halve it."""
+    server = hostile()
+    plan = server.accepted(server.plan({"mode": "local"}))
+    reply = server.train(plan, 1, about={"clip": 1e6, "noise-multiplier": 0.0})
+    assert not isinstance(reply, str)
+    assert set(reply) == {ADAPTER, "train", "about", "privacy"}
+    spent = read_spent(reply.config_records["privacy"])
+    ((sigma, rate, steps),) = server.rows()
+    assert (rate, steps, spent.unit) == (1.0, 1, "node")
+    assert epsilon([(sigma, 1.0, 3)], 1e-4, "rdp") <= 2
+    said = server.train(plan, 1)
+    assert isinstance(said, str)
+    assert "run here before" in said
+    examples = server.offer(server.plan())  # of the same data; ε for examples and for the node do not compose
+    assert not isinstance(examples, str)
+    said = server.train(server.plan(), 1)
+    assert isinstance(said, str)
+    assert "unit node" in said
+    assert len(server.rows()) == 1
+
+
 def test_tensors_outside_the_adapter_are_refused(hostile) -> None:
     """A frozen weight, or a larger adapter, slipped in among what is trained."""
     server = hostile()

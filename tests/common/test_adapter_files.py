@@ -120,6 +120,22 @@ def test_round_trip_of_attention(
     assert all(torch.equal(v, back.adapter_state()[k]) for k, v in model.adapter_state().items())
 
 
+@pytest.mark.parametrize("name", ["cifar-resnet20", "mlp"])
+def test_a_that_does_not_travel_is_in_the_file(name: str, lively: Lively, inputs: Inputs, tmp_path: Path) -> None:
+    """Under freeze-a the file holds A, too: PEFT, and a version that would draw another A, give the same outputs."""
+    backbone, x = lively(name), inputs(name)
+    model = trained(backbone, freeze_a=True)
+    assert not any("lora_A" in key for key in model.adapter_state())
+    save_adapter(model, tmp_path)
+    other = graft(backbone, method="lora", classes=3, rank=4, seed=99, freeze_a=True)
+    load_adapter(other, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+        torch.testing.assert_close(model.merge()(x), model(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(through_peft(backbone, tmp_path, x), model(x).detach(), atol=1e-5, rtol=1e-5)
+    assert model.frozen_fingerprint() == backbone.fingerprint
+
+
 def test_bad_folders_meet_a_clear_message(lively: Lively, tmp_path: Path) -> None:
     """Missing, damaged or foreign files: a UserError that names the file, and the model as it was."""
     model = trained(lively("mlp"))

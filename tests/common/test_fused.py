@@ -11,9 +11,10 @@ from common.backbones import load_backbone
 from common.model import GraftedModel, graft
 
 
-def trained_a_little(name: str, image_size: int) -> GraftedModel:
+def trained_a_little(name: str, image_size: int, freeze_a: bool = False) -> GraftedModel:
     """A LoRA model whose B is no longer zero."""
-    model = graft(load_backbone(name, image_size=image_size), method="lora", classes=3, rank=8, seed=1)
+    backbone = load_backbone(name, image_size=image_size)
+    model = graft(backbone, method="lora", classes=3, rank=8, seed=1, freeze_a=freeze_a)
     generator = torch.Generator().manual_seed(0)
     state = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in model.adapter_state().items()}
     model.load_adapter_state(state)
@@ -27,13 +28,14 @@ def gradients(model: GraftedModel, x: torch.Tensor) -> tuple[torch.Tensor, dict[
     return logits.detach(), {n: p.grad.clone() for n, p in model.trainable_parameters().items() if p.grad is not None}
 
 
+@pytest.mark.parametrize("freeze_a", [False, True])
 @pytest.mark.parametrize(("name", "size"), [("cifar-resnet20", 16), ("mobilenet_v3_small", 32)])
-def test_fused_and_unfused_agree(name, size):
+def test_fused_and_unfused_agree(name, size, freeze_a):
     """Breaks if the merged weight, or the way gradients flow to A and B through it, were wrong.
 
     In float64 the two differ by rounding only, so a wrong scale or a missed group would stand out.
     """
-    model = trained_a_little(name, size).double()
+    model = trained_a_little(name, size, freeze_a).double()
     x = torch.randn(4, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     logits, wanted = gradients(model, x)
     assert fuse(model.net) > 0

@@ -60,6 +60,9 @@ def test_every_node_keeps_its_epsilon_and_a_second_run_is_refused(
     arguments = ("simulate", "pneumonia", *ASKED, *QUICK, "--ledger", "ledgers", *CEILING)
     done = command(*arguments, "--out", "one")
     assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "at δ = 1e-05 at every node, for one example added or removed" in said
+    assert "ledger: ledgers" in said
     spent = spent_of(pneumonia / "one", 3.0)
     page = (pneumonia / "one" / "report.html").read_text()
     assert "Not covered by ε" in page
