@@ -163,6 +163,8 @@ def _tensors(layout: Layout) -> list[str]:
 
 
 def _reports(node: Node, plan: Plan) -> str:
+    if node.policy.noises_metrics(plan.privacy):
+        return "counts of right and wrong answers on the test records, with noise that the ledger counts"
     if not node.policy.reports(plan.privacy):
         return "no metrics (this node's policy)"
     examples = "the number of training records and " if plan.privacy.mode == "none" else ""
@@ -173,7 +175,11 @@ def _privacy(node: Node, plan: Plan) -> list[str]:
     wanted, policy = plan.privacy, node.policy
     if wanted.mode == "none":
         return ["  none"]
-    whose = {"example": "a single record", "patient": "all records of one patient"}[wanted.unit]
+    whose = {
+        "example": "a single record",
+        "patient": "all records of one patient",
+        "node": "what all of this hospital's data did to the model",
+    }[wanted.unit]
     how = {
         "sample": "each step's gradient is clipped and noised here, before anything leaves",
         "local": "what leaves is noised here",

@@ -377,6 +377,22 @@ def test_nothing_that_noise_does_not_cover_is_told_unasked(hostile) -> None:
     assert "no metrics" in said
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"), [("sample", "a single record"), ("local", "all of this hospital"), ("central", "by the server")]
+)
+def test_an_officer_is_told_of_every_mode(hostile, mode: str, words: str) -> None:
+    """A preflight or an approval that knows sample-level privacy only."""
+    from client.approve import _privacy
+    from client.check import check_node
+
+    server = hostile("min_examples: 5")
+    plan = server.plan({"mode": mode})
+    assert words in " ".join(_privacy(load_node(server.path), plan))
+    found = {finding.what: finding for finding in check_node(load_node(server.path), plan)}
+    assert found["policy: privacy"].state == "ok"
+    assert server.rows() == []
+
+
 def test_metrics_leave_where_the_policy_says_so(hostile) -> None:
     """A hospital that permits metrics in so many words."""
     server = hostile(f"{POLICY}, report_metrics: true")
