@@ -140,7 +140,8 @@ def study(
     if json_:
         _print_json(done)
     else:
-        print(f"{len(done['rows'])} cells, {done['run']} of them run now, in {done['seconds']:.0f} s\n{done['folder']}")
+        print(f"{len(done['rows'])} cells, {done['run']} of them run now, in {done['seconds']:.0f} s")
+        print(f"{done['folder']}/report.html")
 
 
 @app.command()
@@ -177,10 +178,10 @@ def predict(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Write report.html of a run: one self-contained page, for people.
+def report(run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A run's or a study's folder.")]) -> None:
+    """Write report.html of a run or a study: one self-contained page, for people. It prints.
 
-    Example: `fedgraft report runs/pneumonia-1`
+    Example: `fedgraft report runs/study-membership`
     """
     from simulations.report import write_report
 

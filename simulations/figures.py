@@ -1,11 +1,9 @@
-"""Pictures of a run, as files."""
+"""Pictures of a run, as files; those of its page are in `simulations/report/pictures.py`."""
 
 from __future__ import annotations
 
-import io
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,40 +66,6 @@ def labels_by_node(
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=150, format="png")
     os.replace(part, path)
-
-
-def accuracy_by_round(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -> bytes:
-    """The shared model's accuracy after each round: each node in grey, all their test examples together in colour.
-
-    Args:
-        by_node: for each node `(rounds behind the model, accuracy, test examples)`.
-
-    Returns:
-        A PNG.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    right, all_ = Counter(), Counter()
-    for points in by_node.values():
-        rounds, accuracies, examples = zip(*sorted(points), strict=True)
-        axes.plot(rounds, accuracies, color="0.75", linewidth=0.8)
-        for round_, accuracy, count in zip(rounds, accuracies, examples, strict=True):
-            right[round_] += accuracy * count
-            all_[round_] += count
-    together = sorted(all_)
-    axes.plot(together, [right[r] / all_[r] for r in together], color=COLOURS[0], linewidth=2.2, label="all together")
-    axes.plot([], [], color="0.75", label="each node's own test data")
-    axes.set_xlabel("rounds")
-    axes.set_ylabel("accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png")
-    return buffer.getvalue()
 
 
 def _colours(number: int) -> list:

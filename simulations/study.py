@@ -36,6 +36,7 @@ from common.plan import Plan, Privacy
 from common.plan_file import plan_hash
 from server.manifest import run_facts, write_manifest
 from simulations.engine import ENGINES, nodes_on_disk
+from simulations.report import write_report
 from simulations.study_file import Cell, Study, load_study, study_yaml
 from simulations.study_table import Row, row_of, write_table
 
@@ -103,6 +104,7 @@ def run_study(
     rows = rows_of(folder, [job.cell for job in jobs])
     if rows:
         write_table(rows, folder)
+        write_report(folder)
         write_manifest(folder, study_facts(study, jobs) | {"plan_folder": os.path.relpath(plan_file.parent, folder)})
     seconds = time.perf_counter() - started
     if failed:
@@ -139,7 +141,7 @@ def rows_of(folder: Path, cells: list[Cell]) -> list[Row]:
     for cell in cells:
         run = folder / "cells" / cell.folder
         if (result := finished(run, cell.plan_hash)) is not None:
-            rows.append(row_of(cell.labels, result, found_by_attacks(run)))
+            rows.append(row_of(cell.labels, result, found_by_attacks(run)) | {"cell": cell.folder})
     return rows
 
 

@@ -1,0 +1,163 @@
+"""The page's part on attacks: what each found, against what guessing would find; empirical ε beside the stated one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from simulations.report import page
+from simulations.report.pictures import roc_curves
+from simulations.study_table import numbers
+
+Found = Mapping[str, Any]  # attacks.json of one run
+Named = Sequence[tuple[str, Found]]  # of several, by what tells them apart; one run has the name ""
+
+MEANINGS = {
+    "loss-threshold": "calls those records members that the model fits best",
+    "lira": "compares the model with shadow models that were trained with and without each record",
+}
+
+
+def membership(found: Named) -> str:
+    """A table and curves of every attack that tells members from strangers."""
+    rows, curves = [], {}
+    for name, attack, view, measured in _views(found):
+        what = ", ".join(word for word in (name, attack if name == "" else "", view) if word)
+        rows.append(
+            [
+                *([name] if name else []),
+                attack,
+                view,
+                _with(measured["auc"], measured["auc_interval"], 1.0),
+                *(
+                    _with(measured["tpr"][rate], measured["tpr_interval"][rate], 100.0, " %")
+                    for rate in measured["tpr"]
+                ),
+                verdict(measured),
+            ]
+        )
+        curves[what if name == "" else f"{name}: {attack}, {view}"] = (measured["roc"]["fpr"], measured["roc"]["tpr"])
+    if not rows:
+        return ""
+    several = any(name for name, *_ in _views(found))
+    rates = [f"hits at {100 * float(rate):g} % false alarms" for rate in next(_views(found))[3]["tpr"]]
+    head = [*(["plan"] if several else []), "attack", "against", "AUC (guessing: 0.5)", *rates, "in words"]
+    words = [0, 1, len(head) - 1] if not several else [0, 1, 2, len(head) - 1]
+    meant = [f"{name}: {MEANINGS[name]}" for name in dict.fromkeys(row[1 if several else 0] for row in rows)
+             if name in MEANINGS]  # fmt: skip
+    picture = roc_curves(dict(list(curves.items())[:8]))
+    return (
+        page.heading("Can it be told who was in the training data?", 3)
+        + page.paragraph(
+            "An attacker holds a person's record and asks whether it was trained on. Guessing finds as many members "
+            "as it "
+            "raises false alarms: 1 % at 1 %. In brackets: 95 % intervals over the records drawn."
+        )
+        + page.bullets(meant)
+        + page.table(head, rows, texts=words)
+        + page.figure(
+            picture,
+            "Hits against false alarms, both on log axes. On the dotted line an attacker might as "
+            "well guess; a curve above it at the left names some members with certainty.",
+        )
+    )
+
+
+def verdict(measured: Mapping[str, Any]) -> str:
+    """What an attack's numbers mean, in words."""
+    low, high = measured["auc_interval"]
+    rate = max(measured["tpr"], key=float)
+    surely = measured["tpr_interval"][rate][0] > float(rate)
+    if low > 0.5 or surely:
+        return "leaks strongly" if measured["auc"] >= 0.7 or measured["tpr"][rate] >= 0.1 else "leaks a little"
+    return "not told from guessing" if high >= 0.5 else "worse than guessing"
+
+
+def worst(found: Found) -> Mapping[str, Any] | None:
+    """The most successful membership attack on one run."""
+    measured = [each for *_, each in _views([("", found)])]
+    return max(measured, key=lambda each: each["auc"], default=None)
+
+
+def audits(found: Named) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every audit of a mechanism, by what tells the runs apart."""
+    return [(name, each) for name, run in found for each in run.values() if each.get("kind") == "audit"]
+
+
+def empirical(found: Named) -> str:
+    """Lower bounds on ε that canaries proved, beside the stated upper bounds."""
+    rows = [
+        [
+            *([name] if name else []),
+            "none" if each["stated_epsilon"] is None else f"≤ {each['stated_epsilon']:.3g}",
+            f"≥ {each['epsilon']:.3g}",
+            f"{each['ceiling']:.3g}",
+            f"{each['correct']} of {each['guesses']}",
+            f"{100 * each['confidence']:g} %",
+            contradiction(each),
+        ]
+        for name, each in audits(found)
+    ]
+    if not rows:
+        return ""
+    head = ["ε stated", "ε proved", "most that could be proved", "right guesses", "confidence", "in words"]
+    several = any(name for name, _ in audits(found))
+    return (
+        page.heading("Does the noise do what is claimed?", 3)
+        + page.paragraph(
+            "Marked records (canaries) are put into one hospital's data by the toss of a coin, and somebody who sees "
+            "every "
+            "step guesses which are in (Steinke, Nasr and Jagielski 2023). From the right guesses follows a lower "
+            "bound "
+            "on ε. On a mechanism that keeps its promise it stays below the stated ε."
+        )
+        + page.table(
+            [*(["plan"] if several else []), *head], rows, texts=[0, len(head)] if several else [len(head) - 1]
+        )
+    )
+
+
+def contradiction(each: Mapping[str, Any]) -> str:
+    """Whether an audit refutes what was stated."""
+    if each["stated_epsilon"] is None:
+        return "no promise was made"
+    return "REFUTED: more leaks than stated" if each["epsilon"] > each["stated_epsilon"] else "agrees with the promise"
+
+
+def others(found: Named) -> str:
+    """Attacks of another kind: their numbers, as they are."""
+    parts = []
+    for name, run in found:
+        for attack, each in run.items():
+            if each.get("kind") in ("membership", "audit"):
+                continue
+            rows = [
+                [key.lstrip(".").replace("_", " "), _number(value)]
+                for key, value in numbers(each, "").items()
+                if not key.endswith("seconds")
+            ]
+            if rows:
+                title = ": ".join(word for word in (name, attack.replace("-", " ")) if word)
+                parts.append(page.heading(title, 3) + page.table(["measured", "value"], rows))
+    return "".join(parts)
+
+
+def _views(found: Named) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    for name, run in found:
+        for attack, each in run.items():
+            if each.get("kind") == "membership":
+                for view, measured in each["views"].items():
+                    yield name, attack, view, measured
+
+
+def _with(value: float, interval: Sequence[float], times: float, unit: str = "") -> str:
+    digits = 3 if times == 1 else 1
+    low, high = (f"{times * each:.{digits}f}" for each in interval)
+    return f"{times * value:.{digits}f}{unit} ({low} to {high})"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "∞"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:,}"

@@ -1,0 +1,324 @@
+"""The page of one run, from its folder: what was done, what left, what it may reveal, how to repeat it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.plan import Plan
+from common.plan_file import load_plan
+from simulations.report import attacks, page, pictures, privacy
+from simulations.report.intervals import Interval, of_area, of_share, said
+from simulations.table import rows_of, sayings, size, spread
+
+Result = Mapping[str, Any]
+COARSE = 10  # under differential privacy, counts are told in tens
+
+
+def run_page(run: Path, result: Result, plan_text: str) -> str:
+    """The page as HTML.
+
+    Args:
+        run: the run's folder.
+        result: its result.json.
+        plan_text: its plan.yaml.
+    """
+    plan = load_plan(run / "plan.yaml")
+    found = json.loads((run / "attacks.json").read_text()) if (run / "attacks.json").is_file() else {}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sections = [
+        page.heading(result["name"], 1),
+        *_opening(plan, result, found),
+        *_trained(plan, result),
+        *_good(plan, result, lines),
+        *_fair(plan, result),
+        *_left(plan, result, run, lines),
+        *privacy.section(plan, result, found),
+        *_attacked(found, result),
+        *privacy.not_protected(plan, result),
+        *_repeat(result, plan_text, run),
+    ]
+    return page.page(f"{result['name']}: report", sections)
+
+
+# ── in short ─────────────────────────────────────────────────────────────────────────────────────────
+def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
+    final, nodes = result["final"]["global"], len(result["final"]["nodes"])
+    ended = f"{result['rounds_done']} rounds, seed {result['seed']}, {result['seconds'].get('total', 0):.0f} s"
+    status = (
+        ""
+        if result["status"] == "completed"
+        else f"This run is {result['status']}: what follows is of its last round. "
+    )
+    kind = "X-rays or other images" if plan.task.kind == "image-classification" else "table rows"
+    spent = [each["epsilon"] for each in result["privacy"].values()]
+    boxes = []
+    if final.get("accuracy") is not None:
+        boxes.append((f"{100 * final['accuracy']:.1f} %", f"of {final['examples']} test examples told rightly", False))
+    boxes.append(privacy.card(spent))
+    boxes.append((size(result["bytes"]["adapter"]), "left each building in each round", False))
+    if strongest := attacks.worst(found):
+        auc = strongest["auc"]
+        boxes.append(
+            (f"{auc:.2f}", "best membership attack (AUC; guessing: 0.50)", attacks.verdict(strongest)[0] == "l")
+        )
+    return [
+        page.paragraph(
+            f"{status}{nodes} sites trained one model together to tell {_and(plan.task.classes)} apart. "
+            f"Their {kind} stayed where they are; a small adapter travelled.",
+            "lead",
+        ),
+        page.cards(boxes),
+        page.paragraph(ended, "quiet"),
+    ]
+
+
+# ── what was trained, on whose data ──────────────────────────────────────────────────────────────────
+def _trained(plan: Plan, result: Result) -> list[str]:
+    counts, words = told_counts(plan, result)
+    adapter = result["adapter"]
+    unchanged = "the same before and after the run" if _same(result) else "it CHANGED during the run"
+    parts = [
+        page.heading("What was trained, and on whose data"),
+        page.facts(
+            [
+                ("frozen network", f"{result['backbone']['name']}, {size(result['bytes']['backbone'])}; {unchanged}"),
+                ("what was trained", f"a {adapter['method']} adapter: {adapter['values']:,} values"),
+                ("training", f"{plan.train.rounds} rounds of {plan.train.local_epochs} passes over each site's data"),
+                ("combined by", plan.aggregate.strategy),
+                ("classes", ", ".join(plan.task.classes)),
+                ("sites", str(len(result["final"]["nodes"]))),
+            ]
+        ),
+    ]
+    if counts:
+        parts += [
+            page.figure(
+                pictures.labels(counts, result["data"]["classes"]), "Training examples of each class at each site."
+            ),
+            page.paragraph(words, "quiet"),
+        ]
+    return parts
+
+
+def told_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str]:
+    """Training examples by site and class as they may be told, and the sentence that says how."""
+    known = result.get("data", {}).get("labels", {})
+    if plan.privacy.mode == "none":
+        return known, "A simulation on one machine: in a deployment only each site's total is sent, not its classes."
+    coarse = {name: [count - count % COARSE for count in row] for name, row in known.items()}
+    return coarse, f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class."
+
+
+# ── how good ─────────────────────────────────────────────────────────────────────────────────────────
+def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
+    tests = _test_labels(result)
+    rows = []
+    for name, models, spent in rows_of([result]):
+        (row,) = models
+        accuracy, area = row.get("accuracy"), row.get("auroc")
+        rows.append(
+            [
+                name,
+                "–" if accuracy is None else said(of_share(accuracy, row["examples"])),
+                "–" if area is None else said(_area(area, tests)),
+                *(spread([row.get(key)]) for key in ("f1", "loss", "calibration_error")),
+                size(spent[0]) if spent else "–",
+            ]
+        )
+    examples = result["final"]["global"].get("examples", 0)
+    head = ["model", "accuracy", "AUROC", "F1", "loss", "calibration error", "sent in all rounds"]
+    return [
+        page.heading("How good is the shared model?"),
+        page.paragraph(
+            f"Every row is measured on the same {examples} test examples, those of all sites together. In brackets: "
+            "95 % "
+            "intervals, for what other test examples of the same kind would show. One run tells nothing of another "
+            "seed; "
+            "a study does."
+        ),
+        page.table(head, rows, strong=0),
+        page.bullets(sayings([result])),
+        page.figure(_rounds(lines), "Accuracy of the shared model, round by round, on the sites' own test data."),
+    ]
+
+
+def _test_labels(result: Result) -> list[int] | None:
+    by_node = list(result.get("data", {}).get("test_labels", {}).values())
+    return [sum(column) for column in zip(*by_node, strict=True)] if by_node else None
+
+
+def _area(area: float, tests: list[int] | None) -> Interval:
+    return of_area(area, tests[1], tests[0]) if tests and len(tests) == 2 else Interval(area)
+
+
+def _rounds(lines: list[dict[str, Any]]) -> bytes | None:
+    """From metrics.jsonl: after how many rounds each site measured what."""
+    by_node: dict[str, list[tuple[int, float, int]]] = {}
+    for line in lines:
+        row, after = (line["final"], line["round"]) if "final" in line else (line.get("received"), line["round"] - 1)
+        if row and row.get("accuracy") is not None:
+            by_node.setdefault(line["node"], []).append((after, row["accuracy"], row["examples"]))
+    return pictures.accuracy_by_round(by_node) if by_node else None
+
+
+# ── fairness ─────────────────────────────────────────────────────────────────────────────────────────
+def _fair(plan: Plan, result: Result) -> list[str]:
+    nodes = {name: row for name, row in sorted(result["final"]["nodes"].items()) if row.get("accuracy") is not None}
+    if not nodes:
+        return []
+    alone = result["baselines"].get("alone", {}).get("nodes", {})
+    worst = min(nodes, key=lambda name: nodes[name]["accuracy"])
+    gap = max(row["accuracy"] for row in nodes.values()) - nodes[worst]["accuracy"]
+    rows = [
+        [
+            name,
+            str(row["examples"]),
+            said(of_share(row["accuracy"], row["examples"]), 2),
+            "–" if row.get("auroc") is None else f"{row['auroc']:.3f}",
+            *([f"{alone[name]['accuracy']:.3f}"] if name in alone else []),
+        ]
+        for name, row in nodes.items()
+    ]
+    head = ["site", "test examples", "accuracy there", "AUROC there"]
+    return [
+        page.heading("Does it serve every site?"),
+        page.paragraph(
+            f"Worst site: {worst}, accuracy {nodes[worst]['accuracy']:.3f}; between it and the best lie "
+            f"{100 * gap:.1f} points. Sites are small: where intervals overlap, the difference may be chance."
+        ),
+        page.table(
+            [*head, *(["its own model, on everybody's tests"] if alone else [])], rows, strong=list(nodes).index(worst)
+        ),
+        _groups(result["final"].get("subgroups", {})),
+    ]
+
+
+def _groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each group of people that a column of the data names."""
+    if not groups:
+        return page.paragraph(
+            "No column of the data was given that names groups of people (sex, age, scanner): whether the model serves "
+            "each of them is not known.",
+            "quiet",
+        )
+    rows = [
+        [name, str(row["examples"]), said(of_share(row["accuracy"], row["examples"])), spread([row.get("auroc")])]
+        for name, row in groups.items()
+    ]
+    return page.table(["group", "test examples", "accuracy", "AUROC"], rows)
+
+
+# ── what left ────────────────────────────────────────────────────────────────────────────────────────
+def _left(plan: Plan, result: Result, run: Path, lines: list[dict[str, Any]]) -> list[str]:
+    spent, tensors = result["bytes"], _tensors(run)
+    sent: dict[str, list[int]] = {}
+    for line in lines:
+        if "bytes" in line:
+            sent.setdefault(line["node"], []).append(line["bytes"]["up"])
+    names = page.table(
+        ["tensor", "shape", "bytes in each round"],
+        [[name, " × ".join(map(str, shape)), f"{count:,}"] for name, shape, count in tensors],
+        texts=[1],
+    )
+    by_site = page.table(
+        ["site", "rounds", "bytes sent", "in each round"],
+        [
+            [name, str(len(each)), f"{sum(each):,}", f"{sum(each) / len(each):,.0f}"]
+            for name, each in sorted(sent.items())
+        ],
+    )
+    metrics = "sums of metrics on its test data" if any(line.get("received") for line in lines) else "no metrics"
+    refused = [f"round {row['round']}, {row['node']}: {row['reason']}" for row in result["refused"]]
+    return [
+        page.heading("What left each building"),
+        page.paragraph(
+            f"In each round a site sent {len(tensors)} tensors ({size(spent['adapter'])}), {metrics}, and the number "
+            "of "
+            "steps that it took. No image, no table row, no file name. The first table names every tensor; nothing "
+            "else "
+            "is accepted by the code that writes and reads the messages."
+        ),
+        page.details(f"The {len(tensors)} tensors", names) if len(tensors) > 12 else names,
+        page.details(f"Bytes by site ({len(sent)})", by_site) if len(sent) > 12 else by_site,
+        page.figure(
+            pictures.bytes_sent(
+                [
+                    ("this adapter, one update", spent["adapter"]),
+                    ("full fine-tuning, one update", spent["full_model"]),
+                    ("the backbone, sent once", spent["backbone"]),
+                    ("this run, everything", spent["total"]),
+                ]
+            ),
+            "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the wire.",
+        ),
+        page.facts(
+            [
+                ("under which approval", _approval(result)),
+                ("plan", result["plan_hash"]),
+                ("backbone", result["backbone"]["fingerprint_before"]),
+            ]
+        ),
+        page.heading("Left out", 3) + page.bullets(refused)
+        if refused
+        else page.paragraph("No update was left out.", "quiet"),
+    ]
+
+
+def _approval(result: Result) -> str:
+    if "engine" in result:
+        return "a simulation: the nodes were made for it and their policies approve any plan and backbone"
+    return "each site's own node file approves plans and backbones by these hashes; who did not is listed as left out"
+
+
+def _tensors(run: Path) -> list[tuple[str, list[int], int]]:
+    """What travels, from the last checkpoint: name, shape, bytes."""
+    from safetensors import safe_open
+
+    files = sorted((run / "checkpoints").glob("round-????/adapter.safetensors"))
+    if not files:
+        return []
+    with safe_open(files[-1], framework="numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    sizes = {name: 4 for name in shapes}
+    for name, shape in shapes.items():
+        for length in shape:
+            sizes[name] *= length
+    return [(name, shapes[name], sizes[name]) for name in sorted(shapes)]
+
+
+# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
+def _attacked(found: attacks.Found, result: Result) -> list[str]:
+    parts = [attacks.membership([("", found)]), attacks.others([("", found)])]
+    if not any(parts):
+        what = "No attack was run against this model. `fedgraft study membership` runs some on a plan like this."
+        return [page.heading("What attackers found"), page.paragraph(what)]
+    return [page.heading("What attackers found"), *parts]
+
+
+def _repeat(result: Result, plan_text: str, run: Path) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    command = shlex.join(["fedgraft", "reproduce", f"{run.name}/manifest.json"])
+    return [
+        page.heading("How to repeat it"),
+        page.paragraph(
+            "manifest.json beside this page holds the hashes of the plan, the code, the data, the backbone, the "
+            "packages, "
+            "the ledgers and every file. This runs everything again and says what agrees:"
+        ),
+        page.listing(command),
+        page.facts([("plan", result["plan_hash"]), ("seed", str(result["seed"])), ("made with", versions)]),
+        page.details("plan.yaml, every default written out", page.listing(plan_text)),
+    ]
+
+
+def _same(result: Result) -> bool:
+    return result["backbone"]["fingerprint_before"] == result["backbone"]["fingerprint_after"]
+
+
+def _and(words: tuple[str, ...]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if len(words) < 8 else f"{len(words)} classes"

@@ -1,0 +1,346 @@
+"""The page of a study, from its folder: the question, the answer in pictures and tables, and how to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.accounting import shown
+from common.errors import UserError
+from common.plan_file import load_plan
+from common.yaml_file import read_yaml, validate
+from simulations.report import attacks, page, pictures, privacy
+from simulations.report.intervals import Interval, of_mean, said
+from simulations.study_file import Study
+from simulations.table import size
+
+Row = dict[str, Any]
+WORDS = {
+    "epsilon": "ε (upper bound)",
+    "bytes": "bytes sent",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "worst.accuracy": "accuracy at the worst site",
+    "worst.auroc": "AUROC at the worst site",
+    "gap.accuracy": "accuracy, best less worst site",
+    "simulation.nodes": "hospitals",
+    "simulation.partition.alpha": "α of the partition (small: very unequal)",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that differ by their seed only."""
+
+    name: str
+    rows: list[Row]
+
+    def over_seeds(self, column: str) -> Interval | None:
+        """A column's mean and interval; None where no cell has it."""
+        values = [row[column] for row in self.rows if row.get(column) is not None]
+        return of_mean(values) if values else None
+
+
+def study_page(folder: Path) -> str:
+    """The page as HTML. Raises `UserError` where no cell is finished."""
+    from pyarrow import parquet
+
+    data, lines = read_yaml(folder / "study.yaml")
+    study = validate(Study, data, lines, str(folder / "study.yaml"))
+    if not (folder / "table.parquet").is_file():
+        raise UserError("no cell is finished", where=str(folder), remedy="run it: fedgraft study")
+    rows = parquet.read_table(folder / "table.parquet").to_pylist()
+    groups = grouped(study, rows)
+    found = {group.name: _found(folder, group) for group in groups}
+    sections = [
+        page.heading(study.question, 1),
+        *_opening(study, groups, folder),
+        *_answer(study, groups),
+        *_against(study, groups),
+        *_sites(groups),
+        *_private(groups, found),
+        *_attacked(study, found),
+        *_bytes(groups),
+        *_not_protected(folder, groups),
+        *_repeat(study, folder, rows),
+    ]
+    return page.page(f"{study.name}: a study", sections)
+
+
+def grouped(study: Study, rows: Sequence[Row]) -> list[Group]:
+    """Cells by everything but their seed, in the order of the table."""
+    keys = [*(["case"] if study.cases else []), *study.grid]
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        short = [f"{key.rpartition('.')[2]} {_short(row[key])}" if key != "case" else row[key] for key in keys]
+        found.setdefault(", ".join(short) or study.name, []).append(row)
+    return [Group(name, cells) for name, cells in found.items()]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ── question and answer ──────────────────────────────────────────────────────────────────────────────
+def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
+    cells = sum(len(group.rows) for group in groups)
+    first = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / "plan.yaml")
+    seconds = sum(row["seconds"] or 0 for group in groups for row in group.rows)
+    best = max(groups, key=lambda group: (group.over_seeds("accuracy") or Interval(0)).value)
+    top = best.over_seeds("accuracy")
+    boxes = [(str(cells), f"federations, {len(groups)} plans with {len(study.seeds)} seeds each", False)]
+    if top is not None:
+        boxes.append((f"{100 * top.value:.1f} %", f"best accuracy: {best.name}", False))
+    limits = [row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None]
+    if limits:
+        boxes.append((f"ε ≤ {shown(min(limits)).rstrip('0').rstrip('.')}", "the strongest protection tried", False))
+    boxes.append(
+        (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s", "of computing in the federations", False)
+    )
+    return [
+        page.paragraph(
+            f"The plan {first.name}: {first.backbone.name} with adapters, to tell "
+            f"{' and '.join(first.task.classes[:4])} "
+            "apart. Each cell of the study is a whole federation on one machine; no cell saw another's data or model.",
+            "lead",
+        ),
+        page.cards(boxes),
+    ]
+
+
+def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
+    columns = list(dict.fromkeys([*study.show.y, "accuracy", "auroc", "loss"]))
+    rows = []
+    for group in groups:
+        cells = [group.over_seeds(column) for column in columns]
+        epsilon = group.over_seeds("epsilon")
+        rows.append(
+            [
+                group.name,
+                "–" if epsilon is None else f"{epsilon.value:.3g}",
+                *("–" if cell is None else said(cell) for cell in cells),
+            ]
+        )
+    head = ["plan", "ε", *(WORDS.get(column, column) for column in columns)]
+    return [
+        page.heading("The answer"),
+        *(
+            page.figure(picture(study, groups, column), f"{WORDS.get(column, column)}: means over "
+                        f"{len(study.seeds)} seeds with 95 % intervals.")
+            for column in study.show.y
+        ),
+        page.table(head, rows),
+        page.paragraph(
+            f"Means over {len(study.seeds)} seeds; in brackets 95 % intervals (Student's t). A seed deals the data "
+            "anew, "
+            "so intervals hold what unequal hospitals bring, too. With so few seeds they are wide.",
+            "quiet",
+        ),
+    ]  # fmt: skip
+
+
+def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
+    """The study's picture of one column, as its file asks for it."""
+    show = study.show
+    levels = _levels(groups, column)
+    numeric = all(_number(row.get(show.x)) for group in groups for row in group.rows if row.get(show.x) is not None)
+    if show.x == "case" or not numeric or not any(row.get(show.x) is not None for g in groups for row in g.rows):
+        points = [(float(at), found) for at, group in enumerate(groups) if (found := group.over_seeds(column))]
+        names = [group.name for group in groups]
+        return pictures.utility({"": points}, x="", y=WORDS.get(column, column), names=names) if points else None
+    lines: dict[str, list[pictures.Point]] = {}
+    for group in groups:
+        value = group.over_seeds(column)
+        if value is None:
+            continue
+        x = group.over_seeds(show.x)
+        if x is None:  # such as no privacy on an axis of ε: it holds for every x
+            levels = {group.name: value} | levels
+            continue
+        place = float(f"{x.value:.2g}") if show.x == "epsilon" else x.value
+        by = str(group.rows[0].get(show.by)) if show.by else ""
+        lines.setdefault(by, []).append((place, value))
+    if not lines:
+        return None
+    if list(lines) == [""] and levels:
+        lines = {"federated": lines[""]}
+    words = {"x": WORDS.get(show.x, show.x), "y": WORDS.get(column, column)}
+    return pictures.utility(lines, **words, log_x=show.log_x, levels=levels)
+
+
+def _levels(groups: Sequence[Group], column: str) -> dict[str, Interval]:
+    """Baselines that do not depend on the cell: one level each. Where they do, they are in the table only."""
+    found = {}
+    for name, words in (("pooled", "pooled data, no privacy"), ("alone", "each hospital alone, mean")):
+        values = [group.over_seeds(f"baseline.{name}.{column}") for group in groups]
+        known = [value for value in values if value is not None]
+        if known and len({round(value.value, 9) for value in known}) == 1:
+            found[words] = known[0]
+    return found
+
+
+# ── beside the baselines ─────────────────────────────────────────────────────────────────────────────
+def _against(study: Study, groups: Sequence[Group]) -> list[str]:
+    rows = []
+    for group in groups:
+        for name in study.baselines:
+            for column in ("accuracy", "auroc"):
+                pairs = [
+                    row[column] - row[f"baseline.{name}.{column}"]
+                    for row in group.rows
+                    if row.get(column) is not None and row.get(f"baseline.{name}.{column}") is not None
+                ]
+                if pairs:
+                    gain = of_mean([100 * pair for pair in pairs])
+                    rows.append([group.name, name, WORDS[column], f"{gain.value:+.1f}", _range(gain), _verdict(gain)])
+    if not rows:
+        return []
+    return [
+        page.heading("Against each baseline"),
+        page.paragraph(
+            "The federation less the baseline, in points, seed by seed on the same data. alone: each hospital by "
+            "itself, the "
+            "mean of their models, without privacy. pooled: all data in one place, without privacy; what privacy and "
+            "distance cost."
+        ),
+        page.table(["plan", "baseline", "measure", "points", "95 % interval", "in words"], rows, texts=[1, 2, 5]),
+    ]
+
+
+def _range(gain: Interval) -> str:
+    return "–" if gain.low is None or gain.high is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
+
+
+def _verdict(gain: Interval) -> str:
+    if gain.low is None or gain.high is None:
+        return "one seed: not known"
+    return "better" if gain.low > 0 else "worse" if gain.high < 0 else "may be chance"
+
+
+def _sites(groups: Sequence[Group]) -> list[str]:
+    rows = []
+    for group in groups:
+        worst, gap = group.over_seeds("worst.accuracy"), group.over_seeds("gap.accuracy")
+        if worst is not None and gap is not None:
+            rows.append([group.name, said(worst), said(gap)])
+    if not rows:
+        return []
+    return [
+        page.heading("Does it serve every site?"),
+        page.table(["plan", "accuracy at the worst site", "between best and worst site"], rows),
+    ]
+
+
+# ── privacy and attacks ──────────────────────────────────────────────────────────────────────────────
+def _private(groups: Sequence[Group], found: Mapping[str, attacks.Found]) -> list[str]:
+    rows = []
+    for group in groups:
+        epsilon, delta = group.over_seeds("epsilon"), group.over_seeds("delta")
+        if epsilon is None or delta is None:
+            rows.append([group.name, "none", "–", "updates may reveal training data"])
+        else:
+            most = max(row["epsilon"] for row in group.rows)
+            rows.append([group.name, f"≤ {shown(most)}", f"{delta.value:g}", _promise(most)])
+    return [
+        page.heading("Privacy"),
+        page.table(["plan", "ε, largest of all sites", "δ", "in words"], rows, texts=[3]),
+        page.bullets(privacy.ASSUMPTIONS),
+        attacks.empirical(list(found.items())),
+    ]
+
+
+def _promise(epsilon: float) -> str:
+    for most, words in ((1.0, "strong"), (3.0, "good"), (10.0, "moderate")):
+        if epsilon <= most * 1.001:
+            return words
+    return "weak"
+
+
+def _attacked(study: Study, found: Mapping[str, attacks.Found]) -> list[str]:
+    named = list(found.items())
+    parts = [attacks.membership(named), attacks.others(named)]
+    if not any(parts):
+        return []
+    words = f"Means over {len(study.seeds)} seeds, with the widest interval of any of them; curves of the first seed."
+    return [page.heading("What attackers found"), page.paragraph(words, "quiet"), *parts]
+
+
+def _found(folder: Path, group: Group) -> attacks.Found:
+    """What each attack found on a plan, over its seeds."""
+    runs = []
+    for row in group.rows:
+        file = folder / "cells" / row["cell"] / "attacks.json"
+        if file.is_file():
+            runs.append(json.loads(file.read_text()))
+    names = [name for name in (runs[0] if runs else {}) if all(name in run for run in runs)]
+    return {name: _over_seeds([run[name] for run in runs]) for name in names}
+
+
+def _over_seeds(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    kind = found[0].get("kind")
+    if kind == "audit":  # what was proved once is proved
+        return max(found, key=lambda each: each["epsilon"])
+    return _mean(found)
+
+
+def _mean(found: Sequence[Any]) -> Any:
+    """Numbers by their mean, intervals by the widest, everything else by the first."""
+    first = found[0]
+    if isinstance(first, Mapping):
+        return {
+            key: value if key == "roc" else _mean([each[key] for each in found])
+            for key, value in first.items()
+            if all(key in each for each in found)
+        }
+    if isinstance(first, list) and len(first) == 2 and all(isinstance(value, int | float) for value in first):
+        return [min(each[0] for each in found), max(each[1] for each in found)]
+    if isinstance(first, float | int) and not isinstance(first, bool) and all(_number(each) for each in found):
+        return float(np.mean(found)) if any(isinstance(each, float) for each in found) else first
+    return first
+
+
+# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
+def _bytes(groups: Sequence[Group]) -> list[str]:
+    rows = [
+        [
+            group.name,
+            size(group.rows[0]["adapter_bytes"]),
+            size(float(np.mean([row["bytes"] for row in group.rows]))),
+            f"{group.rows[0]['full_model_bytes'] / group.rows[0]['adapter_bytes']:,.0f} times",
+        ]
+        for group in groups
+    ]
+    head = ["plan", "one update", "all rounds, both ways", "full fine-tuning would send"]
+    return [page.heading("What left each building"), page.table(head, rows)]
+
+
+def _not_protected(folder: Path, groups: Sequence[Group]) -> list[str]:
+    """In the words of the most protected cell's result."""
+    known = [row for group in groups for row in group.rows]
+    row = min(known, key=lambda each: each["epsilon"] if each.get("epsilon") is not None else float("inf"))
+    run = folder / "cells" / row["cell"]
+    return privacy.not_protected(load_plan(run / "plan.yaml"), json.loads((run / "result.json").read_text()))
+
+
+def _repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list[str]:
+    hashes = [[row["cell"], row["plan_hash"]] for row in rows]
+    return [
+        page.heading("How to repeat it"),
+        page.paragraph(
+            "table.csv and table.parquet beside this page hold every number; manifest.json holds the hashes of the "
+            "plans, "
+            "the code, the data, the packages and every file. This runs every cell again and says what agrees:"
+        ),
+        page.listing(f"fedgraft reproduce {folder.name}/manifest.json"),
+        page.details("study.yaml, every default written out", page.listing((folder / "study.yaml").read_text())),
+        page.details(f"The {len(rows)} plans by their hashes", page.table(["cell", "plan"], hashes, texts=[1])),
+    ]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
