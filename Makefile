@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help install demo test quick exhaustive bench check format clean
+.PHONY: help install demo test quick exhaustive bench study check format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an
 bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch; about an hour
 	$(BIN)/python -m simulations.benchmarks.environments
 	$(BIN)/python -m simulations.benchmarks.peers
+
+study: $(STAMP) ## what privacy costs and what leaks, on real chest X-rays: two studies and their pages, ten minutes
+	@$(BIN)/fedgraft study utility-vs-epsilon
+	@$(BIN)/fedgraft study membership
 
 check: $(STAMP) ## style, types, the law of imports
 	$(BIN)/ruff format --check .

@@ -182,7 +182,7 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
         result["bytes"]["total"] = total_bytes(result["bytes"])
         result["peak_rss_bytes"] = peak_rss()
         if result["rounds_done"]:
-            card = model_card(plan, result)
+            card = model_card(plan, result, backbone.preprocess.to_json())
             save_shared_model(folder.path / "shared_model", model, backbone, plan, card)
         folder.result(result)
 

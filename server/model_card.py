@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,58 +32,122 @@ def not_covered(plan: Plan) -> list[str]:
     return [] if mode == "none" else [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
 
 
-def model_card(plan: Plan, result: Mapping[str, Any]) -> str:
-    """The card as Markdown. Nothing in it is a guess: what the run does not know is said not to be known."""
+def model_card(plan: Plan, result: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
+    """The card as Markdown. Nothing in it is a guess: what the run does not know is said not to be known.
+
+    Args:
+        preprocess: the backbone's preprocessing as JSON values.
+    """
     final, spent, adapter = result["final"], result["bytes"], plan.adapter
-    nodes = final["nodes"]
-    rows = "".join(
-        f"| {name} | {metrics.get('examples', '–')} | "
-        f"{_number(metrics.get('accuracy'))} | {_number(metrics.get('auroc'))} |\n"
-        for name, metrics in (("all nodes together", final["global"]), *sorted(nodes.items()))
-        if metrics
-    )
-    refused = "".join(f"- round {row['round']}, {row['node']}: {row['reason']}\n" for row in result["refused"])
+    nodes = {name: row for name, row in sorted(final["nodes"].items()) if row}
     return f"""# Model card: {plan.name}
+
+Headings as in Mitchell et al., "Model cards for model reporting" (FAT* 2019). Every line is a fact of the run.
 
 ## Model details
 
 - What: `{result["backbone"]["name"]}`, frozen, with a `{adapter.method}` adapter and a head for
   {len(plan.task.classes)} classes: {", ".join(plan.task.classes)}
+- Size: {result["adapter"]["values"]:,} trained values ({spent["adapter"]:,} bytes) on a backbone of
+  {spent["backbone"]:,} bytes
 - Backbone: `{result["backbone"]["fingerprint_before"]}`
 - Plan: `{result["plan_hash"]}` (in full in `model.json`)
 - Made with: {", ".join(f"{name} {number}" for name, number in result["versions"].items())}
+- Training: {plan.train.rounds} rounds of {plan.train.local_epochs} local epochs, batch size {plan.train.batch_size},
+  {plan.train.optimizer.name} at {plan.train.optimizer.lr:g}; combined by {plan.aggregate.strategy}
 - Status of the run: {result["status"]}, {result["rounds_done"]} of {plan.train.rounds} rounds, seed {plan.seed}
+- License and contact: not stated in the plan; ask the coordinator of the run
 
 ## Intended use
 
-{plan.task.kind} of the classes above, on inputs of the kind the nodes trained on. It has not been validated for
-clinical use.
+- Primary use: {plan.task.kind} of the classes above, on inputs of the kind the nodes trained on
+- Users: those who can compare its answers with their own before relying on them
+- Out of scope: clinical decisions. It has not been validated for clinical use, nor on any site but those below
+
+## Factors
+
+- Sites: each node is a site with its own patients, devices and habits; results are given for each of them
+- People: the run was told of no column such as sex, age or skin; whether results differ between groups is not known
+- Instruments: what made the inputs is known at the nodes only
+
+## Metrics
+
+- Measures: {", ".join(plan.evaluate.metrics)}; AUROC from histograms of scores, which merge across sites
+- Decision threshold: the most probable class; none was tuned
+- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one run and one seed
+
+## Evaluation data
+
+- Each node's own test split, which no training saw: {final["global"].get("examples", 0):,} examples, {len(nodes)} nodes
+- Preprocessing: {_preprocessing(preprocess)}
 
 ## Training data
 
-Data stayed at {len(nodes)} nodes; this run knows their number and sizes, not their contents.
+Data stayed at {len(result.get("nodes") or nodes)} nodes; this run knows their number and weights, not their contents.
 
-## Training procedure
+## Quantitative analyses
 
-{plan.train.rounds} rounds of {plan.train.local_epochs} local epochs, batch size {plan.train.batch_size},
-{plan.train.optimizer.name} at {plan.train.optimizer.lr:g}; combined by {plan.aggregate.strategy}.
-An update is {spent["adapter"]:,} bytes; full fine-tuning would send {spent["full_model"]:,}.
+| node | examples | accuracy | 95 % interval | AUROC |
+|---|---|---|---|---|
+{_row("all nodes together", final["global"])}{"".join(_row(name, row) for name, row in nodes.items())}
+{_gap(nodes)}
 
-## Evaluation
+Groups of people across sites: not known, see Factors.
 
-On each node's own test split:
+## Ethical considerations
 
-| node | examples | accuracy | AUROC |
-|---|---|---|---|
-{rows}
-## Privacy
+- Records never left the nodes. What left them: the adapter's values in each round, and what the privacy part lists
+- Mistakes harm those whom they concern; the run does not weigh one kind of mistake against another
+
+### Privacy
 
 {_privacy(plan, result)}
 
-## Limitations
+## Caveats and recommendations
 
-{"Updates left out:" if refused else "No update was left out."}
-{refused}"""
+{_caveats(result)}- Measure it on your own data before use, and again when patients, devices or habits change
+- Repeat it before you build on it: `fedgraft reproduce` says what agrees
+"""
+
+
+def _row(name: str, metrics: Mapping[str, Any]) -> str:
+    accuracy, count = metrics.get("accuracy"), metrics.get("examples")
+    interval = "–"
+    if accuracy is not None and count:
+        low, high = wilson(accuracy, count)
+        interval = f"{low:.3f}–{high:.3f}"
+    shown_count = "–" if count is None else f"{count:,}"
+    return f"| {name} | {shown_count} | {_number(accuracy)} | {interval} | {_number(metrics.get('auroc'))} |\n"
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share of `count` examples (Wilson 1927, JASA 22:209–212)."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _gap(nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The worst site, and how far it is from the best."""
+    known = {name: row["accuracy"] for name, row in nodes.items() if row.get("accuracy") is not None}
+    if len(known) < 2:
+        return "Differences between sites: not known."
+    worst, best = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
+    gap = 100 * (known[best] - known[worst])
+    return f"Worst site: {worst}; {gap:.1f} points of accuracy below the best, {best}."
+
+
+def _preprocessing(preprocess: Mapping[str, Any]) -> str:
+    known = [f"{key} {value}" for key, value in preprocess.items() if value not in (None, [], {})]
+    return ", ".join(known) or "none"
+
+
+def _caveats(result: Mapping[str, Any]) -> str:
+    refused = result["refused"]
+    if not refused:
+        return "- No update was left out\n"
+    listed = "".join(f"  - round {row['round']}, {row['node']}: {row['reason']}\n" for row in refused)
+    return f"- Updates left out:\n{listed}"
 
 
 def _number(value: float | None) -> str:

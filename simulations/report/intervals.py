@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from server.model_card import wilson
+
 Z = 1.959964  # 97.5 % of a normal distribution
 
 
@@ -23,9 +25,7 @@ def of_share(share: float, count: int) -> Interval:
     """A share of `count` test examples, such as an accuracy (Wilson 1927, JASA 22:209–212; score interval)."""
     if count < 1:
         return Interval(share)
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(share, *wilson(share, count))
 
 
 def of_area(area: float, positives: int, negatives: int) -> Interval:

@@ -26,6 +26,7 @@ p, ul, ol { max-width: 46rem; margin: .6rem 0 } ul, ol { padding-left: 1.3rem } 
   font-variant-numeric: tabular-nums; font-size: .94rem }
 th, td { text-align: right; padding: .34rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom }
+td { white-space: nowrap } td.text { white-space: normal; min-width: 6.5rem; overflow-wrap: break-word }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } td.text, th.text { text-align: left }
 tr.strong td { font-weight: 600 }
 figure { margin: 1.2rem 0 } figure img { width: 100%; max-width: 40rem; height: auto; display: block }
@@ -40,7 +41,8 @@ dt { color: var(--quiet) } dd { margin: 0 }
 @media print { body { font-size: 10pt; max-width: none; padding: 0 } h2 { break-after: avoid; margin-top: 1.4rem }
   h3 { break-after: avoid } figure, tr, .card, .note { break-inside: avoid } figure img { max-width: 13cm }
   .card, .note, pre { -webkit-print-color-adjust: exact; print-color-adjust: exact }
-  .wide { overflow: visible } table { font-size: .85rem } .cards { grid-template-columns: repeat(4, 1fr) } }
+  .wide { overflow: visible } table { font-size: 8.5pt } th, td { padding: .25rem .4rem }
+  .cards { grid-template-columns: repeat(4, 1fr) } }
 """
 
 
@@ -137,6 +139,12 @@ def figure(svg: bytes | None, words: str) -> str:
         f"<figure><img alt='{text(words)}' src='data:image/svg+xml;base64,{data}'>"
         f"<figcaption>{text(words)}</figcaption></figure>"
     )
+
+
+def listed(words: Sequence[str]) -> str:
+    """`one, two and three`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def write_page(path: Path, content: str) -> Path:

@@ -103,7 +103,7 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], fl
         curves: by name, false-positive and true-positive rates.
         floor: where both axes begin.
     """
-    figure, axes = _canvas(width=5.4, height=4.6)
+    figure, axes = _canvas(height=4.4 + 0.11 * len(curves))
     axes.plot([floor, 1], [floor, 1], color="0.4", linestyle=":", linewidth=1.3, label="guessing")
     for number, (name, (fpr, tpr)) in enumerate(curves.items()):
         x, y = np.maximum(fpr, floor / 10), np.maximum(tpr, floor / 10)
@@ -112,7 +112,7 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], fl
         axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=name, drawstyle="steps-post")
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
     axes.set(xlabel="false alarms (share of strangers called members)", ylabel="hits (share of members found)")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=1 if len(curves) < 4 else 2)
     return _svg(figure)
 
 
@@ -149,6 +149,7 @@ def utility(
         if level.low is not None and level.high is not None and number == 0:
             axes.axhspan(level.low, level.high, color=colour, alpha=0.1, linewidth=0)
     axes.set(xlabel=x, ylabel=y)
+    _look_at(axes, [i for points in lines.values() for _, i in points] + list((levels or {}).values()))
     if log_x:
         axes.set_xscale("log")
         if x != "bytes sent":
@@ -180,13 +181,20 @@ def _dots(figure: Figure, axes: Axes, lines: Mapping[str, Sequence[Point]], y: s
     return _svg(figure)
 
 
+def _look_at(axes: Axes, found: Sequence[Interval]) -> None:
+    """An axis from the lowest value to the highest with some room: a wide interval may leave the picture."""
+    values = [each.value for each in found]
+    room = max(0.6 * (max(values) - min(values)), 0.02)
+    axes.set_ylim(max(min(values) - room, 0.0), max(values) + room)
+
+
 def _bars(found: Iterable[Interval]) -> Any:
     """Half-lengths of error bars, `(2, n)`; zero where there is no interval."""
     pairs = [(0.0, 0.0) if i.low is None or i.high is None else (i.value - i.low, i.high - i.value) for i in found]
     return np.maximum(np.array(pairs, float).reshape(-1, 2).T, 0.0)
 
 
-def _canvas(width: float = 6.4, height: float = 3.5) -> tuple[Figure, Axes]:
+def _canvas(width: float = 6.0, height: float = 3.5) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -200,6 +208,6 @@ def _svg(figure: Figure) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "fedgraft", "svg.fonttype": "path", "font.size": 10.5}):
+    with rc_context({"svg.hashsalt": "fedgraft", "svg.fonttype": "path", "font.size": 11.5}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -28,7 +28,7 @@ def card(spent: Sequence[float]) -> tuple[str, str, bool]:
     """The box at the top of a page."""
     if not spent:
         return "none", "differential privacy: updates may reveal training data", True
-    return f"ε ≤ {shown(max(spent))}", "differential privacy, the largest of all sites", False
+    return f"ε ≤ {shown(max(spent)).rstrip('0').rstrip('.')}", "differential privacy, the largest of all sites", False
 
 
 def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list[str]:

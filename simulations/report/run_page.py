@@ -67,7 +67,7 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
         )
     return [
         page.paragraph(
-            f"{status}{nodes} sites trained one model together to tell {_and(plan.task.classes)} apart. "
+            f"{status}{nodes} sites trained one model together to tell {page.listed(plan.task.classes)} apart. "
             f"Their {kind} stayed where they are; a small adapter travelled.",
             "lead",
         ),
@@ -141,7 +141,7 @@ def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
             "a study does."
         ),
         page.table(head, rows, strong=0),
-        page.bullets(sayings([result])),
+        page.bullets(line for line in sayings([result]) if not line.startswith(("privacy:", "ledger:"))),
         page.figure(_rounds(lines), "Accuracy of the shared model, round by round, on the sites' own test data."),
     ]
 
@@ -317,8 +317,3 @@ def _repeat(result: Result, plan_text: str, run: Path) -> list[str]:
 
 def _same(result: Result) -> bool:
     return result["backbone"]["fingerprint_before"] == result["backbone"]["fingerprint_after"]
-
-
-def _and(words: tuple[str, ...]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if len(words) < 8 else f"{len(words)} classes"

@@ -16,10 +16,12 @@ from common.plan_file import load_plan
 from common.yaml_file import read_yaml, validate
 from simulations.report import attacks, page, pictures, privacy
 from simulations.report.intervals import Interval, of_mean, said
+from simulations.report.page import listed
 from simulations.study_file import Study
 from simulations.table import size
 
 Row = dict[str, Any]
+SHARES = ("accuracy", "auroc", "f1", "calibration_error")  # never below 0 or above 1
 WORDS = {
     "epsilon": "ε (upper bound)",
     "bytes": "bytes sent",
@@ -43,7 +45,12 @@ class Group:
     def over_seeds(self, column: str) -> Interval | None:
         """A column's mean and interval; None where no cell has it."""
         values = [row[column] for row in self.rows if row.get(column) is not None]
-        return of_mean(values) if values else None
+        if not values:
+            return None
+        found = of_mean(values)
+        if column.rpartition(".")[2] in SHARES and found.low is not None and found.high is not None:
+            return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+        return found
 
 
 def study_page(folder: Path) -> str:
@@ -98,14 +105,14 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
         boxes.append((f"{100 * top.value:.1f} %", f"best accuracy: {best.name}", False))
     limits = [row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None]
     if limits:
-        boxes.append((f"ε ≤ {shown(min(limits)).rstrip('0').rstrip('.')}", "the strongest protection tried", False))
+        boxes.append((privacy.card([min(limits)])[0], "the strongest protection tried", False))
     boxes.append(
         (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s", "of computing in the federations", False)
     )
     return [
         page.paragraph(
             f"The plan {first.name}: {first.backbone.name} with adapters, to tell "
-            f"{' and '.join(first.task.classes[:4])} "
+            f"{listed(first.task.classes)} "
             "apart. Each cell of the study is a whole federation on one machine; no cell saw another's data or model.",
             "lead",
         ),
