@@ -213,7 +213,7 @@ def describe_keys(model: type[BaseModel] = Plan, prefix: str = "") -> list[Key]:
 def _default(value: Any) -> str:
     value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     value = list(value) if isinstance(value, tuple) else value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _kind(annotation: Any) -> tuple[str, type[BaseModel] | None]:
@@ -230,5 +230,5 @@ def _kind(annotation: Any) -> tuple[str, type[BaseModel] | None]:
         return " | ".join(kind for kind, _ in kinds), next((group for _, group in kinds if group), None)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group", annotation
-    words = {str: "text", int: "whole number", float: "number", bool: "true | false", type(None): "null"}
+    words = {str: "text", int: "whole number", float: "number", bool: "true | false", type(None): "null", Path: "path"}
     return words.get(annotation, str(annotation)), None
