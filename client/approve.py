@@ -61,7 +61,7 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
         plan.backbone.name,
         image_size=plan.backbone.image_size,
         hidden=plan.backbone.hidden,
-        columns=len(plan.task.columns),
+        columns=plan.task.inputs,
     )
     layout = Layout.of(plan_model(network, plan).adapter_state())
     refusals = []

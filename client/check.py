@@ -63,7 +63,8 @@ def _data(node: Node, plan: Plan | None) -> tuple[tuple[Split, Split] | None, li
     found += [_classes(plan, "training", train), _classes(plan, "test", test)]
     found.append(_patients(node, plan, splits))
     if records.skipped:
-        found.append(ok("unreadable", f"{records.skipped:,} records cannot be read and are left out"))
+        counted = "; ".join(f"{count:,}: {problem}" for problem, count in records.source.problems.items())
+        found.append(ok("unreadable", f"{records.skipped:,} records cannot be read and are left out ({counted})"))
     else:
         found.append(ok("unreadable", "none"))
     return splits, found

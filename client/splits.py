@@ -135,7 +135,7 @@ def _keep_apart(splits: Splits, patients: list[str], where: str) -> None:
 def _read_rows(path: Path, length: int) -> Splits:
     """The row numbers in a node's rows file, checked."""
     remedy = "write numpy.savez(path, train=…, val=…, test=…) with whole row numbers from 0"
-    splits = load_archive(path)
+    splits, _ = load_archive(path)
     if unknown := set(splits) - set(SPLITS):
         raise UserError(f"unknown array {sorted(unknown)[0]!r}", where=str(path), remedy=remedy)
     if "train" not in splits:

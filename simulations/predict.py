@@ -76,7 +76,7 @@ def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tenso
 
 
 def _npz(data: Path) -> Iterator[tuple[list[str], Tensor]]:
-    arrays = {key: array for key, array in load_archive(data).items() if key.endswith("images")}
+    arrays = {key: array for key, array in load_archive(data)[0].items() if key.endswith("images")}
     if not arrays:
         raise UserError("no array of images", where=str(data), remedy="name it `images`, or as MedMNIST does")
     for key, array in arrays.items():

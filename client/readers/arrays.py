@@ -1,18 +1,23 @@
-"""Images in a NumPy archive: MedMNIST's layout (`train_images`, `train_labels`, …), or `images`, `labels`."""
+"""Images in a NumPy archive: MedMNIST's layout (`train_images`, `train_labels`, …), or `images`, `labels`.
+
+Large arrays of an uncompressed archive stay in the file (client/readers/stored.py); others are loaded.
+"""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from client.readers.source import SPLITS, Source, array_reader, digest, plain, unreadable
+from client.readers.stored import StoredRows, stored_rows
 from common.errors import UserError
 
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_AT_ONCE = 1000  # images whose digests are computed together
 _LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
 
 
@@ -24,17 +29,19 @@ def read_npz(path: Path) -> Source:
     Raises:
         UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
     """
-    arrays = load_archive(path)
-    parts = [split for split in SPLITS if f"{split}_images" in arrays]
+    arrays, large = load_archive(path, kept=_large_images)
+    parts = [split for split in SPLITS if f"{split}_images" in {**arrays, **large}]
     keys = [f"{split}_" for split in parts] or [""]
     for key in keys:
         for name in (f"{key}images", f"{key}labels"):
-            if name not in arrays:
-                found = ", ".join(sorted(arrays)[:8]) or "nothing"
+            if name not in arrays and name not in large:
+                found = ", ".join(sorted([*arrays, *large])[:8]) or "nothing"
                 raise UserError(f"no array {name!r}; found {found}", where=str(path), remedy=_LAYOUT)
     images, labels = [], []
     for key in keys:
-        batch = as_images(arrays[f"{key}images"], f"{path}: {key}images")
+        where = f"{path}: {key}images"
+        stored = large.get(f"{key}images")
+        batch = as_images(arrays[f"{key}images"], where) if stored is None else LargeImages(stored, where)
         stated = arrays[f"{key}labels"]
         if stated.ndim == 2 and stated.shape[1] == 1:
             stated = stated[:, 0]
@@ -60,21 +67,68 @@ def read_npz(path: Path) -> Source:
             raise UserError(f"no array {name!r} with a value for each image", where=str(path), remedy=remedy)
         return [str(value) for part in parts for value in part.tolist()]
 
-    return image_source(str(path), np.concatenate(images), labels, splits, column)
+    return image_source(str(path), _joined(images), labels, splits, column)
+
+
+class LargeImages:
+    """Images `(n, C, H, W)` that stay in their file; rows are read when they are picked."""
+
+    def __init__(self, stored: StoredRows, where: str) -> None:
+        self._stored, self._where = stored, where
+        self.shape, self.dtype = (len(stored), *self[np.arange(min(1, len(stored)))].shape[1:]), stored.dtype
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        try:
+            return as_images(self._stored.take(rows), self._where)
+        except (OSError, ValueError) as error:
+            raise unreadable(self._where, error) from None
+
+
+class JoinedImages:
+    """Several arrays of images as one, none of them copied."""
+
+    def __init__(self, parts: Sequence[np.ndarray | LargeImages]) -> None:
+        self._parts = parts
+        self._begins = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        picked = np.empty((len(rows), *self._parts[0].shape[1:]), self._parts[0].dtype)
+        for part, begin in zip(self._parts, self._begins[:-1], strict=True):
+            mine = (rows >= begin) & (rows < begin + len(part))
+            picked[mine] = part[rows[mine] - begin]
+        return picked
+
+
+Images = np.ndarray | LargeImages | JoinedImages
+
+
+def _joined(parts: Sequence[np.ndarray | LargeImages]) -> Images:
+    loaded = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(loaded) if len(loaded) == len(parts) else JoinedImages(parts)
 
 
 def image_source(
     where: str,
-    images: np.ndarray,
+    images: Images,
     labels: list,
     splits: dict[str, np.ndarray],
     column: Callable[[str], list[str]] | None = None,
 ) -> Source:
-    """A `Source` over images `(n, C, H, W)` in memory."""
+    """A `Source` over images `(n, C, H, W)`."""
+    digests: list[bytes] = []
+    for begin in range(0, len(images), _AT_ONCE):
+        some = images[np.arange(begin, min(begin + _AT_ONCE, len(images)))]
+        digests += [digest(image.tobytes(), label) for image, label in zip(some, labels[begin:], strict=False)]
     return Source(
         where=where,
         labels=labels,
-        digests=[digest(image.tobytes(), label) for image, label in zip(images, labels, strict=True)],
+        digests=digests,
         read=array_reader(images),
         place=lambda row: f"{where}: image {row}",
         splits=splits,
@@ -82,13 +136,23 @@ def image_source(
     )
 
 
-def load_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Pickled objects are refused: reading them would run code from the file."""
+def _large_images(path: Path, name: str) -> StoredRows | None:
+    return stored_rows(path, name) if name.endswith("images") else None
+
+
+def load_archive(
+    path: Path, *, kept: Callable[[Path, str], StoredRows | None] = lambda *_: None
+) -> tuple[dict[str, np.ndarray], dict[str, StoredRows]]:
+    """The arrays of an .npz file, and those of them that `kept` leaves in it.
+
+    Pickled objects are refused: reading them would run code from the file.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive")
-            return {name: archive[name] for name in archive.files}
+            large = {name: rows for name in archive.files if (rows := kept(path, name)) is not None}
+            return {name: archive[name] for name in archive.files if name not in large}, large
     except _BROKEN as error:
         if "allow_pickle" in str(error) or "pickle" in str(error).lower():
             raise UserError(

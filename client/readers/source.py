@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,9 +55,18 @@ class Source:
         return len(self.labels)
 
 
-def array_reader(values: np.ndarray) -> Callable[[np.ndarray, Prepare | None], Tensor]:
-    """`Source.read` over an array in memory, which is made read-only: many nodes share it."""
-    values.setflags(write=False)
+class Rows(Protocol):
+    """Anything that gives a copy of the rows that are picked from it."""
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """These rows."""
+        ...
+
+
+def array_reader(values: Rows) -> Callable[[np.ndarray, Prepare | None], Tensor]:
+    """`Source.read` over an array; one in memory is made read-only: many nodes share it."""
+    if isinstance(values, np.ndarray):
+        values.setflags(write=False)
 
     def read(rows: np.ndarray, prepare: Prepare | None = None) -> Tensor:
         picked = torch.from_numpy(values[rows])  # picking rows copies

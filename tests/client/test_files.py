@@ -17,7 +17,7 @@ from PIL import Image
 
 from client import data
 from client.data import Records, open_records
-from client.readers import files
+from client.readers import files, stored
 from client.splits import by_patient
 from common.errors import UserError
 
@@ -259,3 +259,61 @@ print(json.dumps(told))
     assert first["opened"] - first["before"] < 300  # MiB; labels, digests and names
     assert first["read"] - first["opened"] < 150
     assert again["seconds"] < 60  # a second or two by itself; reading them took 10
+
+
+# ── large archives ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("layout", ["n h w", "n h w c", "n c h w"])
+def test_rows_left_in_the_archive_are_those_that_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """A row read from a wrong place in the file is another patient's; one split large and one small is both ways."""
+    rng = np.random.default_rng(0)
+    shape = {"n h w": (9, 7), "n h w c": (9, 7, 3), "n c h w": (3, 9, 7)}[layout]
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 50), ("test", 7)):
+        arrays[f"{split}_images"] = rng.integers(0, 65536, (count, *shape)).astype(np.uint16)
+        arrays[f"{split}_labels"] = np.arange(count) % 2
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    loaded = open_records(path=tmp_path / "x.npz", **XRAYS)
+    forget()
+    monkeypatch.setattr(stored, "LARGE", 2_000)
+    left = open_records(path=tmp_path / "x.npz", **XRAYS)
+    taken: list[int] = []
+    take = stored.StoredRows.take
+    monkeypatch.setattr(stored.StoredRows, "take", lambda self, rows: taken.append(len(rows)) or take(self, rows))
+    rows = rng.permutation(57)
+    assert np.array_equal(left.read(rows).numpy(), loaded.read(rows).numpy())
+    assert 50 in taken
+    assert left.fingerprint == loaded.fingerprint
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[900] ^= 255
+    (tmp_path / "x.npz").write_bytes(content)
+    forget()
+    with pytest.raises(UserError, match="cannot be read"):
+        open_records(path=tmp_path / "x.npz", **XRAYS)
+
+
+@pytest.mark.slow
+def test_a_large_archive_in_flat_memory(tmp_path: Path) -> None:
+    """400 MB of images in one file, opened and read through: they are never all in memory."""
+    images = np.random.default_rng(0).integers(0, 256, (100_000, 64, 64), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(100_000) % 2)
+    script = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import torch
+from client.data import open_records
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before = peak()
+records = open_records(path=sys.argv[1], kind="image-classification", classes=("normal", "pneumonia"))
+for start in range(0, 100_000, 500):
+    records.read(np.arange(start, start + 500))
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.npz")], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 150  # MiB
