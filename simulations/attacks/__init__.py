@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from common.plan import Plan
+from simulations.attacks.canaries import canaries
 from simulations.attacks.loss_threshold import loss_threshold
 
 Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
 
 ATTACKS: dict[str, Attack] = {
     "loss-threshold": loss_threshold,
+    "audit": canaries,
 }
 
 __all__ = ["ATTACKS", "Attack"]

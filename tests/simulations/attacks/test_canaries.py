@@ -1,0 +1,167 @@
+"""Empirical ε of the real mechanism: never above what is stated, and above it where the mechanism is broken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from client import privacy
+from client.batches import Split
+from client.privacy import Mechanism, mechanism_for
+from common.assembly import plan_backbone, plan_model
+from common.model import GraftedModel
+from common.plan import Plan
+from common.plan_file import load_plan
+from simulations.attacks import ATTACKS
+from simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
+from simulations.attacks.target import node_data
+from simulations.audit import Audit, audit
+from simulations.engine import nodes_on_disk
+
+DATA = Path(os.environ.get("FEDGRAFT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
+PLAN = """
+name: audited
+task: {kind: image-classification, classes: [normal, pneumonia]}
+backbone: {name: cifar-resnet20, weights: WEIGHTS, image_size: 8}
+adapter: {method: head}
+train: {rounds: 2, local_epochs: 5, batch_size: 100, optimizer: {name: adamw, lr: 1.0e-2}}
+privacy: {mode: sample, target_epsilon: 2, delta: 1.0e-5}
+simulation: {nodes: 24, data: XRAYS, partition: {kind: iid}}
+"""
+CANARIES = 400
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Split]]:
+    """A plan's file, and one node of it with some hundred real chest X-rays."""
+    if not (DATA / "pneumoniamnist.npz").is_file():
+        pytest.skip(f"{DATA} has no pneumoniamnist.npz")
+    path = tmp_path_factory.mktemp("audited") / "plan.yaml"
+    weights = DATA / "weights" / "cifar10_resnet20.safetensors"
+    path.write_text(PLAN.replace("WEIGHTS", str(weights)).replace("XRAYS", str(DATA / "pneumoniamnist.npz")))
+    plan = load_plan(path)
+    with nodes_on_disk(plan, path) as nodes:
+        data, _ = node_data(plan, nodes[:1], plan_backbone(plan, path.parent).preprocess)
+        yield path, data[0].train
+
+
+def opened(path: Path, *overrides: str) -> tuple[Plan, GraftedModel]:
+    plan = load_plan(path, overrides)
+    return plan, plan_model(plan_backbone(plan, path.parent), plan)
+
+
+def audited(
+    path: Path, split: Split, *overrides: str, mechanism: Mechanism | None = None, seed: int = 0
+) -> tuple[Audit, float]:
+    """The audit of a plan's mechanism, and the ε that the plan states."""
+    plan, model = opened(path, *overrides)
+    mechanism = mechanism or mechanism_for(plan, 100)
+    coins = np.random.default_rng([seed, 99]).random(CANARIES) < 0.5
+    scores = canary_scores(plan, model, split, coins, mechanism=mechanism, seed=seed)
+    assert plan.privacy.target_epsilon is not None
+    return audit(scores, coins, delta=1e-5), plan.privacy.target_epsilon
+
+
+# ── canaries ─────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("method", ["head", "lora", "bottleneck"])
+def test_a_canarys_gradient_is_its_own(hospital, method) -> None:
+    """Canaries that share a direction with records or with each other, or that the model learns by and by."""
+    path, split = hospital
+    _, model = opened(path, f"adapter.method={method}")
+    probed, data = CanaryModel(model, 6), WithCanaries(split, np.array([1, 4]), 2)
+    with torch.no_grad():
+        probed.head.linear.weight.add_(3.0)  # as if it had been learnt
+    parameters = list(probed.trainable_parameters().values())
+    at = next(k for k, p in enumerate(parameters) if p is probed.head.linear.weight)
+    for position in (0, len(split), len(split) + 1):
+        inputs, labels = data.inputs(torch.tensor([position])), data.labels[[position]]
+        gradients = torch.autograd.grad(F.cross_entropy(probed(inputs), labels), parameters, allow_unused=True)
+        squares = [0.0 if g is None else float(g.double().square().sum()) for g in gradients]
+        added = gradients[at][:, probed.head.features :].double().square().sum(0)
+        if position == 0:
+            assert float(added.sum()) == 0
+        else:
+            own = {len(split): 1, len(split) + 1: 4}[position]
+            assert float(added[own]) > 0.999 * sum(squares)
+            assert sum(squares) ** 0.5 > 20  # clipped at any usual norm
+
+
+def test_records_are_seen_as_the_plans_model_sees_them(hospital) -> None:
+    """A probe that trains another model than the plan's."""
+    path, split = hospital
+    _, model = opened(path, "adapter.method=lora")
+    probed, inputs = CanaryModel(model, 5), split.inputs(torch.arange(4))
+    with torch.no_grad():
+        assert torch.allclose(probed(inputs), model(inputs), atol=1e-5)
+
+
+# ── a correct mechanism ──────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("privacy.target_epsilon=0.5",),
+        ("privacy.target_epsilon=2", "train.batch_size=20", "train.local_epochs=2"),  # Poisson sampling, q = 1/5
+        ("privacy.target_epsilon=4", "privacy.grad_sample_mode=ghost"),
+        ("privacy.target_epsilon=4", "adapter={method: bottleneck, targets: last-block}", "train.local_epochs=2"),
+    ],
+)
+def test_a_correct_mechanism_is_never_found_above_its_epsilon(hospital, overrides) -> None:
+    """A bound that accuses who keeps their word."""
+    for seed in (0, 1):
+        found, stated = audited(*hospital, *overrides, seed=seed)
+        assert found.epsilon <= stated
+        assert found.ceiling > 4  # it could have said more
+
+
+# ── a broken one ─────────────────────────────────────────────────────────────────────────────────────
+def no_noise(optimizer) -> None:
+    for p in optimizer.params:
+        p.grad = p.summed_grad.view_as(p).clone()
+
+
+def no_clipping(optimizer) -> None:
+    for p in optimizer.params:
+        p.summed_grad = p.grad_sample.sum(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["noise off", "a tenth of the noise", "clipping off"])
+@pytest.mark.parametrize("batch", [100, 20])
+def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -> None:
+    """An audit that any implementation passes. The code itself is broken here; the plan states ε = 2 all the same."""
+    kind = privacy._optimizer_class(False)
+    honest = kind.add_noise
+
+    def little_noise(optimizer) -> None:
+        optimizer.noise_multiplier /= 10
+        honest(optimizer)
+        optimizer.noise_multiplier *= 10
+
+    match broken:
+        case "noise off":
+            monkeypatch.setattr(kind, "add_noise", no_noise)
+        case "a tenth of the noise":
+            monkeypatch.setattr(kind, "add_noise", little_noise)
+        case _:
+            monkeypatch.setattr(kind, "clip_and_accumulate", no_clipping)
+    found, stated = audited(*hospital, f"train.batch_size={batch}")
+    assert found.epsilon > 1.4 * stated
+
+
+# ── on a run ─────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
+def test_the_bound_is_set_beside_what_the_run_states(planted, private) -> None:
+    """A stated ε that is another's, or an audit of no privacy at all that finds nothing."""
+    found = ATTACKS["audit"](private.plan, private.run, private.nodes, 0)
+    assert 0.9 < found["stated_epsilon"] <= 1
+    assert found["epsilon"] <= found["stated_epsilon"]
+    leak = ATTACKS["audit"](planted.plan, planted.run, planted.nodes, 0)
+    assert leak["stated_epsilon"] is None
+    assert leak["epsilon"] > 3
