@@ -4,9 +4,9 @@ A copy of the plan's model gets a head with one more input for each canary. A ca
 carries its number; on it the head sees that one input alone, lit up. So its gradient has a direction of its own, which
 no record and no other canary shares, and is clipped to the full norm: the worst case that ε must cover, or nearly (a
 "Dirac canary" in Steinke et al. 2023, section 6). Each canary is in the data by its own coin, beside all of the node's
-own records, and the node's own mechanism (sampling, clipping, noise, all steps of all rounds, `client/privacy.py`) trains
-on them. The auditor sees every step's gradient, as the definition of differential privacy lets them, and scores a canary
-by the sum of inner products with it.
+own records, and the node's own mechanism trains on them: sampling, clipping, noise, all steps of all rounds, by
+`client/privacy.py`. The auditor sees every step's gradient, as the definition of differential privacy lets them, and
+scores a canary by the sum of inner products with it.
 
 The node's ledger is not written: nothing of this run is released.
 """

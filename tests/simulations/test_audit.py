@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -64,7 +65,7 @@ def test_the_bound_is_the_last_epsilon_that_is_refuted(m, share, delta) -> None:
     v = int(share * m)
     found = lower_bound(m, m, v, delta=delta)
     risks = [p_value(m, m, v, epsilon=epsilon, delta=delta) for epsilon in np.linspace(0, 8, 60)]
-    assert all(b >= a - 1e-12 for a, b in zip(risks, risks[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(risks))
     if found:
         assert p_value(m, m, v, epsilon=found, delta=delta) <= 0.05 + 1e-9
         assert p_value(m, m, v, epsilon=found + 1e-4, delta=delta) > 0.05
