@@ -13,12 +13,14 @@ from typing import Any
 
 from common.plan import Plan
 from simulations.attacks.canaries import canaries
+from simulations.attacks.lira import lira
 from simulations.attacks.loss_threshold import loss_threshold
 
 Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
 
 ATTACKS: dict[str, Attack] = {
     "loss-threshold": loss_threshold,
+    "lira": lira,
     "audit": canaries,
 }
 

@@ -2,7 +2,7 @@
 
 A run's folder keeps the shared adapter after its last two rounds. Which update a node sent in the last round follows
 from the first of them: training is repeatable, and so is a simulation's noise. So a node's round is run again here,
-bit for bit, without its ledger: nothing is spent, for nothing new is released.
+by the client's own code but for its ledger: nothing is spent, for nothing new is released.
 
 Members are the rows that nodes trained on. The others are rows of the same source that no one trained on: the
 validation split where there is one, else the test split. A test split of another source (as in many public data sets)
@@ -12,7 +12,8 @@ would be told apart by its source, not by membership.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client import training
 from client.batches import Split
 from client.budget import Budget
 from client.node import Node, load_node
-from client.privacy import train_privately
-from client.round import generator_of
-from client.workplace import open_splits
+from client.privacy import Mechanism
+from client.round import run_round
+from client.workplace import Workplace, open_splits
+from common.accounting import Spent
 from common.adapters.fused import fuse
 from common.assembly import plan_model
 from common.backbones import Backbone, backbone_from_state
@@ -88,9 +89,6 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     Raises:
         UserError: no finished run of this plan there, or data that is missing.
     """
-    if plan.privacy.mode not in ("none", "sample"):
-        what = f"{plan.privacy.mode}: what such a node sends cannot be made again here"
-        raise UserError(what, where="privacy.mode", remedy="attack a run under `mode: sample`, or `mode: none`")
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
     file = run / "shared_model" / "backbone.safetensors"
@@ -122,10 +120,23 @@ def node_data(plan: Plan, nodes: Sequence[Path], preprocess: Preprocess) -> tupl
     return data, others
 
 
+class Unrecorded(Budget):
+    """A budget that is not written to the node's ledger: what is trained here is seen by nobody but the attacker."""
+
+    @contextmanager
+    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
+        """The mechanism that the node would run."""
+        yield self.mechanism(plan)
+
+    def spent(self, plan: Plan) -> Spent:
+        """Nothing."""
+        return Spent(0.0, plan.privacy.delta or 0.0, plan.privacy.unit, plan.privacy.accountant, ())
+
+
 def local_update(
     plan: Plan, model: GraftedModel, node: Node, train: Split, received: State, round_: int, *, seed: int | None = None
 ) -> State:
-    """The adapter after one round of local training, by the client's own code, without its ledger.
+    """The adapter after one round at a node, by the client's own code, without its ledger.
 
     Args:
         train: the rows to train on; the node's own, or a shadow's.
@@ -133,33 +144,10 @@ def local_update(
     """
     if seed is not None:
         plan = plan.model_copy(update={"seed": seed})
-    model.load_adapter_state(received)
-    rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
-    optimizer = training.build_optimizer(model, plan.train.optimizer, rate)
-    if plan.privacy.mode == "none":
-        training.train(
-            model,
-            train,
-            epochs=plan.train.local_epochs,
-            batch_size=plan.train.batch_size,
-            optimizer=optimizer,
-            proximal=plan.train.proximal,
-            augment=plan.train.augment,
-            generator=generator_of(plan.seed, round_, node.name),
-        )
-    else:
-        budget = Budget.open(node, plan, train)
-        train_privately(
-            model,
-            train,
-            mechanism=budget.mechanism(plan),
-            optimizer=optimizer,
-            patients=budget.patients,
-            proximal=plan.train.proximal,
-            augment=plan.train.augment,
-            randomness=budget.randomness(plan, round_),
-        )
-    return model.adapter_state()
+    nobody = Split(train.records, np.empty(0, np.int64), train.preprocess)
+    budget = None if plan.privacy.mode in ("none", "central") else Unrecorded.open(node, plan, train)
+    place = Workplace(node.name, plan, model, train, nobody, model.frozen_fingerprint(), budget)
+    return run_round(place, received, round_).state
 
 
 @torch.inference_mode()

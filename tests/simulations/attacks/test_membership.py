@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from simulations.attacks import ATTACKS
+from simulations.attacks.lira import (
+    Candidates,
+    above_others,
+    chosen_candidates,
+    federated,
+    halves,
+    likelihood_ratio,
+    lira,
+    logit_scaled,
+)
 from simulations.attacks.loss_threshold import alike
 from simulations.attacks.target import open_target
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_last_updates_are_made_again_bit_for_bit(planted, private) -> None:
+def test_the_last_updates_are_made_again(planted, private) -> None:
     """An attack on an update that no node ever sent. Both nodes have as many examples: the mean is the shared model."""
     for cell in (planted, private):
         target = open_target(cell.plan, cell.run, cell.nodes)
         first, second = target.update(0), target.update(1)
         for name, tensor in target.shared.items():
-            assert torch.equal((first[name] + second[name]) / 2, tensor), name
+            assert torch.allclose((first[name] + second[name]) / 2, tensor, atol=1e-6), name
 
 
 def test_members_and_others_have_the_same_classes(planted) -> None:
@@ -48,3 +61,76 @@ def test_the_loss_tells_nothing_at_epsilon_one(private) -> None:
         low, high = view["auc_interval"]
         assert low < 0.5 < high
         assert view["tpr"]["0.01"] < 0.2
+
+
+# ── LiRA ─────────────────────────────────────────────────────────────────────────────────────────────
+def test_confidences_on_the_scale_of_logits() -> None:
+    """log(p / (1 − p)) by the definition, in float64, and no infinity where p is 1 in float32."""
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    labels = torch.arange(50) % 4
+    p = logits.softmax(1)[torch.arange(50), labels]
+    assert torch.allclose(logit_scaled(logits, labels), torch.log(p / (1 - p)))
+    assert float(logit_scaled(torch.tensor([[80.0, 0.0]]), torch.tensor([0]))) == 80
+
+
+@pytest.mark.parametrize("shadows", [8, 200])
+def test_the_ratio_is_that_of_two_normal_densities(shadows) -> None:
+    """Means over the wrong shadows, or a variance that is shared where there are shadows enough. By a slow loop."""
+    rng = np.random.default_rng(shadows)
+    phi, seen = rng.normal(size=(shadows, 4)) * 2, rng.normal(size=4)
+    inside = halves([Candidates(np.arange(4), np.ones(4, bool))], shadows, rng)
+    pooled = {}
+    for side, had in ((1, inside), (0, ~inside)):
+        pooled[side] = np.mean([np.var(phi[had[:, i], i], ddof=1) for i in range(4)])
+    for i in range(4):
+        density = []
+        for side, had in ((1, inside), (0, ~inside)):
+            mine = phi[had[:, i], i]
+            variance = pooled[side] if shadows < 64 else np.var(mine, ddof=1)
+            density.append(stats.norm.logpdf(seen[i], mine.mean(), math.sqrt(variance)))
+        assert likelihood_ratio(seen, phi, inside)[i] == pytest.approx(density[0] - density[1])
+        out = phi[~inside[:, i], i]
+        sigma = math.sqrt(pooled[0] if shadows < 64 else np.var(out, ddof=1))
+        assert above_others(seen, phi, inside)[i] == pytest.approx((seen[i] - out.mean()) / sigma)
+
+
+def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
+    """Shadows of another size or class balance, whose models differ for that reason; or a candidate always in."""
+    target = open_target(planted.plan, planted.run, planted.nodes)
+    candidates = chosen_candidates(target, np.random.default_rng(0))
+    inside = halves(candidates, 8, np.random.default_rng(0))
+    assert (inside.sum(0) == 4).all()
+    start = 0
+    for data, each in zip(target.nodes, candidates, strict=True):
+        labels = data.train.records.labels[each.rows]
+        assert set(each.rows[each.member]) <= set(data.train.rows)
+        assert not set(each.rows[~each.member]) & set(data.train.rows)
+        wanted = np.bincount(labels[each.member], minlength=2)
+        for mine in inside[:, start : start + len(each.rows)]:
+            assert (np.bincount(labels[mine], minlength=2) == wanted).all()
+        start += len(each.rows)
+
+
+def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
+    """Shadows that are trained otherwise than the run: another start, rate, order of rounds or average."""
+    target = open_target(planted.plan, planted.run, planted.nodes)
+    shared, last = federated(target, [data.train for data in target.nodes], planted.plan.seed)
+    for name, tensor in target.shared.items():
+        assert torch.allclose(shared[name], tensor, atol=1e-6), name
+        assert torch.allclose(last[1][name], target.update(1)[name], atol=1e-6), name
+
+
+def test_shadow_models_tell_members_better_than_the_loss(planted) -> None:
+    """Shadows that teach nothing."""
+    found = lira(planted.plan, planted.run, planted.nodes, 0, shadows=6)
+    for view in found["views"].values():
+        assert view["auc_interval"][0] > 0.65
+        assert view["offline_auc"] > 0.65
+
+
+def test_shadow_models_tell_nothing_at_epsilon_one(private) -> None:
+    """A difference between shadows and run that is taken for membership."""
+    found = lira(private.plan, private.run, private.nodes, 0, shadows=6)
+    for view in found["views"].values():
+        low, high = view["auc_interval"]
+        assert low < 0.5 < high
