@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from client.batches import Split
-from common.model import GraftedModel
 from common.plan import Plan
 from common.update import AdapterUpdate, Layout
 from server import strategy as strategies
 from simulations.attacks.loss_threshold import alike
 from simulations.attacks.roc import measured
-from simulations.attacks.target import State, Target, local_update, open_target
+from simulations.attacks.target import State, Target, open_target
 
 SHADOWS = 16
 OWN_VARIANCE = 64  # shadows from which on each candidate has variances of its own (Carlini et al., section VI.A)
@@ -160,7 +159,7 @@ def federated(target: Target, splits: Sequence[Split], seed: int) -> tuple[State
             seed=plan.seed,
             round_=round_,
         )
-        sent = {name: _trained(target, splits, numbers[name], received, round_, seed) for name in names}
+        sent = {name: target.trained(numbers[name], splits[numbers[name]], received, round_, seed) for name in names}
         updates = {
             name: AdapterUpdate(
                 round=round_,
@@ -177,15 +176,10 @@ def federated(target: Target, splits: Sequence[Split], seed: int) -> tuple[State
             strategy, plan.aggregate, round_=round_, sent=received, updates=updates, layout=layout
         )
     last = [
-        sent[name] if name in sent else _trained(target, splits, number, received, plan.train.rounds, seed)
+        sent[name] if name in sent else target.trained(number, splits[number], received, plan.train.rounds, seed)
         for name, number in numbers.items()
     ]
     return state, last
-
-
-def _trained(target: Target, splits: Sequence[Split], number: int, received: State, round_: int, seed: int) -> State:
-    node = target.nodes[number].node
-    return local_update(target.plan, target.model, node, splits[number], received, round_, seed=seed)
 
 
 # ── what is asked of a model ─────────────────────────────────────────────────────────────────────────
@@ -194,17 +188,11 @@ def confidences(
 ) -> np.ndarray:
     """φ `(2, n)` of all candidates: under the shared adapter, and each under its own node's."""
     found = []
-    for data, each, update in zip(target.nodes, candidates, updates, strict=True):
+    for number, (data, each, update) in enumerate(zip(target.nodes, candidates, updates, strict=True)):
         split = Split(data.train.records, each.rows, data.train.preprocess)
-        found.append(np.stack([_phi(target.model, state, split) for state in (shared, update)]))
+        both = [logit_scaled(target.logits(number, state, split), split.labels) for state in (shared, update)]
+        found.append(torch.stack(both).double().numpy())
     return np.concatenate(found, axis=1)
-
-
-@torch.inference_mode()
-def _phi(model: GraftedModel, state: State, split: Split) -> np.ndarray:
-    model.load_adapter_state(state)
-    found = [logit_scaled(model(x), y) for x, y in split.in_order()]
-    return torch.cat(found).double().numpy() if found else np.empty(0)
 
 
 def logit_scaled(logits: Tensor, labels: Tensor) -> Tensor:

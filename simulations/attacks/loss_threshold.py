@@ -17,7 +17,7 @@ import numpy as np
 
 from common.plan import Plan
 from simulations.attacks.roc import measured
-from simulations.attacks.target import NodeData, Target, losses, open_target
+from simulations.attacks.target import NodeData, Target, open_target
 
 
 def loss_threshold(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def loss_threshold(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> d
 def scores(target: Target, states: Sequence[dict], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """−loss of members and of others, each under its own node's state; classes in equal shares on both sides."""
     members, others = [], []
-    for data, state in zip(target.nodes, states, strict=True):
+    for number, (data, state) in enumerate(zip(target.nodes, states, strict=True)):
         mine, theirs = alike(data, rng)
-        members.append(-losses(target.model, state, data.train)[mine])
-        others.append(-losses(target.model, state, data.others)[theirs])
+        members.append(-target.losses(number, state, data.train)[mine])
+        others.append(-target.losses(number, state, data.others)[theirs])
     return np.concatenate(members), np.concatenate(others)
 
 

@@ -51,6 +51,19 @@ class NodeData:
     others: Split
 
 
+class Unrecorded(Budget):
+    """A budget that is not written to the node's ledger: what is trained here is seen by nobody but the attacker."""
+
+    @contextmanager
+    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
+        """The mechanism that the node would run."""
+        yield self.mechanism(plan)
+
+    def spent(self, plan: Plan) -> Spent:
+        """Nothing."""
+        return Spent(0.0, plan.privacy.delta or 0.0, plan.privacy.unit, plan.privacy.accountant, ())
+
+
 @dataclass(frozen=True)
 class Target:
     """A finished run, opened for attack.
@@ -61,6 +74,7 @@ class Target:
         first: the adapter before the first round.
         received: the shared adapter that the nodes had before the last round.
         shared: the shared adapter after it.
+        fingerprint: of the frozen part.
         others: "val" or "test": where non-members were taken from.
     """
 
@@ -71,12 +85,40 @@ class Target:
     first: State
     received: State
     shared: State
+    fingerprint: str
     others: str
 
     def update(self, number: int) -> State:
         """The adapter that node `number` sends back in the last round."""
-        data = self.nodes[number]
-        return local_update(self.plan, self.model, data.node, data.train, self.received, self.plan.train.rounds)
+        return self.trained(number, self.nodes[number].train, self.received, self.plan.train.rounds, self.plan.seed)
+
+    def trained(self, number: int, train: Split, received: State, round_: int, seed: int) -> State:
+        """The adapter after one round at node `number`, by the client's own code, without its ledger.
+
+        Args:
+            train: the rows to train on; the node's own, or a shadow's.
+            seed: of the order of examples and of the noise.
+        """
+        node, plan = self.nodes[number].node, self.plan.model_copy(update={"seed": seed})
+        budget = None if plan.privacy.mode in ("none", "central") else Unrecorded.open(node, plan, train)
+        place = self._place(node, plan, train, Split(train.records, np.empty(0, np.int64), train.preprocess))
+        place.budget = budget
+        return run_round(place, received, round_).state
+
+    @torch.inference_mode()
+    def logits(self, number: int, state: State, split: Split) -> Tensor:
+        """Logits `(n, classes)` of some of node `number`'s rows under an adapter."""
+        self.model.load_adapter_state(state)
+        model, rows = self._place(self.nodes[number].node, self.plan, split, split).for_tests()
+        found = [model(x) for x, _ in rows.in_order()]
+        return torch.cat(found) if found else torch.empty((0, self.model.classes))
+
+    def losses(self, number: int, state: State, split: Split) -> np.ndarray:
+        """Cross-entropy `(n,)` in nats of some of node `number`'s rows under an adapter."""
+        return F.cross_entropy(self.logits(number, state, split), split.labels, reduction="none").double().numpy()
+
+    def _place(self, node: Node, plan: Plan, train: Split, test: Split) -> Workplace:
+        return Workplace(node.name, plan, self.model, train, test, self.fingerprint, cache=node.activations)
 
 
 def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
@@ -104,7 +146,7 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     if plan.privacy.mode == "none":
         fuse(model.net)
     data, others = node_data(plan, nodes, preprocess)
-    return Target(plan, backbone, model, data, first, received, last.adapter, others)
+    return Target(plan, backbone, model, data, first, received, last.adapter, model.frozen_fingerprint(), others)
 
 
 def node_data(plan: Plan, nodes: Sequence[Path], preprocess: Preprocess) -> tuple[tuple[NodeData, ...], str]:
@@ -118,44 +160,6 @@ def node_data(plan: Plan, nodes: Sequence[Path], preprocess: Preprocess) -> tupl
     others = "val" if any(len(val) for _, _, val, _ in found) else "test"
     data = tuple(NodeData(node, train, val if others == "val" else test) for node, train, val, test in found)
     return data, others
-
-
-class Unrecorded(Budget):
-    """A budget that is not written to the node's ledger: what is trained here is seen by nobody but the attacker."""
-
-    @contextmanager
-    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
-        """The mechanism that the node would run."""
-        yield self.mechanism(plan)
-
-    def spent(self, plan: Plan) -> Spent:
-        """Nothing."""
-        return Spent(0.0, plan.privacy.delta or 0.0, plan.privacy.unit, plan.privacy.accountant, ())
-
-
-def local_update(
-    plan: Plan, model: GraftedModel, node: Node, train: Split, received: State, round_: int, *, seed: int | None = None
-) -> State:
-    """The adapter after one round at a node, by the client's own code, without its ledger.
-
-    Args:
-        train: the rows to train on; the node's own, or a shadow's.
-        seed: of the order of examples and of the noise; None: the plan's own.
-    """
-    if seed is not None:
-        plan = plan.model_copy(update={"seed": seed})
-    nobody = Split(train.records, np.empty(0, np.int64), train.preprocess)
-    budget = None if plan.privacy.mode in ("none", "central") else Unrecorded.open(node, plan, train)
-    place = Workplace(node.name, plan, model, train, nobody, model.frozen_fingerprint(), budget)
-    return run_round(place, received, round_).state
-
-
-@torch.inference_mode()
-def losses(model: GraftedModel, state: State, split: Split) -> np.ndarray:
-    """Cross-entropy `(n,)` in nats of each row of a split under an adapter."""
-    model.load_adapter_state(state)
-    found = [F.cross_entropy(model(x), y, reduction="none") for x, y in split.in_order()]
-    return torch.cat(found).double().numpy() if found else np.empty(0)
 
 
 def _preprocess(run: Path) -> Preprocess:

@@ -18,7 +18,7 @@ DATA = Path(os.environ.get("FEDGRAFT_DATA", Path(__file__).resolve().parents[4] 
 PLAN = """
 name: xrays
 task: {kind: image-classification, classes: [normal, pneumonia]}
-backbone: {name: cifar-resnet20, weights: WEIGHTS, image_size: 16}
+backbone: {name: cifar-resnet20, weights: WEIGHTS, image_size: 8}
 adapter: {method: full}
 train: {rounds: 3, local_epochs: 25, batch_size: 24, optimizer: {name: adamw, lr: 1.0e-3}}
 evaluate: {every: 100}
