@@ -21,7 +21,7 @@ from common.adapters.options import new_linear
 from common.adapters.place import Adapter, merge_into
 from common.backbones import Backbone
 from common.errors import UserError
-from common.weights import fingerprint_of
+from common.seal import Seal
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
@@ -48,6 +48,7 @@ class GraftedModel(nn.Module):
         self.method, self.classes, self.head_name = method, classes, head_name
         self.rank, self.alpha, self.width = rank, alpha, width
         self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)  # fewer in the tail of a model, see prefix.py
+        self._seal: Seal | None = None
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +122,19 @@ class GraftedModel(nn.Module):
 
         Under `full` only the buffers stay frozen, so there it is theirs; it, too, must not change.
         """
-        return fingerprint_of(self.frozen_state())
+        self._seal = Seal.of(self.frozen_state())
+        return self._seal.fingerprint
+
+    def frozen_as(self, fingerprint: str, *, read: bool) -> bool:
+        """Whether the frozen part has this fingerprint still; SHA-256 only where something cheaper is in doubt.
+
+        Args:
+            read: read every byte (sums of 64 bits); else believe torch's own counters of writes.
+        """
+        state = self.frozen_state()
+        if self._seal is not None and (self._seal.holds(state) if read else self._seal.untouched(state)):
+            return self._seal.fingerprint == fingerprint
+        return self.frozen_fingerprint() == fingerprint
 
     def merge(self) -> nn.Module:
         """A plain network with the same outputs, adapters folded into its weights; shares what is unchanged.
