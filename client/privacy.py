@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.batches import Split
+from client.per_example import Tape, mean_by_owner, takes
 from client.training import augmented
 from common.accounting import Row, noise_for
 from common.errors import Refused, UserError
@@ -175,13 +176,18 @@ class PrivateModel:
         """Gradients of each unit, in the form that the optimizer then clips and sums."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = F.cross_entropy(self.model(inputs), labels, reduction="none")
+        if isinstance(self.hooks, Tape):
+            sums = self.hooks.clipped_sums(losses, self.optimizer.max_grad_norm, owners)
+            for p in self.optimizer.params:
+                p.grad = sums.get(p, torch.zeros_like(p))
+            return
         if self.ghost:
             self._clip_by_norms(inputs, labels, losses)
             return
         losses.sum().backward()
         if owners is not None:
             for p in self.optimizer.params:
-                p.grad_sample = _mean_by_owner(p.grad_sample, owners)
+                p.grad_sample = mean_by_owner(p.grad_sample, owners)
         finite = torch.isfinite(_norms([p.grad_sample for p in self.optimizer.params]))
         if not bool(finite.all()):
             for p in self.optimizer.params:
@@ -206,13 +212,6 @@ class PrivateModel:
         self.hooks.disable_hooks()
         (factors * losses).sum().backward()
         self.hooks.enable_hooks()
-
-
-def _mean_by_owner(gradients: Tensor, owners: Tensor) -> Tensor:
-    """(n, …) by example → (patients, …): the mean over each patient's examples."""
-    sums = torch.zeros((int(owners.max()) + 1, *gradients.shape[1:]), dtype=gradients.dtype)
-    sums.index_add_(0, owners, gradients)
-    return sums / owners.bincount().view(-1, *[1] * (gradients.ndim - 1))
 
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -246,7 +245,7 @@ def wrapped(
         )
     hooks = _hooks(model, ghost, mechanism.max_grad_norm)
     try:
-        private = _optimizer_class(ghost)(
+        private = _optimizer_class(ghost or isinstance(hooks, Tape))(  # the one that finds its sums clipped already
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.max_grad_norm,
@@ -263,6 +262,8 @@ def wrapped(
 
 
 def _hooks(model: GraftedModel, ghost: bool, max_grad_norm: float) -> Any:
+    if not ghost and takes(model):
+        return Tape(model)
     model.train()
     clip: dict[str, Any] = {"max_grad_norm": max_grad_norm} if ghost else {}
     try:
@@ -299,7 +300,7 @@ def _hooks_class(ghost: bool) -> Any:
 
 
 def _unwrap(model: GraftedModel, hooks: Any) -> None:
-    hooks.cleanup()
+    hooks.detach() if isinstance(hooks, Tape) else hooks.cleanup()
     for p in model.parameters():
         p.grad = None
         for name in _SIGNS_OF_OPACUS:

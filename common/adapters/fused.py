@@ -5,7 +5,7 @@
 Beside the frozen convolution, A costs rank/out of it and B rank/(in·k²), three times each (forward, and two
 gradients); the merged one costs a gradient of the whole weight, which is once. So merging is cheaper where
 3 · rank · (1/out + 1/(in·k²)) is above 1; measured on one thread it pays from about one half, because three
-small convolutions move more memory than one. Per-sample gradients need the three: not for private training.
+small convolutions move more memory than one. Opacus needs the three: private training has a way of its own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from common.adapters.place import call, place_hook
 CHEAPER = 0.5
 
 
-def fuse(net: nn.Module) -> int:
-    """Let every convolution for which it is cheaper use its merged weight. Returns how many do."""
+def fuse(net: nn.Module, *, always: bool = False) -> int:
+    """Let every convolution for which it is cheaper use its merged weight. Returns how many do.
+
+    Args:
+        always: all of them; cheaper where no gradient of the weight is asked for, as in `client/per_example.py`.
+    """
     fused = 0
     for host in net.modules():
         adapter = host._modules.get("adapter")
-        if isinstance(host, nn.Conv2d) and isinstance(adapter, Lora) and _ratio(host, adapter) > CHEAPER:
+        if isinstance(host, nn.Conv2d) and isinstance(adapter, Lora) and (always or _ratio(host, adapter) > CHEAPER):
             _unhook(host)
             host.forward = types.MethodType(_forward, host)  # type: ignore[method-assign]
             fused += 1
