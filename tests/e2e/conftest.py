@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from common.plan_file import load_plan
+from simulations.partition import write_nodes
+from simulations.simulate import simulate_plan
+from tests.e2e.federation import Federation, free_ports
 
 TABLE_PLAN = """
 name: tiny
@@ -106,3 +111,31 @@ def process(program: list[str]) -> Callable[..., Done]:
         return Done(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+# ── a deployment ─────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plan of three rounds, the data of three hospitals and their node.yaml."""
+    folder = fill(tmp_path_factory.mktemp("deployed"))
+    edited = (folder / "plan.yaml").read_text().replace("rounds: 2", "rounds: 3")
+    (folder / "plan.yaml").write_text(edited)
+    write_nodes(load_plan(folder / "plan.yaml"), folder / "plan.yaml", folder / "nodes")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def federation(deployed: Path) -> Iterator[Federation]:
+    """A coordinator with three nodes; shared by the tests of a session, which leave it as they found it."""
+    files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(("north", "south", "west"))}
+    settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
+    with Federation(deployed, files, settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def in_process(deployed: Path) -> Path:
+    """The run's folder of the same plan on the same data, in one process."""
+    out = deployed / "in-process"
+    simulate_plan(str(deployed / "plan.yaml"), out=out, quiet=True)
+    return out
