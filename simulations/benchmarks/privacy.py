@@ -4,8 +4,9 @@
     .venv/bin/python -m simulations.benchmarks.privacy --steps   # the times alone, on a machine that is idle
 
 Added biases, since noise grows with the number of values and they are the fewest; in the last block only, since what
-lies before it is then computed once; a larger batch and learning rate than without noise; ten rounds. Each node's noise is calibrated to its own data, so every node's ε is the target.
-The same settings without privacy give the row ∞; the ready plan's own (LoRA everywhere) are better without noise.
+lies before it is then computed once; a larger batch and learning rate than without noise; ten rounds. Each node's
+noise is calibrated to its own data, so every node's ε is the target. The same settings without privacy give the row ∞;
+the ready plan's own (LoRA everywhere) are better without noise.
 """
 
 from __future__ import annotations
