@@ -154,7 +154,8 @@ def _ask(connection: Connection, key: object) -> list[Finding]:
         return [wrong("node key", f"no answer from the Fleet API: {type(error).__name__}", remedy)]
     else:
         return [wrong("node key", "the server took a heartbeat that it must not take", "tell the coordinator")]
-    clock = _clock(response.headers.get("date"))
+    dates = response.headers.get_list("date")  # a proxy may add its own
+    clock = _clock(dates[0] if dates else None)
     said = FlowerError.from_json(response.text)
     if said is not None and said.code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
         return [ok("node key", "the SuperLink knows it"), clock]
