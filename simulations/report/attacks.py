@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from simulations.report import page
@@ -126,21 +126,90 @@ def contradiction(each: Mapping[str, Any]) -> str:
 
 
 def others(found: Named) -> str:
-    """Attacks of another kind: their numbers, as they are."""
-    parts = []
+    """Attacks of another kind: what each found beside what guessing finds; one that is not known here as it is."""
+    rows, rest = [], []
+    several = any(name for name, _ in found)
     for name, run in found:
         for attack, each in run.items():
-            if each.get("kind") in ("membership", "audit"):
-                continue
-            rows = [
-                [key.lstrip(".").replace("_", " "), _number(value)]
-                for key, value in numbers(each, "").items()
-                if not key.endswith("seconds")
-            ]
-            if rows:
-                title = ": ".join(word for word in (name, attack.replace("-", " ")) if word)
-                parts.append(page.heading(title, 3) + page.table(["measured", "value"], rows))
-    return "".join(parts)
+            kind = each.get("kind")
+            if kind in KINDS:
+                rows += [[*([name] if several else []), *row] for row in KINDS[kind](each)]
+            elif kind not in ("membership", "audit"):
+                rest.append(_as_it_is(name, attack, each))
+    if not rows:
+        return "".join(rest)
+    head = [*(["plan"] if several else []), "what was tried", "measure", "found", "guessing", "in words"]
+    words = [0, 1, 2, 5] if several else [0, 1, 4]
+    return (
+        page.heading("What does a hospital's update give away?", 3)
+        + page.table(head, rows, texts=words)
+        + "".join(rest)
+    )
+
+
+def _inversion(each: Mapping[str, Any]) -> list[list[str]]:
+    """Images rebuilt from an update, beside the mean image, which anybody has."""
+    return [
+        [
+            f"rebuild {each['images']} images, {each['together']} to a step",
+            "similarity (SSIM; 1: the same image)",
+            f"{each['ssim']:.3f}",
+            f"{each['ssim_mean']:.3f}",
+            f"{each['better']} of {each['images']} closer than the mean image",
+        ]
+    ]
+
+
+def _labels(each: Mapping[str, Any]) -> list[list[str]]:
+    """Labels read from the head's gradient."""
+    low = each["counts_interval"][0]
+    return [
+        [
+            f"count the labels in steps of {each['together']}",
+            "share counted rightly",
+            _with(each["counts"], each["counts_interval"], 1.0),
+            f"{each['counts_chance']:.3f}",
+            "leaks" if low > each["counts_chance"] else "not told from guessing",
+        ],
+        [
+            "name the label of a step of one record",
+            "share named rightly",
+            f"{each['single']:.3f}",
+            f"{each['single_chance']:.3f}",
+            "leaks" if each["single"] > each["single_chance"] + 0.1 else "not told from guessing",
+        ],
+    ]
+
+
+def _properties(each: Mapping[str, Any]) -> list[list[str]]:
+    """A hospital's share of a class, read from its update."""
+    better = each["error"] < 0.8 * each["error_chance"]
+    return [
+        [
+            f"the share of {each['share_of']} at each of {each['nodes']} hospitals",
+            "mean error of the share",
+            f"{each['error']:.3f}",
+            f"{each['error_chance']:.3f}",
+            "leaks: ε does not promise to hide it" if better else "not told from guessing",
+        ]
+    ]
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], list[list[str]]]] = {
+    "inversion": _inversion,
+    "labels": _labels,
+    "properties": _properties,
+}
+
+
+def _as_it_is(name: str, attack: str, each: Mapping[str, Any]) -> str:
+    rows = [
+        [key.lstrip(".").replace("_", " "), _number(value)]
+        for key, value in numbers(each, "").items()
+        if not key.endswith("seconds")
+    ]
+    title = ": ".join(word for word in (name, attack.replace("-", " ")) if word)
+    return page.heading(title, 3) + page.table(["measured", "value"], rows) if rows else ""
 
 
 def _views(found: Named) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.plan import Plan
 from common.plan_file import load_plan
-from simulations.report import attacks, page, pictures, privacy
+from simulations.report import attacks, left, page, pictures, privacy
 from simulations.report.intervals import Interval, of_area, of_share, said
 from simulations.table import rows_of, sayings, size, spread
 
@@ -34,8 +34,8 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
         *_opening(plan, result, found),
         *_trained(plan, result),
         *_good(plan, result, lines),
-        *_fair(plan, result),
-        *_left(plan, result, run, lines),
+        *_fair(result),
+        *left.section(result, run, lines),
         *privacy.section(plan, result, found),
         *_attacked(found, result),
         *privacy.not_protected(plan, result),
@@ -166,7 +166,7 @@ def _rounds(lines: list[dict[str, Any]]) -> bytes | None:
 
 
 # ── fairness ─────────────────────────────────────────────────────────────────────────────────────────
-def _fair(plan: Plan, result: Result) -> list[str]:
+def _fair(result: Result) -> list[str]:
     nodes = {name: row for name, row in sorted(result["final"]["nodes"].items()) if row.get("accuracy") is not None}
     if not nodes:
         return []
@@ -210,84 +210,6 @@ def _groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
         for name, row in groups.items()
     ]
     return page.table(["group", "test examples", "accuracy", "AUROC"], rows)
-
-
-# ── what left ────────────────────────────────────────────────────────────────────────────────────────
-def _left(plan: Plan, result: Result, run: Path, lines: list[dict[str, Any]]) -> list[str]:
-    spent, tensors = result["bytes"], _tensors(run)
-    sent: dict[str, list[int]] = {}
-    for line in lines:
-        if "bytes" in line:
-            sent.setdefault(line["node"], []).append(line["bytes"]["up"])
-    names = page.table(
-        ["tensor", "shape", "bytes in each round"],
-        [[name, " × ".join(map(str, shape)), f"{count:,}"] for name, shape, count in tensors],
-        texts=[1],
-    )
-    by_site = page.table(
-        ["site", "rounds", "bytes sent", "in each round"],
-        [
-            [name, str(len(each)), f"{sum(each):,}", f"{sum(each) / len(each):,.0f}"]
-            for name, each in sorted(sent.items())
-        ],
-    )
-    metrics = "sums of metrics on its test data" if any(line.get("received") for line in lines) else "no metrics"
-    refused = [f"round {row['round']}, {row['node']}: {row['reason']}" for row in result["refused"]]
-    return [
-        page.heading("What left each building"),
-        page.paragraph(
-            f"In each round a site sent {len(tensors)} tensors ({size(spent['adapter'])}), {metrics}, and the number "
-            "of "
-            "steps that it took. No image, no table row, no file name. The first table names every tensor; nothing "
-            "else "
-            "is accepted by the code that writes and reads the messages."
-        ),
-        page.details(f"The {len(tensors)} tensors", names) if len(tensors) > 12 else names,
-        page.details(f"Bytes by site ({len(sent)})", by_site) if len(sent) > 12 else by_site,
-        page.figure(
-            pictures.bytes_sent(
-                [
-                    ("this adapter, one update", spent["adapter"]),
-                    ("full fine-tuning, one update", spent["full_model"]),
-                    ("the backbone, sent once", spent["backbone"]),
-                    ("this run, everything", spent["total"]),
-                ]
-            ),
-            "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the wire.",
-        ),
-        page.facts(
-            [
-                ("under which approval", _approval(result)),
-                ("plan", result["plan_hash"]),
-                ("backbone", result["backbone"]["fingerprint_before"]),
-            ]
-        ),
-        page.heading("Left out", 3) + page.bullets(refused)
-        if refused
-        else page.paragraph("No update was left out.", "quiet"),
-    ]
-
-
-def _approval(result: Result) -> str:
-    if "engine" in result:
-        return "a simulation: the nodes were made for it and their policies approve any plan and backbone"
-    return "each site's own node file approves plans and backbones by these hashes; who did not is listed as left out"
-
-
-def _tensors(run: Path) -> list[tuple[str, list[int], int]]:
-    """What travels, from the last checkpoint: name, shape, bytes."""
-    from safetensors import safe_open
-
-    files = sorted((run / "checkpoints").glob("round-????/adapter.safetensors"))
-    if not files:
-        return []
-    with safe_open(files[-1], framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    sizes = {name: 4 for name in shapes}
-    for name, shape in shapes.items():
-        for length in shape:
-            sizes[name] *= length
-    return [(name, shapes[name], sizes[name]) for name in sorted(shapes)]
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +15,10 @@ from common.yaml_file import read_yaml, validate
 from simulations.report import attacks, page, pictures, privacy
 from simulations.report.intervals import Interval, of_mean, said
 from simulations.report.page import listed
+from simulations.report.study_groups import Group, Row, found_on, grouped, is_number
 from simulations.study_file import Study
 from simulations.table import size
 
-Row = dict[str, Any]
-SHARES = ("accuracy", "auroc", "f1", "calibration_error")  # never below 0 or above 1
 WORDS = {
     "epsilon": "ε (upper bound)",
     "bytes": "bytes sent",
@@ -35,24 +32,6 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Group:
-    """The cells that differ by their seed only."""
-
-    name: str
-    rows: list[Row]
-
-    def over_seeds(self, column: str) -> Interval | None:
-        """A column's mean and interval; None where no cell has it."""
-        values = [row[column] for row in self.rows if row.get(column) is not None]
-        if not values:
-            return None
-        found = of_mean(values)
-        if column.rpartition(".")[2] in SHARES and found.low is not None and found.high is not None:
-            return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
-        return found
-
-
 def study_page(folder: Path) -> str:
     """The page as HTML. Raises `UserError` where no cell is finished."""
     from pyarrow import parquet
@@ -63,7 +42,7 @@ def study_page(folder: Path) -> str:
         raise UserError("no cell is finished", where=str(folder), remedy="run it: fedgraft study")
     rows = parquet.read_table(folder / "table.parquet").to_pylist()
     groups = grouped(study, rows)
-    found = {group.name: _found(folder, group) for group in groups}
+    found = {group.name: found_on(folder, group) for group in groups}
     sections = [
         page.heading(study.question, 1),
         *_opening(study, groups, folder),
@@ -77,20 +56,6 @@ def study_page(folder: Path) -> str:
         *_repeat(study, folder, rows),
     ]
     return page.page(f"{study.name}: a study", sections)
-
-
-def grouped(study: Study, rows: Sequence[Row]) -> list[Group]:
-    """Cells by everything but their seed, in the order of the table."""
-    keys = [*(["case"] if study.cases else []), *study.grid]
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        short = [f"{key.rpartition('.')[2]} {_short(row[key])}" if key != "case" else row[key] for key in keys]
-        found.setdefault(", ".join(short) or study.name, []).append(row)
-    return [Group(name, cells) for name, cells in found.items()]
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ── question and answer ──────────────────────────────────────────────────────────────────────────────
@@ -155,7 +120,7 @@ def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
     """The study's picture of one column, as its file asks for it."""
     show = study.show
     levels = _levels(groups, column)
-    numeric = all(_number(row.get(show.x)) for group in groups for row in group.rows if row.get(show.x) is not None)
+    numeric = all(is_number(row.get(show.x)) for group in groups for row in group.rows if row.get(show.x) is not None)
     if show.x == "case" or not numeric or not any(row.get(show.x) is not None for g in groups for row in g.rows):
         points = [(float(at), found) for at, group in enumerate(groups) if (found := group.over_seeds(column))]
         names = [group.name for group in groups]
@@ -277,40 +242,6 @@ def _attacked(study: Study, found: Mapping[str, attacks.Found]) -> list[str]:
     return [page.heading("What attackers found"), page.paragraph(words, "quiet"), *parts]
 
 
-def _found(folder: Path, group: Group) -> attacks.Found:
-    """What each attack found on a plan, over its seeds."""
-    runs = []
-    for row in group.rows:
-        file = folder / "cells" / row["cell"] / "attacks.json"
-        if file.is_file():
-            runs.append(json.loads(file.read_text()))
-    names = [name for name in (runs[0] if runs else {}) if all(name in run for run in runs)]
-    return {name: _over_seeds([run[name] for run in runs]) for name in names}
-
-
-def _over_seeds(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    kind = found[0].get("kind")
-    if kind == "audit":  # what was proved once is proved
-        return max(found, key=lambda each: each["epsilon"])
-    return _mean(found)
-
-
-def _mean(found: Sequence[Any]) -> Any:
-    """Numbers by their mean, intervals by the widest, everything else by the first."""
-    first = found[0]
-    if isinstance(first, Mapping):
-        return {
-            key: value if key == "roc" else _mean([each[key] for each in found])
-            for key, value in first.items()
-            if all(key in each for each in found)
-        }
-    if isinstance(first, list) and len(first) == 2 and all(isinstance(value, int | float) for value in first):
-        return [min(each[0] for each in found), max(each[1] for each in found)]
-    if isinstance(first, float | int) and not isinstance(first, bool) and all(_number(each) for each in found):
-        return float(np.mean(found)) if any(isinstance(each, float) for each in found) else first
-    return first
-
-
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
 def _bytes(groups: Sequence[Group]) -> list[str]:
     rows = [
@@ -347,7 +278,3 @@ def _repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list[str]:
         page.details("study.yaml, every default written out", page.listing((folder / "study.yaml").read_text())),
         page.details(f"The {len(rows)} plans by their hashes", page.table(["cell", "plan"], hashes, texts=[1])),
     ]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
