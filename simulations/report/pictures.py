@@ -103,7 +103,8 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], fl
         curves: by name, false-positive and true-positive rates.
         floor: where both axes begin.
     """
-    figure, axes = _canvas(height=4.4 + 0.11 * len(curves))
+    columns = 2 if max(map(len, curves), default=0) < 30 else 1
+    figure, axes = _canvas(height=4.1 + 0.2 * len(curves) / columns)
     axes.plot([floor, 1], [floor, 1], color="0.4", linestyle=":", linewidth=1.3, label="guessing")
     for number, (name, (fpr, tpr)) in enumerate(curves.items()):
         x, y = np.maximum(fpr, floor / 10), np.maximum(tpr, floor / 10)
@@ -112,7 +113,7 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], fl
         axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=name, drawstyle="steps-post")
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
     axes.set(xlabel="false alarms (share of strangers called members)", ylabel="hits (share of members found)")
-    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=1 if len(curves) < 4 else 2)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     return _svg(figure)
 
 

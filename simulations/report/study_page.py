@@ -125,6 +125,7 @@ def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
         points = [(float(at), found) for at, group in enumerate(groups) if (found := group.over_seeds(column))]
         names = [group.name for group in groups]
         return pictures.utility({"": points}, x="", y=WORDS.get(column, column), names=names) if points else None
+    by = show.by or next((key for key in study.grid if key != show.x), None)
     lines: dict[str, list[pictures.Point]] = {}
     for group in groups:
         value = group.over_seeds(column)
@@ -135,8 +136,7 @@ def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
             levels = {group.name: value} | levels
             continue
         place = float(f"{x.value:.2g}") if show.x == "epsilon" else x.value
-        by = str(group.rows[0].get(show.by)) if show.by else ""
-        lines.setdefault(by, []).append((place, value))
+        lines.setdefault(str(group.rows[0].get(by)) if by else "", []).append((place, value))
     if not lines:
         return None
     if list(lines) == [""] and levels:
