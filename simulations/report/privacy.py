@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.accounting import shown, statement
+from common.accounting import NEIGHBOURS, shown, statement
 from common.plan import Plan
 from simulations.report import attacks, page, pictures
 
@@ -24,6 +24,13 @@ ASSUMPTIONS = (
 )
 
 
+SEEN = {  # what an attacker has, by the plan's mode
+    "sample": "all that a site sent as its update",
+    "local": "all that a site sent as its update",
+    "central": "the shared model; the coordinator itself sees more",
+}
+
+
 def card(spent: Sequence[float]) -> tuple[str, str, bool]:
     """The box at the top of a page."""
     if not spent:
@@ -34,8 +41,10 @@ def card(spent: Sequence[float]) -> tuple[str, str, bool]:
 def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list[str]:
     """ε as stated and as proved, with unit, relation, sampling, δ, accountant and assumptions."""
     proved = attacks.empirical([("", found)])
-    if not result["privacy"]:
+    if plan.privacy.mode == "none":
         return [page.heading("Privacy"), page.note(NO_PRIVACY, warn=True), proved]
+    if not result["privacy"]:
+        return [page.heading("Privacy"), page.note("No round was finished: nothing was spent."), proved]
     spent = dict(sorted(result["privacy"].items()))
     name = max(spent, key=lambda node: spent[node]["epsilon"])
     first = spent[name]
@@ -48,10 +57,9 @@ def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list
     return [
         page.heading("Privacy"),
         page.paragraph(
-            f"Whether one {first['unit']} was in the training data can hardly be told from all that a site sent as its "
-            "update: no conclusion becomes more than e^ε times as likely. The smaller ε, the better; below 1 is "
-            "strong, "
-            "above 10 is little."
+            f"Whether one {first['unit']} took part in training can hardly be told from {SEEN[asked.mode]}: no "
+            "conclusion becomes more than e^ε times as likely. The smaller ε, the better; below 1 is strong, above 10 is "
+            "little."
         ),
         page.note(_sentence(first)),
         page.facts(
@@ -103,7 +111,8 @@ def not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
 
 def _sentence(spent: Mapping[str, Any]) -> str:
     rows = [(float(sigma), float(rate), int(steps)) for sigma, rate, steps in spent["history"]]
-    return statement(rows, spent["delta"], unit=spent["unit"], accountant=spent["accountant"])
+    said = statement(rows, spent["delta"], unit=spent["unit"], accountant=spent["accountant"])
+    return said.replace(NEIGHBOURS[spent["unit"]], spent.get("neighbours") or NEIGHBOURS[spent["unit"]])
 
 
 def _history(rows: Sequence[Sequence[float]]) -> list[str]:
