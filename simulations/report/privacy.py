@@ -58,7 +58,8 @@ def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list
         page.heading("Privacy"),
         page.paragraph(
             f"Whether one {first['unit']} took part in training can hardly be told from {SEEN[asked.mode]}: no "
-            "conclusion becomes more than e^ε times as likely. The smaller ε, the better; below 1 is strong, above 10 is "
+            "conclusion becomes more than e^ε times as likely. The smaller ε, the better; below 1 is strong, above "
+            "10 is "
             "little."
         ),
         page.note(_sentence(first)),
