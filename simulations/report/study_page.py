@@ -65,7 +65,7 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     seconds = sum(row["seconds"] or 0 for group in groups for row in group.rows)
     best = max(groups, key=lambda group: (group.over_seeds("accuracy") or Interval(0)).value)
     top = best.over_seeds("accuracy")
-    boxes = [(str(cells), f"federations, {len(groups)} plans with {len(study.seeds)} seeds each", False)]
+    boxes = [(str(cells), f"federations: {len(groups)} plans, {_seeds(study)} each", False)]
     if top is not None:
         boxes.append((f"{100 * top.value:.1f} %", f"best accuracy: {best.name}", False))
     limits = [row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None]
@@ -102,15 +102,16 @@ def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
     return [
         page.heading("The answer"),
         *(
-            page.figure(picture(study, groups, column), f"{WORDS.get(column, column)}: means over "
-                        f"{len(study.seeds)} seeds with 95 % intervals.")
+            page.figure(picture(study, groups, column), _caption(study, column))
             for column in study.show.y
         ),
         page.table(head, rows),
         page.paragraph(
-            f"Means over {len(study.seeds)} seeds; in brackets 95 % intervals (Student's t). A seed deals the data "
-            "anew, "
-            "so intervals hold what unequal hospitals bring, too. With so few seeds they are wide.",
+            f"Means over {_seeds(study)}; in brackets 95 % intervals (Student's t). A seed deals the data anew, so "
+            "intervals "
+            "hold what unequal hospitals bring, too. With so few seeds they are wide."
+            if len(study.seeds) > 1
+            else "Of one seed: how much another would differ is not known.",
             "quiet",
         ),
     ]  # fmt: skip
@@ -238,8 +239,19 @@ def _attacked(study: Study, found: Mapping[str, attacks.Found]) -> list[str]:
     parts = [attacks.membership(named), attacks.others(named)]
     if not any(parts):
         return []
-    words = f"Means over {len(study.seeds)} seeds, with the widest interval of any of them; curves of the first seed."
+    words = f"Means over {_seeds(study)}, with the widest interval of any of them; curves of the first seed."
+    if len(study.seeds) == 1:
+        words = "Of one seed. Intervals are over the records that were attacked."
     return [page.heading("What attackers found"), page.paragraph(words, "quiet"), *parts]
+
+
+def _seeds(study: Study) -> str:
+    return "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+
+
+def _caption(study: Study, column: str) -> str:
+    several = f"means over {_seeds(study)} with 95 % intervals"
+    return f"{WORDS.get(column, column)}: {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
