@@ -13,14 +13,20 @@ from typing import Any
 
 from common.plan import Plan
 from simulations.attacks.canaries import canaries
+from simulations.attacks.inversion import inversion
+from simulations.attacks.labels import labels
 from simulations.attacks.lira import lira
 from simulations.attacks.loss_threshold import loss_threshold
+from simulations.attacks.properties import properties
 
 Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
 
 ATTACKS: dict[str, Attack] = {
     "loss-threshold": loss_threshold,
     "lira": lira,
+    "inversion": inversion,
+    "labels": labels,
+    "properties": properties,
     "audit": canaries,
 }
 

@@ -33,6 +33,14 @@ PRIVATE = (
 )
 
 
+UNLIKE = (  # six nodes with shares of their own of pneumonia
+    "adapter.method=head",
+    "train={rounds: 2, local_epochs: 2, batch_size: 10, optimizer: {name: sgd, lr: 0.05, momentum: 0.0}}",
+    "simulation.nodes=6",
+    "simulation.partition={kind: dirichlet, alpha: 0.8, min_examples: 20}",
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A finished run, as a study hands it to an attack."""
@@ -60,9 +68,9 @@ def few_xrays(path: Path, members: int, others: int, wrong: float) -> None:
     np.savez(path, **arrays)
 
 
-def run_cell(folder: Path, overrides: tuple[str, ...] = ()) -> Iterator[Cell]:
+def run_cell(folder: Path, overrides: tuple[str, ...] = (), members: int = 48) -> Iterator[Cell]:
     weights = DATA / "weights" / "cifar10_resnet20.safetensors"
-    few_xrays(folder / "xrays.npz", members=48, others=400, wrong=0.3)
+    few_xrays(folder / "xrays.npz", members=members, others=400, wrong=0.3)
     path = folder / "plan.yaml"
     path.write_text(PLAN.replace("WEIGHTS", str(weights)))
     plan = load_plan(path, overrides)
@@ -81,3 +89,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
     """The same images under differential privacy, ε = 1."""
     yield from run_cell(tmp_path_factory.mktemp("private"), PRIVATE)
+
+
+@pytest.fixture(scope="session")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
+    """Six nodes with unequal shares of the classes, without privacy."""
+    yield from run_cell(tmp_path_factory.mktemp("unlike"), UNLIKE, members=300)
+
+
+@pytest.fixture(scope="session")
+def unlike_private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
+    """The same nodes under differential privacy, ε = 1."""
+    yield from run_cell(tmp_path_factory.mktemp("unlike-private"), (*UNLIKE, PRIVATE[-1]), members=300)

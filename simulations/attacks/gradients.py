@@ -1,0 +1,73 @@
+"""What one step on a few records gives away: the gradient that leaves a node, under its plan's own privacy.
+
+The worst case of an update: a round of one step on a small batch, by plain SGD, is the gradient itself. Under
+sample-level privacy it is what `client/privacy.py` makes of it: clipped for each record, summed, noised.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from client.privacy import Mechanism, Randomness, wrapped
+from common.errors import UserError
+from common.model import GraftedModel
+from common.plan import Plan
+from simulations.attacks.target import Target, Unrecorded
+
+
+def mechanism_of(target: Target, number: int) -> Mechanism | None:
+    """The noisy step of node `number`, or None where its gradients leave as they are.
+
+    Raises:
+        UserError: the plan noises whole updates (mode local), whose steps nobody sees.
+    """
+    plan: Plan = target.plan
+    if plan.privacy.mode == "local":
+        raise UserError(
+            "local: only noised sums of many steps leave a node",
+            where="privacy.mode",
+            remedy="leave this attack out, or study a plan with `mode: sample` or `mode: none`",
+        )
+    if plan.privacy.mode != "sample":
+        return None
+    data = target.nodes[number]
+    return Unrecorded.open(data.node, plan, data.train).mechanism(plan)
+
+
+def released(
+    model: GraftedModel, inputs: Tensor, labels: Tensor, mechanism: Mechanism | None, randomness: Randomness
+) -> list[Tensor]:
+    """The mean gradient over the records, as it leaves a node, in the order of `model.trainable_parameters()`.
+
+    Args:
+        inputs, labels: prepared inputs `(n, …)` and classes `(n,)`; each record is its own unit.
+        mechanism: clips and noises it; None: nothing does. The noise is that of the node's step, whatever n is.
+    """
+    parameters = list(model.trainable_parameters().values())
+    if mechanism is None:
+        return list(gradient(model, inputs, labels))
+    found: list[Tensor] = []
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    owners = torch.arange(len(labels)) if mechanism.unit == "patient" else None
+    with wrapped(model, optimizer, mechanism, randomness=randomness) as private:
+        optimizer.register_step_pre_hook(lambda *_: found.extend(_grads(parameters)))
+        private.step(inputs, labels, owners)
+    return [tensor * mechanism.expected / len(labels) for tensor in found]
+
+
+def gradient(model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool = False) -> tuple[Tensor, ...]:
+    """The mean gradient of cross-entropy; zero where a parameter takes no part.
+
+    Args:
+        graph: keep what is needed to differentiate it again, with respect to the inputs.
+    """
+    parameters = list(model.trainable_parameters().values())
+    loss = F.cross_entropy(model(inputs), labels)
+    found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
+    return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+
+
+def _grads(parameters: list) -> list[Tensor]:
+    return [p.grad.detach().clone() for p in parameters]
