@@ -4,6 +4,9 @@ The attacker trains as a node does, from the same received model, on public reco
 known, several times over, and fits a line from what happened to the head's bias and weights to the share (a
 meta-classifier as in Ateniese et al. 2015 and Melis et al. 2019, here a ridge regression). Then it reads the nodes'
 last updates.
+
+Privacy for an example or a patient does not promise to hide this, for it is of all records of a node. Privacy for
+a node (mode local) does.
 """
 
 from __future__ import annotations

@@ -99,5 +99,12 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
 
 @pytest.fixture(scope="session")
 def unlike_private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
-    """The same nodes under differential privacy, ε = 1."""
+    """The same nodes, each record hidden: ε = 1 for an example."""
     yield from run_cell(tmp_path_factory.mktemp("unlike-private"), (*UNLIKE, PRIVATE[-1]), members=300)
+
+
+@pytest.fixture(scope="session")
+def unlike_hidden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
+    """The same nodes, each update hidden as a whole: ε = 1 for a node."""
+    local = "privacy={mode: local, target_epsilon: 1, delta: 1.0e-3}"
+    yield from run_cell(tmp_path_factory.mktemp("unlike-hidden"), (*UNLIKE, local), members=300)
