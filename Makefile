@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help install demo test quick exhaustive bench study check format clean
+.PHONY: help install demo test e2e quick exhaustive bench study check format clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -29,6 +29,13 @@ test: $(STAMP) ## every test
 
 quick: $(STAMP) ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow and not exhaustive'
+
+e2e: $(STAMP) ## federations of real processes with TLS, strangers and kills; tries to install nginx where it may
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
+	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
+	$(BIN)/python -m pytest -m 'deployment and not exhaustive'
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive

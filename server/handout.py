@@ -85,22 +85,36 @@ class Roster:
             noted.clear()
 
     def _send(self, grid: Grid, backbone: Backbone, lacking: dict[str, int]) -> None:
+        """Send the backbone; once more to nodes whose copy was not what was offered; report those that failed twice."""
         content = RecordDict(
             {
                 "backbone": ArrayRecord(backbone_state(backbone)),  # pyright: ignore[reportArgumentType]
                 "about": ConfigRecord({"fingerprint": backbone.fingerprint}),
             }
         )
-        replies = exchange(grid, "query.backbone", content, lacking, group="0", timeout=OFFER_TIMEOUT)
-        for name in lacking:
-            self.down[name] += replies.down[name]
-            self.up[name] += replies.up.get(name, 0)
-            about = replies.contents.get(name, RecordDict()).config_records.get("about", ConfigRecord())
-            if about.get("stored") == backbone.fingerprint:
-                self.sent.append(name)
-            else:
-                self.nodes.pop(name, None)
-                self.refused.append((name, replies.refused.get(name, "did not confirm the backbone")))
+        waiting, reasons = dict(lacking), dict.fromkeys(lacking, "")
+        for attempt in ("", "sent twice; "):
+            replies = exchange(grid, "query.backbone", content, waiting, group="0", timeout=OFFER_TIMEOUT)
+            for name in list(waiting):
+                self.down[name] += replies.down[name]
+                self.up[name] += replies.up.get(name, 0)
+                about = replies.contents.get(name, RecordDict()).config_records.get("about", ConfigRecord())
+                if about.get("stored") == backbone.fingerprint:
+                    self.sent.append(name)
+                    del waiting[name], reasons[name]
+                else:
+                    reasons[name] = attempt + replies.refused.get(name, "did not confirm the backbone")
+            waiting = {name: waiting[name] for name in waiting if _damaged(reasons[name], name in replies.called)}
+            if not waiting:
+                break
+        for name, reason in reasons.items():
+            self.nodes.pop(name, None)
+            self.refused.append((name, reason))
+
+
+def _damaged(reason: str, answered: bool) -> bool:
+    """Whether another copy may help: the node answered, and what it said is not that its policy forbids it."""
+    return answered and not reason.startswith("policy:")
 
 
 def gather(grid: Grid, plan: Plan, backbone: Backbone, *, expected: int, patience: float) -> Roster:

@@ -102,25 +102,21 @@ def _follow(
     server: Server, plan: Plan, folder: Path, weights: str, expected: int, *, resume: bool, quiet: bool
 ) -> dict[str, Any]:
     flower = connect(server)
-    copy = _keep(server, plan)
-    config = {"plan": str(copy), "weights": weights, "out": str(folder), "nodes-expected": expected, "resume": resume}
-    run_id = flower.submit(flower.bundled(), config)
-    entry = {"run": run_id, "name": plan.name, "plan": str(copy), "out": str(folder), "weights": weights}
-    with server.submitted.open("a") as file:
-        file.write(json.dumps(entry | {"time": time.time(), "resume": resume}) + "\n")
-
+    config = {"plan": str(_keep(server, plan)), "weights": weights, "out": str(folder)}
     say = (lambda words: None) if quiet else (lambda words: print(words, flush=True))
-    say(f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes\nfolder {folder}")
-    tracker = Tracker.open(server.tracking, plan, folder)
-    try:
-        with Progress(plan, expected, quiet=quiet) as progress, progress.follow("shared model", folder):
-            status = _wait(flower, run_id, folder, tracker, say if not progress.shown else lambda words: None)
-    except KeyboardInterrupt:
-        with contextlib.suppress(RunFailed):
-            flower.stop(run_id)
-        raise Interrupted(f"interrupted: run {run_id} is stopped\n{_how_to_go_on(folder)}") from None
-    finally:
-        tracker.close()
+    with contextlib.closing(Tracker.open(server.tracking, plan, folder)) as tracker:
+        run_id = flower.submit(flower.bundled(), config | {"nodes-expected": expected, "resume": resume})
+        entry = {"run": run_id, "name": plan.name, "time": time.time(), "resume": resume}
+        with server.submitted.open("a") as file:
+            file.write(json.dumps(entry | config) + "\n")
+        say(f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes\nfolder {folder}")
+        try:
+            with Progress(plan, expected, quiet=quiet) as progress, progress.follow("shared model", folder):
+                status = _wait(flower, run_id, folder, tracker, say if not progress.shown else lambda words: None)
+        except KeyboardInterrupt:
+            with contextlib.suppress(RunFailed):
+                flower.stop(run_id)
+            raise Interrupted(f"interrupted: run {run_id} is stopped\n{_how_to_go_on(folder)}") from None
     result = _result(folder)
     if status == COMPLETED and result.get("status") == "completed":
         return result | {"folder": str(folder), "run": run_id}

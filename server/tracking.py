@@ -38,12 +38,19 @@ class Tracker:
 
     @classmethod
     def open(cls, tracking: Tracking, plan: Plan, folder: Path) -> Tracker:
-        """The sinks that are asked for. Raises `UserError` where the package of one is not installed."""
+        """The sinks that are asked for. Raises `UserError` where one cannot be opened, or is not installed."""
         sinks: list[Sink] = []
-        if tracking.tensorboard is not None:
-            sinks.append(TensorBoard(Path(tracking.tensorboard) / folder.name))
-        if tracking.mlflow is not None:
-            sinks.append(MLflow(tracking.mlflow, plan, folder))
+        for key, value in (("tensorboard", tracking.tensorboard), ("mlflow", tracking.mlflow)):
+            if value is None:
+                continue
+            try:
+                sinks.append(TensorBoard(value, folder) if key == "tensorboard" else MLflow(value, plan, folder))
+            except ImportError:
+                what, remedy = "its package is not installed", f"pip install 'fedgraft[{key}]', or leave it out"
+                raise UserError(what, where=f"tracking.{key}", remedy=remedy) from None
+            except Exception as error:  # theirs are many: an address, a database, rights
+                what = f"{value!r} cannot be used: {str(error).splitlines()[0][:300]}"
+                raise UserError(what, where=f"tracking.{key}", remedy="correct it, or leave it out") from None
         return cls(sinks)
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -80,7 +87,8 @@ def points(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
                 yield f"train/{key}/{node}", float(value), round_
         for key, value in (line.get("bytes") or {}).items():
             yield f"bytes/{key}/{node}", float(value), round_
-        yield f"refused/{node}", float("refused" in line), round_
+        if "final" not in line:
+            yield f"refused/{node}", float("refused" in line), round_
         measured, at = (line["final"], round_) if "final" in line else (line.get("received"), round_ - 1)
         for key, value in (measured or {}).items():
             if isinstance(value, int | float) and key != "examples":
@@ -94,12 +102,10 @@ def points(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
 class TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`."""
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard", "tensorboard") from None
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, boards: str, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(Path(boards) / folder.name))
 
     def point(self, name: str, value: float, round_: int) -> None:
         """See `Sink`."""
@@ -114,10 +120,8 @@ class MLflow:
     """A run in the experiment `fedgraft`, with the plan's keys as parameters."""
 
     def __init__(self, uri: str, plan: Plan, folder: Path) -> None:
-        try:
-            from mlflow.tracking import MlflowClient
-        except ImportError:
-            raise _missing("mlflow", "mlflow") from None
+        from mlflow.tracking import MlflowClient
+
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._client.get_experiment_by_name("fedgraft")
         key = experiment.experiment_id if experiment else self._client.create_experiment("fedgraft")
@@ -133,8 +137,3 @@ class MLflow:
     def close(self) -> None:
         """See `Sink`."""
         self._client.set_terminated(self._run)
-
-
-def _missing(key: str, extra: str) -> UserError:
-    what = f"{key} is asked for and its package is not installed"
-    return UserError(what, where=f"tracking.{key}", remedy=f"pip install 'fedgraft[{extra}]', or leave it out")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.federation import Federation, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
 
 def adapter(run: Path) -> bytes:

@@ -39,7 +39,7 @@ from server.certificates import make
 from server.flower import CONNECTION, Flower
 from tests.e2e.federation import Federation, free_ports, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
 
 

@@ -1,0 +1,97 @@
+"""A backbone of 340 MB over the wire to two nodes: bytes, seconds, and the memory of every process, measured."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from common.plan_file import load_plan
+from simulations.partition import write_nodes
+from tests.e2e.conftest import write_images
+from tests.e2e.federation import Federation, processes
+
+PLAN = """
+name: vit
+task: {kind: image-classification, classes: [dark, light]}
+backbone: {name: vit_b_16, image_size: 32}
+adapter: {method: head}
+train: {rounds: 2, batch_size: 16}
+simulation: {nodes: 2, data: spots.npz, partition: {kind: iid}}
+"""
+PROGRAMS = ("flower-superlink", "flwr-serverapp", "flwr-clientapp", "server.gateway", "flower-supernode")
+
+
+def peak(pid: int) -> int:
+    """Largest resident memory of a process so far in bytes; 0 once it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+class Watch(threading.Thread):
+    """Peaks of the processes of a federation, by program."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(daemon=True)
+        self._federation, self._ended = federation, threading.Event()
+        self.peaks = dict.fromkeys(PROGRAMS, 0)
+
+    def run(self) -> None:
+        while not self._ended.wait(0.5):
+            for program in PROGRAMS:
+                for pid in processes(program):
+                    if self._ours(pid):
+                        self.peaks[program] = max(self.peaks[program], peak(pid))
+
+    def _ours(self, pid: int) -> bool:
+        try:
+            return str(self._federation.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+@pytest.mark.exhaustive
+def test_a_large_backbone(tmp_path, capsys):
+    """A hand-out that needs memory for each node, or that is sent again in the second round or the second run.
+
+    Peaks are bounded by a few copies of the backbone (342,604,800 bytes) over what the programs need anyway: the
+    SuperLink and the ServerApp hold it once or twice, a ClientApp receives it, checks it and writes it.
+    """
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    write_images(tmp_path / "spots.npz")
+    plan = load_plan(tmp_path / "plan.yaml")
+    files = write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes")
+    with Federation(tmp_path, {f"node-{k}": file for k, file in enumerate(files)}) as federation:
+        with Watch(federation) as watch:
+            done = federation.run(tmp_path / "plan.yaml", tmp_path / "runs" / "first")
+        assert done.code == 0, done
+        again = federation.run(tmp_path / "plan.yaml", tmp_path / "runs" / "again")
+        assert again.code == 0, again
+    first, second = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("first", "again"))
+    size = first["bytes"]["backbone"]
+    handout = first["bytes"]["handout"]
+    with capsys.disabled():
+        print(
+            f"\nbackbone {size:,} bytes to 2 nodes: {first['seconds']['handout']:.1f} s, {handout['down']:,} bytes down"
+        )
+        for program, most in watch.peaks.items():
+            print(f"  {program:<18} peak {most / 1e6:7.0f} MB")
+    assert 2 * size < handout["down"] < 2.01 * size
+    assert second["bytes"]["handout"]["down"] < 100_000
+    assert watch.peaks["server.gateway"] < 200e6  # it streams
+    assert watch.peaks["flower-supernode"] < 300e6 + 3 * size
+    for program in ("flower-superlink", "flwr-serverapp", "flwr-clientapp"):
+        assert 0 < watch.peaks[program] < 1000e6 + 4 * size, program
