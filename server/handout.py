@@ -42,6 +42,7 @@ class Roster:
         """Offer the plan to every connected node that was not asked yet, and hand out the backbone."""
         connected = set(grid.get_node_ids())
         self.nodes = {name: node_id for name, node_id in self.nodes.items() if node_id in connected}
+        self._asked &= connected  # with a key, a node that was lost comes back under its old id
         new = sorted(connected - self._asked)
         if not new:
             return

@@ -179,6 +179,21 @@ class Federation:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def freeze(self, name: str) -> None:
+        """Stop a node and what it started where they are, as a machine that hangs would."""
+        os.killpg(self._processes[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let it go on."""
+        os.killpg(self._processes[name].pid, signal.SIGCONT)
+
+    def at_work(self, name: str) -> bool:
+        """Whether a node has a ClientApp running: it is in the middle of a message."""
+        group = self._processes[name].pid
+        with contextlib.suppress(ProcessLookupError):
+            return any(os.getpgid(process) == group for process in processes("flwr-clientapp"))
+        return False
+
     # ── processes ────────────────────────────────────────────────────────────────────────────────────
     def log(self, name: str) -> str:
         """What a process said so far; `server` is the coordinator."""

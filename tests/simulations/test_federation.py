@@ -23,6 +23,7 @@ from common.metrics import sums_of
 from common.shared_model import load_shared_model
 from common.update import ADAPTER
 from server.run_folder import RunFolder
+from simulations.inprocess import InProcessGrid
 
 STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed-mean", "krum")
 
@@ -286,6 +287,21 @@ def test_nodes_that_do_not_join_are_named(tiny, tmp_path):
     result, _ = federation.run(tmp_path / "alone", ["aggregate.min_nodes=1"])
     assert [(row["node"], row["round"]) for row in result["refused"]] == [("h1", 0)]
     assert list(result["final"]["nodes"]) == ["h0"]
+
+
+def test_a_node_that_was_lost_comes_back_under_its_old_id(tiny, tmp_path, monkeypatch):
+    """A hospital with a key keeps its id: one that was away for a round would be left out for the rest of the run."""
+    federation = tiny(3)
+    everybody, asked = InProcessGrid.get_node_ids, []
+
+    def without_one_in_round_two(grid):
+        asked.append(None)  # the first two calls gather, then one for each round
+        return [node for node in everybody(grid) if len(asked) != 4 or node != 3]
+
+    monkeypatch.setattr(InProcessGrid, "get_node_ids", without_one_in_round_two)
+    federation.run(tmp_path / "out")
+    rounds = [{row["node"] for row in metric_lines(tmp_path / "out") if row["round"] == n} for n in (1, 2, 3)]
+    assert rounds == [{"h0", "h1", "h2"}, {"h0", "h2"}, {"h0", "h1", "h2"}]
 
 
 def test_two_nodes_of_one_name_do_not_replace_each_other(tiny, tmp_path):
