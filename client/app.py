@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.audit import Audit
 from client.backbone_store import BackboneStore
 from client.batches import Split
 from client.budget import Budget
@@ -49,7 +51,10 @@ def answered(handle: Handler) -> Callable[[Message, Context], Message]:
 
     @functools.wraps(handle)
     def reply(message: Message, context: Context) -> Message:
+        started, audit = time.perf_counter(), Audit(None)
         try:
+            audit = Audit(_node(context).audit_path)
+            audit.came(message)
             content = handle(message, context)
         except (Refused, BadUpdate) as refusal:
             content = _refusal(str(refusal), context)
@@ -59,7 +64,13 @@ def answered(handle: Handler) -> Callable[[Message, Context], Message]:
         except Exception as error:  # an error in our code must not take the round, or a traceback's values, with it
             log.exception("message failed")
             content = _refusal(f"{type(error).__name__} at this node; its log says more", context)
-        return Message(content, reply_to=message)
+        answer = Message(content, reply_to=message)
+        try:
+            layout, seconds = getattr(_models, "layout", None), time.perf_counter() - started
+            audit.goes(answer, message, layout=layout, seconds=seconds, left=_left(content, context))
+        except Refused as refusal:  # what was not written down does not leave
+            return Message(_refusal(str(refusal), context), reply_to=message)
+        return answer
 
     return reply
 
@@ -226,6 +237,13 @@ def _node_path(context: Context) -> Path:
 @functools.lru_cache(maxsize=2048)
 def _load_node(path: Path) -> Node:
     return load_node(path)
+
+
+def _left(content: RecordDict, context: Context) -> float | None:
+    """ε that the plan's run may still spend here, by the stricter of plan and policy; None: no ceiling."""
+    spent = content.config_records.get("privacy")
+    ceiling = _node(context).policy.max_epsilon_run if spent else None
+    return None if spent is None or ceiling is None else max(0.0, ceiling - float(str(spent["epsilon"])))
 
 
 def _node(context: Context) -> Node:

@@ -117,6 +117,68 @@ def cache(
 
 
 @node.command()
+def start(
+    file: NodeArgument,
+    allow_root: Annotated[
+        bool, typer.Option("--allow-root", help="Start as root, whom nothing keeps from changing the approved code.")
+    ] = False,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to finish the message in hand when told to stop.")] = 600,
+) -> None:
+    """Run this node, unattended: it reconnects for ever, and only approved code and plans run.
+
+    Stop it with SIGTERM or Ctrl-C: it answers the message in hand first; a second time, it leaves at once.
+
+    Example: `fedgraft node start node.yaml`
+    """
+    from client.node import load_node
+    from client.start import start as run
+
+    run(load_node(file), file, allow_root=allow_root, drain=drain)
+
+
+@node.command()
+def log(
+    file: NodeArgument,
+    last: Annotated[int, typer.Option(min=1, help="How many entries, from the end.")] = 20,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Look for entries that were changed, removed or cut off; exit 1 if any.")
+    ] = False,
+    head: Annotated[str, typer.Option(help="A head that was filed, to verify against.")] = "",
+    json_: Annotated[bool, typer.Option("--json", help="Print the entries as JSON lines.")] = False,
+) -> None:
+    """The audit log: every message that came in and went out, what it held, and what was decided. Never data.
+
+    Example: `fedgraft node log node.yaml --verify`
+    """
+    from collections import deque
+    from datetime import UTC, datetime
+
+    from client.audit import in_words
+    from client.chain import head as head_of
+    from client.journal import Journal
+    from client.node import load_node
+
+    path = load_node(file).audit_path
+    if path is None:
+        raise UserError("this node keeps no audit log", where=str(file), remedy="write `audit: true`")
+    journal = Journal(path)
+    if not journal.segments():
+        raise UserError("no audit log here yet: no message ever came", where=str(path), remedy="start the node first")
+    if verify:
+        problems = journal.verify(head_of(head) if head else None)
+        if problems:
+            raise RunFailed(f"{path} does not verify:\n" + "\n".join(f"  ✗ {problem}" for problem in problems))
+        print(f"✓ {path}: every entry is there and unchanged\nhead {journal.head()}")
+        return
+    for entry in deque(journal.entries(), maxlen=last):
+        if json_:
+            print(json.dumps({"number": entry.number, "kind": entry.kind, "time": entry.time, "body": entry.body}))
+        else:
+            arrow = {"in": "←", "out": "→"}.get(entry.kind, " ")
+            print(f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%S}  {arrow}  {in_words(entry.body)}")
+
+
+@node.command()
 def ledger(
     file: Annotated[Path, typer.Argument(metavar="NODE", help="A node.yaml, or a ledger: *.sqlite.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the statement as JSON.")] = False,

@@ -123,7 +123,7 @@ class Journal:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n") and path == self.path:
                         break  # half-written in a crash: never an entry
-                    entry, previous = _parsed(line)
+                    entry, previous = parsed(line)
                     yield f"{path.name}:{number}", entry, previous
 
     def _last(self) -> Head:
@@ -138,7 +138,7 @@ class Journal:
                 if lines[-1] and newest[0] == self.path:
                     file.truncate(size - len(lines[-1]))
                 if len(lines) > 1:
-                    entry, _ = _parsed(lines[-2])
+                    entry, _ = parsed(lines[-2])
                     if entry is None:
                         raise Refused(f"the last entry of {self.path.name} is not readable")
                     last = Head(entry.number, entry.hash)
@@ -168,7 +168,8 @@ class Journal:
             os.close(handle)
 
 
-def _parsed(line: bytes) -> tuple[Entry | None, str]:
+def parsed(line: bytes) -> tuple[Entry | None, str]:
+    """The entry in a line, None where it is none, and the hash that it names as the one before."""
     try:
         read = json.loads(line)
         entry = Entry(read["number"], read["kind"], float(read["time"]), dict(read["body"]), read["hash"])
