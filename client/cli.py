@@ -18,6 +18,9 @@ def _verbs() -> None:
     """At a hospital."""
 
 
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated.")
+]
 NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", help="This hospital's node.yaml.")]
 
 
@@ -25,6 +28,7 @@ NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", help="This hospita
 def check(
     file: NodeArgument,
     plan: Annotated[str, typer.Option(help="A plan.yaml or a ready plan's name: read the data as it would.")] = "",
+    set_: SetOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """See that everything is in order before the node starts: file, data, machine, network, policy.
@@ -38,7 +42,7 @@ def check(
     from client.node import load_node
     from common.plan_file import load_plan
 
-    found = check_node(load_node(file), load_plan(plan) if plan else None)
+    found = check_node(load_node(file), load_plan(plan, set_ or []) if plan else None)
     bad = [finding for finding in found if finding.state == "wrong"]
     if json_:
         print(json.dumps({"ok": not bad, "findings": [finding.to_json() for finding in found]}, indent=1))
@@ -52,6 +56,7 @@ def check(
 def approve(
     plan: Annotated[str, typer.Argument(help="A plan.yaml, or the name of a ready plan.")],
     file: Annotated[Path, typer.Option("--node", metavar="NODE", help="This hospital's node.yaml.")],
+    set_: SetOption = None,
     bundle: Annotated[
         Path | None, typer.Option(help="The coordinator's .fab file, where it is not made from this release.")
     ] = None,
@@ -74,7 +79,7 @@ def approve(
 
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
-    opened, wanted = load_node(file), load_plan(plan)
+    opened, wanted = load_node(file), load_plan(plan, set_ or [])
     if withdraw:
         entry = Approvals(opened.approvals).record("withdrawn", {"plan": plan_hash(wanted), "name": wanted.name}, by)
         print(json.dumps(entry.body) if json_ else f"✓ {wanted.name} is no longer approved; entry {entry.number}")
@@ -123,6 +128,7 @@ def start(
         bool, typer.Option("--allow-root", help="Start as root, whom nothing keeps from changing the approved code.")
     ] = False,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish the message in hand when told to stop.")] = 600,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print Flower's own lines, too.")] = False,
 ) -> None:
     """Run this node, unattended: it reconnects for ever, and only approved code and plans run.
 
@@ -133,7 +139,7 @@ def start(
     from client.node import load_node
     from client.start import start as run
 
-    run(load_node(file), file, allow_root=allow_root, drain=drain)
+    run(load_node(file), file, allow_root=allow_root, drain=drain, verbose=verbose)
 
 
 @node.command()

@@ -13,6 +13,7 @@ that it will load are those of the approved folder, not those that the node was 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -32,8 +33,8 @@ class BundleRefused(Exception):
 def main() -> None:
     """Run one task for the SuperNode."""
     from flwr.supernode.cli import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp as process
 
+    process = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     ours = {
         "install_from_fab": must_be_approved,
         "get_project_dir": lambda *_: approved_folder(),
@@ -43,7 +44,7 @@ def main() -> None:
         if not callable(getattr(process, name, None)):  # another Flower than this was written for: run nothing
             sys.exit(f"this release of Flower has no {name}; its code cannot be held to what was approved")
         setattr(process, name, function)
-    flwr_clientapp.flwr_clientapp()
+    flwr_clientapp()
 
 
 def must_be_approved(fab: bytes, **_: Any) -> Path:

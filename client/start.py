@@ -77,11 +77,11 @@ class Watch:
             self.trouble = found.group(2)
         elif "CERTIFICATE_VERIFY_FAILED" in text:
             self.trouble = "the server's certificate is not one of this federation's CA"
-        elif level in ("ERROR", "CRITICAL") or text.startswith("client.launcher.BundleRefused"):
+        elif found := re.match(r"(?:\w+\.)*BundleRefused: (.*)", text):
+            self.say("refused", found.group(1)[:400])
+        elif level in ("ERROR", "CRITICAL") or re.match(r"(?:\w+\.)*\w*(?:Error|Exception): ", text):
             self.trouble = text[:300]
             self.say("trouble", text[:300])
-        elif found := re.match(r"(?:__main__\.)?BundleRefused: (.*)", text):
-            self.say("refused", found.group(1)[:400])
 
 
 def must_start(node: Node, *, allow_root: bool) -> Connection:
@@ -119,12 +119,13 @@ def must_start(node: Node, *, allow_root: bool) -> Connection:
     return node.connection
 
 
-def start(node: Node, path: Path, *, allow_root: bool = False, drain: float = 600.0) -> None:
+def start(node: Node, path: Path, *, allow_root: bool = False, drain: float = 600.0, verbose: bool = False) -> None:
     """Run the node until it is told to stop.
 
     Args:
         path: the node's file, which the ClientApp reads again for each message.
         drain: seconds that a message in hand has to be answered after SIGTERM.
+        verbose: print Flower's own lines, too.
     """
     connection = must_start(node, allow_root=allow_root)
     stop = Stop()
@@ -140,7 +141,10 @@ def start(node: Node, path: Path, *, allow_root: bool = False, drain: float = 60
         process, lines = _supernode(node, connection, path)
         while process.poll() is None or not lines.empty():
             with contextlib.suppress(queue.Empty):
-                watch.line(lines.get(timeout=0.2))
+                line = lines.get(timeout=0.2)
+                watch.line(line)
+                if verbose:
+                    print(f"    {line.rstrip()}", flush=True)
             if stop.asked and (not watch.busy or stop.at_once or time.monotonic() - stop.since > drain):
                 break
             if stop.asked and not stop.told:
