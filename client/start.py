@@ -79,6 +79,8 @@ class Watch:
             self.trouble = "the server's certificate is not one of this federation's CA"
         elif found := re.match(r"(?:\w+\.)*BundleRefused: (.*)", text):
             self.say("refused", found.group(1)[:400])
+        elif text.startswith(("ClientApp raised an exception", "Exit Code:")):
+            pass  # the line that says why comes, too
         elif level in ("ERROR", "CRITICAL") or re.match(r"(?:\w+\.)*\w*(?:Error|Exception): ", text):
             self.trouble = text[:300]
             self.say("trouble", text[:300])
