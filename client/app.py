@@ -90,7 +90,7 @@ def offer(message: Message, context: Context) -> RecordDict:
     node.policy.check_privacy(plan.privacy)
     if plan.privacy.mode in ("sample", "local"):
         _budget(_node_path(context), offered["plan"], offered["preprocess"]).admit(plan)
-    store = BackboneStore(node.store)
+    store = _store(node)
     store.put_plan(identity, offered)
     about = {"node": node.name, "has": store.has(offered["fingerprint"]), "plan-hash": identity}
     # The weight that its updates will claim. Under differential privacy all weigh the same, and none tells its size.
@@ -106,7 +106,7 @@ def backbone(message: Message, context: Context) -> RecordDict:
     fingerprint = str(message.content.config_records["about"]["fingerprint"])
     node.check(plan_hash=None, backbone=fingerprint)
     state = message.content.array_records["backbone"].to_torch_state_dict()
-    BackboneStore(node.store).put(state, fingerprint)
+    _store(node).put(state, fingerprint)
     return RecordDict({"about": ConfigRecord({"node": node.name, "stored": fingerprint})})
 
 
@@ -168,7 +168,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     node = _node(context)
     torch.set_num_threads(node.threads)
     about = message.content.config_records["about"]
-    store = BackboneStore(node.store)
+    store = _store(node)
     offered = store.plan(str(about["plan-hash"]))
     plan = plan_from_json(offered["plan"])
     node.check(plan_hash=plan_hash(plan), backbone=offered["fingerprint"])
@@ -244,6 +244,10 @@ def _left(content: RecordDict, context: Context) -> float | None:
     spent = content.config_records.get("privacy")
     ceiling = _node(context).policy.max_epsilon_run if spent else None
     return None if spent is None or ceiling is None else max(0.0, ceiling - float(str(spent["epsilon"])))
+
+
+def _store(node: Node) -> BackboneStore:
+    return BackboneStore(node.store, None if node.store_limit is None else node.store_limit * 1_000_000)
 
 
 def _node(context: Context) -> Node:

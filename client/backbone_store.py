@@ -1,16 +1,23 @@
 """Backbones and plans that a node has received, on disk under their hashes.
 
 A backbone is written beside its place, flushed, and renamed into it: a reader sees all of it or nothing, and
-two processes that store the same one do no harm. What is read is what was verified: the fingerprint is
-computed over the tensors when they arrive and again when they are loaded.
+two processes that store the same one do no harm. What is read is what was verified: the fingerprint is computed
+over the tensors when they arrive, and again when a file is loaded that is not the very one that was verified (its
+size, inode and times are kept beside it). A round checks the frozen part by itself, before and after.
+
+With a limit, the backbone that was not used for the longest time makes room for a new one; one that was used in the
+last hour belongs to a plan that is running, and stays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,13 +27,20 @@ from torch import Tensor
 from common.backbones import fingerprint_of
 from common.errors import Refused
 
+IN_USE = 3600.0  # seconds since it was last used
+
 
 class BackboneStore:
-    """A folder of `backbones/<sha256>.safetensors` and `plans/<sha256>.json`."""
+    """A folder of `backbones/<sha256>.safetensors` and `plans/<sha256>.json`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        limit: most bytes of backbones; None: no limit.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.backbones = folder / "backbones"
         self.plans = folder / "plans"
+        self.limit = limit
 
     def has(self, fingerprint: str) -> bool:
         """Whether the backbone is here."""
@@ -36,18 +50,22 @@ class BackboneStore:
         """Verify a backbone that arrived, and keep it.
 
         Raises:
-            Refused: its bytes are not those of `fingerprint`; nothing is kept.
+            Refused: its bytes are not those of `fingerprint`, or it does not fit the limit beside what is in use;
+                nothing is kept.
         """
         found = fingerprint_of(state)
         if found != fingerprint:
             raise Refused(f"the backbone that arrived is {found}, not {fingerprint} as offered")
-        if not self.has(fingerprint):
-            self.backbones.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if self.has(fingerprint):
+                return
+            self._make_room(sum(tensor.nbytes for tensor in state.values()))
             with tempfile.NamedTemporaryFile(dir=self.backbones, suffix=".part", delete=False) as part:
                 temporary = Path(part.name)
             try:
                 save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
                 _rename_durably(temporary, self._backbone(fingerprint))
+                self._note(fingerprint)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -60,14 +78,17 @@ class BackboneStore:
         path = self._backbone(fingerprint)
         if not path.is_file():
             raise Refused(f"backbone {fingerprint} is not in this node's store")
+        verified = self._is_noted(fingerprint)
         try:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
-            path.unlink(missing_ok=True)
+            self._remove(path)
             raise Refused(f"backbone {fingerprint} cannot be read from this node's store; removed") from error
-        if fingerprint_of(state) != fingerprint:
-            path.unlink(missing_ok=True)
+        if not verified and fingerprint_of(state) != fingerprint:
+            self._remove(path)
             raise Refused(f"backbone {fingerprint} has changed in this node's store; removed")
+        with contextlib.suppress(OSError):  # a note that cannot be written costs time only
+            self._note(fingerprint)
         return state
 
     def put_plan(self, plan_hash: str, offer: Mapping[str, object]) -> None:
@@ -84,11 +105,74 @@ class BackboneStore:
         except FileNotFoundError:
             raise Refused(f"plan {plan_hash} was never offered to this node") from None
 
+    def _make_room(self, size: int) -> None:
+        """Evict what was not used for longest until `size` more bytes fit."""
+        if self.limit is None:
+            return
+        if size > self.limit:
+            raise Refused(
+                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has {size / 1e6:.0f}"
+            )
+        kept = sorted(self.backbones.glob("*.safetensors"), key=_used)
+        total = sum(path.stat().st_size for path in kept)
+        for path in kept:
+            if total + size <= self.limit:
+                return
+            if time.time() - _used(path) < IN_USE:
+                raise Refused("this node's store is full of backbones that are in use; offer it again later")
+            total -= path.stat().st_size
+            self._remove(path)
+        if total + size > self.limit:
+            raise Refused("this node's store has no room for the backbone")
+
+    def _note(self, fingerprint: str) -> None:
+        """That this very file was verified; the note's own time says when the backbone was last used."""
+        path = self._backbone(fingerprint)
+        note = path.with_suffix(".verified")
+        stamp = json.dumps(_stamp(path))
+        if note.is_file() and note.read_text() == stamp:
+            os.utime(note)
+            return
+        with tempfile.NamedTemporaryFile("w", dir=self.backbones, suffix=".part", delete=False) as part:
+            part.write(stamp)
+        os.replace(part.name, note)
+
+    def _is_noted(self, fingerprint: str) -> bool:
+        path = self._backbone(fingerprint)
+        try:
+            return json.loads(path.with_suffix(".verified").read_text()) == _stamp(path)
+        except (OSError, ValueError):
+            return False
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".verified").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time writes or evicts; readers need not wait, an open file outlives its name."""
+        self.backbones.mkdir(parents=True, exist_ok=True)
+        with (self.backbones / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _backbone(self, fingerprint: str) -> Path:
         return self.backbones / f"{_hex(fingerprint)}.safetensors"
 
     def _plan(self, plan_hash: str) -> Path:
         return self.plans / f"{_hex(plan_hash)}.json"
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size, inode and times. A file that was written to has another change time, which no program can set."""
+    found = path.stat()
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _used(path: Path) -> float:
+    """When a backbone was last used, Unix time."""
+    note = path.with_suffix(".verified")
+    return (note if note.exists() else path).stat().st_mtime
 
 
 def _hex(fingerprint: str) -> str:
