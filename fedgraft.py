@@ -243,7 +243,7 @@ def reproduce(
         raise RunFailed(f"{len(wrong)} of {len(checks)} things do not agree")
 
 
-app.add_typer(node, name="node", help="At a hospital: what this node spent of its privacy budget.")
+app.add_typer(node, name="node", help="At a hospital: check, approve, start; what came, went and was spent.")
 app.add_typer(server, name="server", help="At the coordinator: certificates, the server, its nodes, runs.")
 
 

@@ -35,6 +35,7 @@ from common.errors import UserError
 
 REFUSED_WAIT = 65.0  # seconds; a SuperLink holds a lost node's key for up to 60
 LONGEST_WAIT = 60.0  # seconds between two attempts otherwise
+QUIET = 15.0  # seconds without a connection after which that is said
 STEADY = 120.0  # seconds after which a connection counts as good, and waits begin anew
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*")
@@ -141,12 +142,16 @@ def start(node: Node, path: Path, *, allow_root: bool = False, drain: float = 60
     while not stop.asked:
         watch = Watch(say)
         process, lines = _supernode(node, connection, path)
+        patience = time.monotonic() + QUIET
         while process.poll() is None or not lines.empty():
             with contextlib.suppress(queue.Empty):
                 line = lines.get(timeout=0.2)
                 watch.line(line)
                 if verbose:
                     print(f"    {line.rstrip()}", flush=True)
+            if watch.connected_at is None and time.monotonic() > patience:
+                say("waiting", f"{connection.superlink} does not answer yet; `fedgraft node check` says why")
+                patience = float("inf")
             if stop.asked and (not watch.busy or stop.at_once or time.monotonic() - stop.since > drain):
                 break
             if stop.asked and not stop.told:

@@ -175,7 +175,8 @@ def test_what_the_fleet_api_says_of_the_key(authority, tmp_path, status, code, s
     )
     date = (NOW - datetime.timedelta(seconds=90)).strftime("%a, %d %b %Y %H:%M:%S GMT")
     body = f'{{"code": {code}, "detail": "words", "extra": null}}' if code else "{}"
-    head = f"HTTP/1.1 {status} x\r\nDate: {date}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    dates = f"Date: {date}\r\n" * 2  # the server's and a proxy's
+    head = f"HTTP/1.1 {status} x\r\n{dates}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     with listening(authority.server(), answer=(head + body).encode()) as port:
         found = look(port, authority.path, node_key(tmp_path))
     assert found["node key"].state == state

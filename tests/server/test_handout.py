@@ -1,0 +1,67 @@
+"""The backbone goes once to each node that lacks it, and once more to one that got other bytes."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from common.backbones import load_backbone
+from server import handout
+from server.exchange import Replies
+from server.handout import Roster
+
+BACKBONE = load_backbone("cifar-resnet8")
+OTHER_BYTES = "the backbone that arrived is sha256:1, not sha256:2 as offered"
+
+
+class Nodes:
+    """Nodes that answer each hand-out as written down: "stored", a refusal's reason, or None for no answer."""
+
+    def __init__(self, answers: dict[str, list[str | None]]) -> None:
+        self.answers, self.asked = answers, []
+
+    def exchange(self, grid: object, kind: str, content: RecordDict, nodes: dict[str, int], **_: object) -> Replies:
+        self.asked.append(sorted(nodes))
+        replies = Replies(down=dict.fromkeys(nodes, 1000))
+        for name in nodes:
+            answer = self.answers[name].pop(0)
+            if answer == "stored":
+                about = ConfigRecord({"node": name, "stored": BACKBONE.fingerprint})
+                replies.contents[name] = RecordDict({"about": about})
+            elif answer is None:
+                replies.refused[name] = "no answer within 600 s"
+            else:
+                replies.refused[name] = replies.called[name] = answer
+        return replies
+
+
+def sent(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str | None]]) -> tuple[Roster, Nodes]:
+    nodes, roster = Nodes(answers), Roster()
+    roster.nodes = {name: number for number, name in enumerate(answers)}
+    roster.down = dict.fromkeys(answers, 0)
+    roster.up = dict.fromkeys(answers, 0)
+    monkeypatch.setattr(handout, "exchange", nodes.exchange)
+    roster._send(None, BACKBONE, dict(roster.nodes))  # pyright: ignore[reportArgumentType]
+    return roster, nodes
+
+
+def test_wrong_bytes_are_sent_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [OTHER_BYTES, "stored"]})
+    assert nodes.asked == [["a", "b"], ["b"]]
+    assert (sorted(roster.sent), roster.refused) == (["a", "b"], [])
+    assert roster.down == {"a": 1000, "b": 2000}, "the second sending is counted, too"
+
+
+def test_wrong_bytes_twice_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [OTHER_BYTES, OTHER_BYTES]})
+    assert nodes.asked == [["a", "b"], ["b"]]
+    assert roster.refused == [("b", f"sent twice; {OTHER_BYTES}")]
+    assert set(roster.nodes) == {"a"}
+
+
+@pytest.mark.parametrize("answer", ["policy: backbone sha256:1 is not approved at this node", None])
+def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> None:
+    roster, nodes = sent(monkeypatch, {"a": [answer]})
+    assert nodes.asked == [["a"]]
+    assert len(roster.refused) == 1
+    assert not roster.nodes
