@@ -17,6 +17,7 @@ from pathlib import Path
 from client.approvals import Approvals
 from client.batches import Split
 from client.finding import Finding, ok, skipped, wrong
+from client.journal import Journal
 from client.launcher import installed
 from client.node import Node
 from common.errors import Refused, UserError
@@ -125,6 +126,8 @@ def _machine(node: Node) -> Iterator[Finding]:
     else:
         yield ok("processors", f"{node.threads} of {cores} for training")
     yield _ledger(node)
+    if node.audit_path is not None:
+        yield _audit_log(node.audit_path)
 
 
 def _free_memory() -> int | None:
@@ -150,6 +153,14 @@ def _ledger(node: Node) -> Finding:
         )
         return wrong("privacy ledger", problems[0], remedy)
     return ok("privacy ledger", "whole")
+
+
+def _audit_log(path: Path) -> Finding:
+    problems = Journal(path).verify()
+    if problems:
+        remedy = "every message is refused until it is set aside: keep the file and its .head as they are, find out who"
+        return wrong("audit log", problems[0], remedy)
+    return ok("audit log", "whole")
 
 
 # ── approved code ────────────────────────────────────────────────────────────────────────────────────

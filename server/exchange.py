@@ -7,6 +7,7 @@ reply of an earlier round is never seen.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -89,4 +90,6 @@ def exchange(
 
 def _words(reason: str | None) -> str:
     lines: Iterable[str] = (reason or "the node was lost").strip().splitlines()
-    return list(lines)[-1][:500]
+    last = list(lines)[-1]
+    raised = re.fullmatch(r"<class '[\w.]+'>:<['\"](.*)['\"]>", last)  # as Flower writes an exception
+    return (raised.group(1) if raised and raised.group(1) else last)[:500]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import client.check as checked
 from client.check import check_node
 from client.finding import Finding
+from client.journal import Journal
 from client.node import load_node
 from common.plan import Plan
 from common.plan_file import load_plan, plan_hash
@@ -125,6 +126,16 @@ def test_a_ledger_that_was_cut(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "ledger.sqlite").write_bytes(b"not a ledger")
     assert look(file)["privacy ledger"].state == "wrong"
+
+
+def test_an_audit_log_that_was_cut(tmp_path: Path) -> None:
+    file = hospital(tmp_path, "audit: true\n")
+    assert look(file)["audit log"].state == "ok"
+    for _ in range(2):
+        Journal(tmp_path / "store" / "audit.jsonl").append("in", {})
+    log = tmp_path / "store" / "audit.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    assert "the last 1 of 2 entries are gone" in look(file)["audit log"].found
 
 
 def test_the_command_its_table_and_its_exit_status(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.backbones import load_backbone
 from server import handout
-from server.exchange import Replies
+from server.exchange import Replies, _words
 from server.handout import Roster
 
 BACKBONE = load_backbone("cifar-resnet8")
@@ -65,3 +65,11 @@ def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.Monkey
     assert nodes.asked == [["a"]]
     assert len(roster.refused) == 1
     assert not roster.nodes
+
+
+def test_a_nodes_own_words_are_told_without_flowers_wrapping() -> None:
+    """As Flower 1.41 wrote it when a node's launcher refused other code."""
+    wrapped = "<class '__main__.BundleRefused'>:<'the code sha256:6b that the server sent is not approved'>"
+    assert _words(wrapped) == "the code sha256:6b that the server sent is not approved"
+    assert _words("Traceback\nValueError: no") == "ValueError: no"
+    assert _words(None) == "the node was lost"
