@@ -282,7 +282,7 @@ def _outcomes(jobs: list[Job], count: int) -> Iterator[tuple[Job, str]]:
                     yield futures[future], future.result()
                 except BrokenProcessPool:
                     yield futures[future], "its process was killed; is there enough memory? Try fewer --workers"
-            pool.shutdown()
+            pool.shutdown(wait=False)  # they end by themselves
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
