@@ -101,6 +101,7 @@ def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
     head = ["plan", "ε", *(WORDS.get(column, column) for column in columns)]
     return [
         page.heading("The answer"),
+        page.paragraph(_in_words(groups)) if len(groups) > 1 else "",
         *(
             page.figure(picture(study, groups, column), _caption(study, column))
             for column in study.show.y
@@ -115,6 +116,16 @@ def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
             "quiet",
         ),
     ]  # fmt: skip
+
+
+def _in_words(groups: Sequence[Group]) -> str:
+    """From the first plan to the last, in points."""
+    steps = []
+    for column in ("accuracy", "auroc"):
+        first, last = groups[0].over_seeds(column), groups[-1].over_seeds(column)
+        if first is not None and last is not None:
+            steps.append(f"{100 * (last.value - first.value):+.1f} points of {WORDS[column]}")
+    return f"From {groups[0].name} to {groups[-1].name}: {' and '.join(steps)}." if steps else ""
 
 
 def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
@@ -251,7 +262,8 @@ def _seeds(study: Study) -> str:
 
 def _caption(study: Study, column: str) -> str:
     several = f"means over {_seeds(study)} with 95 % intervals"
-    return f"{WORDS.get(column, column)}: {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
+    name = WORDS.get(column, column)
+    return f"{name[0].upper()}{name[1:]}: {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
