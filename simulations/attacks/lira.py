@@ -23,13 +23,15 @@ from torch import Tensor
 
 from client.batches import Split
 from common.plan import Plan
+from common.prefix import frozen_prefix
 from common.update import AdapterUpdate, Layout
 from server import strategy as strategies
 from simulations.attacks.loss_threshold import alike
 from simulations.attacks.roc import measured
 from simulations.attacks.target import State, Target, open_target
 
-SHADOWS = 16
+SHADOWS = range(4, 17)  # at least, at most
+PASSES = 120_000  # records that all shadows together take through a network of which nothing is frozen in front
 OWN_VARIANCE = 64  # shadows from which on each candidate has variances of its own (Carlini et al., section VI.A)
 VIEWS = ("shared model", "node updates")
 
@@ -45,17 +47,18 @@ class Candidates:
     member: np.ndarray
 
 
-def lira(plan: Plan, run: Path, nodes: Sequence[Path], seed: int, *, shadows: int = SHADOWS) -> dict[str, Any]:
+def lira(plan: Plan, run: Path, nodes: Sequence[Path], seed: int, *, shadows: int | None = None) -> dict[str, Any]:
     """Attack a finished run. Returns plain numbers: see `simulations.attacks.roc.measured`, once for each view.
 
     Args:
-        shadows: how many shadow federations; even.
+        shadows: how many shadow federations; even. Default: 16, and fewer where each costs much.
 
     Raises:
         UserError: no finished run there.
     """
     target = open_target(plan, run, nodes)
     candidates = chosen_candidates(target, np.random.default_rng([seed, 1]))
+    shadows = shadows or affordable(target)
     member = np.concatenate([each.member for each in candidates])
     updates = [target.update(number) for number in range(len(nodes))]
     seen = confidences(target, candidates, target.shared, updates)
@@ -131,6 +134,15 @@ def halves(candidates: Sequence[Candidates], shadows: int, rng: np.random.Genera
         first = rng.permuted(np.tile(np.arange(shadows)[:, None] < shadows // 2, (1, pairs)), axis=0)
         columns += [first, ~first]
     return np.concatenate(columns, axis=1)
+
+
+def affordable(target: Target) -> int:
+    """How many shadows to train, an even number: the most where activations are kept, else what `PASSES` allows."""
+    if frozen_prefix(target.model) is not None:
+        return SHADOWS[-1]
+    train = target.plan.train
+    passes = sum(len(data.train) for data in target.nodes) * train.rounds * train.local_epochs
+    return min(max(PASSES // passes // 2 * 2, SHADOWS[0]), SHADOWS[-1])
 
 
 def _shadow(target: Target, candidates: Sequence[Candidates], inside: np.ndarray, seed: int) -> np.ndarray:

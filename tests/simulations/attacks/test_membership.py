@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from simulations.attacks import ATTACKS
 from simulations.attacks.lira import (
     Candidates,
     above_others,
+    affordable,
     chosen_candidates,
     federated,
     halves,
@@ -109,6 +111,16 @@ def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
         for mine in inside[:, start : start + len(each.rows)]:
             assert (np.bincount(labels[mine], minlength=2) == wanted).all()
         start += len(each.rows)
+
+
+def test_shadows_are_as_many_as_a_plan_is_worth(planted, private) -> None:
+    """Hours of shadows for a plan that trains everything; or an odd number, which cannot be halved."""
+    target = open_target(planted.plan, planted.run, planted.nodes)
+    assert affordable(target) == 16  # 48 records, 75 epochs: 3,600 passes
+    long = planted.plan.train.model_copy(update={"local_epochs": 100})
+    plan = planted.plan.model_copy(update={"train": long})
+    assert affordable(replace(target, plan=plan)) == 8  # 120,000 / 14,400 = 8.3
+    assert affordable(open_target(private.plan, private.run, private.nodes)) == 16
 
 
 def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
