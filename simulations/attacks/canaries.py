@@ -31,6 +31,7 @@ from client.privacy import Mechanism, Randomness, train_privately
 from client.round import generator_of
 from common.accounting import bound
 from common.assembly import plan_model
+from common.errors import UserError
 from common.model import GraftedModel, copy_sharing
 from common.plan import Plan
 from simulations.attacks.target import open_target
@@ -185,8 +186,14 @@ def canaries(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[st
         node, stated_epsilon (None: no privacy), and the fields of `simulations.audit.Audit`.
 
     Raises:
-        UserError: no finished run there.
+        UserError: no finished run there, or a plan whose noise is on whole updates.
     """
+    if plan.privacy.mode in ("central", "local"):
+        raise UserError(
+            f"{plan.privacy.mode}: what is noised is a node's whole update, and canaries are records",
+            where="privacy.mode",
+            remedy="leave the audit out, or study a plan with `mode: sample` or `mode: none`",
+        )
     target = open_target(plan, run, nodes)
     data, mechanism, stated, delta = target.nodes[0], None, None, 0.0
     if plan.privacy.mode == "sample":

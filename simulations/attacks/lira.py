@@ -158,7 +158,10 @@ def _shadow(target: Target, candidates: Sequence[Candidates], inside: np.ndarray
 
 
 def federated(target: Target, splits: Sequence[Split], seed: int) -> tuple[State, list[State]]:
-    """The attacked plan on other rows: the shared adapter at the end, and what each node sends in the last round."""
+    """The attacked plan on other rows: the shared adapter at the end, and what each node sends in the last round.
+
+    In mode central it is without the server's noise: shadows are then less like the run, and the attack is weaker.
+    """
     plan, state = target.plan, target.first
     layout, strategy = Layout.of(state), strategies.build(plan.aggregate, plan.train.proximal)
     numbers = {data.node.name: number for number, data in enumerate(target.nodes)}

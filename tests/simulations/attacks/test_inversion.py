@@ -174,6 +174,9 @@ def test_tables_and_runs_that_are_not_finished_are_refused_in_words(private, tmp
     """A traceback in a study over many cells."""
     with pytest.raises(UserError, match="no run"):
         ATTACKS["labels"](private.plan, tmp_path, private.nodes, 0)
+    noised = private.plan.privacy.model_copy(update={"mode": "local"})
+    with pytest.raises(UserError, match="whole update"):
+        ATTACKS["audit"](private.plan.model_copy(update={"privacy": noised}), private.run, private.nodes, 0)
     table = private.plan.model_copy(
         update={"task": private.plan.task.model_copy(update={"kind": "tabular-classification"})}
     )
