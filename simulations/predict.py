@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from client.readers.arrays import as_images, load_archive
+from client.readers.folder import DICOM_SUFFIXES
 from client.readers.image_file import SUFFIXES, read_images
 from client.readers.table import read_features
 from common.errors import UserError
@@ -67,9 +68,10 @@ def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tenso
     elif data.suffix.lower() == ".npz":
         yield from _npz(data)
     else:
-        files = [data] if data.is_file() else sorted(f for f in data.rglob("*") if f.suffix.lower() in SUFFIXES)
+        known = (*SUFFIXES, *DICOM_SUFFIXES)
+        files = [data] if data.is_file() else sorted(f for f in data.rglob("*") if f.suffix.lower() in known)
         if not files:
-            raise UserError("no images in this folder", where=str(data), remedy=f"known: {', '.join(sorted(SUFFIXES))}")
+            raise UserError("no images in this folder", where=str(data), remedy=f"known: {', '.join(known)}")
         for file in files:
             name = file.name if data.is_file() else str(file.relative_to(data))
             yield [name], read_images([file])
