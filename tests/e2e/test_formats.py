@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from client.app import app as client_app
 from common.assembly import plan_backbone
-from common.plan_file import load_plan
+from common.plan_file import load_plan, plan_yaml
 from common.yaml_file import dump_yaml
 from server.app import Federation, federate
 from server.run_folder import RunFolder
 from simulations.inprocess import InProcessGrid
+from tests.e2e.federation import Federation as Deployment
 from tests.formats import Cases, as_archive, as_dicom, as_folder, as_manifest
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
+Writer = Callable[[Path, Cases], Path]
 SIZES = {"train": 48, "test": 24}
 
 
@@ -41,33 +42,61 @@ def shares() -> list[Cases]:
     return nodes
 
 
+def plan_of_three(folder: Path) -> Path:
+    """The `pneumonia` plan, one round, for three hospitals that are there."""
+    weights = DATA / "weights" / "cifar10_resnet20.safetensors"
+    if not weights.exists():
+        pytest.skip(f"{weights} is missing; set FEDGRAFT_DATA to the folder that holds the data")
+    changes = ["train.rounds=1", "simulation=null", "aggregate.min_nodes=3", f"backbone.weights={weights}"]
+    path = folder / "plan.yaml"
+    path.write_text(plan_yaml(load_plan("pneumonia", changes)))
+    return path
+
+
+def hospitals(folder: Path, formats: Sequence[Writer]) -> list[Path]:
+    """A node.yaml and data for each of three hospitals."""
+    paths = []
+    for number, (write, cases) in enumerate(zip(formats, shares(), strict=True)):
+        place = folder / f"node-{number}"
+        place.mkdir(parents=True)
+        about = {"name": f"node-{number}", "data": {"path": str(write(place, cases))}, "store": str(place / "store")}
+        paths.append(place / "node.yaml")
+        paths[-1].write_text(dump_yaml(about))
+    return paths
+
+
+def in_process(plan_file: Path, nodes: list[Path], out: Path) -> bytes:
+    """The shared adapter of a run in this process."""
+    plan = load_plan(plan_file)
+    grid = InProcessGrid(client_app, nodes)
+    try:
+        federation = Federation(plan, plan_backbone(plan, DATA), expected=3, patience=0.0)
+        federate(grid, federation, RunFolder.open_new(out, plan), resume=False)
+    finally:
+        grid.close()
+    return adapter(out)
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "shared_model" / "adapter_model.safetensors").read_bytes()
+
+
 @pytest.mark.slow
 def test_three_formats_give_the_model_of_three_archives(tmp_path: Path) -> None:
     """Any step that one reader does and another does not (order, bits, grey or colour, negatives) shows here."""
-    plan = load_plan("pneumonia", ["train.rounds=2", "simulation=null", "aggregate.min_nodes=3"])
-    backbone = plan_backbone(plan, DATA)
+    plan = plan_of_three(tmp_path)
+    archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
+    files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
+    assert in_process(plan, files, tmp_path / "other") == archives
 
-    def run(name: str, formats: list) -> dict[str, torch.Tensor]:
-        paths = []
-        for number, (write, cases) in enumerate(zip(formats, shares(), strict=True)):
-            place = tmp_path / name / f"node-{number}"
-            place.mkdir(parents=True)
-            about = {
-                "name": f"node-{number}",
-                "data": {"path": str(write(place, cases))},
-                "store": str(place / "store"),
-            }
-            paths.append(place / "node.yaml")
-            paths[-1].write_text(dump_yaml(about))
-        grid = InProcessGrid(client_app, paths)
-        try:
-            folder = RunFolder.open_new(tmp_path / name / "run", plan)
-            federate(grid, Federation(plan, backbone, expected=3, patience=0.0), folder, resume=False)
-        finally:
-            grid.close()
-        return load_file(tmp_path / name / "run" / "shared_model" / "adapter_model.safetensors")
 
-    archives = run("archives", [as_archive] * 3)
-    formats = run("formats", [as_folder, as_manifest, as_dicom])
-    assert archives.keys() == formats.keys()
-    assert all(torch.equal(formats[name], tensor) for name, tensor in archives.items())
+@pytest.mark.slow
+def test_three_formats_at_real_nodes_over_tls(tmp_path: Path) -> None:
+    """The same once more with a coordinator and three nodes as processes: keys, gateway, and the plan over the wire."""
+    plan = plan_of_three(tmp_path)
+    archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
+    files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
+    with Deployment(tmp_path / "deployed", {f"node-{k}": file for k, file in enumerate(files)}) as deployment:
+        done = deployment.run(plan, tmp_path / "other")
+    assert done.code == 0, done
+    assert adapter(tmp_path / "other") == archives
