@@ -28,11 +28,13 @@ from client.audit import Audit
 from client.backbone_store import BackboneStore
 from client.batches import Split
 from client.budget import Budget
+from client.feedback import Feedback
 from client.node import Node, load_node
 from client.privacy import must_suit
 from client.round import measure, run_round
 from client.workplace import Workplace, open_splits, working_model
 from common.backbones import backbone_from_state
+from common.clipping import update_of
 from common.errors import Refused, UserError
 from common.metrics import Sums
 from common.model import GraftedModel
@@ -129,7 +131,11 @@ def train(message: Message, context: Context) -> RecordDict:
         received=_reported(context, place, outcome.received, round_, "metrics"),
         spent=outcome.spent,
     )
-    return update.to_record(layout)
+    wire, encoding = None, place.plan.aggregate.encoding
+    if encoding != "none":
+        memory = Feedback(_node(context).store / "feedback", plan_hash(place.plan))
+        wire = memory.encoded(update_of(outcome.state, state), layout, encoding, round_)
+    return update.to_record(layout, wire)
 
 
 @app.evaluate()

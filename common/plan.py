@@ -178,6 +178,10 @@ class Aggregate(Section):
         description="lora: average A and B apart; freeze-a: A stays as drawn and only B travels; svd: the best update "
         "of this rank for the mean of the products B·A",
     )
+    encoding: Literal["none", "fp16", "int8"] = Field(
+        default="none",
+        description="how updates travel: float32, half of it, or a quarter; what rounding loses comes a round later",
+    )
 
 
 class Privacy(Section):
@@ -386,6 +390,13 @@ def _does_not_combine(plan: Plan) -> list[tuple[str, str, str]]:
     elif lora == "svd" and plan.privacy.mode == "central":
         what = "central noise is scaled to an average of updates, and svd takes none"
         found.append(("aggregate.lora_aggregation", what, "write `lora_aggregation: freeze-a`"))
+    encoding = plan.aggregate.encoding
+    if encoding != "none" and lora == "svd":
+        what = f"svd makes new factors in each round, and what {encoding} lost of the old ones is none of theirs"
+        found.append(("aggregate.encoding", what, "write `encoding: none`"))
+    elif encoding != "none" and plan.privacy.mode == "central" and plan.privacy.clipping == "adaptive":
+        what = f"{encoding} moves the norms that adaptive clipping counts"
+        found.append(("aggregate.encoding", what, "write `encoding: none`, or `clipping: fixed`"))
     return found
 
 

@@ -20,6 +20,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from common.accounting import NEIGHBOURS, Spent
+from common.clipping import applied
+from common.encoding import decode, error_bound
 from common.metrics import Sums
 from common.weights import fingerprint_of
 
@@ -87,11 +89,30 @@ def unpack(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
         raise BadUpdate(f"the array cannot be read ({type(error).__name__})") from error
     if flat.dtype != torch.float32 or tuple(flat.shape) != (layout.values,):  # the bytes, not the label
         raise BadUpdate(f"{flat.dtype}{list(flat.shape)}; float32[{layout.values}] was agreed on")
+    _must_be_believable(flat)
+    return split_flat(flat, layout)
+
+
+def _unpack_encoded(
+    record: ArrayRecord, layout: Layout, encoding: str, sent: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """An encoded update → the adapter that was sent, moved by it. Raises as `unpack`."""
+    if list(record.keys()) != [ADAPTER] or sent is None:
+        raise BadUpdate(f"arrays {sorted(record.keys())[:5]}; only {ADAPTER!r} is agreed on")
+    try:
+        update = decode(record[ADAPTER].numpy(), layout.shapes, encoding)
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise BadUpdate(f"the array cannot be read as {encoding} ({error})") from error
+    state = applied(sent, update)
+    _must_be_believable(torch.cat([tensor.reshape(-1) for tensor in state.values()]))
+    return state
+
+
+def _must_be_believable(flat: Tensor) -> None:
     if not bool(torch.isfinite(flat).all()):
         raise BadUpdate("values that are not finite (NaN or infinity)")
     if flat.numel() and float(flat.abs().max()) > LARGEST:
         raise BadUpdate(f"a value of {float(flat.abs().max()):.3g}; none above {LARGEST:g} is believable")
-    return split_flat(flat, layout)
 
 
 def split_flat(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -114,6 +135,7 @@ class AdapterUpdate:
         seconds: time of local training.
         received: sums of metrics of the model as it was *received*, on the node's test split, or None.
         spent: what the run has spent at this node so far, under differential privacy.
+        rounding: at most this part of the update is lost to its encoding for now.
     """
 
     round: int
@@ -124,9 +146,14 @@ class AdapterUpdate:
     seconds: float
     received: Sums | None
     spent: Spent | None = None
+    rounding: float = 0.0
 
-    def to_record(self, layout: Layout) -> RecordDict:
-        """The reply's content: one array and a few numbers; nothing else."""
+    def to_record(self, layout: Layout, wire: np.ndarray | None = None) -> RecordDict:
+        """The reply's content: one array and a few numbers; nothing else.
+
+        Args:
+            wire: the update as `common/encoding.py` encodes it, to travel instead of the state.
+        """
         numbers: dict[str, Any] = {
             "num-examples": self.examples,
             "steps": self.steps,
@@ -136,7 +163,7 @@ class AdapterUpdate:
             numbers["train-loss"] = self.train_loss
         content = RecordDict(
             {
-                ADAPTER: pack(self.state, layout),
+                ADAPTER: pack(self.state, layout) if wire is None else ArrayRecord({ADAPTER: Array(wire)}),
                 "train": MetricRecord(numbers),
                 "about": ConfigRecord({"round": self.round, "layout": layout.digest}),
             }
@@ -148,8 +175,22 @@ class AdapterUpdate:
         return content
 
     @classmethod
-    def from_record(cls, content: RecordDict, layout: Layout, round_: int, classes: int) -> AdapterUpdate:
-        """Read and check a reply. Raises `BadUpdate` with what is wrong, in words for the result's `refused`."""
+    def from_record(
+        cls,
+        content: RecordDict,
+        layout: Layout,
+        round_: int,
+        classes: int,
+        *,
+        encoding: str = "none",
+        sent: Mapping[str, Tensor] | None = None,
+    ) -> AdapterUpdate:
+        """Read and check a reply. Raises `BadUpdate` with what is wrong, in words for the result's `refused`.
+
+        Args:
+            encoding: how the update travels.
+            sent: the adapter that it was made of; needed for an encoded update.
+        """
         allowed = {ADAPTER, "train", "about", "received", "privacy"}
         if extra := set(content.keys()) - allowed:
             raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
@@ -174,7 +215,8 @@ class AdapterUpdate:
             raise BadUpdate("what was spent is of the wrong type")
         return cls(
             round=round_,
-            state=unpack(arrays, layout),
+            state=unpack(arrays, layout) if encoding == "none" else _unpack_encoded(arrays, layout, encoding, sent),
+            rounding=0.0 if encoding == "none" else error_bound(arrays[ADAPTER].numpy(), layout.shapes, encoding),
             examples=examples,
             steps=steps,
             train_loss=loss,

@@ -135,7 +135,7 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
                 group=str(round_),
                 timeout=plan.aggregate.round_timeout,
             )
-            updates = validated(replies, layout, round_, plan, roster.examples)
+            updates = validated(replies, layout, round_, plan, roster.examples, state)
             note_round(result, folder, round_, names, replies, updates)
             if central is None:
                 combined = strategies.aggregate_round(
@@ -199,17 +199,20 @@ def message_content(
 
 
 def validated(
-    replies: Replies, layout: Layout, round_: int, plan: Plan, offered: Mapping[str, int]
+    replies: Replies, layout: Layout, round_: int, plan: Plan, offered: Mapping[str, int], sent: Mapping[str, Tensor]
 ) -> dict[str, AdapterUpdate]:
     """The updates that may be averaged; the others move to `replies.refused` with the reason.
 
     Args:
         offered: the weight that each node said it would have, before the first round.
+        sent: the adapter that they were made of.
     """
-    updates = {}
+    updates, encoding = {}, plan.aggregate.encoding
     for name, content in replies.contents.items():
         try:
-            update = AdapterUpdate.from_record(content, layout, round_, len(plan.task.classes))
+            update = AdapterUpdate.from_record(
+                content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent
+            )
             if (update.spent is not None) != (plan.privacy.mode in ("sample", "local")):
                 raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
             if update.examples > offered[name]:
@@ -291,6 +294,8 @@ def opening(federation: Federation, layout: Layout) -> dict[str, Any]:
             "handout": {"nodes": 0, "down": 0, "up": 0},
             "rounds": [],
         },
+        # at most this part of an update was rounded away by its encoding, to come with the next
+        "encoding": {"kind": plan.aggregate.encoding, "relative_error": 0.0},
         "privacy": {},
         "not_covered_by_epsilon": not_covered(plan),
         "refused": [],
@@ -331,6 +336,8 @@ def note_round(
                 "loss": update.train_loss,
                 "seconds": update.seconds,
             }
+            told = result.setdefault("encoding", {"kind": "none", "relative_error": 0.0})
+            told["relative_error"] = max(told["relative_error"], update.rounding)
             if update.spent is not None:
                 result["privacy"][name] = update.spent.to_json()
             # of the model as this node received it: the shared model after the round before

@@ -18,7 +18,7 @@ from client.app import app as client_app
 from client.node import load_node
 from client.workplace import open_splits
 from common.assembly import plan_backbone, plan_model
-from common.errors import RunFailed
+from common.errors import RunFailed, UserErrors
 from common.metrics import sums_of
 from common.shared_model import load_shared_model
 from common.update import ADAPTER
@@ -517,3 +517,27 @@ def test_every_strategy_runs_and_the_plain_ones_follow_their_formulas(tiny, tmp_
         updates = np.stack([m.content.array_records[ADAPTER][ADAPTER].numpy() for m in replies]).astype(np.float64)
         weights = np.array([m.content.metric_records["train"]["num-examples"] for m in replies], np.float64)
         np.testing.assert_allclose(became, by_hand(strategy, updates, weights), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("encoding", "most"), [("fp16", 0.55), ("int8", 0.32)])
+def test_encoded_updates_are_smaller_and_arrive(tiny, tmp_path, encoding, most):
+    """Updates that are as large as before, or a model that went elsewhere."""
+    wide = ["backbone.hidden=[256, 256]", "adapter.rank=16", "train.rounds=4"]
+    plain, _ = tiny(3).run(tmp_path / "plain", wide)
+    short, _ = tiny(3).run(tmp_path / encoding, [*wide, f"aggregate.encoding={encoding}"])
+    assert short["bytes"]["rounds"][0]["up"] / plain["bytes"]["rounds"][0]["up"] < most
+    assert short["encoding"]["kind"] == encoding
+    assert 0 < short["encoding"]["relative_error"] < {"fp16": 1e-3, "int8": 0.1}[encoding]
+    assert short["final"]["global"]["loss"] == pytest.approx(plain["final"]["global"]["loss"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["aggregate.lora_aggregation=svd"],
+        ["privacy={mode: central, unit: node, noise_multiplier: 1.0, delta: 1e-3, clipping: adaptive}"],
+    ],
+)
+def test_an_encoding_that_would_break_something_is_refused(tiny, overrides):
+    with pytest.raises(UserErrors, match="encoding"):
+        tiny(3).plan("aggregate.encoding=int8", *overrides)
