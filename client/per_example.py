@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from common.adapters.bias import AddedBias
 from common.adapters.fused import fuse, unfuse
@@ -46,10 +47,13 @@ class Rows:
         """`(n, *shape)`."""
         return self.values
 
+    def drop(self, which: Tensor) -> None:
+        """Set the gradients of some examples `(n,)` to zero."""
+        self.values = self.values.masked_fill(which.view(-1, *[1] * (self.values.ndim - 1)), 0.0)
+
     def total(self, factors: Tensor) -> Tensor:
-        """Their sum, each times its factor; a factor of 0 leaves out even what is not finite."""
-        flat = self.values.flatten(1)
-        return (factors @ torch.where(factors[:, None] == 0, 0.0, flat)).view_as(self.parameter)
+        """Their sum, each times its factor `(n,)`."""
+        return (factors @ self.values.flatten(1)).view_as(self.parameter)
 
 
 @dataclass
@@ -68,8 +72,7 @@ class Products:
 
     def cheapest(self) -> Rows | Products:
         """Multiplied out, unless the norms cost less without."""
-        positions, a, b = self.left.shape[-1], self.left.shape[-2], self.right.shape[-2]
-        by_norms = positions == 1 or 2 * positions**2 * (a + b) < a * b
+        by_norms = _by_norms(self.left.shape[-1], self.left.shape[-2], self.right.shape[-2])
         return self if by_norms else Rows(self.parameter, self.rows())
 
     def rows(self) -> Tensor:
@@ -85,19 +88,23 @@ class Products:
         grams = (left.transpose(-1, -2) @ left) * (right.transpose(-1, -2) @ right)
         return grams.sum((1, 2, 3)).clamp(min=0.0).to(self.left.dtype)
 
+    def drop(self, which: Tensor) -> None:
+        """Set the gradients of some examples `(n,)` to zero."""
+        left_out = which.view(-1, 1, 1, 1)
+        self.left, self.right = self.left.masked_fill(left_out, 0.0), self.right.masked_fill(left_out, 0.0)
+
     def total(self, factors: Tensor) -> Tensor:
-        """Their sum, each times its factor; a factor of 0 leaves out even what is not finite."""
-        out = factors == 0
-        if bool(out.any()):
-            keep = ~out.view(-1, 1, 1, 1)
-            left, right = torch.where(keep, self.left, 0.0), torch.where(keep, self.right, 0.0)
-        else:
-            left, right = self.left, self.right
-        left = (left * factors.view(-1, 1, 1, 1)).permute(1, 2, 0, 3).flatten(2)  # (groups, a, n·t)
-        return self.form((left @ right.permute(1, 0, 3, 2).flatten(1, 2))[None])[0]
+        """Their sum, each times its factor `(n,)`."""
+        left = (self.left * factors.view(-1, 1, 1, 1)).permute(1, 2, 0, 3).flatten(2)  # (groups, a, n·t)
+        return self.form((left @ self.right.permute(1, 0, 3, 2).flatten(1, 2))[None])[0]
 
 
 Gradient = Rows | Products
+
+
+def _by_norms(positions: int, a: int, b: int) -> bool:
+    """Whether norms cost less than products: matrices (a, positions) and (b, positions)."""
+    return positions == 1 or 2 * positions**2 * (a + b) < a * b
 
 
 # ── the layers that are known ────────────────────────────────────────────────────────────────────────
@@ -117,41 +124,35 @@ def _conv(layer: nn.Conv2d, x: Tensor, g: Tensor) -> list[Gradient]:
     """x (n, in, H, W), g (n, out, H', W')."""
     found: list[Gradient] = []
     if layer.weight.requires_grad:
-        found.append(_conv_weight(layer, layer.weight, x, g).cheapest())
+        found.append(_conv_weight(layer, layer.weight, x, g))
     if layer.bias is not None and layer.bias.requires_grad:
         found.append(Rows(layer.bias, g.sum((2, 3))))
     return found
 
 
-def _conv_weight(layer: nn.Conv2d, weight: Tensor, x: Tensor, g: Tensor) -> Products:
-    """Windows of x against g; or, where g has fewer channels, x against windows of g: the same sums."""
-    n, groups = len(x), layer.groups
-    (height, width), (down, right) = layer.kernel_size, _padding(layer)
+def _conv_weight(layer: nn.Conv2d, weight: Tensor, x: Tensor, g: Tensor) -> Gradient:
+    """As one convolution in which every example is a group (Rochette et al. 2019), or from windows of x.
+
+    One convolution is the quicker, up to five times, where torch has a fast one: not in float64, nor with more groups.
+    """
+    n, groups, kernel = len(x), layer.groups, layer.kernel_size
     inputs, outputs = layer.in_channels // groups, layer.out_channels // groups
-    if height == width == 1 and layer.stride == (1, 1) and (down, right) == (0, 0):
-        return Products(
-            weight,
-            g.reshape(n, groups, outputs, -1),
-            x.reshape(n, groups, inputs, -1),
-            lambda product: product.reshape(len(product), *weight.shape),
-        )
-    plain = layer.stride == (1, 1) == layer.dilation and down < height and right < width
-    if plain and outputs < inputs:
-        windows = F.unfold(g, layer.kernel_size, padding=(height - 1 - down, width - 1 - right))
-
-        def turned(product: Tensor) -> Tensor:  # window k of g stands for window (last − k) of x
-            cells = product.view(len(product), groups * outputs, height, width, inputs)
-            return cells.flip(2, 3).permute(0, 1, 4, 2, 3)
-
-        left = windows.view(n, groups, outputs * height * width, -1)
-        return Products(weight, left, x.reshape(n, groups, inputs, -1), turned)
-    windows = F.unfold(x, layer.kernel_size, dilation=layer.dilation, padding=(down, right), stride=layer.stride)
-    return Products(
-        weight,
-        g.reshape(n, groups, outputs, -1),
-        windows.view(n, groups, inputs * height * width, -1),
-        lambda product: product.reshape(len(product), *weight.shape),
+    single = kernel == layer.stride == (1, 1) and layer.padding == (0, 0)
+    grouped = groups == 1 and x.dtype == torch.float32
+    if single or not grouped or _by_norms(g[0, 0].numel(), outputs, inputs * kernel[0] * kernel[1]):
+        windows = x if single else F.unfold(x, kernel, layer.dilation, _padding(layer), layer.stride)
+        left, right = g.reshape(n, groups, outputs, -1), windows.reshape(n, groups, inputs * kernel[0] * kernel[1], -1)
+        return Products(weight, left, right, lambda product: product.reshape(len(product), *weight.shape)).cheapest()
+    rows = conv2d_weight(
+        x.reshape(1, n * layer.in_channels, *x.shape[2:]),
+        (n * layer.out_channels, inputs, *kernel),  # type: ignore[arg-type]
+        g.reshape(1, n * layer.out_channels, *g.shape[2:]),
+        layer.stride,  # type: ignore[arg-type]
+        _padding(layer),  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        n * groups,
     )
+    return Rows(weight, rows.view(n, *weight.shape))
 
 
 def _merged_lora(host: nn.Conv2d, x: Tensor, g: Tensor) -> list[Gradient]:
@@ -172,7 +173,7 @@ def _merged_lora(host: nn.Conv2d, x: Tensor, g: Tensor) -> list[Gradient]:
     if down.weight.requires_grad:
         matrix = up.weight.view(groups, up.out_channels // groups, up.in_channels // groups)
         through = (matrix.transpose(1, 2) @ scaled).reshape(n, down.out_channels, *g.shape[2:])
-        found.append(_conv_weight(down, down.weight, x, through).cheapest())
+        found.append(_conv_weight(down, down.weight, x, through))
     return found
 
 
@@ -302,5 +303,9 @@ def _trained(model: GraftedModel) -> list[nn.Module]:
 def _clipped(found: Sequence[Gradient], max_norm: float) -> dict[Tensor, Tensor]:
     norms = torch.stack([each.squared_norms() for each in found]).sum(0).sqrt()
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus has it
-    factors = torch.where(torch.isfinite(norms), factors, 0.0)
+    broken = ~torch.isfinite(norms)
+    if bool(broken.any()):
+        factors = factors.masked_fill(broken, 0.0)
+        for each in found:  # zero times infinity is no zero
+            each.drop(broken)
     return {each.parameter: each.total(factors) for each in found}

@@ -331,8 +331,10 @@ def _optimizer_class(ghost: bool) -> Any:
             """Noise for all parameters at once, added in float64."""
             deviation = self.noise_multiplier * self.max_grad_norm
             noise = torch.from_numpy(self.randomness.normal(sum(p.numel() for p in self.params)) * deviation)
-            for p, part in zip(self.params, noise.split([p.numel() for p in self.params]), strict=True):
-                p.grad = (p.summed_grad.double() + part.view_as(p)).to(p.dtype)
+            sums = torch.cat([p.summed_grad.reshape(-1) for p in self.params])
+            noisy = (sums.double() + noise).to(sums.dtype)
+            for p, part in zip(self.params, noisy.split([p.numel() for p in self.params]), strict=True):
+                p.grad = part.view_as(p)
 
     return NoisyOptimizer
 

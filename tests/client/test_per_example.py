@@ -84,6 +84,17 @@ def test_convolutions(groups, inputs, outputs, kernel, stride, padding, dilation
     must_agree(one_layer(layer, outputs), x, norm)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_float32_convolutions_go_another_way(stride, padding):
+    """Examples mixed up where each is a group of one convolution; float64 cuts windows instead."""
+    model = one_layer(nn.Conv2d(4, 6, 3, stride=stride, padding=padding), 6)
+    x, labels = torch.randn(5, 4, 9, 8, generator=torch.Generator().manual_seed(1)), torch.arange(5) % 3
+    wanted = taped(model, x.double(), labels, 0.01)
+    for found, exact in zip(taped(model.float(), x, labels, 0.01), wanted, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 1, 5), (4, 7, 5), (4, 2, 3, 5)])
 @pytest.mark.parametrize("outputs", [2, 300])
 def test_linear_layers(shape, outputs):
