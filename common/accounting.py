@@ -182,13 +182,20 @@ def noise_for(
 
 
 def statement(
-    history: Iterable[Row], delta: float, *, unit: str, accountant: Accountant = "prv", found: Bound | None = None
+    history: Iterable[Row],
+    delta: float,
+    *,
+    unit: str,
+    accountant: Accountant = "prv",
+    found: Bound | None = None,
+    neighbours: str = "",
 ) -> str:
     """One sentence that says what is protected, against what, and how it was counted.
 
     Args:
         unit: whose presence is hidden: "example", "patient" or "node".
         found: the bound, if it was counted already.
+        neighbours: which two data sets can hardly be told apart, in words; default the unit's.
     """
     rows = merged(history)
     found = found or bound(rows, delta, accountant)
@@ -200,7 +207,7 @@ def statement(
     }.get(frozenset(sampled), "Poisson sampling where there was sampling")
     name = {"prv": "PRV accountant, upper bound", "rdp": "RDP accountant"}[found.accountant]
     return (
-        f"ε ≤ {shown(found.epsilon)} at δ = {delta:g} for {NEIGHBOURS[unit]}; {how}; "
+        f"ε ≤ {shown(found.epsilon)} at δ = {delta:g} for {neighbours or NEIGHBOURS[unit]}; {how}; "
         f"{sum(steps for _, _, steps in rows)} steps composed by the {name}"
         + (f" ({found.why})" if found.why else "")
         + "."

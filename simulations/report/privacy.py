@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.accounting import NEIGHBOURS, shown, statement
+from common.accounting import shown, statement
 from common.plan import Plan
 from simulations.report import attacks, page, pictures
 
@@ -72,7 +72,7 @@ def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list
                 ("sampling", sampling),
                 ("δ", f"{first['delta']:g}: the chance that the promise does not hold"),
                 ("accountant", f"{first['accountant'].upper()}, an upper bound, over every step of every round"),
-                ("clipping norm", f"{asked.max_grad_norm:g}"),
+                ("clipping norm", f"{asked.max_grad_norm if asked.mode == 'sample' else asked.max_update_norm:g}"),
             ]
         ),
         page.table(
@@ -112,8 +112,13 @@ def not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
 
 def _sentence(spent: Mapping[str, Any]) -> str:
     rows = [(float(sigma), float(rate), int(steps)) for sigma, rate, steps in spent["history"]]
-    said = statement(rows, spent["delta"], unit=spent["unit"], accountant=spent["accountant"])
-    return said.replace(NEIGHBOURS[spent["unit"]], spent.get("neighbours") or NEIGHBOURS[spent["unit"]])
+    return statement(
+        rows,
+        spent["delta"],
+        unit=spent["unit"],
+        accountant=spent["accountant"],
+        neighbours=spent.get("neighbours", ""),
+    )
 
 
 def _history(rows: Sequence[Sequence[float]]) -> list[str]:

@@ -223,5 +223,9 @@ def test_a_statement_says_everything() -> None:
     said = statement([(1.0, 0.01, 1000), (1.0, 1.0, 2)], 1e-5, unit="patient", accountant="rdp")
     for words in ("patient", "added or removed", "Poisson", "1e-05", "RDP", "1002 steps"):
         assert words in said
+    assert "all data of one node replaced" in statement([(1.0, 1.0, 2)], 1e-5, unit="node")
+    left_out = statement([(1.0, 1.0, 2)], 1e-5, unit="node", neighbours="one node's updates left out")
+    assert "left out" in left_out
+    assert "replaced" not in left_out
     assert shown(1.23451) == "1.2346"
     assert shown(math.inf) == "∞"

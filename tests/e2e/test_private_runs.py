@@ -65,7 +65,7 @@ def test_every_node_keeps_its_epsilon_and_a_second_run_is_refused(
     assert "ledger: ledgers" in said
     spent = spent_of(pneumonia / "one", 3.0)
     page = (pneumonia / "one" / "report.html").read_text()
-    assert "Not covered by ε" in page
+    assert "What is not protected" in page
     assert "one example added or removed" in page
     ledgers = {path.stem: Ledger(path) for path in sorted((pneumonia / "ledgers").glob("*.sqlite"))}
     assert ledgers.keys() == spent.keys()
