@@ -197,12 +197,18 @@ def manifest(
 ) -> None:
     """Sign a run's or a study's manifest, or verify it: every file, the signature, the manifest itself.
 
+    A deployment's run gets its manifest here, the first time.
+
     A key: `openssl genpkey -algorithm ed25519 -out key.pem`
 
     Example: `fedgraft manifest runs/pneumonia-1 --sign key.pem`, then `fedgraft manifest runs/pneumonia-1 --verify`
     """
+    from server.manifest import MANIFEST, run_facts, write_manifest
     from server.manifest import sign as sign_with
     from simulations.reproduce import verified
+
+    if (folder / "result.json").is_file() and not (folder / MANIFEST).is_file() and not verify:
+        print(write_manifest(folder, run_facts(folder)))
 
     if sign is not None:
         print(sign_with(folder, sign))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import RunFailed
+from common.errors import RunFailed, UserError
 from common.plan_file import load_plan, plan_hash
 from server.manifest import code, machine, packages, problems_in, read_manifest, run_facts, signer
 from simulations.study import Job, found_by_attacks, run_jobs
@@ -47,6 +47,9 @@ def reproduce(path: Path, *, cells: int | None = None, workers: int | None = Non
     """
     content = read_manifest(path)
     folder = (path if path.is_dir() else path.parent).absolute()
+    if "engine" not in content:
+        what = "of a run whose data are at its hospitals; it cannot be run again here"
+        raise UserError(what, where=str(path), remedy="verify it instead: --verify")
     if found := problems_in(path):
         return [Check("files", False, problem) for problem in found]
     checks = [Check("files", True, f"{len(content['files'])} files are as they were written"), *_surroundings(content)]

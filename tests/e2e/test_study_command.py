@@ -73,3 +73,16 @@ def test_what_is_wrong_is_told_and_exits_2(place, command, words, said):
     assert "→" in done.err
     assert "Traceback" not in done.err
     assert not (place / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_deployment_s_run_gets_a_manifest_that_can_be_verified_only(place, command):
+    """A coordinator who cannot file a run, or a repetition that fails with a traceback."""
+    assert command("simulate", "plan.yaml", "--out", "run").code == 0
+    (place / "run" / "manifest.json").unlink()  # as a deployment leaves its folder
+    assert command("manifest", "run", "--verify").code == 2
+    assert command("manifest", "run").code == 0
+    assert command("manifest", "run", "--verify").code == 0
+    again = command("reproduce", "run")
+    assert again.code == 2
+    assert "--verify" in again.err
