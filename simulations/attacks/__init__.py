@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from common.plan import Plan
-from simulations.attacks.canaries import canaries
-from simulations.attacks.inversion import inversion
-from simulations.attacks.labels import labels
-from simulations.attacks.lira import lira
-from simulations.attacks.loss_threshold import loss_threshold
-from simulations.attacks.properties import properties
+from simulations.attacks import canaries, inversion, labels, lira, loss_threshold, properties
 
 Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
 
 ATTACKS: dict[str, Attack] = {
-    "loss-threshold": loss_threshold,
-    "lira": lira,
-    "inversion": inversion,
-    "labels": labels,
-    "properties": properties,
-    "audit": canaries,
+    "loss-threshold": loss_threshold.loss_threshold,
+    "lira": lira.lira,
+    "inversion": inversion.inversion,
+    "labels": labels.labels,
+    "properties": properties.properties,
+    "audit": canaries.canaries,
 }
 
 __all__ = ["ATTACKS", "Attack"]
