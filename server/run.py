@@ -113,10 +113,15 @@ def _follow(
         try:
             with Progress(plan, expected, quiet=quiet) as progress, progress.follow("shared model", folder):
                 status = _wait(flower, run_id, folder, tracker, say if not progress.shown else lambda words: None)
+                return _completed(flower, run_id, status, folder)
         except KeyboardInterrupt:
             with contextlib.suppress(RunFailed):
                 flower.stop(run_id)
             raise Interrupted(f"interrupted: run {run_id} is stopped\n{_how_to_go_on(folder)}") from None
+
+
+def _completed(flower: Flower, run_id: str, status: str, folder: Path) -> dict[str, Any]:
+    """The result of a run that Flower and the run's own folder call completed. Raises `RunFailed` for any other."""
     result = _result(folder)
     if status == COMPLETED and result.get("status") == "completed":
         return result | {"folder": str(folder), "run": run_id}

@@ -11,10 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.plan_file import load_plan
+from client.app import app as client_app
+from common.assembly import plan_backbone
+from common.plan_file import load_plan, plan_yaml
+from common.yaml_file import dump_yaml
+from server.app import Federation as Federated
+from server.app import federate
+from server.run_folder import RunFolder
+from simulations.inprocess import InProcessGrid
 from simulations.partition import write_nodes
-from simulations.simulate import simulate_plan
-from tests.e2e.federation import Federation, free_ports
+from tests.e2e.federation import DATA, Federation, free_ports
+from tests.e2e.test_formats import shares
+from tests.formats import as_dicom, as_folder, as_manifest
 
 TABLE_PLAN = """
 name: tiny
@@ -114,20 +122,36 @@ def process(program: list[str]) -> Callable[..., Done]:
 
 
 # ── a deployment ─────────────────────────────────────────────────────────────────────────────────────
+HOSPITALS = ("north", "south", "west")
+
+
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan of three rounds, the data of three hospitals and their node.yaml."""
-    folder = fill(tmp_path_factory.mktemp("deployed"))
-    edited = (folder / "plan.yaml").read_text().replace("rounds: 2", "rounds: 3")
-    (folder / "plan.yaml").write_text(edited)
-    write_nodes(load_plan(folder / "plan.yaml"), folder / "plan.yaml", folder / "nodes")
+    """A folder with three rounds of the ready plan `pneumonia`, and three hospitals that keep the same kind of X-rays
+    as a folder of PNG, a Parquet manifest of TIFF and a folder of DICOM. Where the X-rays are missing: three tables.
+    """
+    folder = tmp_path_factory.mktemp("deployed")
+    if not (DATA / "pneumoniamnist.npz").is_file():
+        fill(folder)
+        tables = load_plan(folder / "plan.yaml", ["train.rounds=3"])
+        write_nodes(tables, folder / "plan.yaml", folder / "nodes")
+        (folder / "plan.yaml").write_text(plan_yaml(tables))
+        return folder
+    plan = load_plan("pneumonia", ["train.rounds=3", "simulation=null", "aggregate.min_nodes=3"])
+    (folder / "plan.yaml").write_text(plan_yaml(plan))
+    for number, write in enumerate((as_folder, as_manifest, as_dicom)):
+        place = folder / "hospitals" / HOSPITALS[number]
+        place.mkdir(parents=True)
+        about = {"name": HOSPITALS[number], "data": {"path": str(write(place, shares()[number]))}}
+        (folder / "nodes").mkdir(exist_ok=True)
+        (folder / "nodes" / f"node-{number}.yaml").write_text(dump_yaml(about | {"store": f"store/{number}"}))
     return folder
 
 
 @pytest.fixture(scope="session")
 def federation(deployed: Path) -> Iterator[Federation]:
     """A coordinator with three nodes; shared by the tests of a session, which leave it as they found it."""
-    files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(("north", "south", "west"))}
+    files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
     with Federation(deployed, files, settings) as running:
         yield running
@@ -135,7 +159,20 @@ def federation(deployed: Path) -> Iterator[Federation]:
 
 @pytest.fixture(scope="session")
 def in_process(deployed: Path) -> Path:
-    """The run's folder of the same plan on the same data, in one process."""
-    out = deployed / "in-process"
-    simulate_plan(str(deployed / "plan.yaml"), out=out, quiet=True)
+    """The run's folder of the same plan at the same hospitals, in one process."""
+    out, plan = deployed / "in-process", load_plan(deployed / "plan.yaml")
+    paths = []
+    for number in range(3):
+        text = (deployed / "nodes" / f"node-{number}.yaml").read_text()
+        paths.append(deployed / "nodes" / f"again-{number}.yaml")  # a store of its own: everything from the beginning
+        store = next(line for line in text.splitlines() if line.startswith("store:"))
+        paths[-1].write_text(text.replace(store, f"store: again/{number}"))
+    grid = InProcessGrid(client_app, paths)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDGRAFT_DATA", str(DATA))
+            backbone = plan_backbone(plan, deployed)
+        federate(grid, Federated(plan, backbone, expected=3, patience=0.0), RunFolder.open_new(out, plan))
+    finally:
+        grid.close()
     return out

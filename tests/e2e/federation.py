@@ -27,6 +27,7 @@ from server import nodes as registry
 from server.certificates import make
 from server.server_file import Server, load_server
 
+DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 BIN = Path(sys.executable).parent
 UP = 90.0  # seconds for a process to come up, on a machine that does other things, too
 
@@ -72,6 +73,7 @@ class Federation:
         self.environment = os.environ | {
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "OMP_NUM_THREADS": "1",
+            "FEDGRAFT_DATA": str(DATA),  # where a plan's weights are looked up
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # a second less for each message
@@ -127,7 +129,7 @@ class Federation:
         until("the server is ready", lambda: "ready" in self.log("server")[began:] or not self.alive("server"))
         assert self.alive("server"), self.log("server")
 
-    def fedgraft(self, *words: str | Path, timeout: float = 240) -> Done:
+    def fedgraft(self, *words: str | Path, timeout: float = 900) -> Done:
         """`fedgraft …` to its end."""
         done = subprocess.run(
             [str(BIN / "fedgraft"), *map(str, words)],
