@@ -205,7 +205,7 @@ def _model(plan: Plan, offered: dict[str, str], store: BackboneStore) -> tuple[G
         model = working_model(net, plan)
         _models.key, _models.model = key, model
         _models.layout = Layout.of(model.adapter_state(), model.drawn_state())
-        _models.frozen = model.frozen_fingerprint()
+        _models.frozen = model.seal_as(net)
     return _models.model, _models.layout, _models.frozen
 
 

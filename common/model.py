@@ -19,7 +19,7 @@ from common.adapters.attention import close_attention, stays_beside
 from common.adapters.lora import Lora
 from common.adapters.options import new_linear
 from common.adapters.place import Adapter, merge_into
-from common.backbones import Backbone
+from common.backbones import Backbone, backbone_state
 from common.errors import UserError
 from common.seal import Seal
 
@@ -123,6 +123,15 @@ class GraftedModel(nn.Module):
         Under `full` only the buffers stay frozen, so there it is theirs; it, too, must not change.
         """
         self._seal = Seal.of(self.frozen_state())
+        return self._seal.fingerprint
+
+    def seal_as(self, backbone: Backbone) -> str:
+        """The same, without a second SHA-256 where the frozen tensors are the very ones of a backbone just made."""
+        theirs, mine = backbone_state(backbone), self.frozen_state()
+        same = {n: (t.data_ptr(), t.shape) for n, t in theirs.items()} == {
+            n: (t.data_ptr(), t.shape) for n, t in mine.items()
+        }
+        self._seal = Seal.of(mine, backbone.fingerprint if same else None)
         return self._seal.fingerprint
 
     def frozen_as(self, fingerprint: str, *, read: bool) -> bool:

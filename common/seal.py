@@ -31,9 +31,9 @@ class Seal:
     marks: dict[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> Seal:
-        """Seal tensors as they are."""
-        return cls(fingerprint_of(state), _sums(state), _marks(state))
+    def of(cls, state: Mapping[str, Tensor], fingerprint: str | None = None) -> Seal:
+        """Seal tensors as they are; `fingerprint`: their SHA-256, if it was just taken."""
+        return cls(fingerprint or fingerprint_of(state), _sums(state), _marks(state))
 
     def untouched(self, state: Mapping[str, Tensor]) -> bool:
         """Whether they are the same tensors, and torch counted no write to them. A hint: some are not counted."""

@@ -80,3 +80,16 @@ def test_a_model_that_was_never_sealed_is_hashed():
     grafted = model()
     assert not grafted.frozen_as("sha256:0", read=False)
     assert isinstance(grafted, nn.Module)
+
+
+def test_a_backbone_that_was_just_hashed_is_not_hashed_again(monkeypatch):
+    """A third of a second for a ViT in every process; and a copy that differs, sealed under the original's name."""
+    backbone = load_backbone("cifar-resnet8", seed=0)
+    grafted = graft(backbone, method="lora", classes=2)
+    other = graft(load_backbone("cifar-resnet8", seed=1), method="lora", classes=2)
+    whole = graft(backbone, method="full", classes=2)
+    assert other.seal_as(backbone) == other.frozen_fingerprint() != backbone.fingerprint
+    assert whole.seal_as(backbone) == whole.frozen_fingerprint() != backbone.fingerprint
+    monkeypatch.setattr("common.seal.fingerprint_of", lambda state: "hashed")
+    assert grafted.seal_as(backbone) == backbone.fingerprint
+    assert grafted.frozen_as(backbone.fingerprint, read=True)
