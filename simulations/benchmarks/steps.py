@@ -10,6 +10,7 @@ weights and random images: only time is measured here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import statistics
 import sys
@@ -38,7 +39,7 @@ ADAPTERS = (
     ("bias", "auto"),
 )
 Step = Callable[[], object]
-_open: list[object] = []
+_open = contextlib.ExitStack()  # models stay wrapped while their steps are taken
 
 
 def main() -> None:
@@ -67,7 +68,8 @@ def rows(name: str, size: int, repeats: int) -> None:
     for method, targets in ADAPTERS:
         model = graft(backbone, method=method, classes=2, targets=targets)
         steps = variants(model, images, labels)
-        found = medians(steps, repeats)
+        with _open:
+            found = medians(steps, repeats)
         cut = found.get("cut", found["whole"])
         full = full or found["whole"]
         dp = f"{found['dp'] / cut:7.2f}" if "dp" in found else f"{'':7}"
@@ -115,9 +117,8 @@ def private_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor, *, 
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-3)
     takes, privacy.takes = privacy.takes, lambda model: ours
     wrapping = wrapped(model, optimizer, Mechanism(1.0, 0.1, 1, BATCH, 1.0), randomness=Randomness())
-    private = wrapping.__enter__()
+    private = _open.enter_context(wrapping)
     privacy.takes = takes
-    _open.append(wrapping)  # or it would be unwrapped at once
     return lambda: private.step(x, labels)
 
 
