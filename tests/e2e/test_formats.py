@@ -34,7 +34,8 @@ def shares() -> list[Cases]:
         for node in range(3):
             cases: Cases = {}
             for split, size in SIZES.items():
-                rows = np.arange(node * size, (node + 1) * size)
+                drawn = np.random.default_rng(0).permutation(len(file[f"{split}_labels"]))
+                rows = np.sort(drawn[node * size : (node + 1) * size])
                 labels = file[f"{split}_labels"][rows, 0]
                 order = np.argsort(labels, kind="stable")
                 cases[split] = file[f"{split}_images"][rows][order], labels[order]
@@ -97,6 +98,7 @@ def test_three_formats_at_real_nodes_over_tls(tmp_path: Path) -> None:
     archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
     files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
     with Deployment(tmp_path / "deployed", {f"node-{k}": file for k, file in enumerate(files)}) as deployment:
-        done = deployment.run(plan, tmp_path / "other")
+        words = ("server", "run", plan, "--server", deployment.server_file, "--out", tmp_path / "other")
+        done = deployment.fedgraft(*words, timeout=900)
     assert done.code == 0, done
     assert adapter(tmp_path / "other") == archives
