@@ -3,7 +3,7 @@
 A Flower bundle is code from outside. Flower unpacks what the server sends into a folder that the bundle's own
 version names, and loads the folder that the server's message names. A version that begins with the approved
 folder's own name and goes on with `/../../../store/x` leaves `$FLWR_HOME/apps`, read-only or not: seen with
-Flower 1.41, it ran. So two steps of Flower's process are replaced here, before anything of the
+Flower 1.41, it was loaded. So two steps of Flower's process are replaced here, before anything of the
 bundle is unpacked: the bundle must have the approved contents, to the byte, and what is loaded is the approved
 folder and no other, whatever the message says. A refusal is an error reply in words.
 
