@@ -66,7 +66,7 @@ def exchange(
             result.refused[name], result.down[name] = "the message could not be delivered", 0
     deadline = time.monotonic() + timeout
     while waiting and time.monotonic() < deadline:
-        arrived = list(grid.pull_messages(list(waiting)))
+        arrived = _ready(grid, list(waiting))
         for message in arrived:
             name = waiting.pop(message.metadata.reply_to_message_id, None)
             if name is None:
@@ -86,6 +86,19 @@ def exchange(
     for name in waiting.values():
         result.refused[name] = f"no answer within {timeout:g} s"
     return result
+
+
+def _ready(grid: Grid, ids: list[str]) -> list[Message]:
+    """Replies that are there. A SuperLink that fails for a moment is asked again.
+
+    Seen with 340 MB to two nodes on a busy machine: its database was locked, and the answer was 500.
+    """
+    try:
+        return list(grid.pull_messages(ids))
+    except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", 0) < 500:
+            raise
+        return []
 
 
 def _words(reason: str | None) -> str:

@@ -1,0 +1,54 @@
+"""Pulling replies from a SuperLink that is not always well."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import httpx
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.exchange import exchange
+
+
+@pytest.fixture(autouse=True)
+def server_app(monkeypatch):
+    """A message asks for the identity of the process that makes it, and the loop waits between two pulls."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    monkeypatch.setattr("server.exchange.POLL", 0.0)
+
+
+class Moody:
+    """A grid whose pulls answer with these statuses first, and then with one reply."""
+
+    def __init__(self, *statuses: int) -> None:
+        self._statuses = list(statuses)
+        self.pulls = 0
+
+    def push_messages(self, messages: Any) -> list[str]:
+        self._sent = list(messages)
+        self._sent[0].metadata.__dict__["_message_id"] = "m"
+        return ["m"]
+
+    def pull_messages(self, ids: Any) -> list[Message]:
+        self.pulls += 1
+        if self._statuses:
+            answer = httpx.Response(self._statuses.pop(0), request=httpx.Request("POST", "https://superlink"))
+            answer.raise_for_status()
+        return [Message(RecordDict(), reply_to=self._sent[0])]
+
+
+def test_a_superlink_that_fails_for_a_moment_is_asked_again():
+    """A federation that ends because the SuperLink's database was locked for a second."""
+    grid = Moody(500, 503)
+    replies = exchange(cast(Grid, grid), "query.x", RecordDict(), {"a": 2}, group="0", timeout=30)
+    assert list(replies.contents) == ["a"]
+    assert grid.pulls == 3
+
+
+def test_a_run_that_was_stopped_is_not_asked_for_ever():
+    """A ServerApp that goes on after its run was stopped: Flower answers 403 then."""
+    with pytest.raises(httpx.HTTPStatusError):
+        exchange(cast(Grid, Moody(403)), "query.x", RecordDict(), {"a": 2}, group="0", timeout=30)
