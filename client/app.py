@@ -176,10 +176,10 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     about = message.content.config_records["about"]
     store = _store(node)
     offered = store.plan(str(about["plan-hash"]))
-    plan = plan_from_json(offered["plan"])
-    node.check(plan_hash=plan_hash(plan), backbone=offered["fingerprint"])
+    plan, identity = _plan(offered["plan"])
+    node.check(plan_hash=identity, backbone=offered["fingerprint"])
     node.policy.check_privacy(plan.privacy)
-    model, layout, frozen = _model(plan, offered, store)
+    model, layout, frozen = _model(plan, identity, offered, store)
     if about["layout"] != layout.digest:
         raise Refused(f"layout {about['layout']}: this plan's adapter has layout {layout.digest}")
     state = unpack(message.content.array_records[ADAPTER], layout)
@@ -197,8 +197,10 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
 _models = threading.local()
 
 
-def _model(plan: Plan, offered: dict[str, str], store: BackboneStore) -> tuple[GraftedModel, Layout, str]:
-    key = (plan_hash(plan), offered["fingerprint"])
+def _model(
+    plan: Plan, identity: str, offered: dict[str, str], store: BackboneStore
+) -> tuple[GraftedModel, Layout, str]:
+    key = (identity, offered["fingerprint"])
     if getattr(_models, "key", None) != key:
         preprocess = Preprocess.from_json(json.loads(offered["preprocess"]))
         net = backbone_from_state(plan.backbone.name, store.load(offered["fingerprint"]), preprocess)
@@ -207,6 +209,13 @@ def _model(plan: Plan, offered: dict[str, str], store: BackboneStore) -> tuple[G
         _models.layout = Layout.of(model.adapter_state(), model.drawn_state())
         _models.frozen = model.seal_as(net)
     return _models.model, _models.layout, _models.frozen
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(plan_json: str) -> tuple[Plan, str]:
+    """A plan that was offered, and its identity; the same text is read once."""
+    plan = plan_from_json(plan_json)
+    return plan, plan_hash(plan)
 
 
 @functools.lru_cache(maxsize=2048)

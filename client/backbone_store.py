@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import tempfile
@@ -100,10 +101,12 @@ class BackboneStore:
 
     def plan(self, plan_hash: str) -> dict[str, str]:
         """The offer kept under a plan's hash. Raises `Refused` where there is none."""
+        path = self._plan(plan_hash)
         try:
-            return json.loads(self._plan(plan_hash).read_text())
+            found = path.stat()
         except FileNotFoundError:
             raise Refused(f"plan {plan_hash} was never offered to this node") from None
+        return _offer(path, found.st_mtime_ns, found.st_ino)
 
     def _make_room(self, size: int) -> None:
         """Evict what was not used for longest until `size` more bytes fit."""
@@ -173,6 +176,12 @@ def _used(path: Path) -> float:
     """When a backbone was last used, Unix time."""
     note = path.with_suffix(".verified")
     return (note if note.exists() else path).stat().st_mtime
+
+
+@functools.lru_cache(maxsize=2048)
+def _offer(path: Path, changed: int, inode: int) -> dict[str, str]:
+    """The content of an offer's file; read again when the file is another."""
+    return json.loads(path.read_text())
 
 
 def _hex(fingerprint: str) -> str:

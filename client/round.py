@@ -17,6 +17,7 @@ from torch import Tensor
 
 from client import training
 from client.budget import Budget
+from client.optimizers import Steps, new_optimizer
 from client.privacy import train_privately
 from client.workplace import Workplace
 from common.accounting import Spent
@@ -62,9 +63,9 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
-    optimizer = training.build_optimizer(model, plan.train.optimizer, rate)
-    if plan.privacy.mode == "sample":
-        return _privately(place, round_, optimizer, measured, started)
+    if plan.privacy.mode == "sample":  # Opacus wraps torch's own
+        return _privately(place, round_, training.build_optimizer(model, plan.train.optimizer, rate), measured, started)
+    optimizer = new_optimizer(model.trainable_parameters().values(), plan.train.optimizer, rate)
     if plan.privacy.mode == "local":
         return _noised(place, received, round_, optimizer, measured, started)
     trained = _train(place, round_, optimizer)
@@ -84,7 +85,7 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
     )
 
 
-def _train(place: Workplace, round_: int, optimizer: torch.optim.Optimizer) -> training.Trained:
+def _train(place: Workplace, round_: int, optimizer: Steps) -> training.Trained:
     """Local steps without noise, on the model as it is loaded."""
     plan = place.plan
     return training.train(
@@ -124,7 +125,7 @@ def _noised(
     place: Workplace,
     received: Mapping[str, Tensor],
     round_: int,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Steps,
     measured: Sums | None,
     started: float,
 ) -> Outcome:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.batches import Split
+from client.optimizers import Steps
 from common.metrics import Sums, sums_of, zero
 from common.plan import Optimizer
 
@@ -28,7 +29,7 @@ def train(
     *,
     epochs: int,
     batch_size: int,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Steps,
     proximal: float,
     augment: str,
     generator: torch.Generator,

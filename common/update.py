@@ -264,6 +264,7 @@ def message_bytes(message: Message) -> int:
     Children are summed as often as they are referred to: Flower sends a chunk once for each message and
     de-duplicates inside it only, which matters for all-zero tensors; they are counted once here, too.
     """
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    with no_object_id_recompute():  # or Flower serialises a child anew for each of its parents
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())

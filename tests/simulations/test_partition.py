@@ -110,6 +110,18 @@ def test_dirichlet_shares_vary_as_the_distribution_says(pneumonia: Records, alph
     assert np.mean((np.array(shares) - 1 / n) ** 2) == pytest.approx(wanted, rel=0.35)
 
 
+def test_iid_is_flowers_own(pneumonia: Records) -> None:
+    """Other rows than flwr-datasets deals: the short cut around its imports is none."""
+    from datasets import Dataset
+    from flwr_datasets.partitioner import IidPartitioner
+
+    rows = np.random.default_rng([5, 0]).permutation(pneumonia.splits["train"])
+    flower = IidPartitioner(7)
+    flower.dataset = Dataset.from_dict({"row": rows.tolist()})
+    for number, ours in enumerate(partition(simulation(7, kind="iid"), pneumonia, seed=5)):
+        assert ours.train.tolist() == sorted(flower.load_partition(number)["row"][:])
+
+
 def test_iid_nodes_are_alike(pneumonia: Records) -> None:
     """The file is sorted in places: cut without shuffling, "IID" nodes would differ."""
     table = counts(pneumonia, partition(simulation(4, kind="iid"), pneumonia, seed=0))
