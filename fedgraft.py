@@ -86,6 +86,10 @@ def simulate(
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Nodes trained at once; default: cores.")] = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="Train many small heads at once: faster, the same to 1e-6, not bit for bit."),
+    ] = False,
     ledger: Annotated[
         Path | None, typer.Option(help="Folder of privacy ledgers that outlast the run; default: the run's own.")
     ] = None,
@@ -110,6 +114,7 @@ def simulate(
         baselines=baselines,
         resume=resume,
         workers=workers,
+        together=together,
         ledger=ledger,
         policy=policy or [],
         quiet=json_,

@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from client.budget import Budget
 from client.feedback import Feedback
 from client.node import Node, load_node
 from client.privacy import must_suit
-from client.round import measure, run_round
+from client.round import Outcome, measure, run_round
 from client.workplace import Workplace, open_splits, working_model
 from common.backbones import backbone_from_state
 from common.clipping import update_of
@@ -117,10 +117,46 @@ def backbone(message: Message, context: Context) -> RecordDict:
 def train(message: Message, context: Context) -> RecordDict:
     """One round; see `client/round.py`."""
     place, layout, state = _open(message, context)
-    round_ = int(str(message.content.config_records["about"]["round"]))
-    if not 1 <= round_ <= place.plan.train.rounds:
-        raise Refused(f"round {round_}: the plan has rounds 1 to {place.plan.train.rounds}")
+    round_ = _round(message, place.plan)
     outcome = run_round(place, state, round_, clip=_clip(message))
+    return _record(outcome, place, layout, state, round_, context)
+
+
+def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message] | None:
+    """The replies of many nodes of this process to one message, trained at once (`client/together.py`).
+
+    None where it is not possible or no gain, or something is wrong with one of them: each is then asked by itself.
+    """
+    from client.together import is_a_win, run_rounds
+
+    same = all(message.content is messages[0].content for message in messages)
+    try:
+        opened = [_open(message, context) for message, context in zip(messages, contexts, strict=True)]
+        place, layout, state = opened[0]
+        if not same or not is_a_win(place.plan, place.model):
+            return None
+        round_, places = _round(messages[0], place.plan), [place for place, _, _ in opened]
+        outcomes = run_rounds(places, state, round_)
+    except Exception:  # whose fault it is shows when each is asked by itself
+        return None
+    return [
+        Message(_record(outcome, place, layout, state, round_, context), reply_to=message)
+        for outcome, place, context, message in zip(outcomes, places, contexts, messages, strict=True)
+    ]
+
+
+def _round(message: Message, plan: Plan) -> int:
+    """The round that a message is for."""
+    round_ = int(str(message.content.config_records["about"]["round"]))
+    if not 1 <= round_ <= plan.train.rounds:
+        raise Refused(f"round {round_}: the plan has rounds 1 to {plan.train.rounds}")
+    return round_
+
+
+def _record(
+    outcome: Outcome, place: Workplace, layout: Layout, state: dict[str, torch.Tensor], round_: int, context: Context
+) -> RecordDict:
+    """What leaves this node after a round that began with `state`."""
     update = AdapterUpdate(
         round=round_,
         state=outcome.state,

@@ -6,8 +6,9 @@ deployment starts one for each message. The functions that do the arithmetic nee
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class _Steps:
         self.parameters = list(parameters)
         self.lr, self.chosen = lr, chosen
 
+    def first(self, count: int) -> Self:
+        """The same optimizer for the first `count` of stacked parameters `(n, …)`; memory and state are shared."""
+        narrowed = copy.copy(self)
+        narrowed.parameters = [p[:count] for p in self.parameters]
+        return narrowed
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
         for parameter in self.parameters:
@@ -46,6 +53,12 @@ class Adam(_Steps):
         self._first = [torch.zeros_like(p) for p in self.parameters]
         self._second = [torch.zeros_like(p) for p in self.parameters]
         self._counts = [torch.tensor(0.0) for _ in self.parameters]
+
+    def first(self, count: int) -> Self:
+        """Narrowed, with the moments."""
+        narrowed = super().first(count)
+        narrowed._first, narrowed._second = ([m[:count] for m in each] for each in (self._first, self._second))
+        return narrowed
 
     @torch.no_grad()
     def step(self) -> None:
@@ -67,6 +80,12 @@ class Sgd(_Steps):
         super().__init__(parameters, chosen, lr)
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
+    def first(self, count: int) -> Self:
+        """Narrowed, with the momentum."""
+        narrowed = super().first(count)
+        narrowed._momentum = [None if buffer is None else buffer[:count] for buffer in self._momentum]
+        return narrowed
+
     @torch.no_grad()
     def step(self) -> None:
         """One step of every parameter that has a gradient."""
@@ -82,6 +101,6 @@ class Sgd(_Steps):
             self._momentum[number] = buffer
 
 
-def new_optimizer(parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> Steps:
+def new_optimizer(parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> Adam | Sgd:
     """The plan's optimizer over these parameters, at this round's learning rate."""
     return Sgd(parameters, chosen, lr) if chosen.name == "sgd" else Adam(parameters, chosen, lr)

@@ -55,7 +55,7 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
     started = time.perf_counter()
 
     # ── the model as received ────────────────────────────────────────────────────────────────────────
-    _must_be_frozen(place, read=False)  # the last round's end read every byte, as this one's will
+    must_be_frozen(place, read=False)  # the last round's end read every byte, as this one's will
     model.load_adapter_state(received)
     measured = None
     if (round_ - 1) % plan.evaluate.every == 0:
@@ -71,7 +71,7 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
     trained = _train(place, round_, optimizer)
 
     # ── what goes back ───────────────────────────────────────────────────────────────────────────────
-    _must_be_frozen(place, read=True)
+    must_be_frozen(place, read=True)
     state, central = model.adapter_state(), plan.privacy.mode == "central"
     if central:
         state = applied(received, clipped(update_of(state, received), clip or plan.privacy.max_update_norm))
@@ -117,7 +117,7 @@ def _privately(
         )
 
     # ── what goes back ───────────────────────────────────────────────────────────────────────────────
-    _must_be_frozen(place, read=True)
+    must_be_frozen(place, read=True)
     return _told(place, place.model.adapter_state(), mechanism.steps, measured, started)
 
 
@@ -141,7 +141,7 @@ def _noised(
         deviation = mechanism.noise_multiplier * 2 * most
         noise = noise_like(update, deviation, budget.randomness(place.plan, round_))
         state = applied(received, {name: update[name] + noise[name] for name in update})
-    _must_be_frozen(place, read=True)
+    must_be_frozen(place, read=True)
     return _told(place, state, mechanism.steps, measured, started)
 
 
@@ -166,7 +166,7 @@ def _budget(place: Workplace) -> Budget:
 
 def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:
     """Metrics of a received adapter on this node's test split, without training. Raises as `run_round`."""
-    _must_be_frozen(place, read=True)
+    must_be_frozen(place, read=True)
     place.model.load_adapter_state(received)
     return training.evaluate(*place.for_tests(), len(place.plan.task.classes))
 
@@ -177,7 +177,8 @@ def generator_of(seed: int, round_: int, node: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _must_be_frozen(place: Workplace, *, read: bool) -> None:
+def must_be_frozen(place: Workplace, *, read: bool) -> None:
+    """Raises `Refused` where the frozen part is not what was agreed on; `read`: every byte of it."""
     if not place.model.frozen_as(place.fingerprint, read=read):
         found = place.model.frozen_fingerprint()
         raise Refused(f"the frozen backbone is {found}, not {place.fingerprint}; nothing is sent")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+Together = Callable[[Sequence[Message], Sequence[Context]], "list[Message] | None"]
 RUN_ID = 1
 SERVER_ID = 1
 FIRST_NODE_ID = 2
+LONGEST_PULL = 5.0  # seconds; a pull that finds nothing makes the server sleep
 
 
 class InProcessGrid(Grid):
@@ -30,10 +32,17 @@ class InProcessGrid(Grid):
         client_app: the ClientApp that answers messages.
         nodes: one node.yaml for each node.
         workers: threads that answer messages; each trains with the plan's own number of torch threads.
+        together: answers the train messages of many nodes at once, or None if it cannot.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: list[Path], workers: int | None = None) -> None:
-        self._client_app = client_app
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: list[Path],
+        workers: int | None = None,
+        together: Together | None = None,
+    ) -> None:
+        self._client_app, self._together = client_app, together
         self._contexts = {
             FIRST_NODE_ID + index: Context(
                 run_id=RUN_ID,
@@ -47,7 +56,8 @@ class InProcessGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._numbers = itertools.count(1)
         self._pending: dict[str, Future[Message]] = {}
-        self._workers = ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1)
+        self._count = workers or os.cpu_count() or 1
+        self._workers = ThreadPoolExecutor(max_workers=self._count)
         # A message asks for the identity of the process that makes it: here that is the server's.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_ID
 
@@ -82,18 +92,34 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for the workers; returns their ids."""
-        pushed = []
+        pushed, messages = [], list(messages)
         for message in messages:
-            message_id = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            self._pending[message_id] = self._workers.submit(self._answer, message)
-            pushed.append(message_id)
+            pushed.append(f"message-{next(self._numbers)}")
+            message.metadata.__dict__["_message_id"] = pushed[-1]
+        if self._together is not None and messages and messages[0].metadata.message_type == "train":
+            for start in range(self._count):  # a share for each worker
+                self._push_together(messages[start :: self._count])
+        else:
+            for message_id, message in zip(pushed, messages, strict=True):
+                self._pending[message_id] = self._workers.submit(self._answer, message)
         return pushed
+
+    def _push_together(self, messages: list[Message]) -> None:
+        replies: list[Future[Message]] = [Future() for _ in messages]
+        self._pending |= {m.metadata.message_id: reply for m, reply in zip(messages, replies, strict=True)}
+        if messages:
+            self._workers.submit(self._answer_together, messages, replies)
+
+    def _answer_together(self, messages: list[Message], replies: list[Future[Message]]) -> None:
+        contexts = [self._contexts[message.metadata.dst_node_id] for message in messages]
+        answers = None if self._together is None else self._together(messages, contexts)
+        for number, reply in enumerate(replies):
+            reply.set_result(self._answer(messages[number]) if answers is None else answers[number])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are ready; waits a little for the first one, so that the caller need not poll."""
         wanted = {key: self._pending[key] for key in message_ids if key in self._pending}
-        wait(wanted.values(), timeout=0.2, return_when=FIRST_COMPLETED)
+        wait(wanted.values(), timeout=LONGEST_PULL, return_when=FIRST_COMPLETED)
         done = [key for key, future in wanted.items() if future.done()]
         return [self._pending.pop(key).result() for key in done]
 

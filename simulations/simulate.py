@@ -39,6 +39,7 @@ def simulate_plan(
     workers: int | None = None,
     ledger: Path | None = None,
     policy: Sequence[str] = (),
+    together: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a plan's federation on this machine, with its baselines, and print the table.
@@ -50,6 +51,7 @@ def simulate_plan(
         baselines: names from `simulations/baselines.py`, comma-separated.
         ledger: folder of privacy ledgers that outlast this run; default: in the run's folder, each run starts fresh.
         policy: clauses of every node's policy, such as "max_epsilon_total=3".
+        together: see `simulations.engine.simulate`.
         quiet: print nothing.
 
     Returns:
@@ -61,6 +63,9 @@ def simulate_plan(
     """
     if engine not in ENGINES:
         raise UserError(f"{engine!r} is no engine", where="--engine", remedy=f"write one of {', '.join(ENGINES)}")
+    if together and engine != "inprocess":
+        remedy = "leave it out, or use --engine inprocess"
+        raise UserError("nodes are trained at once in one process only", where="--together", remedy=remedy)
     asked, clauses = chosen_baselines(baselines), clauses_of(policy)
     path, first = find_plan(plan), load_plan(plan, overrides)
     if resume and (out is None or seeds > 1):
@@ -74,10 +79,13 @@ def simulate_plan(
         chosen = [*overrides, f"seed={seed}"]
         target = folder / f"seed-{seed}" if seeds > 1 else folder
         try:
-            results.append(run_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, quiet))
+            results.append(
+                run_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, together, quiet)
+            )
         except (KeyboardInterrupt, RunFailed, UserError, OSError) as error:
             again = ["simulate", plan, *(word for item in chosen for word in ("--set", item)), "--out", str(target)]
             more = ["--engine", engine] if engine != ENGINES[0] else []
+            more += ["--together"] if together else []
             more += ["--baselines", ",".join(asked)] if asked else []
             more += ["--ledger", str(ledger)] if ledger else []
             more += [word for clause in policy for word in ("--policy", clause)]
@@ -108,6 +116,7 @@ def run_seed(
     workers: int | None,
     ledger: Path | None,
     clauses: dict[str, Any],
+    together: bool,
     quiet: bool,
     pages: bool = True,
 ) -> dict[str, Any]:
@@ -124,8 +133,10 @@ def run_seed(
         plan_model(backbone, plan)  # an adapter that does not fit is told here, before anything is written
         seconds: dict[str, float] = {"prepare": time.perf_counter() - started}
         with progress.follow("shared model", out):
-            result = simulate(plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers)
-        result["engine"] = engine
+            result = simulate(
+                plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers, together=together
+            )
+        result["engine"] = f"{engine}, nodes together" if together else engine
         if plan.privacy.mode in ("sample", "local"):
             result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
         result["notes"] = notes(plan, counts, names)
@@ -143,7 +154,16 @@ def run_seed(
                 if resume and not begun:
                     shutil.rmtree(place, ignore_errors=True)
                 with progress.follow(baseline, place):
-                    ran = simulate(changed, path, place, nodes=nodes, engine=engine, resume=begun, workers=workers)
+                    ran = simulate(
+                        changed,
+                        path,
+                        place,
+                        nodes=nodes,
+                        engine=engine,
+                        resume=begun,
+                        workers=workers,
+                        together=together,
+                    )
                 found = ran["final"]["global"] | {
                     "bytes": round_bytes(ran["bytes"]),
                     "adapter_bytes": ran["bytes"]["adapter"],

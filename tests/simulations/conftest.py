@@ -38,6 +38,7 @@ class Recorder(InProcessGrid):
     client_app: Any
     nodes: list[Path]
     workers: int | None = None
+    together: Any = None
     stop_before: int | None = None
     unreachable: int = 0  # a node to which no train message can be delivered
     on_push: Callable[[list[Message]], None] = lambda messages: None
@@ -45,7 +46,7 @@ class Recorder(InProcessGrid):
     up: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__(self.client_app, self.nodes, self.workers)
+        super().__init__(self.client_app, self.nodes, self.workers, self.together)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
