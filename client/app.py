@@ -139,9 +139,13 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
         outcomes = run_rounds(places, state, round_)
     except Exception:  # whose fault it is shows when each is asked by itself
         return None
+    records = [
+        _record(outcome, place, layout, state, round_, context)
+        for outcome, place, context in zip(outcomes, places, contexts, strict=True)
+    ]  # each is written down at its node before it leaves, as ever
     return [
-        Message(_record(outcome, place, layout, state, round_, context), reply_to=message)
-        for outcome, place, context, message in zip(outcomes, places, contexts, messages, strict=True)
+        answered(lambda message, context, record=record: record)(message, context)
+        for record, message, context in zip(records, messages, contexts, strict=True)
     ]
 
 

@@ -80,7 +80,20 @@ def simulate_plan(
         target = folder / f"seed-{seed}" if seeds > 1 else folder
         try:
             results.append(
-                run_seed(plan, path, chosen, target, engine, asked, resume, workers, ledger, clauses, together, quiet)
+                run_seed(
+                    plan,
+                    path,
+                    chosen,
+                    target,
+                    engine,
+                    asked,
+                    resume,
+                    workers,
+                    ledger,
+                    clauses,
+                    quiet,
+                    together=together,
+                )
             )
         except (KeyboardInterrupt, RunFailed, UserError, OSError) as error:
             again = ["simulate", plan, *(word for item in chosen for word in ("--set", item)), "--out", str(target)]
@@ -116,9 +129,9 @@ def run_seed(
     workers: int | None,
     ledger: Path | None,
     clauses: dict[str, Any],
-    together: bool,
     quiet: bool,
     pages: bool = True,
+    together: bool = False,
 ) -> dict[str, Any]:
     """The federation of one seed and its baselines; with `pages`, its picture and its page."""
     from simulations.figures import labels_by_node
