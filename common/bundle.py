@@ -30,7 +30,15 @@ APP: dict = {
     "publisher": "fedgraft",
     "fab-include": ["client/**/*.py", "server/**/*.py", "common/**/*.py", "common/**/*.yaml"],
     "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
-    "config": {"plan": "", "weights": "", "out": "", "nodes": "", "nodes-expected": 0, "resume": False},
+    "config": {
+        "plan": "",
+        "weights": "",
+        "out": "",
+        "nodes": "",
+        "nodes-expected": 0,
+        "resume": False,
+        "seeded-noise": False,
+    },
 }
 
 
