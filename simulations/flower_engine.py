@@ -58,7 +58,7 @@ def start_and_follow(app: Path, run_config: RunConfig, flower: Flower, *, nodes:
 @contextlib.contextmanager
 def superlink(neutral: Path) -> Iterator[Flower]:
     """A SuperLink for simulations on a free loopback port, with a FLWR_HOME of its own; ended on exit."""
-    port = _free_port()
+    port = free_port()
     flower = Flower.connect(neutral, f"127.0.0.1:{port}", ca=None)
     log_path = _log(neutral)
     with log_path.open("w") as log:
@@ -69,7 +69,7 @@ def superlink(neutral: Path) -> Iterator[Flower]:
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
-        _wait_for_port(port, process, log_path)
+        wait_for_port(port, process, log_path)
         yield flower
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -85,13 +85,15 @@ def _log(neutral: Path) -> Path:
     return neutral / "superlink.log"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _wait_for_port(port: int, process: subprocess.Popen, log_path: Path) -> None:
+def wait_for_port(port: int, process: subprocess.Popen, log_path: Path) -> None:
+    """Until somebody listens there. Raises `RunFailed` with the end of the log where the process ended instead."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
