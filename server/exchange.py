@@ -72,7 +72,7 @@ def exchange(
             if name is None:
                 continue
             if message.has_error():
-                result.refused[name] = _words(message.error.reason)
+                result.refused[name] = _words(message.error.reason, timeout)
             else:
                 result.up[name] = message_bytes(message)
                 if refusal := message.content.config_records.get("refused"):
@@ -101,7 +101,9 @@ def _ready(grid: Grid, ids: list[str]) -> list[Message]:
         return []
 
 
-def _words(reason: str | None) -> str:
+def _words(reason: str | None, timeout: float) -> str:
+    if reason and "Message Unavailable" in reason:  # the message was no longer there to be answered
+        return f"no answer within {timeout:g} s, or the node was removed"
     lines: Iterable[str] = (reason or "the node was lost").strip().splitlines()
     last = list(lines)[-1]
     raised = re.fullmatch(r"<class '[\w.]+'>:<['\"](.*)['\"]>", last)  # as Flower writes an exception

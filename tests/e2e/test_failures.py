@@ -11,7 +11,15 @@ import pytest
 from tests.e2e.federation import Federation, until
 
 pytestmark = pytest.mark.slow
-PATIENCE = 20  # seconds that a round waits
+PATIENCE = 30  # seconds that a round waits
+MORE = (
+    "--set",
+    "adapter.method=head",
+    "--set",
+    "aggregate.min_nodes=2",
+    "--set",
+    f"aggregate.round_timeout={PATIENCE}",
+)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -35,7 +43,7 @@ def refused(run: Path, node: str) -> dict[int, str]:
 def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Federation):
     """A round that waits for ever; a reply that comes a round too late and is counted all the same."""
     out = federation.folder / "runs" / "hangs"
-    more = ("--set", "train.rounds=5", "--set", f"aggregate.round_timeout={PATIENCE}")
+    more = ("--set", "train.rounds=5", *MORE)
     running = federation.begin_run(federation.folder / "plan.yaml", out, *more)
     try:
         until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
@@ -48,7 +56,7 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Feder
         federation.thaw("west")
         running.kill()
     missed = refused(out, "west")
-    assert set(missed.values()) == {f"no answer within {PATIENCE} s"}
+    assert all(f"no answer within {PATIENCE} s" in reason for reason in missed.values()), missed
     assert trained(out, "west") == set(range(1, 6)) - set(missed)
     assert max(trained(out, "west")) > max(missed), "it never came back"
     assert trained(out, "north") == trained(out, "south") == set(range(1, 6))
@@ -63,7 +71,7 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation):
     Flower holds a dead node's place until its heartbeat is overdue, up to a minute: its key is refused until then.
     """
     out = federation.folder / "runs" / "dies"
-    more = ("--set", "train.rounds=12", "--set", f"aggregate.round_timeout={PATIENCE}")
+    more = ("--set", "train.rounds=9", *MORE)
     running = federation.begin_run(federation.folder / "plan.yaml", out, *more)
     try:
         until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
@@ -85,5 +93,5 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation):
     missed = refused(out, "south")
     assert missed
     assert max(trained(out, "south")) > max(missed), "it never came back"
-    assert trained(out, "north") == trained(out, "west") == set(range(1, 13))
+    assert trained(out, "north") == trained(out, "west") == set(range(1, 10))
     assert set(json.loads((out / "result.json").read_text())["final"]["nodes"]) == {"north", "south", "west"}
