@@ -70,6 +70,7 @@ def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.Monkey
 def test_a_nodes_own_words_are_told_without_flowers_wrapping() -> None:
     """As Flower 1.41 wrote it when a node's launcher refused other code."""
     wrapped = "<class '__main__.BundleRefused'>:<'the code sha256:6b that the server sent is not approved'>"
-    assert _words(wrapped) == "the code sha256:6b that the server sent is not approved"
-    assert _words("Traceback\nValueError: no") == "ValueError: no"
-    assert _words(None) == "the node was lost"
+    assert _words(wrapped, 5) == "the code sha256:6b that the server sent is not approved"
+    assert _words("Traceback\nValueError: no", 5) == "ValueError: no"
+    assert _words(None, 5) == "the node was lost"
+    assert _words("Error: Message Unavailable - The requested", 5) == "no answer within 5 s, or the node was removed"
