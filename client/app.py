@@ -31,7 +31,7 @@ from client.budget import Budget
 from client.feedback import Feedback
 from client.node import Node, load_node
 from client.privacy import must_suit
-from client.round import Outcome, measure, run_round
+from client.round import Outcome, measure_groups, run_round
 from client.workplace import Workplace, open_splits, working_model
 from common.backbones import backbone_from_state
 from common.clipping import update_of
@@ -41,7 +41,7 @@ from common.model import GraftedModel
 from common.plan import Plan
 from common.plan_file import plan_from_json, plan_hash
 from common.preprocess import Preprocess
-from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, unpack
+from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, group_records, unpack
 
 app = ClientApp()
 log = logging.getLogger("fedgraft.client")
@@ -181,15 +181,16 @@ def _record(
 @app.evaluate()
 @answered
 def evaluate(message: Message, context: Context) -> RecordDict:
-    """Metrics of the final model on this node's test split."""
+    """Metrics of the final model on this node's test split, and of the groups in it that plan and policy name."""
     place, _, state = _open(message, context)
     policy, privacy = _node(context).policy, place.plan.privacy
     if not policy.reports(privacy) and not policy.noises_metrics(privacy):
         raise Refused("policy: this node reports no metrics")
-    sums = _reported(context, place, measure(place, state), place.plan.train.rounds, "evaluation")
+    measured, groups = measure_groups(place, state, policy.least_in_group(privacy))
+    sums = _reported(context, place, measured, place.plan.train.rounds, "evaluation")
     if sums is None:
         raise Refused("privacy: nothing is left for metrics, or they were told before")
-    return RecordDict({"received": MetricRecord(sums.to_flat())})
+    return RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
 
 
 def _reported(context: Context, place: Workplace, sums: Sums | None, round_: int, purpose: str) -> Sums | None:

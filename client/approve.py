@@ -97,6 +97,7 @@ def in_words(node: Node, proposal: Proposal) -> str:
         f"{_size(proposal.bytes_each_round)}; {_size(train.rounds * proposal.bytes_each_round)} in all",
         *_tensors(layout),
         f"  {_reports(node, plan)}",
+        *_groups(node, plan),
         "  no record, no image, no label, no file name",
         "",
         "Differential privacy",
@@ -169,6 +170,21 @@ def _reports(node: Node, plan: Plan) -> str:
         return "no metrics (this node's policy)"
     examples = "the number of training records and " if plan.privacy.mode == "none" else ""
     return f"{examples}sums over the test records, from which accuracy and the like are computed"
+
+
+def _groups(node: Node, plan: Plan) -> list[str]:
+    """Which groups of people the plan asks to be measured by themselves, and whether this node tells of them."""
+    asked = [f"{each.column} ({', '.join(each.groups)})" for each in plan.evaluate.subgroups]
+    if not asked:
+        return []
+    if (least := node.policy.least_in_group(plan.privacy)) is None:
+        why = "this node's policy" if plan.privacy.mode == "none" else "ε would not cover it"
+        return [f"  nothing of groups of people, which the plan asks for ({why}): {'; '.join(asked)}"]
+    return [
+        "  after the last round the same sums for groups of people, by the columns that the plan names; the smallest",
+        f"  group that is told of, and what is left of all without those, has {least} test records (min_subgroup):",
+        *(f"    {each}" for each in asked),
+    ]
 
 
 def _privacy(node: Node, plan: Plan) -> list[str]:

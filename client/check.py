@@ -63,6 +63,7 @@ def _data(node: Node, plan: Plan | None) -> tuple[tuple[Split, Split] | None, li
     found = [ok("data", f"{in_task:,} records of the plan's task, read and checked")]
     found += [_classes(plan, "training", train), _classes(plan, "test", test)]
     found.append(_patients(node, plan, splits))
+    found += _groups(node, plan, test)
     if records.skipped:
         counted = "; ".join(f"{count:,}: {problem}" for problem, count in records.source.problems.items())
         found.append(ok("unreadable", f"{records.skipped:,} records cannot be read and are left out ({counted})"))
@@ -97,6 +98,22 @@ def _patients(node: Node, plan: Plan, splits: tuple[Split, Split]) -> Finding:
         remedy = "split by patient: give row numbers as data.rows, or a split column; else test results flatter"
         return wrong("patients", f"{both:,} of {len(training | tested):,} have records in training and in test", remedy)
     return ok("patients", f"{len(training):,} in training, {len(tested):,} in test, none in both")
+
+
+def _groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:
+    """Of which of the plan's groups of people this node would tell; a column that is missing keeps nobody out."""
+    from client.subgroups import members, told
+
+    least = node.policy.least_in_group(plan.privacy)
+    for column in plan.evaluate.subgroups:
+        what, member = f"groups by {column.column}", members(column, test.records, test.rows)
+        if least is None:
+            yield skipped(what, "nothing is told of them: see min_subgroup, report_metrics, or the plan's privacy")
+        elif member is None:
+            yield skipped(what, "the data has no such column: nothing is told of them")
+        else:
+            names = [column.groups[group] for group in told(member, len(column.groups), least)]
+            yield ok(what, f"told of: {', '.join(names) or 'none, they are too few here'}")
 
 
 # ── machine ──────────────────────────────────────────────────────────────────────────────────────────

@@ -95,6 +95,12 @@ class Policy(Section):
         "standard deviation, and the ledger counts them; nothing else of the metrics does",
     )
 
+    min_subgroup: Count | None = Field(
+        default=10,
+        description="a group of people that the plan names (evaluate.subgroups) is measured by itself where so many "
+        "test records are of it, and as many are not or none; null: never. Under differential privacy: never",
+    )
+
     dp_required: bool = Field(
         default=False, description="whether only plans run here whose noise this node adds itself: sample or local"
     )
@@ -163,6 +169,10 @@ class Policy(Section):
         if self.noises_metrics(privacy):
             return False
         return privacy.mode == "none" if self.report_metrics is None else self.report_metrics
+
+    def least_in_group(self, privacy: Privacy) -> int | None:
+        """Fewest test records of a group whose sums may leave; None: no group's may. ε would not cover them."""
+        return self.min_subgroup if privacy.mode == "none" and self.reports(privacy) else None
 
     def noises_metrics(self, privacy: Privacy) -> bool:
         """Whether counts leave this node with noise: only one example's weight in them is known to be 1."""

@@ -19,11 +19,12 @@ from client import training
 from client.budget import Budget
 from client.optimizers import Steps, new_optimizer
 from client.privacy import train_privately
+from client.subgroups import group_sums
 from client.workplace import Workplace
 from common.accounting import Spent
 from common.clipping import applied, clipped, noise_like, update_of
 from common.errors import Refused
-from common.metrics import Sums
+from common.metrics import Groups, Sums
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,23 @@ def _budget(place: Workplace) -> Budget:
 
 def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:
     """Metrics of a received adapter on this node's test split, without training. Raises as `run_round`."""
+    return measure_groups(place, received, None)[0]
+
+
+def measure_groups(place: Workplace, received: Mapping[str, Tensor], least: int | None) -> tuple[Sums, Groups]:
+    """As `measure`, and of the groups of people that the plan names; see `client/subgroups.py`.
+
+    Args:
+        least: fewest test records of a group of which anything is told; None: nothing is told of any.
+    """
     must_be_frozen(place, read=True)
     place.model.load_adapter_state(received)
-    return training.evaluate(*place.for_tests(), len(place.plan.task.classes))
+    (model, test), asked = place.for_tests(), place.plan.evaluate.subgroups
+    logits = [torch.empty((0, len(place.plan.task.classes)))]
+    sums = training.evaluate(model, test, len(place.plan.task.classes), logits.append)
+    if least is None or not asked:
+        return sums, {}
+    return sums, group_sums(asked, test, torch.cat(logits), least)
 
 
 def generator_of(seed: int, round_: int, node: str) -> torch.Generator:

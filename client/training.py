@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,11 +63,18 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split, classes: int) -> Sums:
-    """Metric sums of a model over a split; `examples` is 0 where the split is empty."""
+def evaluate(
+    model: nn.Module, split: Split, classes: int, look: Callable[[Tensor], None] = lambda logits: None
+) -> Sums:
+    """Metric sums of a model over a split; `examples` is 0 where the split is empty.
+
+    Args:
+        look: is shown the logits `(n, classes)` of each batch, in the split's order.
+    """
     total = zero(classes)
     for inputs, labels in split.in_order():
-        total = total + sums_of(model(inputs), labels)
+        look(logits := model(inputs))
+        total = total + sums_of(logits, labels)
     return total
 
 

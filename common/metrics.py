@@ -76,6 +76,17 @@ class Sums:
             calibration=self.calibration + other.calibration,
         )
 
+    def within(self, other: Sums) -> bool:
+        """Whether these can be sums of some of the predictions that `other` sums up; 1e-6 for rounding."""
+        pairs = (
+            (self.confusion, other.confusion),
+            (self.positives, other.positives),
+            (self.negatives, other.negatives),
+            (self.calibration, other.calibration),
+            (np.array(self.loss), np.array(other.loss)),
+        )
+        return all(bool((some <= all_ + 1e-6 * (1 + all_)).all()) for some, all_ in pairs)
+
     def only_counts(self, noise: np.ndarray) -> Sums:
         """The confusion counts alone with noise `(classes²,)` added, as whole numbers not below 0.
 
@@ -213,6 +224,9 @@ class Sums:
         ):
             if wrong:
                 raise ValueError(what)
+
+
+Groups = dict[tuple[int, int], Sums]  # of groups of people: by the number of the plan's column and of its group
 
 
 def zero(classes: int) -> Sums:

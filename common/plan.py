@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Annotated, Any, Literal
 
@@ -265,6 +266,39 @@ class Privacy(Section):
         return checked(self, found)
 
 
+class Subgroups(Section):
+    """A column of the data that parts people into groups; each is measured by itself, after the last round."""
+
+    column: Text = Field(description="its name at every node; at a node without it nothing is told of its groups")
+    values: Annotated[tuple[int | Text, ...], Field(max_length=100), AfterValidator(unique)] = Field(
+        default=(), description="the values that are a group each; records with any other are in none"
+    )
+    edges: Annotated[tuple[float, ...], Field(max_length=100)] = Field(
+        default=(), description="or, for numbers, where one group ends and the next begins, such as [50, 65]"
+    )
+    names: Names = Field(default=(), description="what the groups are called in results (default: as they are given)")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the groups are called, in their order."""
+        if self.names or self.values:
+            return self.names or tuple(map(str, self.values))
+        between = [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(self.edges)]
+        return (f"below {self.edges[0]:g}", *between, f"{self.edges[-1]:g} and above")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Subgroups:
+        found, rising = [], all(low < high for low, high in itertools.pairwise(self.edges))
+        if bool(self.values) == bool(self.edges):
+            what = f"{'both' if self.values else 'neither'} values and edges"
+            found.append(("values", what, "write `values: [f, m]`, or for numbers `edges: [50, 65]`"))
+        elif not rising:
+            found.append(("edges", "they do not rise", "write them from the lowest to the highest, each once"))
+        elif self.names and len(self.names) != (count := len(self.values) or len(self.edges) + 1):
+            found.append(("names", f"{len(self.names)} names for {count} groups", "write one for each, in their order"))
+        return checked(self, found)
+
+
 class Evaluate(Section):
     """What is measured, and when."""
 
@@ -274,6 +308,19 @@ class Evaluate(Section):
         Field(min_length=1),
         AfterValidator(unique),
     ] = Field(default=METRICS, description="what is reported")
+    subgroups: Annotated[tuple[Subgroups, ...], Field(max_length=20)] = Field(
+        default=(),
+        description="groups of people to measure by themselves, such as {column: sex, values: [f, m]}; a node tells "
+        "of those that its policy's min_subgroup allows, and of none under differential privacy",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Evaluate:
+        named, found = [each.column for each in self.subgroups], []
+        for at, name in enumerate(named):
+            if name in named[:at]:
+                found.append((f"subgroups.{at}.column", f"{name!r} is there twice", "give all its groups once"))
+        return checked(self, found)
 
 
 class Pretrain(Section):

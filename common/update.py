@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from common.accounting import NEIGHBOURS, Spent
 from common.clipping import applied
 from common.encoding import decode, error_bound
-from common.metrics import Sums
+from common.metrics import Groups, Sums, zero
 from common.weights import fingerprint_of
 
 ADAPTER = "adapter"  # the one array of an adapter's values
@@ -232,6 +232,39 @@ def read_sums(record: MetricRecord, classes: int) -> Sums:
         return Sums.from_flat(dict(record), classes)
     except ValueError as error:
         raise BadUpdate(f"metrics: {error}") from error
+
+
+def group_records(groups: Groups) -> dict[str, MetricRecord]:
+    """Metric sums of groups of people, as they travel: under the numbers of column and group in the plan, no name."""
+    return {_group(at): MetricRecord(sums.to_flat()) for at, sums in groups.items()}
+
+
+def read_groups(content: RecordDict, sizes: Sequence[int], whole: Sums) -> Groups:
+    """What an evaluation tells of groups beside `received`.
+
+    Args:
+        sizes: how many groups each column of the plan has; empty where none were asked for.
+        whole: the sums of all the node's test records.
+
+    Raises:
+        BadUpdate: other records, sums that contradict themselves, or a column's groups together more than all.
+    """
+    asked = {_group((column, group)): (column, group) for column, size in enumerate(sizes) for group in range(size)}
+    if extra := set(content.keys()) - {"received", *asked}:
+        raise BadUpdate(f"unexpected records {sorted(map(str, extra))[:5]}")
+    groups = {at: read_sums(content.metric_records[name], whole.classes) for name, at in asked.items()
+              if name in content.metric_records}  # fmt: skip
+    if len(groups) + 1 != len(content):
+        raise BadUpdate("a group's sums are of the wrong type")
+    for column in range(len(sizes)):
+        together = sum((sums for at, sums in groups.items() if at[0] == column), zero(whole.classes))
+        if not together.within(whole):
+            raise BadUpdate(f"the groups of column {column} are together more than all records")
+    return groups
+
+
+def _group(at: tuple[int, int]) -> str:
+    return f"subgroup.{at[0]}.{at[1]}"
 
 
 def spent_record(spent: Spent) -> ConfigRecord:

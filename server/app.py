@@ -29,13 +29,14 @@ from common.metrics import Sums, zero
 from common.plan import Plan
 from common.plan_file import find_plan, load_plan, plan_hash
 from common.shared_model import save_shared_model
-from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, pack, read_sums
+from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, pack, read_groups, read_sums
 from server import strategy as strategies
 from server.central import Central
 from server.exchange import Replies, exchange
 from server.handout import Roster, gather
 from server.model_card import model_card, not_covered
 from server.run_folder import Checkpoint, RunFolder
+from server.subgroups import MergedGroups
 
 app = ServerApp()
 log = logging.getLogger("fedgraft.server")
@@ -233,7 +234,7 @@ def evaluate_everywhere(
     result: dict[str, Any],
     folder: RunFolder,
 ) -> None:
-    """Measure the final model at every node; fill `final` with each node's metrics and the merged ones."""
+    """Measure the final model at every node; fill `final` with each node's metrics, the merged ones, and groups'."""
     round_ = plan.train.rounds
     replies = exchange(
         grid,
@@ -244,10 +245,12 @@ def evaluate_everywhere(
         timeout=plan.aggregate.round_timeout,
     )
     merged = zero(len(plan.task.classes))
+    groups = MergedGroups(plan)
     for name in sorted(replies.contents):
         record = replies.contents[name].metric_records.get("received", MetricRecord())
         try:
             sums = read_sums(record, len(plan.task.classes))
+            groups.add(read_groups(replies.contents[name], groups.sizes, sums))
         except BadUpdate as error:
             replies.refused[name] = str(error)
             continue
@@ -255,6 +258,8 @@ def evaluate_everywhere(
         result["final"]["nodes"][name] = chosen(sums, plan)
         folder.line({"round": round_, "node": name, "final": chosen(sums, plan)})
     result["final"]["global"] = chosen(merged, plan)
+    if plan.evaluate.subgroups:
+        result["final"]["subgroups"] = groups.told(lambda sums: chosen(sums, plan))
     result["bytes"]["evaluate"] = {
         "nodes": len(replies.down),
         "down": sum(replies.down.values()),

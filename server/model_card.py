@@ -67,7 +67,7 @@ Headings as in Mitchell et al., "Model cards for model reporting" (FAT* 2019). E
 ## Factors
 
 - Sites: each node is a site with its own patients, devices and habits; results are given for each of them
-- People: the run was told of no column such as sex, age or skin; whether results differ between groups is not known
+- People: {_people(plan, final)}
 - Instruments: what made the inputs is known at the nodes only
 
 ## Metrics
@@ -92,7 +92,7 @@ Data stayed at {len(result.get("nodes") or nodes)} nodes; this run knows their n
 {_row("all nodes together", final["global"])}{"".join(_row(name, row) for name, row in nodes.items())}
 {_gap(nodes)}
 
-Groups of people across sites: not known, see Factors.
+{_groups(final.get("subgroups", {}))}
 
 ## Ethical considerations
 
@@ -135,6 +135,24 @@ def _gap(nodes: Mapping[str, Mapping[str, Any]]) -> str:
     worst, best = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
     gap = 100 * (known[best] - known[worst])
     return f"Worst site: {worst}; {gap:.1f} points of accuracy below the best, {best}."
+
+
+def _people(plan: Plan, final: Mapping[str, Any]) -> str:
+    """Which columns name groups of people, and whether anything was told of them."""
+    if not plan.evaluate.subgroups:
+        return "the plan names no column such as sex, age or skin; whether results differ between groups is not known"
+    named = ", ".join(f"{each.column} ({', '.join(each.groups)})" for each in plan.evaluate.subgroups)
+    told = any(final.get("subgroups", {}).values())
+    return f"{named}; {'see Quantitative analyses' if told else 'no node told of any of these groups'}"
+
+
+def _groups(subgroups: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the groups that nodes told of."""
+    rows = [_row(f"{column}: {name}", row) for column, told in subgroups.items() for name, row in told.items()]
+    if not rows:
+        return "Groups of people across sites: not known, see Factors."
+    head = "| group, over the nodes that told of it | examples | accuracy | 95 % interval | AUROC |\n"
+    return head + "|---|---|---|---|---|\n" + "".join(rows).rstrip("\n")
 
 
 def _preprocessing(preprocess: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.plan import Plan
 from common.plan_file import load_plan
-from simulations.report import attacks, left, page, pictures, privacy
+from simulations.report import attacks, fairness, left, page, pictures, privacy
 from simulations.report.intervals import Interval, of_area, of_share, said
 from simulations.table import rows_of, sayings, size, spread
 
@@ -34,7 +34,7 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
         *_opening(plan, result, found),
         *_trained(plan, result),
         *_good(plan, result, lines),
-        *_fair(result),
+        *fairness.section(plan, result),
         *left.section(result, run, lines),
         *privacy.section(plan, result, found),
         *_attacked(found, result),
@@ -163,53 +163,6 @@ def _rounds(lines: list[dict[str, Any]]) -> bytes | None:
         if row and row.get("accuracy") is not None:
             by_node.setdefault(line["node"], []).append((after, row["accuracy"], row["examples"]))
     return pictures.accuracy_by_round(by_node) if by_node else None
-
-
-# ── fairness ─────────────────────────────────────────────────────────────────────────────────────────
-def _fair(result: Result) -> list[str]:
-    nodes = {name: row for name, row in sorted(result["final"]["nodes"].items()) if row.get("accuracy") is not None}
-    if not nodes:
-        return []
-    alone = result["baselines"].get("alone", {}).get("nodes", {})
-    worst = min(nodes, key=lambda name: nodes[name]["accuracy"])
-    gap = max(row["accuracy"] for row in nodes.values()) - nodes[worst]["accuracy"]
-    rows = [
-        [
-            name,
-            str(row["examples"]),
-            said(of_share(row["accuracy"], row["examples"]), 2),
-            "–" if row.get("auroc") is None else f"{row['auroc']:.3f}",
-            *([f"{alone[name]['accuracy']:.3f}"] if name in alone else []),
-        ]
-        for name, row in nodes.items()
-    ]
-    head = ["site", "test examples", "accuracy there", "AUROC there"]
-    return [
-        page.heading("Does it serve every site?"),
-        page.paragraph(
-            f"Worst site: {worst}, accuracy {nodes[worst]['accuracy']:.3f}; between it and the best lie "
-            f"{100 * gap:.1f} points. Sites are small: where intervals overlap, the difference may be chance."
-        ),
-        page.table(
-            [*head, *(["its own model, on everybody's tests"] if alone else [])], rows, strong=list(nodes).index(worst)
-        ),
-        _groups(result["final"].get("subgroups", {})),
-    ]
-
-
-def _groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Each group of people that a column of the data names."""
-    if not groups:
-        return page.paragraph(
-            "No column of the data was given that names groups of people (sex, age, scanner): whether the model serves "
-            "each of them is not known.",
-            "quiet",
-        )
-    rows = [
-        [name, str(row["examples"]), said(of_share(row["accuracy"], row["examples"])), spread([row.get("auroc")])]
-        for name, row in groups.items()
-    ]
-    return page.table(["group", "test examples", "accuracy", "AUROC"], rows)
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
