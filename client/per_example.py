@@ -103,8 +103,11 @@ Gradient = Rows | Products
 
 
 def _by_norms(positions: int, a: int, b: int) -> bool:
-    """Whether norms cost less than products: matrices (a, positions) and (b, positions)."""
-    return positions == 1 or 2 * positions**2 * (a + b) < a * b
+    """Whether norms cost less than products: matrices (a, positions) and (b, positions).
+
+    By multiplications: two Gram matrices in float64, twice as dear, against the product and what is done with it after.
+    """
+    return positions == 1 or 4 * positions**2 * (a + b) < a * b * (positions + 8)
 
 
 # ── the layers that are known ────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """`fedgraft node start`: Flower's SuperNode under this node's policy, unattended, one line for each event.
 
-    see that it may start → flower-supernode (which starts our launcher for each message) → watch → again, for ever
+    see that it may start → flower-supernode (our executor forks a process for each message) → watch → again, for ever
 
 Flower's SuperNode waits for a SuperLink that is away, by itself. It ends where it is refused: after a crash its own
 key is taken until the SuperLink has missed its heartbeat for a minute, so a refused node waits longer than that.
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client import launcher
+from client import executor, launcher
 from client.approvals import Approvals
 from client.node import Connection, Node
 from common.errors import UserError
@@ -206,16 +206,17 @@ def environment(node: Node) -> dict[str, str]:
     """What the node's processes see: approved code only, nothing that calls home, no path of somebody's checkout."""
     programs = node.store / "run"
     programs.mkdir(parents=True, exist_ok=True)
-    ours = programs / "flwr-clientapp"
-    command = shlex.join([sys.executable, "-P", str(Path(launcher.__file__).resolve())])
-    ours.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    ours.chmod(0o755)
+    for name, module in (("flwr-clientapp", launcher), ("flower-superexec", executor)):
+        command = shlex.join([sys.executable, "-P", str(Path(str(module.__file__)).resolve())])
+        (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (programs / name).chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME")}
     places = [str(programs), str(Path(sys.executable).parent), kept.get("PATH", os.defpath)]
     return kept | {
         "PATH": os.pathsep.join(places),
         "FLWR_HOME": str(node.approvals),
         launcher.APPROVALS: str(node.approvals),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; Flower's own 1 s is half a second for each message
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

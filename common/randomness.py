@@ -1,18 +1,22 @@
-"""Randomness that privacy rests on: from the operating system, in float64.
+"""Randomness that privacy rests on: keyed by the operating system, in float64.
 
-A torch generator keeps 32 bits of its seed, so that whoever tries them all could take the noise away.
+A torch generator keeps 32 bits of its seed, so that whoever tries them all could take the noise away. Here every draw
+is the key stream of AES-256 in counter mode (NIST SP 800-38A, section 6.5) under a key of 256 bits that the operating
+system gives for this draw alone; to ask it for all of the bytes took 16 times as long.
 """
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 
 class Randomness:
-    """Uniform and normal draws in float64, from the operating system.
+    """Uniform and normal draws in float64, that nobody can foresee.
 
     Args:
         seed: makes every draw repeatable, so that a simulation can be repeated. Noise that can be repeated
@@ -26,15 +30,16 @@ class Randomness:
         """`(count,)` numbers in [0, 1), multiples of 2⁻⁵³."""
         if self._seeded is not None:
             return self._seeded.random(count)
-        return (np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)) * 2.0**-53
+        stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+        return (np.frombuffer(stream.update(bytes(8 * count)), np.uint64) >> np.uint64(11)) * 2.0**-53
 
     def normal(self, count: int) -> np.ndarray:
         """`(count,)` standard normal numbers (Box and Muller 1958)."""
         half = -(-count // 2)
-        draws = self.uniform(2 * half)
-        radius = np.sqrt(-2 * np.log1p(-draws[:half]))
-        angle = 2 * np.pi * draws[half:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        draws = torch.from_numpy(self.uniform(2 * half))  # torch's logarithm and sine are the quicker ones
+        radius = torch.log1p(-draws[:half]).mul_(-2).sqrt_()
+        angle = draws[half:] * (2 * math.pi)
+        return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count].numpy()
 
     def generator(self) -> torch.Generator:
         """A torch generator for what needs no secrecy: which way an image is flipped."""

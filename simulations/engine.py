@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,13 @@ def nodes_on_disk(
 
 @functools.cache
 def activations_folder() -> Path:
-    """A folder for the life of this process: what one seed or baseline computed, the next ones have."""
+    """A folder for the life of this process: what one seed or baseline computed, the next ones have.
+
+    With FEDGRAFT_ACTIVATIONS in the environment, that folder: the next command has them, too. It holds images'
+    activations, which are as private as the images.
+    """
+    if wanted := os.environ.get("FEDGRAFT_ACTIVATIONS"):
+        return Path(wanted).expanduser().absolute()
     folder = tempfile.TemporaryDirectory(prefix="fedgraft-activations-")
     atexit.register(folder.cleanup)
     return Path(folder.name)

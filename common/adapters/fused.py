@@ -18,18 +18,22 @@ from common.adapters.lora import Lora
 from common.adapters.place import call, place_hook
 
 CHEAPER = 0.5
+LARGEST = 200_000  # values of a weight; to merge a larger one costs more than three convolutions of small images
 
 
 def fuse(net: nn.Module, *, always: bool = False) -> int:
     """Let every convolution for which it is cheaper use its merged weight. Returns how many do.
 
     Args:
-        always: all of them; cheaper where no gradient of the weight is asked for, as in `client/per_example.py`.
+        always: all whose weight is not large; cheaper where no gradient of the weight is asked for, as in
+            `client/per_example.py`.
     """
     fused = 0
     for host in net.modules():
         adapter = host._modules.get("adapter")
-        if isinstance(host, nn.Conv2d) and isinstance(adapter, Lora) and (always or _ratio(host, adapter) > CHEAPER):
+        if not isinstance(host, nn.Conv2d) or not isinstance(adapter, Lora):
+            continue
+        if host.weight.numel() <= LARGEST if always else _ratio(host, adapter) > CHEAPER:
             _unhook(host)
             host.forward = types.MethodType(_forward, host)  # type: ignore[method-assign]
             fused += 1

@@ -55,7 +55,7 @@ def main(adapter: str, seed: int, shards: Path) -> None:
             optimizer.step()
         flare.send(
             flare.FLModel(
-                params={name: value.numpy() for name, value in model.adapter_state().items()},
+                params=model.adapter_state(),
                 metrics={"accuracy": right / len(shard.test_labels)},
                 meta={"NUM_STEPS_CURRENT_ROUND": len(shard.train_labels)},
             )

@@ -1,6 +1,8 @@
 """fedgraft's in-process engine on the workload.
 
 python -m simulations.benchmarks.ours ADAPTER SEED WORKERS
+
+With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds it.
 """
 
 from __future__ import annotations
