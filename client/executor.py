@@ -21,6 +21,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +51,7 @@ def main() -> None:
             forker.start(arguments(spec))
             return executor.LaunchResult.accepted()
 
-    loop.get_executor = lambda *_, **__: Forking()  # pyright: ignore[reportAttributeAccessIssue]
+    loop.get_executor = lambda *_, **__: Forking()  # pyright: ignore[reportPrivateImportUsage]
     flower_superexec()
 
 
@@ -119,7 +120,7 @@ def become(words: list[str]) -> None:
             print(left.code, file=sys.stderr)
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

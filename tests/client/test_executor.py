@@ -103,6 +103,6 @@ def test_flower_still_has_what_the_executor_replaces() -> None:
     from flwr.supercore.constant import TaskType
     from flwr.supercore.superexec import run_superexec
 
-    assert callable(run_superexec.get_executor)
+    assert callable(run_superexec.get_executor)  # pyright: ignore[reportPrivateImportUsage]
     assert TaskType.CLIENT_APP == executor.NAME
     assert run_superexec._TASK_POLL_INTERVAL_ENV == "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
