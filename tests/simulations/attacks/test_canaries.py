@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,29 +22,17 @@ from simulations.attacks import ATTACKS
 from simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
 from simulations.attacks.target import node_data
 from simulations.audit import Audit, audit
+from simulations.benchmarks.leaks import AUDITED
 from simulations.engine import nodes_on_disk
 
-DATA = Path(os.environ.get("FEDGRAFT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-PLAN = """
-name: audited
-task: {kind: image-classification, classes: [normal, pneumonia]}
-backbone: {name: cifar-resnet20, weights: WEIGHTS, image_size: 8}
-adapter: {method: head}
-train: {rounds: 2, local_epochs: 5, batch_size: 100, optimizer: {name: adamw, lr: 1.0e-2}}
-privacy: {mode: sample, target_epsilon: 2, delta: 1.0e-5}
-simulation: {nodes: 24, data: XRAYS, partition: {kind: iid}}
-"""
 CANARIES = 400
 
 
 @pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Split]]:
+def hospital(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Split]]:
     """A plan's file, and one node of it with some hundred real chest X-rays."""
-    if not (DATA / "pneumoniamnist.npz").is_file():
-        pytest.skip(f"{DATA} has no pneumoniamnist.npz")
     path = tmp_path_factory.mktemp("audited") / "plan.yaml"
-    weights = DATA / "weights" / "cifar10_resnet20.safetensors"
-    path.write_text(PLAN.replace("WEIGHTS", str(weights)).replace("XRAYS", str(DATA / "pneumoniamnist.npz")))
+    path.write_text(AUDITED)
     plan = load_plan(path)
     with nodes_on_disk(plan, path) as nodes:
         data, _ = node_data(plan, nodes[:1], plan_backbone(plan, path.parent).preprocess)
