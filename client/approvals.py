@@ -24,6 +24,7 @@ from client.journal import Journal
 from client.launcher import installed
 from common.bundle import Bundle, unpacked
 from common.errors import Refused, UserError
+from common.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Approvals:
                 if other != place:  # an older release must not be runnable any more
                     shutil.rmtree(other)
             self.record("bundle", about, by)
-            _put(self.folder / "bundle.json", json.dumps(about, indent=1) + "\n")
+            write_whole(self.folder / "bundle.json", json.dumps(about, indent=1) + "\n")
         except OSError as error:
             raise UserError(
                 f"the approved code cannot be installed: {error.strerror or error}",
@@ -129,16 +130,6 @@ def _lay_out(bundle: Bundle, folder: Path) -> None:
     compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH, stripdir=str(folder))
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _put(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def _person() -> str:

@@ -16,7 +16,6 @@ import fcntl
 import functools
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from common.backbones import fingerprint_of
 from common.errors import Refused
+from common.writing import replacing, write_whole
 
 IN_USE = 3600.0  # seconds since it was last used
 
@@ -61,14 +61,9 @@ class BackboneStore:
             if self.has(fingerprint):
                 return
             self._make_room(sum(tensor.nbytes for tensor in state.values()))
-            with tempfile.NamedTemporaryFile(dir=self.backbones, suffix=".part", delete=False) as part:
-                temporary = Path(part.name)
-            try:
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
-                _rename_durably(temporary, self._backbone(fingerprint))
-                self._note(fingerprint)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(self._backbone(fingerprint), mode=0o600) as part:
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+            self._note(fingerprint)
 
     def load(self, fingerprint: str) -> dict[str, Tensor]:
         """The backbone's tensors. A file that has changed on disk is removed, so that it is sent again.
@@ -95,9 +90,7 @@ class BackboneStore:
     def put_plan(self, plan_hash: str, offer: Mapping[str, object]) -> None:
         """Keep an offer (the plan and its backbone's description) under the plan's hash."""
         self.plans.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.plans, suffix=".part", delete=False) as part:
-            json.dump(dict(offer), part)
-        _rename_durably(Path(part.name), self._plan(plan_hash))
+        write_whole(self._plan(plan_hash), json.dumps(dict(offer)), mode=0o600)
 
     def plan(self, plan_hash: str) -> dict[str, str]:
         """The offer kept under a plan's hash. Raises `Refused` where there is none."""
@@ -136,9 +129,7 @@ class BackboneStore:
         if note.is_file() and note.read_text() == stamp:
             os.utime(note)
             return
-        with tempfile.NamedTemporaryFile("w", dir=self.backbones, suffix=".part", delete=False) as part:
-            part.write(stamp)
-        os.replace(part.name, note)
+        write_whole(note, stamp, mode=0o600, durable=False)
 
     def _is_noted(self, fingerprint: str) -> bool:
         path = self._backbone(fingerprint)
@@ -190,9 +181,3 @@ def _hex(fingerprint: str) -> str:
     if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
         raise Refused(f"{fingerprint[:80]!r} is not a sha256 fingerprint")
     return digits
-
-
-def _rename_durably(part: Path, target: Path) -> None:
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
-    part.replace(target)

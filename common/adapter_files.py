@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.adapters.lora import Lora
 from common.errors import UserError
-from common.weights import read_tensors, write_tensors, write_whole
+from common.weights import read_tensors, write_beside, write_tensors
 
 if TYPE_CHECKING:
     from common.model import GraftedModel
@@ -42,7 +42,7 @@ def save_adapter(model: GraftedModel, folder: str | Path) -> None:
     stored = {names[name]: tensor for name, tensor in state.items()} | _absent(model)
     write_tensors(stored, folder / TENSORS, {"format": "pt"})
     config = json.dumps(_config(model), indent=2, sort_keys=True) + "\n"
-    write_whole(config.encode(), folder / CONFIG)
+    write_beside(config.encode(), folder / CONFIG)
 
 
 def load_adapter(model: GraftedModel, folder: str | Path) -> None:

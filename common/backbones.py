@@ -29,7 +29,7 @@ from common.networks import (
     known_networks,
 )
 from common.preprocess import Preprocess, for_images
-from common.weights import SUFFIXES, fingerprint_of, read_tensors, write_tensors, write_whole
+from common.weights import SUFFIXES, fingerprint_of, read_tensors, write_beside, write_tensors
 
 __all__ = [
     "Backbone",
@@ -187,7 +187,7 @@ def save_backbone(backbone: Backbone, path: str | Path, provenance: Mapping[str,
         "provenance": dict(provenance),
     }
     write_tensors(backbone_state(backbone), path, {"fingerprint": backbone.fingerprint})
-    write_whole((json.dumps(about, indent=2, sort_keys=True) + "\n").encode(), _sidecar(path))
+    write_beside((json.dumps(about, indent=2, sort_keys=True) + "\n").encode(), _sidecar(path))
 
 
 # ── where values come from ────────────────────────────────────────────────────────────────────────────

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from common.errors import UserError, UserErrors
-from common.mistakes import KeyPath, nearest, shown
+from common.mistakes import KeyPath, shown
 from common.plan import Plan
+from common.ready import find, ready
 from common.yaml_file import LARGEST_FILE, dump_yaml, parse_yaml, read_yaml, validate
 
 READY_PLANS = Path(__file__).parent / "plans"
@@ -28,29 +29,12 @@ SHARED_DATA = "../shared/data/"
 
 def ready_plans() -> list[str]:
     """The bare names under which plans come with fedgraft."""
-    return sorted(path.stem for path in READY_PLANS.glob("*.yaml"))
+    return ready(READY_PLANS)
 
 
 def find_plan(name: str | Path) -> Path:
-    """The file of a plan: a path, or the bare name of a ready plan. A file of that name in this folder goes first.
-
-    Raises:
-        UserError: there is neither.
-    """
-    path, text = Path(name), str(name)
-    if os.path.isfile(path):
-        return path
-    if text in ready_plans():
-        return READY_PLANS / f"{text}.yaml"
-    if os.path.exists(path):
-        return path  # a folder: the reader says so
-    guess = nearest(path.stem[:100], ready_plans())
-    hint = f"did you mean `{guess}`? " if guess else ""
-    raise UserError(
-        "there is no such file and no ready plan of this name",
-        where=text,
-        remedy=f"{hint}Give the path of a plan.yaml, or one of: {', '.join(ready_plans())}",
-    )
+    """The file of a plan: a path, or the bare name of a ready plan. Raises `UserError` where there is neither."""
+    return find(name, "plan", READY_PLANS)
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.writing import write_whole
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 
@@ -125,28 +124,19 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
     if metadata and len(metadata) > 1:
         raise ValueError(f"metadata {sorted(metadata)}: several have no fixed order in the file")
     whole = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-    write_whole(save(whole, metadata=dict(metadata or {})), path)
+    write_beside(save(whole, metadata=dict(metadata or {})), path)
 
 
-def write_whole(content: bytes, path: Path) -> None:
-    """Write bytes beside `path` and move them over it: a crash leaves the old file or the new one.
+def write_beside(content: bytes, path: Path) -> None:
+    """Write bytes whole or not at all; the folder is made if it is not there.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the disk is full.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise UserError(
             f"cannot be written ({error.strerror})",
             where=str(path),

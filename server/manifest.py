@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from common.plan_file import load_plan, plan_hash
+from common.writing import PART, write_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -51,7 +51,7 @@ def write_manifest(folder: Path, more: Mapping[str, Any]) -> Path:
         "files": {name: {"sha256": sha256_of(folder / name), "bytes": size} for name, size in files_of(folder)},
     }
     (folder / SIGNATURE).unlink(missing_ok=True)
-    _write(folder / MANIFEST, _dumped(content | {"digest": _digest(content)}))
+    write_whole(folder / MANIFEST, _dumped(content | {"digest": _digest(content)}))
     return folder / MANIFEST
 
 
@@ -108,7 +108,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, int]]:
     """Every file below a folder with its size, but for the manifest, its signature and what is half written."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, SIGNATURE) and ".part" not in path.suffixes:
+        if path.is_file() and name not in (MANIFEST, SIGNATURE) and PART not in path.suffixes:
             yield name, path.stat().st_size
 
 
@@ -123,7 +123,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest's content. Raises `UserError` where there is none."""
     try:
         content = json.loads(_manifest_in(path).read_bytes())
-        if not isinstance(content, dict) or content.get("schema") != 1 or "files" not in content:
+        if not isinstance(content, dict) or content.get("schema") != 1 or not isinstance(content.get("files"), dict):
             raise ValueError
     except (OSError, ValueError) as error:
         remedy = "give a run's or a study's folder, or the manifest.json in it"
@@ -157,7 +157,7 @@ def problems_in(path: Path, public: Path | None = None) -> list[str]:
     for name, wanted in content["files"].items():
         if name not in there:
             found.append(f"{name}: missing")
-        elif there[name] != wanted["bytes"] or sha256_of(folder / name) != wanted["sha256"]:
+        elif {"bytes": there[name], "sha256": sha256_of(folder / name)} != wanted:
             found.append(f"{name}: changed since the manifest was written")
     found += [f"{name}: came after the manifest was written" for name in there if name not in content["files"]]
     return found
@@ -177,7 +177,7 @@ def sign(path: Path, private: Path) -> Path:
         "signature": key.sign(_DOMAIN + manifest.read_bytes()).hex(),
     }
     signature = manifest.with_name(SIGNATURE)
-    _write(signature, _dumped(said))
+    write_whole(signature, _dumped(said))
     return signature
 
 
@@ -275,9 +275,3 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _dumped(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)

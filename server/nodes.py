@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunFailed, UserError
+from common.writing import write_whole
 from server.certificates import key_fingerprint
 from server.flower import CONNECTION, Flower
 from server.server_file import Server
@@ -91,6 +92,4 @@ def _known(server: Server) -> dict[str, dict[str, str]]:
 
 
 def _write(server: Server, nodes: dict[str, dict[str, str]]) -> None:
-    part = server.nodes.with_suffix(".part")
-    part.write_text(json.dumps(nodes, indent=1, sort_keys=True) + "\n")
-    part.replace(server.nodes)
+    write_whole(server.nodes, json.dumps(nodes, indent=1, sort_keys=True) + "\n")

@@ -7,9 +7,7 @@ Every file but `metrics.jsonl` is written beside its place and renamed into it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.plan import Plan
 from common.plan_file import load_plan, plan_hash, plan_yaml
+from common.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,4 @@ class RunFolder:
         self._write("result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        part = self.path / f"{name}.part"
-        try:
-            with part.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path / name)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        write_whole(self.path / name, text)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from common.writing import replacing
+
 # Okabe and Ito 2008: told apart with any kind of colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 NAMED_NODES = 40  # beyond this, every node's name would no longer be legible
 
 
@@ -63,9 +64,8 @@ def labels_by_node(
     else:
         scale = ScalarMappable(Normalize(0, len(classes) - 1), cmap="viridis")
         figure.colorbar(scale, ax=axes, label=f"class: {classes[0]} … {classes[-1]}")
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=150, format="png")
-    os.replace(part, path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def _colours(number: int) -> list:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from client.data import Records, format_of, open_records
 from common.errors import UserError
 from common.plan import Plan, Simulation
 from common.plan_file import resolve
+from common.writing import write_whole
 from common.yaml_file import dump_yaml
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
@@ -150,7 +150,7 @@ def write_nodes(
             data["rows"] = str(folder / f"node-{number}.rows.npz")
             content = io.BytesIO()
             np.savez(content, train=rows.train, val=rows.val, test=rows.test)
-            _write(Path(data["rows"]), content.getvalue())
+            write_whole(Path(data["rows"]), content.getvalue(), durable=False)
         node = {
             "name": name,
             "data": data,
@@ -168,7 +168,7 @@ def write_nodes(
             "threads": plan.train.threads,
         }
         path = folder / f"node-{number}.yaml"
-        _write(path, dump_yaml(node).encode())
+        write_whole(path, dump_yaml(node), durable=False)
         paths.append(path)
     return paths
 
@@ -360,10 +360,3 @@ def _check_files(simulation: Simulation, opened: Sequence[Records]) -> None:
                 where=records.source.where,
                 remedy="lower simulation.partition.min_examples, or leave the file out",
             )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of the file or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)

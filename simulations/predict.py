@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from client.readers.image_file import SUFFIXES, read_images
 from client.readers.table import read_features
 from common.errors import UserError
 from common.shared_model import SharedModel, load_shared_model
+from common.writing import replacing
 
 BATCH = 256
 
@@ -32,10 +32,9 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
-    part = out.with_name(out.name + ".part")
     written = 0
     try:
-        with part.open("w", newline="") as file:
+        with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["input", "class", *(f"p_{name}" for name in shared.classes)])
             for names, inputs in _batches(shared, data):
@@ -43,14 +42,10 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
                     best = shared.classes[int(row.argmax())]
                     writer.writerow([name, best, *(f"{value:.6f}" for value in row.tolist())])
                     written += 1
-        part.replace(out)
     except OSError as error:
         raise UserError(
             f"cannot be written ({error.strerror})", where=str(out), remedy="name another file: --out FILE.csv"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return written
 
 

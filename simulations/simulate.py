@@ -18,6 +18,7 @@ from common.assembly import plan_backbone, plan_model
 from common.errors import Interrupted, RunFailed, UserError
 from common.plan import Plan
 from common.plan_file import find_plan, load_plan, resolve
+from common.writing import write_whole
 from common.yaml_file import parse_yaml
 from server.manifest import run_facts, sha256_of, write_manifest
 from server.progress import Progress
@@ -288,9 +289,7 @@ def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
 
 def rewrite(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result in one step. Raises `ValueError` for NaN or infinity."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def _kept(out: Path, again: Sequence[str]) -> str:

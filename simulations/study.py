@@ -34,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from common.errors import Interrupted, RunFailed, UserError
 from common.plan import Plan, Privacy
 from common.plan_file import plan_hash
+from common.writing import write_whole
 from server.manifest import run_facts, write_manifest
 from simulations.engine import ENGINES, nodes_on_disk
 from simulations.report import write_report
@@ -127,9 +128,7 @@ def open_folder(folder: Path, study: Study) -> None:
             what = f"holds something else than the study {study.name}"
             raise UserError(what, where=f"--out {folder}", remedy="name a new folder, or that of this study")
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        part = folder / "study.yaml.part"
-        part.write_text(study_yaml(study))
-        part.replace(folder / "study.yaml")
+        write_whole(folder / "study.yaml", study_yaml(study))
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise UserError(what, where=f"--out {folder}", remedy="name a folder you may write to") from error

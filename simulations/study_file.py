@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from common.errors import UserError, UserErrors
 from common.mistakes import KeyPath, nearest
 from common.plan import Plan
 from common.plan_file import find_plan, load_plan, plan_hash
+from common.ready import find, ready
 from common.section import Section, Seed, Text, checked, unique
 from common.yaml_file import dump_yaml, read_yaml, validate
 from simulations.attacks import ATTACKS
@@ -111,25 +111,12 @@ class Cell:
 
 def ready_studies() -> list[str]:
     """The bare names under which studies come with fedgraft."""
-    return sorted(path.stem for path in READY_STUDIES.glob("*.yaml"))
+    return ready(READY_STUDIES)
 
 
 def find_study(name: str | Path) -> Path:
     """The file of a study: a path, or the name of a ready study. Raises `UserError` where there is neither."""
-    path, text = Path(name), str(name)
-    if os.path.isfile(path):
-        return path
-    if text in ready_studies():
-        return READY_STUDIES / f"{text}.yaml"
-    if os.path.exists(path):
-        return path  # a folder: the reader says so
-    guess = nearest(path.stem[:100], ready_studies())
-    hint = f"did you mean `{guess}`? " if guess else ""
-    raise UserError(
-        "there is no such file and no ready study of this name",
-        where=text,
-        remedy=f"{hint}Give the path of a study.yaml, or one of: {', '.join(ready_studies())}",
-    )
+    return find(name, "study", READY_STUDIES)
 
 
 def load_study(path: str | Path) -> tuple[Study, Path, list[Cell]]:

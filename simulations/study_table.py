@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.writing import replacing
 from simulations.table import round_bytes
 
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
@@ -65,9 +66,8 @@ def write_table(rows: Sequence[Row], folder: Path) -> None:
 
     table = pa.table({name: _column(rows, name) for name in columns_of(rows)})
     for name, write in (("table.csv", csv.write_csv), ("table.parquet", parquet.write_table)):
-        part = folder / f"{name}.part"
-        write(table, part)
-        part.replace(folder / name)
+        with replacing(folder / name) as part:
+            write(table, part)
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:

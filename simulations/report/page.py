@@ -7,6 +7,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.writing import write_whole
+
 STYLE = """
 :root { --ink: #1c2430; --quiet: #5a6675; --line: #d8dee6; --soft: #f3f6f9; --accent: #0072b2; --warn: #b34700 }
 * { box-sizing: border-box }
@@ -149,7 +151,5 @@ def listed(words: Sequence[str]) -> str:
 
 def write_page(path: Path, content: str) -> Path:
     """Write a page in one step."""
-    part = path.with_suffix(".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, content)
     return path

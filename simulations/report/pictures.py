@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,9 +139,10 @@ def utility(
     figure, axes = _canvas(height=3.9 if not names else 1.4 + 0.42 * len(names))
     if names:
         return _dots(figure, axes, lines, y, names)
+    beside = _beside(lines, log_x)
     for number, (name, points) in enumerate(lines.items()):
         points = sorted(points)
-        xs, ys = [p for p, _ in points], [i.value for _, i in points]
+        xs, ys = [beside(p, number) for p, _ in points], [i.value for _, i in points]
         colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(xs, ys, yerr=_bars(i for _, i in points), color=colour, marker=MARKS[number % len(MARKS)],
                       linewidth=1.8, markersize=5, capsize=3, elinewidth=1.1, label=name or None)  # fmt: skip
@@ -182,11 +184,24 @@ def _dots(figure: Figure, axes: Axes, lines: Mapping[str, Sequence[Point]], y: s
     return _svg(figure)
 
 
+def _beside(lines: Mapping[str, Sequence[Point]], log_x: bool) -> Callable[[float, int], float]:
+    """Where the points of line number k are drawn: beside each other where lines share an x, or bars hide bars."""
+    xs = [p for points in lines.values() for p, _ in points]
+    if len(set(xs)) == len(xs):
+        return lambda x, _: x
+    middle, span = (len(lines) - 1) / 2, max(xs) - min(xs)
+    if log_x:
+        step = (max(xs) / min(xs)) ** 0.012
+        return lambda x, number: x * step ** (number - middle)
+    return lambda x, number: x + 0.012 * span * (number - middle)
+
+
 def _look_at(axes: Axes, found: Sequence[Interval]) -> None:
     """An axis from the lowest value to the highest with some room: a wide interval may leave the picture."""
     values = [each.value for each in found]
     room = max(0.6 * (max(values) - min(values)), 0.02)
-    axes.set_ylim(max(min(values) - room, 0.0), max(values) + room)
+    most = 1.01 if max(values) <= 1 else math.inf  # of shares
+    axes.set_ylim(max(min(values) - room, 0.0), min(max(values) + room, most))
 
 
 def _bars(found: Iterable[Interval]) -> Any:

@@ -15,6 +15,7 @@ from simulations.report.intervals import Interval, of_mean
 from simulations.study_file import Study
 
 Row = dict[str, Any]
+NAMES = {"simulation.nodes": "{} hospitals", "simulation.partition.alpha": "α = {}"}
 SHARES = ("accuracy", "auroc", "f1", "calibration_error")  # never below 0 or above 1
 
 
@@ -41,13 +42,15 @@ def grouped(study: Study, rows: Sequence[Row]) -> list[Group]:
     keys = [*(["case"] if study.cases else []), *study.grid]
     found: dict[str, list[Row]] = {}
     for row in rows:
-        short = [f"{key.rpartition('.')[2]} {_short(row[key])}" if key != "case" else row[key] for key in keys]
+        short = [row[key] if key == "case" else _label(key, row[key]) for key in keys]
         found.setdefault(", ".join(short) or study.name, []).append(row)
     return [Group(name, cells) for name, cells in found.items()]
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _label(key: str, value: Any) -> str:
+    """A key of the grid and its value, in a few words."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return NAMES.get(key, f"{key.rpartition('.')[2]} {{}}").format(short)
 
 
 def found_on(folder: Path, group: Group) -> Found:

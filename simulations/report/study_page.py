@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.plan_file import load_plan
 from common.yaml_file import read_yaml, validate
 from simulations.report import attacks, page, pictures, privacy
+from simulations.report.comparison import change, highest, standing
 from simulations.report.intervals import Interval, of_mean, said
 from simulations.report.page import listed
 from simulations.report.study_groups import Group, Row, found_on, grouped, is_number
@@ -30,6 +31,8 @@ WORDS = {
     "simulation.nodes": "hospitals",
     "simulation.partition.alpha": "α of the partition (small: very unequal)",
 }
+
+LEVELS = (("pooled", "pooled data, no privacy"), ("alone", "each hospital alone, mean"))
 
 
 def study_page(folder: Path) -> str:
@@ -63,11 +66,13 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     cells = sum(len(group.rows) for group in groups)
     first = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / "plan.yaml")
     seconds = sum(row["seconds"] or 0 for group in groups for row in group.rows)
-    best = max(groups, key=lambda group: (group.over_seeds("accuracy") or Interval(0)).value)
-    top = best.over_seeds("accuracy")
+    top = highest(groups, "accuracy")
     boxes = [(str(cells), f"federations: {len(groups)} plans, {_seeds(study)} each", False)]
     if top is not None:
-        boxes.append((f"{100 * top.value:.1f} %", f"best accuracy: {best.name}", False))
+        best, _, alike = top
+        others = f"; {len(alike)} more cannot be told from it" if alike else ""
+        value = best.over_seeds("accuracy") or Interval(0)
+        boxes.append((f"{100 * value.value:.1f} %", f"highest mean accuracy: {best.name}{others}", False))
     limits = [row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None]
     if limits:
         boxes.append((privacy.card([min(limits)])[0], "the strongest protection tried", False))
@@ -86,22 +91,17 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
 
 
 def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
-    columns = list(dict.fromkeys([*study.show.y, "accuracy", "auroc", "loss"]))
-    rows = []
-    for group in groups:
+    columns = list(dict.fromkeys([*study.show.y, "accuracy", "auroc"]))
+    epsilons = [group.over_seeds("epsilon") for group in groups]
+    private, rows = any(epsilon is not None for epsilon in epsilons), []
+    for group, epsilon in zip(groups, epsilons, strict=True):
         cells = [group.over_seeds(column) for column in columns]
-        epsilon = group.over_seeds("epsilon")
-        rows.append(
-            [
-                group.name,
-                "–" if epsilon is None else f"{epsilon.value:.3g}",
-                *("–" if cell is None else said(cell) for cell in cells),
-            ]
-        )
-    head = ["plan", "ε", *(WORDS.get(column, column) for column in columns)]
+        limit = ["–" if epsilon is None else f"{epsilon.value:.3g}"] if private else []
+        rows.append([group.name, *limit, *("–" if cell is None else said(cell) for cell in cells)])
+    head = ["plan", *(["ε"] if private else []), *(WORDS.get(column, column) for column in columns)]
     return [
         page.heading("The answer"),
-        page.paragraph(_in_words(groups)) if len(groups) > 1 else "",
+        *(page.paragraph(words) for words in _in_words(study, groups) if words),
         *(
             page.figure(picture(study, groups, column), _caption(study, column))
             for column in study.show.y
@@ -118,14 +118,17 @@ def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
     ]  # fmt: skip
 
 
-def _in_words(groups: Sequence[Group]) -> str:
-    """From the first plan to the last, in points."""
-    steps = []
-    for column in ("accuracy", "auroc"):
-        first, last = groups[0].over_seeds(column), groups[-1].over_seeds(column)
-        if first is not None and last is not None:
-            steps.append(f"{100 * (last.value - first.value):+.1f} points of {WORDS[column]}")
-    return f"From {groups[0].name} to {groups[-1].name}: {' and '.join(steps)}." if steps else ""
+def _in_words(study: Study, groups: Sequence[Group]) -> list[str]:
+    """Where one thing was changed, from its first value to its last; then who has the highest mean, if one has."""
+    if len(groups) < 2:
+        return []
+    columns = [(column, WORDS[column]) for column in ("accuracy", "auroc")]
+    said = []
+    for case in study.cases or {"": {}}:
+        line = [group for group in groups if not study.grid or group.rows[0].get("case", "") == case]
+        if len(study.grid) + bool(study.cases and not study.grid) == 1 and len(line) > 1:
+            said.append(change(line[0], line[-1], columns))
+    return [*dict.fromkeys(said), *(standing(groups, column, words) for column, words in columns)]
 
 
 def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
@@ -151,16 +154,27 @@ def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
         lines.setdefault(str(group.rows[0].get(by)) if by else "", []).append((place, value))
     if not lines:
         return None
-    if list(lines) == [""] and levels:
-        lines = {"federated": lines[""]}
+    if list(lines) == [""] and study.baselines:
+        lines = {"federated": lines[""], **(_moving(groups, show.x, column) if not levels else {})}
     words = {"x": WORDS.get(show.x, show.x), "y": WORDS.get(column, column)}
     return pictures.utility(lines, **words, log_x=show.log_x, levels=levels)
 
 
+def _moving(groups: Sequence[Group], x: str, column: str) -> dict[str, list[pictures.Point]]:
+    """Baselines that depend on what is along the axis: a line each."""
+    found: dict[str, list[pictures.Point]] = {}
+    for name, words in LEVELS:
+        for group in groups:
+            place, value = group.over_seeds(x), group.over_seeds(f"baseline.{name}.{column}")
+            if place is not None and value is not None:
+                found.setdefault(words, []).append((place.value, value))
+    return found
+
+
 def _levels(groups: Sequence[Group], column: str) -> dict[str, Interval]:
-    """Baselines that do not depend on the cell: one level each. Where they do, they are in the table only."""
+    """Baselines that do not depend on the cell: one level each."""
     found = {}
-    for name, words in (("pooled", "pooled data, no privacy"), ("alone", "each hospital alone, mean")):
+    for name, words in LEVELS:
         values = [group.over_seeds(f"baseline.{name}.{column}") for group in groups]
         known = [value for value in values if value is not None]
         if known and len({round(value.value, 9) for value in known}) == 1:
@@ -216,12 +230,19 @@ def _sites(groups: Sequence[Group]) -> list[str]:
         return []
     return [
         page.heading("Does it serve every site?"),
+        page.paragraph(
+            "Means over the seeds. A small site has few test examples: the worst of many small sites is far below the "
+            "best by chance alone."
+        ),
         page.table(["plan", "accuracy at the worst site", "between best and worst site"], rows),
     ]
 
 
 # ── privacy and attacks ──────────────────────────────────────────────────────────────────────────────
 def _private(groups: Sequence[Group], found: Mapping[str, attacks.Found]) -> list[str]:
+    if all(group.over_seeds("epsilon") is None for group in groups):
+        proved = attacks.empirical(list(found.items()))
+        return [page.heading("Privacy"), page.note(privacy.NO_PRIVACY, warn=True), proved]
     rows = []
     for group in groups:
         epsilon, delta = group.over_seeds("epsilon"), group.over_seeds("delta")
@@ -268,17 +289,18 @@ def _caption(study: Study, column: str) -> str:
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
 def _bytes(groups: Sequence[Group]) -> list[str]:
-    rows = [
-        [
-            group.name,
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for group in groups:
+        cells = (
             size(group.rows[0]["adapter_bytes"]),
             size(float(np.mean([row["bytes"] for row in group.rows]))),
             f"{group.rows[0]['full_model_bytes'] / group.rows[0]['adapter_bytes']:,.0f} times",
-        ]
-        for group in groups
-    ]
+        )
+        names.setdefault(cells, []).append(group.name)
+    every = [f"each of the {len(groups)} plans"] if len(names) == 1 and len(groups) > 1 else None
+    rows = [[", ".join(every or named), *cells] for cells, named in names.items()]
     head = ["plan", "one update", "all rounds, both ways", "full fine-tuning would send"]
-    return [page.heading("What left each building"), page.table(head, rows)]
+    return [page.heading("What left each building"), page.table(head, rows, texts=[0])]
 
 
 def _not_protected(folder: Path, groups: Sequence[Group]) -> list[str]:

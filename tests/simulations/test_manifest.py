@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.errors import RunFailed, UserError
 from server.manifest import files_of, problems_in, read_manifest, sign, signer
@@ -78,6 +80,42 @@ def test_every_byte_of_the_manifest_and_its_signature_counts(place):
             for bit in (1, 0x20):
                 path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
                 assert problems_in(run), (name, at, bit)
+        path.write_bytes(whole)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_any_file_is_found_and_named(place, data):
+    """A change that nobody thought of: bytes flipped, put in, cut off, or those of another file of the folder."""
+    run = place / "run"
+    names = [*(name for name, _ in files_of(run)), "manifest.json", "manifest.sig"]
+    name, other = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(names))
+    path, whole = run / name, (run / name).read_bytes()
+    at = data.draw(st.integers(0, len(whole)))
+    match data.draw(st.sampled_from(("flip", "put in", "cut off", "another's", "gone"))):
+        case "flip":
+            changed = (
+                whole[:at]
+                + bytes(byte ^ data.draw(st.integers(1, 255)) for byte in whole[at : at + 1])
+                + whole[at + 1 :]
+            )
+        case "put in":
+            changed = whole[:at] + data.draw(st.binary(min_size=1, max_size=20)) + whole[at:]
+        case "cut off":
+            changed = whole[:at]
+        case "another's":
+            changed = (run / other).read_bytes()
+        case _:
+            changed = None
+    try:
+        path.unlink() if changed is None else path.write_bytes(changed)
+        if changed is None and name == "manifest.json":
+            with pytest.raises(UserError, match="no manifest"):
+                problems_in(run)
+            return
+        found = problems_in(run, place / "key.pub")
+        assert any(problem.startswith(f"{name}:") for problem in found) == (changed != whole), (name, found)
+    finally:
         path.write_bytes(whole)
 
 
