@@ -6,6 +6,7 @@ Lossless, and in one order: a federation over any of them is the same federation
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 CLASSES = ("normal", "pneumonia")
 Cases = dict[str, tuple[np.ndarray, np.ndarray]]  # split → images (n, H, W) uint8, labels (n,), class by class
 

@@ -18,11 +18,11 @@ from common.yaml_file import dump_yaml
 from server.app import Federation as Federated
 from server.app import federate
 from server.run_folder import RunFolder
+from simulations.federation import Federation, free_ports
 from simulations.inprocess import InProcessGrid
 from simulations.partition import write_nodes
-from tests.e2e.federation import DATA, Federation, free_ports
 from tests.e2e.test_formats import shares
-from tests.formats import as_dicom, as_folder, as_manifest
+from tests.formats import DATA, as_dicom, as_folder, as_manifest
 
 TABLE_PLAN = """
 name: tiny
@@ -143,8 +143,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = folder / "hospitals" / HOSPITALS[number]
         place.mkdir(parents=True)
         about = {"name": HOSPITALS[number], "data": {"path": str(write(place, shares()[number]))}}
+        about |= {"store": f"store/{number}"}
         (folder / "nodes").mkdir(exist_ok=True)
-        (folder / "nodes" / f"node-{number}.yaml").write_text(dump_yaml(about | {"store": f"store/{number}"}))
+        (folder / "nodes" / f"node-{number}.yaml").write_text(dump_yaml(about))
     return folder
 
 
@@ -153,7 +154,7 @@ def federation(deployed: Path) -> Iterator[Federation]:
     """A coordinator with three nodes; shared by the tests of a session, which leave it as they found it."""
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
-    with Federation(deployed, files, settings) as running:
+    with Federation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
         yield running
 
 

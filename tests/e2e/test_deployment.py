@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.federation import Federation, until
+from simulations.federation import Federation, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 

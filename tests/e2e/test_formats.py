@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from common.plan_file import load_plan, plan_yaml
 from common.yaml_file import dump_yaml
 from server.app import Federation, federate
 from server.run_folder import RunFolder
+from simulations.federation import Federation as Deployment
 from simulations.inprocess import InProcessGrid
-from tests.e2e.federation import Federation as Deployment
-from tests.formats import Cases, as_archive, as_dicom, as_folder, as_manifest
+from tests.formats import DATA, Cases, as_archive, as_dicom, as_folder, as_manifest
 
-DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 Writer = Callable[[Path, Cases], Path]
 SIZES = {"train": 48, "test": 24}
 
@@ -97,7 +95,7 @@ def test_three_formats_at_real_nodes_over_tls(tmp_path: Path) -> None:
     plan = plan_of_three(tmp_path)
     archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
     files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
-    with Deployment(tmp_path / "deployed", {f"node-{k}": file for k, file in enumerate(files)}) as deployment:
+    with Deployment(tmp_path / "deployed", {f"node-{k}": file for k, file in enumerate(files)}, plan) as deployment:
         words = ("server", "run", plan, "--server", deployment.server_file, "--out", tmp_path / "other")
         done = deployment.fedgraft(*words, timeout=900)
     assert done.code == 0, done

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.plan_file import load_plan
+from simulations.federation import Federation, processes
 from simulations.partition import write_nodes
 from tests.e2e.conftest import write_images
-from tests.e2e.federation import Federation, processes
 
 PLAN = """
 name: vit
@@ -73,8 +73,8 @@ def test_a_large_backbone(tmp_path, capsys):
     (tmp_path / "plan.yaml").write_text(PLAN)
     write_images(tmp_path / "spots.npz")
     plan = load_plan(tmp_path / "plan.yaml")
-    files = write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes")
-    with Federation(tmp_path, {f"node-{k}": file for k, file in enumerate(files)}) as federation:
+    files = enumerate(write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes"))
+    with Federation(tmp_path, {f"node-{k}": file for k, file in files}, tmp_path / "plan.yaml") as federation:
         with Watch(federation) as watch:
             done = federation.run(tmp_path / "plan.yaml", tmp_path / "runs" / "first")
         assert done.code == 0, done

@@ -1,21 +1,19 @@
-"""One hospital against a real SuperLink over TLS: it joins, trains, refuses other code, is killed, and comes back.
+"""What holds at a hospital, whatever the server sends: approved code only, all of it written down, no needless rights.
 
-Node and SuperLink are processes of their own. Where the test runs as root, the node runs without the rights that make
-root root, before an administrator's folder that belongs to somebody else.
+The nodes are those of the shared federation, and one more that runs as `nobody` where this machine allows it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
+import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -24,170 +22,35 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import launcher
 from client.approvals import Approvals
-from client.approve import approve, propose
 from client.journal import Journal
+from client.network import check_connection
 from client.node import load_node
 from common.bundle import write_app
-from common.plan_file import load_plan, plan_yaml
-from tests.authority import Authority
+from server import nodes as registry
+from server.certificates import make
+from server.start import connect
+from simulations.federation import NOBODY, Federation, until
 
-pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]
-DROPPED = "-dac_override,-dac_read_search,-fowner,-chown,-setuid,-setgid"
-SMALL = [
-    "backbone={name: cifar-resnet8}",
-    "pretrain=null",
-    "simulation=null",
-    "train.rounds=1",
-    "aggregate.min_nodes=1",
-]
-
-
-class Federation:
-    """A SuperLink on loopback with one hospital registered, whose node is not started yet."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.chmod(0o755)
-        self.port = free_port()
-        self.authority = Authority(folder / "ca")
-        self.authority.server_files(folder / "server.crt", folder / "server.key")
-        self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-            "FLWR_HOME": str(folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }
-        (folder / "home").mkdir()
-        (folder / "home" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "localhost:{self.port}"\n'
-            f'root-certificates = "{self.authority.path}"\n'
-        )
-        self.hospital = folder / "hospital"
-        (self.hospital / "store").mkdir(parents=True)
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        (self.hospital / "node.key").write_bytes(private)
-        (self.hospital / "node.key").chmod(0o600)
-        (self.hospital / "node.key.pub").write_bytes(public)
-        self.file = self.hospital / "node.yaml"
-        self.file.write_text(
-            "name: hospital-a\ndata: {path: 'sklearn:digits'}\nstore: store\npolicy: {approved_plans: recorded}\n"
-            f"connection: {{superlink: 'localhost:{self.port}', root_certificates: ../ca/ca.crt, "
-            "private_key: node.key}\n"
-        )
-        self.begun: list[str] = []  # ids of runs
-        self.superlink = self.start_superlink()
-
-    def start_superlink(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [BIN / "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port),
-             "--ssl-ca-certfile", self.authority.path, "--ssl-certfile", self.folder / "server.crt",
-             "--ssl-keyfile", self.folder / "server.key", "--enable-supernode-auth",
-             "--database", self.folder / "state.db", "--disable-runtime-dependency-installation"],
-            cwd=self.folder, env=self.environment, stdout=(self.folder / "superlink.log").open("ab"),
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        until(lambda: answers(self.port), 60, "the SuperLink answers")
-        return process
-
-    def flwr(self, *arguments: object) -> str:
-        command = [str(BIN / "flwr"), *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
-
-    def run(self, name: str, alter: Callable[[Path], None] = lambda app: None) -> Path:
-        """Submit the plan with this code; the run's folder."""
-        app, plan, out = write_app(self.folder / f"app-{name}"), self.folder / "plan.yaml", self.folder / name
-        alter(app)
-        plan.write_text(plan_yaml(load_plan("digits", SMALL)))
-        config = f'plan="{plan}" out="{out}" nodes-expected=1'
-        begun = json.loads(self.flwr("run", app, "here", "--run-config", config, "--format", "json"))
-        self.begun.append(str(begun["run-id"]))
-        return out
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.superlink.pid, signal.SIGKILL)
-        self.superlink.wait()
-
-
-class Started:
-    """`fedgraft node start`, and the lines that it printed."""
-
-    def __init__(self, federation: Federation) -> None:
-        self.log = federation.hospital / "node.log"
-        dropped = ["setpriv", "--bounding-set", DROPPED, "--inh-caps", "-all"] if os.geteuid() == 0 else []
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*dropped, sys.executable, "-m", "fedgraft", "node", "start", federation.file,
-                 *(["--allow-root"] if os.geteuid() == 0 else [])],
-                cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def lines(self) -> list[list[str]]:
-        """Event and words of each line."""
-        return [line.split(maxsplit=2)[1:] for line in self.log.read_text().splitlines()]
-
-    def events(self, kind: str) -> list[str]:
-        return [line[1] for line in self.lines() if line[0] == kind]
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("as root this needs setpriv, to drop root's rights")
-    federation = Federation(tmp_path_factory.mktemp("federation"))
-    try:
-        federation.flwr("supernode", "register", federation.hospital / "node.key.pub", "here", "--name", "hospital-a")
-        node = load_node(federation.file)
-        approve(node, propose(node, load_plan("digits", SMALL), None), "the administrator")
-        if os.geteuid() == 0:
-            for place in [node.approvals, *node.approvals.rglob("*")]:
-                os.chown(place, 65534, 65534)
-        yield federation
-    finally:
-        federation.end()
-
-
-@pytest.fixture(scope="module")
-def node(federation: Federation) -> Iterator[Started]:
-    started = Started(federation)
-    try:
-        until(lambda: started.events("connected"), 120, "the node connects")
-        yield started
-    finally:
-        started.end(signal.SIGKILL)
+QUICK = ("train.rounds=1", "adapter.method=head")
 
 
 def test_root_is_refused(federation: Federation) -> None:
     if os.geteuid() != 0:
         pytest.skip("not root")
-    command = [sys.executable, "-m", "fedgraft", "node", "start", str(federation.file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "running as root" in done.stderr
+    done = federation.fedgraft("node", "start", federation.files["north"])
+    assert done.code == 2
+    assert "running as root" in done.err
 
 
-def test_the_preflight_finds_the_key_registered(federation: Federation, node: Started) -> None:
-    """Asked while the node runs under the same key, which must go on undisturbed (the next test needs it)."""
-    from client.network import check_connection
-
-    connection = load_node(federation.file).connection
+def test_the_preflight_finds_the_key_registered(federation: Federation, tmp_path: Path) -> None:
+    """Asked while the node runs under the same key, which must go on undisturbed."""
+    connection = load_node(federation.files["north"]).connection
     assert connection is not None
     found = {finding.what: finding for finding in check_connection(connection)}
     assert (found["node key"].state, found["clock"].state) == ("ok", "ok"), found
-    stranger = federation.folder / "stranger.key"
+    stranger = tmp_path / "stranger.key"
     stranger.write_bytes(
         ec.generate_private_key(ec.SECP384R1()).private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -201,96 +64,182 @@ def test_the_preflight_finds_the_key_registered(federation: Federation, node: St
     assert "does not know it" in found["node key"].found
 
 
-def test_the_approved_code_trains_and_everything_is_written_down(federation: Federation, node: Started) -> None:
-    out = federation.run("trained")
-    until(lambda: status(out) == "completed", 300, "the run completes")
-    journal = Journal(federation.hospital / "store" / "audit.jsonl")
-    kinds = [(entry.kind, entry.body["kind"], entry.body.get("decision")) for entry in journal.entries()]
+def test_a_plan_that_nobody_approved_is_refused(federation: Federation) -> None:
+    """A plan that a hospital did not see; a refusal that the coordinator does not."""
+    out = federation.folder / "runs" / "not-approved"
+    done = federation.run(federation.folder / "plan.yaml", out, "train.rounds=99")
+    assert done.code == 1
+    assert "is not approved at this node" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_everything_is_written_down(federation: Federation) -> None:
+    """A message that leaves no entry in the audit log, or a log that does not verify."""
+    federation.approve(federation.folder / "plan.yaml", *QUICK)
+    done = federation.run(federation.folder / "plan.yaml", federation.folder / "runs" / "written-down", *QUICK)
+    assert done.code == 0, done
+    path = load_node(federation.files["north"]).audit_path
+    assert path is not None
+    kinds = [(entry.kind, entry.body["kind"], entry.body.get("decision")) for entry in Journal(path).entries()]
     for kind in ("query.offer", "query.backbone", "train", "evaluate"):
         assert ("in", kind, None) in kinds
         assert ("out", kind, "sent") in kinds
-    assert journal.verify() == []
+    done = federation.fedgraft("node", "log", federation.files["north"], "--verify")
+    assert done.code == 0, done
 
 
-def test_other_code_is_refused_before_a_line_of_it_runs(federation: Federation, node: Started) -> None:
-    """One byte more; and a version that leads Flower's installer out of the read-only folder into the node's store."""
-    mark = federation.hospital / "store" / "ran"
-
-    def one_byte(app: Path) -> None:
-        (app / "client" / "round.py").open("a").write("#")
-
-    def escape(app: Path) -> None:
-        folder = (Approvals(federation.hospital / "approvals").bundle() or {})["folder"]
-        project, (_, _, release) = app / "pyproject.toml", folder.split(".", 2)
-        version = f'version = "{release}/../../../store/evil"'
-        project.write_text(project.read_text().replace('version = "0.1.0"', version))
-        # `flwr run` imports it, too, at the coordinator: only the node's processes have this variable
-        code = f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r}, 'w').close()\n"
-        (app / "client" / "__init__.py").write_text(code)
-
-    for number, alter in enumerate((one_byte, escape), start=1):
-        federation.run(f"refused-{number}", alter)
-        until(lambda number=number: len(node.events("refused")) == number, 120, "the node refuses")
-    assert all("is not approved at this node" in words for words in node.events("refused"))
-    assert not mark.exists()
-    assert not list((federation.hospital / "store").glob("evil*"))
-    for run in federation.begun[-2:]:
-        seen = lambda run=run: "is not approved at this node" in federation.flwr("log", run, "here", "--show")  # noqa: E731
-        until(seen, 60, "the coordinator sees the reason")
+def one_byte(app: Path, mark: Path, approved: str) -> None:
+    """One byte more than what was approved."""
+    (app / "client" / "round.py").open("a").write("#")
 
 
-def test_it_outlives_the_server(federation: Federation, node: Started) -> None:
-    os.killpg(federation.superlink.pid, signal.SIGKILL)
-    federation.superlink.wait()
-    federation.superlink = federation.start_superlink()
-    out = federation.run("after-the-server")
-    until(lambda: status(out) == "completed", 300, "a run completes after the server came back")
+def escape(app: Path, mark: Path, approved: str) -> None:
+    """A version that leads Flower's installer out of the read-only folder into the node's store."""
+    project, (_, _, release) = app / "pyproject.toml", approved.split(".", 2)
+    project.write_text(
+        project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../store/0/evil"')
+    )
+    # `flwr run` imports it, too, at the coordinator: only the node's processes have this variable
+    code = f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r}, 'w').close()\n"
+    (app / "client" / "__init__.py").write_text(code)
 
 
-@pytest.mark.exhaustive
-def test_it_comes_back_after_a_crash(node: Started) -> None:
-    """Killed, a SuperNode cannot sign off: its key is refused until a minute has passed without a heartbeat."""
-    before = len(node.events("connected"))
-    os.kill(child_of(node.process.pid), signal.SIGKILL)
-    until(lambda: any("holds this key" in words for words in node.events("ended")), 60, "the key is refused")
-    until(lambda: len(node.events("connected")) > before, 180, "it connects again")
+def sent(federation: Federation, alter: Callable[[Path, Path, str], None]) -> Path:
+    """Submit a run of code that was altered; its folder."""
+    mark, out = federation.folder / "ran", federation.folder / "runs" / f"altered-{alter.__name__}"
+    about = Approvals(load_node(federation.files["north"]).approvals).bundle()
+    assert about is not None
+    app = write_app(federation.folder / f"app-{alter.__name__}")
+    alter(app, mark, about["folder"])
+    plan = str(federation.folder / "plan.yaml")
+    connect(federation.server).submit(app, {"plan": plan, "out": str(out), "nodes-expected": len(federation.files)})
+    return out
 
 
-def test_it_leaves_when_told_to(federation: Federation, node: Started) -> None:
-    assert node.end() == 0
-    assert node.lines()[-1] == ["stopped", "hospital-a"]
+def test_other_code_is_refused_before_a_line_of_it_runs(federation: Federation) -> None:
+    """Code that differs by a byte, or that unpacks itself elsewhere, and is loaded; a reason that nobody is told."""
+    outs = [sent(federation, alter) for alter in (one_byte, escape)]
+    for out in outs:
+        until("the run failed", lambda out=out: (out / "result.json").is_file(), 180)
+        result = json.loads((out / "result.json").read_text())
+        assert result["status"] == "failed"
+        assert result["error"].count("is not approved at this node") == len(federation.files)
+    for name in federation.files:
+        refusals = federation.events(name, "refused")
+        assert len(refusals) >= 2
+        assert all("is not approved at this node" in words for words in refusals[-2:])
+    assert not (federation.folder / "ran").exists()
+    assert not list(federation.folder.rglob("evil*"))
 
 
-def status(out: Path) -> str:
+def test_it_leaves_when_told_to_and_comes_back(federation: Federation) -> None:
+    """A SIGTERM that is an error, or after which the SuperLink holds the key and refuses it."""
+    before = federation.connections("west")
+    assert federation.stop("west") == 0
+    assert federation.log("west").splitlines()[-1].split()[1:] == ["stopped", "west"]
+    federation.start_node("west")
+    until("it is connected again", lambda: federation.connections("west") > before, 30)
+
+
+# ── a user without any rights ────────────────────────────────────────────────────────────────────────
+AS_NOBODY = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "env", "-u", "PYTHONPATH")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder that every user of this machine can enter."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv, to become another user")
+    with tempfile.TemporaryDirectory(prefix="fedgraft-nobody-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def environment(elsewhere: Path) -> Path:
+    """The programs of an environment with the packages of this one, under a Python that every user can run."""
+    python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    if not Path(python).exists():
+        pytest.skip(f"{python} is not here, and this Python may belong to root alone")
+    place = elsewhere / "environment"
+    subprocess.run([python, "-m", "venv", "--without-pip", place], check=True)
+    packages = next(place.glob("lib/python*/site-packages"))
+    (packages / "here.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+    for entry in entry_points(group="console_scripts"):
+        if entry.dist is not None and entry.dist.name in ("flwr", "fedgraft"):
+            program = place / "bin" / entry.name
+            program.write_text(
+                f"#!{place}/bin/python\nimport sys\nfrom {entry.module} import {entry.attr.split('.')[0]}\n"
+                f"sys.exit({entry.attr}())\n"
+            )
+            program.chmod(0o755)
+    probe = subprocess.run([*AS_NOBODY, place / "bin" / "python", "-c", "import client, flwr, torch"], check=False)
+    if probe.returncode != 0:
+        pytest.skip("this checkout or its packages cannot be read by another user")
+    return place / "bin"
+
+
+def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
+    federation: Federation, elsewhere: Path, environment: Path
+) -> None:
+    """A node that needs more rights than to read its files and write its store; a removed key that is still good."""
+    make(elsewhere / "keys", hosts=[], nodes=["guest"])
+    registry.add(federation.server, "guest", elsewhere / "keys" / "nodes" / "guest.pub")
     try:
-        return json.loads((out / "result.json").read_text())["status"]
-    except (OSError, ValueError):
-        return ""
+        start = guest(federation, elsewhere, environment)
+        approvals = elsewhere / "hospital" / "approvals"
+
+        # ── an administrator's folder that belongs to the node's user ────────────────────────────────
+        os.chown(approvals, NOBODY, NOBODY)
+        done = subprocess.run(start, capture_output=True, text=True, check=False)
+        assert (done.returncode, "this user can change the approved code" in done.stderr) == (2, True), done
+        os.chown(approvals, 0, 0)
+        for path in [approvals, *approvals.rglob("*")]:
+            assert subprocess.run([*AS_NOBODY, "test", "-w", path], check=False).returncode == 1, path
+
+        # ── it runs, and takes part ──────────────────────────────────────────────────────────────────
+        federation.start_node("guest", start)
+        until("it is connected", lambda: federation.connections("guest") > 0)
+        federation.approve(federation.folder / "plan.yaml", *QUICK)
+        out = federation.folder / "runs" / "with-a-guest"
+        done = federation.run(federation.folder / "plan.yaml", out, *QUICK)
+        assert done.code == 0, done
+        assert "guest" in json.loads((out / "result.json").read_text())["final"]["nodes"]
+        owners = {path.stat().st_uid for path in (elsewhere / "hospital" / "store").rglob("*")}
+        assert owners == {NOBODY}
+
+        # ── removed ──────────────────────────────────────────────────────────────────────────────────
+        removed = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
+        assert removed.code == 0, removed
+        assert "guest" not in federation.fedgraft("server", "nodes", "list", "--server", federation.server_file).out
+        until("it is refused", lambda: federation.events("guest", "ended"), 120)
+        assert "does not know it" in federation.events("guest", "ended")[0]
+        again = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
+        assert (again.code, "no node of this name is registered" in again.err) == (2, True), again
+        key = str(elsewhere / "keys" / "nodes" / "guest.pub")
+        again = federation.fedgraft("server", "nodes", "add", "guest", key, "--server", federation.server_file)
+        assert again.code != 0, "a key that was removed came back"
+        assert "Traceback" not in again.err
+    finally:
+        if "guest" in federation.files:
+            federation.forget("guest")
+        if any(row["name"] == "guest" for row in registry.listed(federation.server)):
+            registry.remove(federation.server, "guest")
 
 
-def until(holds: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"within {seconds} s: {what}"
-        time.sleep(0.2)
-
-
-def child_of(parent: int) -> int:
-    """The one process that this one started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                return int(folder.name)
-    raise AssertionError(f"{parent} has no child")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+def guest(federation: Federation, elsewhere: Path, environment: Path) -> list[str]:
+    """A fourth hospital with the data of the first, all but its store out of its user's reach; how it is started."""
+    place, source = elsewhere / "hospital", elsewhere / "source.yaml"
+    place.mkdir()
+    data = Path(load_node(federation.files["north"]).data.path)
+    (shutil.copytree if data.is_dir() else shutil.copy)(data, place / data.name)
+    shutil.copy(federation.ca, place / "ca.crt")
+    shutil.copy(elsewhere / "keys" / "nodes" / "guest", place / "node.key")
+    source.write_text(f"name: guest\ndata: {{path: {place / data.name}}}\nstore: {place / 'store'}\n")
+    federation.settle("guest", source, key=place / "node.key", ca=place / "ca.crt", place=place)
+    federation.approve(federation.folder / "plan.yaml", only="guest")
+    for path in [place / "approvals", *(place / "approvals").rglob("*")]:
+        os.chown(path, 0, 0)
+    for path in (place / "node.key", place / "store"):
+        os.chown(path, NOBODY, NOBODY)
+    return [*AS_NOBODY, f"HOME={elsewhere}", str(environment / "fedgraft"), "node", "start", str(place / "node.yaml")]
