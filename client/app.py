@@ -1,7 +1,7 @@
 """Flower messages ↔ one node: the ClientApp.
 
     query.offer      a plan and a backbone's fingerprint → does this node accept it, and does it have the backbone
-    query.backbone   the backbone's tensors → verified and kept
+    query.backbone   a part of the backbone's tensors → kept; with the last one, all are verified
     train            the shared adapter → the adapter after local training, with metrics of what was received
     evaluate         the shared adapter → metrics only (after the last round)
 
@@ -45,6 +45,7 @@ from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, group_recor
 
 app = ClientApp()
 log = logging.getLogger("fedgraft.client")
+MOST_PARTS = 10_000  # of a backbone
 Handler = Callable[[Message, Context], RecordDict]
 
 
@@ -103,13 +104,16 @@ def offer(message: Message, context: Context) -> RecordDict:
 @app.query("backbone")
 @answered
 def backbone(message: Message, context: Context) -> RecordDict:
-    """Verify and keep a backbone that was offered."""
-    node = _node(context)
-    fingerprint = str(message.content.config_records["about"]["fingerprint"])
+    """Keep a part of a backbone that was offered; with its last part, verify it."""
+    node, about = _node(context), message.content.config_records["about"]
+    fingerprint, part, parts = str(about["fingerprint"]), about["part"], about["parts"]
     node.check(plan_hash=None, backbone=fingerprint)
+    if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
+        raise Refused(f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone")
     state = message.content.array_records["backbone"].to_torch_state_dict()
-    _store(node).put(state, fingerprint)
-    return RecordDict({"about": ConfigRecord({"node": node.name, "stored": fingerprint})})
+    _store(node).put_part(state, fingerprint, part, parts)
+    said = {"stored": fingerprint} if part == parts else {"part": part}
+    return RecordDict({"about": ConfigRecord({"node": node.name, **said})})
 
 
 @app.train()

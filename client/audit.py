@@ -20,7 +20,8 @@ from common.update import ADAPTER, Layout, message_bytes
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
 
-_SAID = ("plan-hash", "round", "fingerprint", "layout", "stored", "has")  # what config records may say here
+# what config records may say here
+_SAID = ("plan-hash", "round", "fingerprint", "layout", "stored", "has", "part", "parts")
 
 
 class Audit:

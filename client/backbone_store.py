@@ -2,8 +2,8 @@
 
 A backbone is written beside its place, flushed, and renamed into it: a reader sees all of it or nothing, and
 two processes that store the same one do no harm. What is read is what was verified: the fingerprint is computed
-over the tensors when they arrive, and again when a file is loaded that is not the very one that was verified (its
-size, inode and times are kept beside it). A round checks the frozen part by itself, before and after.
+over the tensors when all have arrived, and again when a file is loaded that is not the very one that was verified
+(its size, inode and times are kept beside it). A round checks the frozen part by itself, before and after.
 
 With a limit, the backbone that was not used for the longest time makes room for a new one; one that was used in the
 last hour belongs to a plan that is running, and stays.
@@ -16,6 +16,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,6 +66,32 @@ class BackboneStore:
                 save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
             self._note(fingerprint)
 
+    def put_part(self, state: Mapping[str, Tensor], fingerprint: str, part: int, parts: int) -> None:
+        """Keep one of the parts (from 1) in which a backbone arrives; the last one makes it whole. Raises as `put`."""
+        if parts == 1:
+            return self.put(state, fingerprint)
+        if self.has(fingerprint):  # another node of this store was sent it, too
+            return None
+        folder = self._backbone(fingerprint).with_suffix(".parts")
+        with self._alone():
+            if part == 1:  # what another sending, or another backbone, left unfinished
+                for old in self.backbones.glob("*.parts"):
+                    shutil.rmtree(old)
+                folder.mkdir()
+            here = [folder / f"{number:05d}" for number in range(1, part)]
+            if not all(path.is_file() for path in here):
+                raise Refused(f"part {part} of the backbone came, and the ones before it are not here")
+            self._must_fit(sum(path.stat().st_size for path in here) + sum(t.nbytes for t in state.values()))
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{part:05d}")
+        if part == parts:
+            try:
+                # mapped, not read: the memory of one part is enough
+                whole = {name: tensor for path in sorted(folder.iterdir()) for name, tensor in load_file(path).items()}
+                self.put(whole, fingerprint)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        return None
+
     def load(self, fingerprint: str) -> dict[str, Tensor]:
         """The backbone's tensors. A file that has changed on disk is removed, so that it is sent again.
 
@@ -105,10 +132,7 @@ class BackboneStore:
         """Evict what was not used for longest until `size` more bytes fit."""
         if self.limit is None:
             return
-        if size > self.limit:
-            raise Refused(
-                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has {size / 1e6:.0f}"
-            )
+        self._must_fit(size)
         kept = sorted(self.backbones.glob("*.safetensors"), key=_used)
         total = sum(path.stat().st_size for path in kept)
         for path in kept:
@@ -120,6 +144,12 @@ class BackboneStore:
             self._remove(path)
         if total + size > self.limit:
             raise Refused("this node's store has no room for the backbone")
+
+    def _must_fit(self, size: int) -> None:
+        if self.limit is not None and size > self.limit:
+            raise Refused(
+                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has {size / 1e6:.0f}"
+            )
 
     def _note(self, fingerprint: str) -> None:
         """That this very file was verified; the note's own time says when the backbone was last used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -171,10 +172,7 @@ def log(
     if not journal.segments():
         raise UserError("no audit log here yet: no message ever came", where=str(path), remedy="start the node first")
     if verify:
-        problems = journal.verify(head_of(head) if head else None)
-        if problems:
-            raise RunFailed(f"{path} does not verify:\n" + "\n".join(f"  ✗ {problem}" for problem in problems))
-        print(f"✓ {path}: every entry is there and unchanged\nhead {journal.head()}")
+        _verified(path, "entry", journal.verify(head_of(head) if head else None), journal.head)
         return
     for entry in deque(journal.entries(), maxlen=last):
         if json_:
@@ -214,13 +212,17 @@ def ledger(
         )
     kept = Ledger(path)
     if verify:
-        problems = kept.verify(head_of(head) if head else None)
-        if problems:
-            raise RunFailed(f"{path} does not verify:\n" + "\n".join(f"  ✗ {problem}" for problem in problems))
-        print(f"✓ {path}: every row is there and unchanged\nhead {kept.book().head}")
+        _verified(path, "row", kept.verify(head_of(head) if head else None), lambda: kept.book().head)
         return
     stated = statement(kept, ceilings=ceilings)
     if out is not None:
         out.with_suffix(".json").write_text(json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
         out.with_suffix(".md").write_text(markdown(stated))
     print(json.dumps(stated, indent=1, ensure_ascii=False) if json_ else markdown(stated))
+
+
+def _verified(path: Path, what: str, problems: list[str], head: Callable[[], object]) -> None:
+    """The end of every `--verify`: what is wrong, or the head to file."""
+    if problems:
+        raise RunFailed(f"{path} does not verify:\n" + "\n".join(f"  ✗ {problem}" for problem in problems))
+    print(f"✓ {path}: every {what} is there and unchanged\nhead {head()}")

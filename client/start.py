@@ -199,7 +199,8 @@ class Stop:
 
 def say(event: str, what: str) -> None:
     """One line for each event, the time in UTC."""
-    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}  {event:<12}  {what}", flush=True)
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+    print(f"{now}Z  {event:<12}  {what}", flush=True)
 
 
 def environment(node: Node) -> dict[str, str]:
@@ -241,7 +242,7 @@ def _supernode(node: Node, connection: Connection, path: Path) -> tuple[subproce
         command += ["--trusted-entities", connection.trusted_entities]
     process = subprocess.Popen(
         command, cwd=node.store, env=environment(node), text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_with_parent(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=with_parent(),
     )  # fmt: skip
     lines: queue.Queue[str] = queue.Queue()
 
@@ -254,8 +255,8 @@ def _supernode(node: Node, connection: Connection, path: Path) -> tuple[subproce
     return process, lines
 
 
-def _with_parent() -> Callable[[], None] | None:
-    """Linux: the SuperNode leaves, by SIGTERM, when this process is killed; an orphan would hold the key."""
+def with_parent() -> Callable[[], None] | None:
+    """Linux: what is started leaves, by SIGTERM, when this process is killed; an orphan would hold the key."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None, use_errno=True)

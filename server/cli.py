@@ -14,6 +14,10 @@ server.add_typer(nodes, name="nodes", help="Which hospitals may take part.")
 
 ServerOption = Annotated[Path, typer.Option("--server", metavar="FILE", help="The server's own file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
+ExpectedOption = Annotated[
+    int | None,
+    typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
+]
 HERE = Path("server.yaml")
 
 
@@ -70,10 +74,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated.")
     ] = None,
-    expected: Annotated[
-        int | None,
-        typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
-    ] = None,
+    expected: ExpectedOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run a plan over the hospitals' nodes and wait for its end. Ctrl-C stops the run.
@@ -91,10 +92,7 @@ def run(
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of a run that was cut off.")],
     file: ServerOption = HERE,
-    expected: Annotated[
-        int | None,
-        typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
-    ] = None,
+    expected: ExpectedOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Go on with a run that was cut off, from its last finished round.

@@ -27,6 +27,7 @@ from server.server_file import Server, load_server, split_address
 FLEET = re.compile(r"/v1/fleet/[a-z]+(-[a-z]+)*")  # every call of Flower 1.41 is a POST there
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host", b"expect"}
 _HOP_BY_HOP |= {b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"content-length"}
+_DROPPED = _HOP_BY_HOP | {b"date"}  # uvicorn writes one of its own
 MOST_CONNECTIONS = 512  # open at once; a node has two or three
 MOST_ADDRESSES = 4096  # whose rate is remembered
 
@@ -107,7 +108,7 @@ class Gateway:
             answer = await self._client.send(request, stream=True)
             try:
                 kept = [(name.lower(), value) for name, value in answer.headers.raw]
-                kept = [(name, value) for name, value in kept if name == b"content-length" or name not in _HOP_BY_HOP]
+                kept = [(name, value) for name, value in kept if name == b"content-length" or name not in _DROPPED]
                 begun = True
                 await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
                 async for piece in answer.aiter_raw():

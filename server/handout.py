@@ -1,13 +1,19 @@
-"""Offers the plan and its backbone by fingerprint; sends the backbone once, to the nodes that lack it."""
+"""Offers the plan and its backbone by fingerprint; sends the backbone once, to the nodes that lack it.
+
+A large backbone goes in parts, one after the other: Flower keeps some three copies of a message's tensors in each
+process that it passes, so what a process needs is a few parts and not a few backbones.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from common.backbones import Backbone, backbone_state
 from common.errors import RunFailed
@@ -16,6 +22,7 @@ from common.plan_file import canonical, plan_hash
 from server.exchange import exchange
 
 OFFER_TIMEOUT = 600.0  # seconds; a node opens its data before it answers
+PART = 64_000_000  # bytes of tensors in a message; a larger tensor goes alone
 
 
 @dataclass
@@ -87,30 +94,59 @@ class Roster:
 
     def _send(self, grid: Grid, backbone: Backbone, lacking: dict[str, int]) -> None:
         """Send the backbone; once more to nodes whose copy was not what was offered; report those that failed twice."""
-        content = RecordDict(
-            {
-                "backbone": ArrayRecord(backbone_state(backbone)),  # pyright: ignore[reportArgumentType]
-                "about": ConfigRecord({"fingerprint": backbone.fingerprint}),
-            }
-        )
         waiting, reasons = dict(lacking), dict.fromkeys(lacking, "")
         for attempt in ("", "sent twice; "):
-            replies = exchange(grid, "query.backbone", content, waiting, group="0", timeout=OFFER_TIMEOUT)
-            for name in list(waiting):
-                self.down[name] += replies.down[name]
-                self.up[name] += replies.up.get(name, 0)
-                about = replies.contents.get(name, RecordDict()).config_records.get("about", ConfigRecord())
-                if about.get("stored") == backbone.fingerprint:
-                    self.sent.append(name)
-                    del waiting[name], reasons[name]
+            failed = self._send_once(grid, backbone, waiting)
+            for name in waiting:
+                if name in failed:
+                    reasons[name] = attempt + failed[name][0]
                 else:
-                    reasons[name] = attempt + replies.refused.get(name, "did not confirm the backbone")
-            waiting = {name: waiting[name] for name in waiting if _damaged(reasons[name], name in replies.called)}
+                    self.sent.append(name)
+                    del reasons[name]
+            waiting = {name: waiting[name] for name, (reason, answered) in failed.items() if _damaged(reason, answered)}
             if not waiting:
                 break
         for name, reason in reasons.items():
             self.nodes.pop(name, None)
             self.refused.append((name, reason))
+
+    def _send_once(self, grid: Grid, backbone: Backbone, nodes: Mapping[str, int]) -> dict[str, tuple[str, bool]]:
+        """Send every part to these nodes. Of those that do not hold the backbone then: why, and if they said so."""
+        going, failed = dict(nodes), dict[str, tuple[str, bool]]()
+        parts = list(parts_of(backbone_state(backbone), PART))
+        for number, part in enumerate(parts, start=1):
+            content = RecordDict(
+                {
+                    "backbone": ArrayRecord(part),  # pyright: ignore[reportArgumentType]
+                    "about": ConfigRecord(
+                        {"fingerprint": backbone.fingerprint, "part": number, "parts": len(parts)},
+                    ),
+                }
+            )
+            wanted = ("stored", backbone.fingerprint) if number == len(parts) else ("part", number)
+            replies = exchange(grid, "query.backbone", content, going, group="0", timeout=OFFER_TIMEOUT)
+            for name in list(going):
+                self.down[name] += replies.down[name]
+                self.up[name] += replies.up.get(name, 0)
+                about = replies.contents.get(name, RecordDict()).config_records.get("about", ConfigRecord())
+                if about.get(wanted[0]) != wanted[1]:
+                    reason = replies.refused.get(name, "did not confirm the backbone")
+                    failed[name] = (reason, name in replies.called)
+                    del going[name]
+            if not going:
+                break
+        return failed
+
+
+def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, in groups of at most `most` bytes; one that is larger by itself."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > most:
+            yield part
+            part = {}
+        part[name] = tensor
+    yield part
 
 
 def _damaged(reason: str, answered: bool) -> bool:

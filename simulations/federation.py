@@ -28,6 +28,7 @@ from typing import NamedTuple, Self
 
 from client.approve import approve, propose
 from client.node import load_node
+from client.start import with_parent
 from common.errors import RunFailed
 from common.plan_file import load_plan
 from common.yaml_file import dump_yaml
@@ -59,12 +60,19 @@ class Federation:
             simulation's node has not: a connection, approvals, and that only approved plans run.
         plan: what every node's administrator approves before the node starts, with `changes` (`key=value`).
         settings: more lines for server.yaml.
+        host: the address of this machine where nodes connect.
     """
 
     def __init__(
-        self, folder: Path, nodes: Mapping[str, Path], plan: str | Path, *changes: str, settings: str = ""
+        self,
+        folder: Path,
+        nodes: Mapping[str, Path],
+        plan: str | Path,
+        *changes: str,
+        settings: str = "",
+        host: str = "127.0.0.1",
     ) -> None:
-        self.folder, self.files = folder, dict[str, Path]()
+        self.folder, self.host, self.files = folder, host, dict[str, Path]()
         self._sources, self._approved = dict(nodes), (plan, *changes)
         self.environment = os.environ | {
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -80,11 +88,11 @@ class Federation:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         self.certificates = folder / "certificates"
-        make(self.certificates, hosts=["localhost"], nodes=list(nodes))
+        make(self.certificates, hosts=["localhost", host], nodes=list(nodes))
         self.ca = self.certificates / "ca.crt"
         self.server_file = folder / "server.yaml"
         self.server_file.write_text(
-            f"certificates: certificates\nstate: state\ngateway: {{address: '127.0.0.1:{self.gateway}'}}\n"
+            f"certificates: certificates\nstate: state\ngateway: {{address: '{host}:{self.gateway}'}}\n"
             f"superlink: 127.0.0.1:{self.superlink}\nhealth: 127.0.0.1:{self.health}\n{settings}"
         )
 
@@ -148,6 +156,7 @@ class Federation:
         return subprocess.Popen(
             [str(BIN / "fedgraft"), *map(str, self._run_words(plan, out, changes))],
             cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
         )  # fmt: skip
 
     def _run_words(self, plan: Path, out: Path, changes: tuple[str, ...]) -> list[str | Path]:
@@ -174,7 +183,7 @@ class Federation:
         place.mkdir(parents=True, exist_ok=True)
         about = load_node(source).model_dump(mode="json", exclude_unset=True, exclude_none=True)
         about["connection"] = {
-            "superlink": f"localhost:{self.gateway}",
+            "superlink": f"{self.host}:{self.gateway}",
             "root_certificates": str(ca or self.ca),
             "private_key": str(key or self.certificates / "nodes" / name),
         }
@@ -191,13 +200,17 @@ class Federation:
             with _administered(node.approvals):
                 approve(node, propose(node, wanted, None), f"the administrator of {name}")
 
-    def start_node(self, name: str, command: Sequence[str] = ()) -> None:
-        """`fedgraft node start`, or what starts it otherwise; it is connected once `connections` has grown."""
+    def node_command(self, name: str) -> list[str]:
+        """`fedgraft node start`, without root's rights."""
         words = [str(BIN / "fedgraft"), "node", "start", str(self.files[name])]
-        if os.geteuid() == 0:
-            dropped = ["setpriv", "--bounding-set", WITHOUT_RIGHTS, "--inh-caps", "-all"]
-            words = [*(dropped if shutil.which("setpriv") else []), *words, "--allow-root"]
-        self._start(name, list(command) or words)
+        if os.geteuid() != 0:
+            return words
+        dropped = ["setpriv", "--bounding-set", WITHOUT_RIGHTS, "--inh-caps", "-all"]
+        return [*(dropped if shutil.which("setpriv") else []), *words, "--allow-root"]
+
+    def start_node(self, name: str, command: Sequence[str] = ()) -> None:
+        """`node_command`, or what starts it otherwise; it is connected once `connections` has grown."""
+        self._start(name, list(command) or self.node_command(name))
 
     def forget(self, name: str) -> None:
         """End a node, if it was started, and keep nothing of it."""
@@ -217,8 +230,11 @@ class Federation:
 
     def at_work(self, name: str) -> bool:
         """Whether a node has a ClientApp running: it is in the middle of a message."""
-        supernode = self._supernode(name)
-        return any(found.name == "flwr-clientapp" and found.group == supernode for found in running())
+        supernode, launched = self._supernode(name), processes("launcher.py")
+        return any(
+            found.group == supernode and (found.name == "flwr-clientapp" or found.pid in launched)
+            for found in running()
+        )
 
     def kill_supernode(self, name: str) -> None:
         """SIGKILL Flower's SuperNode and what it started; `fedgraft node start` stays, and starts another."""
@@ -275,7 +291,7 @@ class Federation:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 words, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=with_parent(),
             )  # fmt: skip
 
 

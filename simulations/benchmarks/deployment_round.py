@@ -1,27 +1,35 @@
-"""One round of a deployment beside one of a Flower app that does nothing: real processes, two nodes, loopback.
+"""One round of a deployment beside one of a Flower app that does nothing, and where each second of ours goes.
 
     .venv/bin/python -m simulations.benchmarks.deployment_round
 
-All three apps run on the same SuperLink and SuperNodes, one after the other; the mean over all rounds is shown.
-Without TLS, so that only the apps differ. *training* is what the nodes themselves took for their steps.
+Real processes on loopback, two nodes, TLS, node keys and the gateway. Ours runs on nodes started by `fedgraft node
+start`; the apps that do nothing run on Flower's own SuperNodes as they are, under the same keys, on the same SuperLink.
+The mean over all rounds is shown.
+
+The breakdown is put together from clocks that are one machine's here, and adds up to the round: the node's log says
+when Flower's SuperNode had the message and when it had sent the answer, the audit log when our code began and ended,
+and the run's checkpoints when the server had finished a round.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
+from client.journal import Journal
+from client.node import load_node
 from common.plan_file import find_plan, load_plan, plan_yaml, resolve
-from server.flower import COMPLETED, Flower, RunConfig, environment, program
-from simulations.flower_engine import free_port, wait_for_port
+from server.flower import COMPLETED, Flower, RunConfig, program
+from server.start import connect
+from simulations.federation import Federation, free_ports, until
 from simulations.partition import write_nodes
 
 NODES, ROUNDS = 2, 7
@@ -46,78 +54,118 @@ result = ""
 
 
 def main() -> None:
-    """Print the table in Markdown."""
+    """Print both tables in Markdown."""
     with tempfile.TemporaryDirectory(prefix="fedgraft-round-") as name:
         folder = Path(name)
         plan, path = load_plan("pneumonia", SETTINGS), find_plan("pneumonia")
-        nodes = write_nodes(plan, path, folder / "nodes")
+        files = enumerate(write_nodes(plan, path, folder / "nodes"))
         (folder / "plan.yaml").write_text(plan_yaml(plan))
-        app = folder / "nothing"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(PROJECT)
-        shutil.copy(Path(__file__).with_name("nothing_app.py"), app)
         weights = str(resolve(str(plan.backbone.weights), path.parent))
-        print("| app | seconds a round | ÷ nothing | training, s |\n|---|---:|---:|---:|", flush=True)
-        with deployment(folder, nodes) as flower:
-            floor = 0.0
-            for title, torch in (("does nothing", False), ("imports torch, does nothing", True)):
-                found = folder / f"{torch}.json"
-                run(flower, app, {"nodes": NODES, "rounds": ROUNDS, "torch": torch, "result": str(found)})
-                seconds = statistics.mean(json.loads(found.read_text()))
-                floor = floor or seconds
-                print(row(title, seconds, floor, "–"), flush=True)
-            out = folder / "out"
-            config = {"plan": str(folder / "plan.yaml"), "weights": weights, "out": str(out), "nodes-expected": NODES}
-            run(flower, flower.bundled(), config)
-            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            trained = statistics.median(line["train"]["seconds"] for line in lines if "train" in line)
-            seconds = json.loads((out / "result.json").read_text())["seconds"]["rounds"] / ROUNDS
-            print(row("fedgraft, `pneumonia` with biases", seconds, floor, f"{trained:.2f}"))
+        with Federation(folder, {f"node-{k}": file for k, file in files}, folder / "plan.yaml") as federation:
+            seconds, parts = ours(federation, weights)
+            for node in federation.files:
+                federation.stop(node)
+                federation.start_node(node, supernode(federation, node))
+            for node in federation.files:
+                until(f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node))
+            floor, torch = (nothing(federation, torch=torch) for torch in (False, True))
+    print("| app | seconds a round | ÷ nothing |\n|---|---:|---:|")
+    for title, mean in (
+        ("does nothing, on Flower as it is", floor),
+        ("imports torch, does nothing", torch),
+        ("fedgraft, `pneumonia` with biases", seconds),
+    ):
+        print(f"| {title} | {mean:.2f} | {mean / floor:.2f} |")
+    print("\n| in one round of ours | seconds |\n|---|---:|")
+    for what, part in parts.items():
+        print(f"| {what} | {part:.2f} |")
 
 
-def row(title: str, seconds: float, floor: float, training: str) -> str:
-    """One line of the table."""
-    return f"| {title} | {seconds:.2f} | {seconds / floor:.2f} | {training} |"
+def ours(federation: Federation, weights: str) -> tuple[float, dict[str, float]]:
+    """Mean seconds of a round of ours, and the parts that they are made of."""
+    out, ends = federation.folder / "out", dict[int, float]()
+
+    def look() -> None:
+        for place in (out / "checkpoints").glob("round-????"):
+            ends[int(place.name.removeprefix("round-"))] = place.stat().st_mtime
+
+    plan = str(federation.folder / "plan.yaml")
+    flower = connect(federation.server)
+    config = {"plan": plan, "weights": weights, "out": str(out), "nodes-expected": NODES}
+    run(flower, flower.bundled(), config, look)
+    parts = [part for node in federation.files for part in parts_of(federation, node, out, ends)]
+    return json.loads((out / "result.json").read_text())["seconds"]["rounds"] / ROUNDS, {
+        what: statistics.mean(part[what] for part in parts) for what in parts[0]
+    }
 
 
-def run(flower: Flower, app: Path, config: RunConfig) -> None:
-    """Run an app to its end."""
+def parts_of(federation: Federation, node: str, out: Path, ends: dict[int, float]) -> list[dict[str, float]]:
+    """Where the seconds of each round but the first went, as one node saw it; the parts add up to the round."""
+    said = {
+        (event, int(number)): datetime.fromisoformat(when).timestamp()
+        for when, event, number in re.findall(
+            r"^(\S+Z)  (message|answered) .*group (\d+)$", federation.log(node), re.MULTILINE
+        )
+    }
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    audit = load_node(federation.files[node]).audit_path
+    assert audit is not None
+    kept = {
+        (entry.kind, entry.body["round"]): entry.time
+        for entry in Journal(audit).entries()
+        if entry.body["kind"] == "train" and "round" in entry.body
+    }
+    name, found = load_node(federation.files[node]).name, []
+    for number in range(2, ROUNDS + 1):
+        trained = next(line["train"]["seconds"] for line in lines if (line["round"], line["node"]) == (number, name))
+        came, began, ended = said["message", number], kept["in", number], kept["out", number]
+        found.append(
+            {
+                "until the SuperNode asks, every 3 s": came - ends[number - 1],
+                "executor, process, approved code read and checked": began - came,
+                "plan, backbone, data opened; the answer packed": ended - began - trained,
+                "the adapter trained": trained,
+                "the answer sent; the SuperNode looks every 0.5 s": said["answered", number] - ended,
+                "the server's poll, the slower node, averaging, checkpoint": ends[number] - said["answered", number],
+            }
+        )
+    return found
+
+
+def supernode(federation: Federation, node: str) -> list[str]:
+    """Flower's own SuperNode as it is, with this node's key."""
+    home = federation.folder / "homes" / node
+    home.mkdir(parents=True)
+    connection = load_node(federation.files[node]).connection
+    assert connection is not None
+    return [
+        *("env", f"FLWR_HOME={home}", program("flower-supernode"), "--superlink", connection.superlink),
+        *("--root-certificates", connection.root_certificates),
+        *("--auth-supernode-private-key", connection.private_key),
+        *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
+    ]
+
+
+def nothing(federation: Federation, *, torch: bool) -> float:
+    """Mean seconds of a round of the app that does nothing."""
+    app, found = federation.folder / "nothing", federation.folder / f"{torch}.json"
+    app.mkdir(exist_ok=True)
+    (app / "pyproject.toml").write_text(PROJECT)
+    shutil.copy(Path(__file__).with_name("nothing_app.py"), app)
+    config = {"nodes": NODES, "rounds": ROUNDS, "torch": torch, "result": str(found)}
+    run(connect(federation.server), app, config)
+    return statistics.mean(json.loads(found.read_text()))
+
+
+def run(flower: Flower, app: Path, config: RunConfig, look: Callable[[], None] = lambda: None) -> None:
+    """Run an app to its end, with a look at something twice a second."""
     run_id = flower.submit(app, config)
     while not (status := flower.status(run_id)).startswith("finished"):
-        time.sleep(5.0)  # each question is a process that takes time from what is measured
+        for _ in range(10):  # each question is a process that takes time from what is measured
+            time.sleep(0.5)
+            look()
     if status != COMPLETED:
         sys.exit(f"Flower ended the run as {status}\n{flower.log(run_id)}")
-
-
-@contextlib.contextmanager
-def deployment(folder: Path, nodes: list[Path]) -> Iterator[Flower]:
-    """A SuperLink and a SuperNode for each node.yaml."""
-    port = free_port()
-    flower = Flower.connect(folder / "flower", f"127.0.0.1:{port}", ca=None)
-    log_path = folder / "log"
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(log_path.open("w"))
-
-        def start(*words: str) -> subprocess.Popen:
-            process = subprocess.Popen(
-                [program(words[0]), *words[1:]], cwd=flower.folder, stdout=log, stderr=log,
-                env=environment(flower.home) | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            return process
-
-        link = start(
-            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port),
-            "--disable-runtime-dependency-installation",
-        )  # fmt: skip
-        wait_for_port(port, link, log_path)
-        for path in nodes:
-            start(
-                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}",
-                "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", f'node="{path}"',
-            )  # fmt: skip
-        yield flower
 
 
 if __name__ == "__main__":

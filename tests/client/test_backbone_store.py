@@ -37,6 +37,37 @@ def test_what_was_put_is_loaded(tmp_path: Path) -> None:
         store.put(state | {"steps": torch.tensor(9)}, made(2)[1])
 
 
+def parts(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [{name: tensor} for name, tensor in state.items()]
+
+
+def test_parts_make_a_whole(tmp_path: Path) -> None:
+    """A backbone that is there before its last part, or that differs from what was sent; parts that stay for ever."""
+    store, (state, name), (other, another) = BackboneStore(tmp_path), made(1), made(2)
+    store.put_part(parts(other)[0], another, 1, 2)  # never finished
+    for number, part in enumerate(parts(state), start=1):
+        assert not store.has(name)
+        store.put_part(part, name, number, 2)
+    assert all(torch.equal(store.load(name)[key], state[key]) for key in state)
+    assert not list(store.backbones.glob("*.parts"))
+    store.put_part(parts(state)[1], name, 2, 2)  # it is whole: a node with the same store was sent it, too
+
+
+def test_a_wrong_or_missing_part_keeps_nothing(tmp_path: Path) -> None:
+    """One flipped byte in one part; a part that came without the one before; more bytes than the store may hold."""
+    store, (state, name) = BackboneStore(tmp_path, limit=150_000), made(1)
+    with pytest.raises(Refused, match="the ones before it are not here"):
+        store.put_part(parts(state)[1], name, 2, 2)
+    store.put_part({"weight": state["weight"] + 1e-6}, name, 1, 2)
+    with pytest.raises(Refused, match="as offered"):
+        store.put_part(parts(state)[1], name, 2, 2)
+    assert not store.has(name)
+    assert not list(store.backbones.glob("*.parts"))
+    store.put_part(parts(state)[0], name, 1, 3)
+    with pytest.raises(Refused, match="at most 0 MB"):
+        store.put_part(parts(state)[0], name, 2, 3)
+
+
 def test_the_longest_unused_makes_room(tmp_path: Path) -> None:
     store = BackboneStore(tmp_path, limit=250_000)
     (first, a), (second, b), (third, c) = made(1), made(2), made(3)

@@ -94,11 +94,9 @@ def one_byte(app: Path, mark: Path, approved: str) -> None:
 
 
 def escape(app: Path, mark: Path, approved: str) -> None:
-    """A version that leads Flower's installer out of the read-only folder into the node's store."""
+    """A version that leads Flower's installer out of the read-only folder, to where the node may write."""
     project, (_, _, release) = app / "pyproject.toml", approved.split(".", 2)
-    project.write_text(
-        project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../store/0/evil"')
-    )
+    project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../evil"'))
     # `flwr run` imports it, too, at the coordinator: only the node's processes have this variable
     code = f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r}, 'w').close()\n"
     (app / "client" / "__init__.py").write_text(code)
@@ -129,7 +127,7 @@ def test_other_code_is_refused_before_a_line_of_it_runs(federation: Federation) 
         assert len(refusals) >= 2
         assert all("is not approved at this node" in words for words in refusals[-2:])
     assert not (federation.folder / "ran").exists()
-    assert not list(federation.folder.rglob("evil*"))
+    assert not list((federation.folder / "hospitals").rglob("evil*"))
 
 
 def test_it_leaves_when_told_to_and_comes_back(federation: Federation) -> None:
@@ -212,8 +210,8 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
         removed = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
         assert removed.code == 0, removed
         assert "guest" not in federation.fedgraft("server", "nodes", "list", "--server", federation.server_file).out
-        until("it is refused", lambda: federation.events("guest", "ended"), 120)
-        assert "does not know it" in federation.events("guest", "ended")[0]
+        refused = lambda: any("does not know it" in words for words in federation.events("guest", "ended"))  # noqa: E731
+        until("it is refused", refused, 120)
         again = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
         assert (again.code, "no node of this name is registered" in again.err) == (2, True), again
         key = str(elsewhere / "keys" / "nodes" / "guest.pub")

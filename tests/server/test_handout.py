@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.backbones import load_backbone
 from server import handout
 from server.exchange import Replies, _words
-from server.handout import Roster
+from server.handout import Roster, parts_of
 
 BACKBONE = load_backbone("cifar-resnet8")
 OTHER_BYTES = "the backbone that arrived is sha256:1, not sha256:2 as offered"
@@ -65,6 +68,18 @@ def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.Monkey
     assert nodes.asked == [["a"]]
     assert len(roster.refused) == 1
     assert not roster.nodes
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), most=st.integers(1, 60))
+def test_parts_hold_every_tensor_once_in_order(sizes: list[int], most: int) -> None:
+    """A tensor that is lost or sent twice; a part that is larger than it must be, or that could have held more."""
+    state = {f"{number:02}": torch.zeros(size, dtype=torch.uint8) for number, size in enumerate(sizes)}
+    parts = list(parts_of(state, most))
+    assert [name for part in parts for name in part] == list(state)
+    filled = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
+    assert all(size <= most or len(part) == 1 for size, part in zip(filled, parts, strict=True))
+    firsts = [next(iter(part.values())).nbytes for part in parts]
+    assert all(size + first > most for size, first in zip(filled, firsts[1:], strict=False))
 
 
 def test_a_nodes_own_words_are_told_without_flowers_wrapping() -> None:

@@ -9,7 +9,10 @@ import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from client.app import app as client_app
+from common.assembly import plan_backbone
+from common.backbones import backbone_state
 from common.errors import RunFailed
+from server import handout
 
 
 class Wire:
@@ -44,6 +47,22 @@ def test_a_wrong_byte_is_asked_for_once_more(tiny, tmp_path):
     assert result["bytes"]["handout"]["nodes"] == 3
     sizes = [len(m.content["backbone"]) for m in grid.down if m.metadata.message_type == "query.backbone"]
     assert len(sizes) == 4
+
+
+def test_a_wrong_byte_in_one_of_many_parts(tiny, tmp_path, monkeypatch):
+    """A flipped bit that only the whole shows: all parts go once more to the node that has it, and to no other."""
+    monkeypatch.setattr(handout, "PART", 100)
+    made = tiny()
+    state = backbone_state(plan_backbone(made.plan(), made.path.parent))
+    count = len(list(handout.parts_of(state, 100)))
+    wire = Wire(1, nodes={2})
+    result, grid = made.run(tmp_path / "run", handle=wire)
+    assert count > 2
+    assert result["status"] == "completed"
+    assert wire.arrived == {2: 2 * count, 3: count, 4: count}
+    assert len(result["nodes"]) == 3
+    sent = [m.content["backbone"] for m in grid.down if m.metadata.message_type == "query.backbone"]
+    assert {name for part in sent for name in part} == set(state)
 
 
 def test_a_second_wrong_byte_is_reported(tiny, tmp_path):
