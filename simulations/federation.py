@@ -230,11 +230,8 @@ class Federation:
 
     def at_work(self, name: str) -> bool:
         """Whether a node has a ClientApp running: it is in the middle of a message."""
-        supernode, launched = self._supernode(name), processes("launcher.py")
-        return any(
-            found.group == supernode and (found.name == "flwr-clientapp" or found.pid in launched)
-            for found in running()
-        )
+        supernode = self._supernode(name)
+        return any(found.name == "flwr-clientapp" and found.group == supernode for found in running())
 
     def kill_supernode(self, name: str) -> None:
         """SIGKILL Flower's SuperNode and what it started; `fedgraft node start` stays, and starts another."""
