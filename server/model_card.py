@@ -16,7 +16,11 @@ NOT_COVERED = (  # what else is learnt about a node under differential privacy
     "that a refusal was given, and its reason",
 )
 NOT_COVERED_BY_MODE = {
-    "sample": ("the number of training examples or patients, rounded down, by the sample rate",),
+    "sample": (
+        "statistics of a whole node, such as its share of sick patients: ε hides one example or patient, not what all "
+        "of a node's data have in common; only mode local hides that",
+        "the number of training examples or patients, rounded down, by the sample rate",
+    ),
     "local": (),
     "central": (
         "the coordinator sees each node's clipped update: this ε is for all others, who see the shared model",

@@ -10,6 +10,12 @@ from simulations.report import page
 from simulations.report.pictures import roc_curves
 from simulations.study_table import numbers
 
+CAVEATS = {  # what must not be concluded from an attack
+    "inversion": "An image that does not come back is no proof that it cannot. This attack rebuilt images of 8 × 8 and "
+    "12 × 12 pixels; at 28 × 28 it did no better than the mean image, and a better attack may.",
+    "properties": "An ε for an example or a patient does not promise to hide what is true of a whole hospital. Only "
+    "noise on its whole update does (privacy.mode: local).",
+}
 Found = Mapping[str, Any]  # attacks.json of one run
 Named = Sequence[tuple[str, Found]]  # of several, by what tells them apart; one run has the name ""
 
@@ -140,9 +146,11 @@ def others(found: Named) -> str:
         return "".join(rest)
     head = [*(["plan"] if several else []), "what was tried", "measure", "found", "guessing", "in words"]
     words = [0, 1, 2, 5] if several else [0, 1, 4]
+    kinds = {each.get("kind") for _, run in found for each in run.values()}
     return (
         page.heading("What does a hospital's update give away?", 3)
         + page.table(head, rows, texts=words)
+        + page.bullets(words for kind, words in CAVEATS.items() if kind in kinds)
         + "".join(rest)
     )
 

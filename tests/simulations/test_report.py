@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,14 @@ import pytest
 from scipy import stats
 
 from common.errors import UserError
-from simulations.report import attacks, page, write_report
+from common.plan_file import load_plan
+from server.model_card import not_covered
+from simulations.report import attacks, page, privacy, write_report
+from simulations.report.comparison import apart, change, standing
 from simulations.report.intervals import Interval, of_area, of_mean, of_share, said
 from simulations.report.pictures import roc_curves, utility
 from simulations.report.run_page import told_counts
+from simulations.report.study_groups import Group
 from simulations.simulate import simulate_plan
 from simulations.study import run_study
 
@@ -116,6 +121,56 @@ def test_a_broken_mechanism_is_called_refuted():
     assert "agrees" in attacks.empirical([("", {"canaries": audit | {"stated_epsilon": 8.0}})])
 
 
+def test_a_rebuilt_image_and_a_hospitals_share_come_with_their_caveats():
+    """A page on which an attack that failed looks like a proof, or an ε for a record like one for a hospital."""
+    rebuilt = {"kind": "inversion", "images": 4, "together": 1, "ssim": 0.5, "ssim_mean": 0.6, "better": 0}
+    share = {"kind": "properties", "share_of": "sick", "nodes": 6, "error": 0.01, "error_chance": 0.2}
+    said = attacks.others([("", {"inversion": rebuilt, "properties": share})])
+    for words in ("no proof that it cannot", "8 × 8", "28 × 28", "true of a whole hospital", "mode: local", "leaks: ε"):
+        assert words in said
+    assert "no proof" not in attacks.others([("", {"properties": share})])
+
+
+@pytest.mark.parametrize("mode", ["sample", "central", "local"])
+def test_what_is_not_protected_says_what_an_epsilon_does_not_hide(mode):
+    """ε for a record read as if it hid a hospital's share of sick people; the same said where it is hidden."""
+    plan = load_plan("pneumonia", [f"privacy={{mode: {mode}, target_epsilon: 1, delta: 1.0e-3}}"])
+    (_, said) = privacy.not_protected(plan, {"not_covered_by_epsilon": not_covered(plan)})
+    assert ("share of sick patients" in said) == (mode == "sample")
+
+
+# ── plans beside each other ──────────────────────────────────────────────────────────────────────────
+def group(name: str, values: Sequence[float | None]) -> Group:
+    return Group(name, [{"seed": 7 + k, "accuracy": value} for k, value in enumerate(values)])
+
+
+def test_plans_are_compared_seed_by_seed():
+    """Means of other seeds, or an interval of two samples where the seeds are the same. Against scipy's paired test."""
+    one, two = [0.80, 0.84, 0.86], [0.79, 0.82, 0.85]
+    other = stats.ttest_rel(one, two).confidence_interval(0.95)
+    found = apart(group("one", one), group("two", [*two, 0.1]), "accuracy")  # a seed that only one of them has
+    assert found == pytest.approx((np.mean(one) - np.mean(two), other.low, other.high), abs=1e-12)
+    assert apart(group("one", one), group("two", [None, None]), "accuracy") is None
+
+
+def test_no_plan_is_called_better_where_it_may_be_chance():
+    """A ranking by means of three seeds."""
+    groups = [
+        group("steady", [0.80, 0.81, 0.82]),
+        group("chance, or not", [0.60, 0.99, 0.81]),
+        group("best", [0.90, 0.91, 0.92]),
+    ]
+    said = standing(groups, "accuracy", "accuracy")
+    assert said == (
+        "Highest mean accuracy: best, 0.910. Seed by seed, each with 95 % confidence, steady is below it. "
+        "chance, or not cannot be told from it with 3 seeds."
+    )
+    assert "not known" in standing([group("a", [0.8]), group("b", [0.9])], "accuracy", "accuracy")
+    assert standing([group("a", [None])], "accuracy", "accuracy") == ""
+    words = change(groups[0], groups[2], [("accuracy", "accuracy")])
+    assert words == "From steady to best: +10.0 points of accuracy (+10.0 to +10.0)."
+
+
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
 def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -162,8 +217,6 @@ def test_a_run_s_page_says_what_the_result_says(private_run):
 
 def test_exact_counts_are_not_told_under_privacy(private_run):
     """Counts that ε does not cover, on a page that is passed on."""
-    from common.plan_file import load_plan
-
     result = json.loads((private_run / "result.json").read_text())
     plan = load_plan(private_run / "plan.yaml")
     counts, words = told_counts(plan, result)
