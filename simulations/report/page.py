@@ -43,6 +43,7 @@ dt { color: var(--quiet) } dd { margin: 0 }
 @media print { body { font-size: 10pt; max-width: none; padding: 0 } h2 { break-after: avoid; margin-top: 1.4rem }
   h3 { break-after: avoid } figure, tr, .card, .note { break-inside: avoid } figure img { max-width: 13cm }
   .card, .note, pre { -webkit-print-color-adjust: exact; print-color-adjust: exact }
+  details::details-content { content-visibility: visible; block-size: auto }
   .wide { overflow: visible } table { font-size: 8.5pt } th, td { padding: .25rem .4rem }
   .cards { grid-template-columns: repeat(4, 1fr) } }
 """
