@@ -196,8 +196,8 @@ def _against(study: Study, groups: Sequence[Group]) -> list[str]:
         page.heading("Against each baseline"),
         page.paragraph(
             "The federation less the baseline, in points, seed by seed on the same data, with 95 % intervals. alone: "
-            "each hospital by itself, the mean of their models, without privacy. pooled: all data in one place, without "
-            "privacy; what privacy and distance cost."
+            "each hospital by itself, the mean of their models, without privacy. pooled: all data in one place, "
+            "without privacy; what privacy and distance cost."
         ),
         page.table(["plan", "baseline", "accuracy", "AUROC"], rows, texts=[1]),
     ]
