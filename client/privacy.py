@@ -174,7 +174,6 @@ class PrivateModel:
 
     def clip(self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None) -> None:
         """Gradients of each unit, in the form that the optimizer then clips and sums."""
-        self.optimizer.zero_grad(set_to_none=True)
         losses = F.cross_entropy(self.model(inputs), labels, reduction="none")
         if isinstance(self.hooks, Tape):
             sums = self.hooks.clipped_sums(losses, self.optimizer.max_grad_norm, owners)
@@ -253,6 +252,7 @@ def wrapped(
             loss_reduction="mean",  # the noisy sum is divided by the expected number of units
         )
         private.randomness = randomness
+        private.zero_grad(set_to_none=True)
         if proximal:
             start = [p.detach().clone() for p in private.params]
             private.attach_step_hook(functools.partial(_pull_back, start=start, strength=proximal))
@@ -326,6 +326,13 @@ def _optimizer_class(ghost: bool) -> Any:
 
     class NoisyOptimizer(base):
         randomness: Randomness
+
+        def accumulate(self) -> None:
+            """One batch is one step here: its sums are taken as they are, and not copied."""
+            if not ghost:
+                return super().accumulate()
+            for p in self.params:
+                p.summed_grad = p.grad
 
         def add_noise(self) -> None:
             """Noise for all parameters at once, added in float64."""
