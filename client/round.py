@@ -91,6 +91,7 @@ def _train(place: Workplace, round_: int, optimizer: Steps) -> training.Trained:
     plan = place.plan
     return training.train(
         *place.for_training(),
+        adjustment=adjustment(place),
         epochs=plan.train.local_epochs,
         batch_size=plan.train.batch_size,
         optimizer=optimizer,
@@ -98,6 +99,13 @@ def _train(place: Workplace, round_: int, optimizer: Steps) -> training.Trained:
         augment=plan.train.augment,
         generator=generator_of(plan.seed, round_, place.node),
     )
+
+
+def adjustment(place: Workplace) -> Tensor | None:
+    """What the plan's loss adds to the logits at this node."""
+    if place.plan.train.loss == "cross-entropy":
+        return None
+    return training.log_shares(place.train.labels, len(place.plan.task.classes))
 
 
 def _privately(

@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 
 from client import training
 from client.optimizers import new_optimizer
-from client.round import Outcome, generator_of, must_be_frozen
+from client.round import Outcome, adjustment, generator_of, must_be_frozen
 from client.workplace import Workplace
 from common.model import GraftedModel
 from common.plan import Plan
@@ -97,6 +97,8 @@ def _train(
 
     values = {f"net.{name}": value.expand(len(places), *value.shape).clone() for name, value in received.items()}
     start = {name: value.clone() for name, value in values.items()} if plan.train.proximal else {}
+    shifts = [shift for place in ordered if (shift := adjustment(place)) is not None]
+    added = torch.stack(shifts)[:, None] if shifts else torch.zeros(len(places), 1, 1)
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
     optimizer = new_optimizer(values.values(), plan.train.optimizer, rate)
     sums = torch.zeros(len(places))
@@ -109,9 +111,10 @@ def _train(
             name: value.detach().requires_grad_() for name, value in zip(values, optimizer.parameters, strict=True)
         }
         positions, share = at[:active, step], shares[:active, step]
-        logits = forward(leaves, inputs[positions])
+        logits = forward(leaves, inputs[positions]) + added[:active]
         entropies = F.cross_entropy(logits.flatten(0, 1), labels[positions].flatten(), reduction="none")
-        loss = (entropies.view(positions.shape) * share).sum(1)
+        entropies = torch.where(share > 0, entropies.view(positions.shape), 0.0)  # an empty place may be at infinity
+        loss = (entropies * share).sum(1)
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
         for name, parameter, gradient in zip(values, optimizer.parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -34,6 +34,7 @@ def train(
     proximal: float,
     augment: str,
     generator: torch.Generator,
+    adjustment: Tensor | None = None,
 ) -> Trained:
     """Minimise cross-entropy for `epochs` passes over a split, in place.
 
@@ -42,13 +43,15 @@ def train(
     Args:
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
         generator: the only source of randomness (order of examples, augmentation).
+        adjustment: `(classes,)`, added to the logits inside the loss; see `log_shares`.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     received = [parameter.detach().clone() for parameter in trainable] if proximal else []
     steps, loss_sum, seen = 0, 0.0, 0
     for _ in range(epochs):
         for inputs, labels in split.shuffled(batch_size, generator):
-            loss = F.cross_entropy(model(augmented(inputs, augment, generator)), labels)
+            logits = model(augmented(inputs, augment, generator))
+            loss = F.cross_entropy(logits if adjustment is None else logits + adjustment, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
@@ -60,6 +63,17 @@ def train(
             loss_sum += float(loss.detach()) * len(labels)
             seen += len(labels)
     return Trained(steps=steps, loss=loss_sum / max(seen, 1))
+
+
+def log_shares(labels: Tensor, classes: int) -> Tensor:
+    """Logarithm of each class's share of a node's own labels, `(classes,)`; −∞ for a class that it does not have.
+
+    Added to the logits inside the loss, it makes them learn log p(x | class) and not log p(class | x): the node's own
+    shares, which differ from the next one's, stay out of the shared model (balanced softmax: Ren et al. 2020, eq. 4;
+    at federated nodes: Zhang et al. 2022, "Federated learning with label distribution skew via logits calibration").
+    The model then takes all classes for equally frequent. A class that a node does not have is not learnt to be absent.
+    """
+    return (torch.bincount(labels, minlength=classes) / max(len(labels), 1)).log()
 
 
 @torch.inference_mode()

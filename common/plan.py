@@ -143,6 +143,11 @@ class Train(Section):
     )
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over the rounds")
     augment: Literal["none", "flip", "flip-crop"] = Field(default="none", description="images: random flips and crops")
+    loss: Literal["cross-entropy", "balanced"] = Field(
+        default="cross-entropy",
+        description="balanced: each node takes its own shares of the classes out of what it learns; for nodes whose "
+        "shares are unlike one another's",
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads for each node's training")
     activations: Literal["float32", "float16"] = Field(
         default="float32",
@@ -425,6 +430,9 @@ class Plan(Section):
 def _does_not_combine(plan: Plan) -> list[tuple[str, str, str]]:
     """Rules of aggregation that do not go with the adapter or the privacy."""
     strategy, lora, found = plan.aggregate.strategy, plan.aggregate.lora_aggregation, []
+    if plan.train.loss == "balanced" and plan.privacy.mode == "sample":
+        what = "balanced, and a node's shares of the classes would enter every step without noise"
+        found.append(("train.loss", what, "write `loss: cross-entropy`, or privacy.mode local or central"))
     if plan.privacy.mode == "central" and strategy in ROBUST:
         what = f"{strategy} is no average, and central noise is scaled to one"
         found.append(("aggregate.strategy", what, "write `strategy: fedavg`, or privacy.mode sample or local"))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from client.batches import Split
-from client.training import augmented, evaluate, learning_rate, train
+from client.training import augmented, evaluate, learning_rate, log_shares, train
 
 
 class Table:
@@ -102,3 +102,43 @@ def test_augmentation_moves_pixels_and_invents_none():
     flips = augmented(images, "flip", torch.Generator().manual_seed(0))
     for image, flip in zip(images, flips, strict=True):
         assert torch.equal(image, flip) or torch.equal(image, flip.flip(-1))
+
+
+class Two:
+    """Two normal distributions on a line, at −1 and 1, in unequal numbers."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.labels = np.repeat([0, 1], [first, second])
+        spread = torch.randn((first + second, 1), generator=torch.Generator().manual_seed(0))
+        self.values = spread + torch.from_numpy(2.0 * self.labels - 1)[:, None].float()
+
+    read = Table.read
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_balanced_loss_takes_a_nodes_own_shares_out(balanced):
+    """A shared model that has learnt how frequent a class is at the larger nodes.
+
+    By Bayes' rule the classes part where 2x + log(p₁/p₀) = 0: at 0 for equal shares, at log(9)/2 = 1.10 for 9 : 1.
+    """
+    data = Split(Two(9000, 1000), np.arange(10_000), lambda values: values)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = nn.Linear(1, 2)
+    train(
+        model, data, epochs=6, batch_size=200, optimizer=torch.optim.Adam(model.parameters(), lr=0.03), proximal=0.0,
+        augment="none", generator=torch.Generator().manual_seed(0),
+        adjustment=log_shares(data.labels, 2) if balanced else None,
+    )  # fmt: skip
+    slope, offset = (model.weight[1] - model.weight[0]).item(), (model.bias[1] - model.bias[0]).item()
+    assert -offset / slope == pytest.approx(0.0 if balanced else np.log(9) / 2, abs=0.12)
+
+
+def test_a_class_that_a_node_does_not_have_is_not_unlearnt():
+    """A logit that every node without the class pushes down; an infinity that becomes a NaN."""
+    logits = torch.zeros(4, 3, requires_grad=True)
+    shares = log_shares(torch.tensor([0, 0, 2, 2]), 3)
+    F.cross_entropy(logits + shares, torch.tensor([0, 0, 2, 2])).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, 1] == 0).all()
+    assert log_shares(torch.empty(0, dtype=torch.int64), 2).isinf().all()

@@ -21,6 +21,7 @@ def adapters(folder):
         ("adapter={method: head}",),
         ("adapter={method: lora, rank: 2, targets: last-block}",),
         ("train.local_epochs=3", "train.proximal=0.1", "aggregate.strategy=fedprox"),
+        ("train.loss=balanced",),
         ("train.optimizer={name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.01}", "train.schedule=cosine"),
     ],
 )
