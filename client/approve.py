@@ -19,7 +19,7 @@ from common.bundle import Bundle, build_bundle, read_bundle
 from common.errors import Refused, UserError
 from common.plan import Plan
 from common.plan_file import canonical, plan_hash
-from common.update import Layout
+from common.update import BESIDE, Layout
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def in_words(node: Node, proposal: Proposal) -> str:
         f"  after each round {layout.values:,} numbers in {len(layout.shapes)} tensors, "
         f"{_size(proposal.bytes_each_round)}; {_size(train.rounds * proposal.bytes_each_round)} in all",
         *_tensors(layout),
+        f"  with it {BESIDE[plan.privacy.mode]}",
         f"  {_reports(node, plan)}",
         *_groups(node, plan),
         "  no record, no image, no label, no file name",
@@ -168,8 +169,9 @@ def _reports(node: Node, plan: Plan) -> str:
         return "counts of right and wrong answers on the test records, with noise that the ledger counts"
     if not node.policy.reports(plan.privacy):
         return "no metrics (this node's policy)"
-    examples = "the number of training records and " if plan.privacy.mode == "none" else ""
-    return f"{examples}sums over the test records, from which accuracy and the like are computed"
+    return (
+        "sums over the test records (answers by class, scores, losses), from which accuracy and the like are computed"
+    )
 
 
 def _groups(node: Node, plan: Plan) -> list[str]:

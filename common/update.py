@@ -27,6 +27,13 @@ from common.weights import fingerprint_of
 
 ADAPTER = "adapter"  # the one array of an adapter's values
 HISTORY = ("noise-multipliers", "sample-rates", "steps")  # columns of what was spent
+_SPENT = "what was spent of the privacy budget (ε, δ, noise, sample rate, steps), and the seconds that training took"
+BESIDE = {  # what goes with every update, in words for people, by privacy.mode
+    "none": "the number of training examples, the steps and seconds that training took, and its mean loss",
+    "sample": _SPENT,
+    "local": _SPENT,
+    "central": "the seconds that training took",
+}
 LARGEST = 1.0e4  # no adapter value that training can reach is larger; 1e30 from a broken node is refused
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.plan import Plan
+from common.update import BESIDE
 from simulations.report import page, pictures
 from simulations.table import size
 
 Result = Mapping[str, Any]
 
 
-def section(result: Result, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Tensors, bytes and rounds by site; the approval they left under; updates that were left out.
 
     Args:
@@ -36,16 +38,22 @@ def section(result: Result, run: Path, lines: Sequence[Mapping[str, Any]]) -> li
             for name, each in sorted(sent.items())
         ],
     )
-    metrics = "sums of metrics on its test data" if any(line.get("received") for line in lines) else "no metrics"
+    metrics = "No metrics left a site."
+    if any(line.get("received") or line.get("final") for line in lines):
+        metrics = (
+            "For the metrics on this page it sent sums over its test data: answers by true and given class, histograms "
+            "of scores, losses."
+        )
+    if result["final"].get("subgroups"):
+        metrics += " After the last round the same sums for the groups of people above."
     refused = [f"round {row['round']}, {row['node']}: {row['reason']}" for row in result["refused"]]
     return [
         page.heading("What left each building"),
         page.paragraph(
-            f"In each round a site sent {len(tensors)} tensors ({size(spent['adapter'])}), {metrics}, and the number "
-            "of "
-            "steps that it took. No image, no table row, no file name. The first table names every tensor; nothing "
-            "else "
-            "is accepted by the code that writes and reads the messages."
+            f"In each round a site sent its adapter, {len(tensors)} tensors (tables of numbers) of "
+            f"{size(spent['adapter'])} in all, and {BESIDE[plan.privacy.mode]}. {metrics} No image, no table row, no "
+            "file name. Nothing else is accepted by the code that writes and reads the messages; bytes below are with "
+            "their framing."
         ),
         page.details(f"The {len(tensors)} tensors", names) if len(tensors) > 12 else names,
         page.details(f"Bytes by site ({len(sent)})", by_site) if len(sent) > 12 else by_site,

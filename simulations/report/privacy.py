@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,12 +58,11 @@ def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list
     return [
         page.heading("Privacy"),
         page.paragraph(
-            f"Whether one {first['unit']} took part in training can hardly be told from {SEEN[asked.mode]}: no "
-            "conclusion becomes more than e^ε times as likely. The smaller ε, the better; below 1 is strong, above "
-            "10 is "
-            "little."
+            f"ε limits what can be told, from {SEEN[asked.mode]}, about whether one {first['unit']} took part: no "
+            f"conclusion becomes more than e^ε = {math.exp(first['epsilon']):.3g} times as likely. The smaller ε, the "
+            "better; below 1 is strong, above 10 is little."
         ),
-        page.note(_sentence(first)),
+        page.note(f"{name}, which spent most: {_sentence(first)}"),
         page.facts(
             [
                 ("kind", {"sample": "noise on every step at each site (DP-SGD)", "central": "noise at the server",

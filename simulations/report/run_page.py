@@ -15,6 +15,15 @@ from simulations.report.intervals import Interval, of_area, of_share, said
 from simulations.table import rows_of, sayings, size, spread
 
 Result = Mapping[str, Any]
+TRAINED = {
+    "head": "a new classifier only (head)",
+    "lora": "low-rank updates beside the weights (LoRA), and a classifier",
+    "bottleneck": "narrow layers after every block (bottleneck), and a classifier",
+    "scale-shift": "a scale and a shift for every channel, and a classifier",
+    "bias": "added biases, and a classifier",
+    "full": "the whole network",
+}
+COMBINED = {name: f"the average of the sites' updates ({name})" for name in ("fedavg", "fedprox")}
 COARSE = 10  # under differential privacy, counts are told in tens
 
 
@@ -35,7 +44,7 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
         *_trained(plan, result),
         *_good(plan, result, lines),
         *fairness.section(plan, result),
-        *left.section(result, run, lines),
+        *left.section(plan, result, run, lines),
         *privacy.section(plan, result, found),
         *_attacked(found, result),
         *privacy.not_protected(plan, result),
@@ -63,7 +72,11 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
     if strongest := attacks.worst(found):
         auc = strongest["auc"]
         boxes.append(
-            (f"{auc:.2f}", "best membership attack (AUC; guessing: 0.50)", attacks.verdict(strongest)[0] == "l")
+            (
+                f"{auc:.2f}",
+                "how well the best attack tells who was in the data (AUC; guessing: 0.50, always right: 1)",
+                attacks.verdict(strongest)[0] == "l",
+            )
         )
     return [
         page.paragraph(
@@ -80,15 +93,16 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
 def _trained(plan: Plan, result: Result) -> list[str]:
     counts, words = told_counts(plan, result)
     adapter = result["adapter"]
+    epochs = "one pass" if plan.train.local_epochs == 1 else f"{plan.train.local_epochs} passes"
     unchanged = "the same before and after the run" if _same(result) else "it CHANGED during the run"
     parts = [
         page.heading("What was trained, and on whose data"),
         page.facts(
             [
                 ("frozen network", f"{result['backbone']['name']}, {size(result['bytes']['backbone'])}; {unchanged}"),
-                ("what was trained", f"a {adapter['method']} adapter: {adapter['values']:,} values"),
-                ("training", f"{plan.train.rounds} rounds of {plan.train.local_epochs} passes over each site's data"),
-                ("combined by", plan.aggregate.strategy),
+                ("what was trained", f"{TRAINED[adapter['method']]}: {adapter['values']:,} numbers"),
+                ("training", f"{plan.train.rounds} rounds of {epochs} over each site's data"),
+                ("combined by", COMBINED.get(plan.aggregate.strategy, plan.aggregate.strategy)),
                 ("classes", ", ".join(plan.task.classes)),
                 ("sites", str(len(result["final"]["nodes"]))),
             ]
@@ -138,7 +152,8 @@ def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
             "95 % "
             "intervals, for what other test examples of the same kind would show. One run tells nothing of another "
             "seed; "
-            "a study does."
+            "a study does. AUROC: how often a case of one class is scored above one of another (guessing: 0.5). "
+            "Calibration error: how far the stated certainty is from how often it is right."
         ),
         page.table(head, rows, strong=0),
         page.bullets(line for line in sayings([result]) if not line.startswith(("privacy:", "ledger:"))),
@@ -185,6 +200,11 @@ def _repeat(result: Result, plan_text: str, run: Path) -> list[str]:
             "the ledgers and every file. This runs everything again and says what agrees:"
         ),
         page.listing(command),
+        page.paragraph(
+            "Whoever answers for this page signs the manifest (fedgraft manifest … --sign KEY). Whoever receives it "
+            "checks that no byte was changed since, and by whom it was signed:"
+        ),
+        page.listing(shlex.join(["fedgraft", "manifest", run.name, "--verify"])),
         page.facts([("plan", result["plan_hash"]), ("seed", str(result["seed"])), ("made with", versions)]),
         page.details("plan.yaml, every default written out", page.listing(plan_text)),
     ]

@@ -1,6 +1,7 @@
 """What crosses the wire: exactly the adapter, checked before anything else sees it."""
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, message_bytes, pack, unpack
+from common.plan import Privacy
+from common.update import ADAPTER, BESIDE, AdapterUpdate, BadUpdate, Layout, message_bytes, pack, unpack
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([0.5, -0.5])}
 LAYOUT = Layout.of(STATE)
@@ -119,3 +121,13 @@ def test_framing_is_small_and_counted():
     update = AdapterUpdate(1, state, examples=1, steps=1, train_loss=0.0, seconds=0.0, received=None)
     message = Message(update.to_record(Layout.of(state)), dst_node_id=2, message_type="train")
     assert 200_000 < message_bytes(message) < 200_000 * 1.02
+
+
+def test_what_goes_with_an_update_is_what_people_are_told():
+    """A number that is added to the reply, and that neither `node approve` nor a report speaks of."""
+    told = {"num-examples": "examples", "steps": "steps", "seconds": "seconds", "train-loss": "loss"}
+    numbers = reply().metric_records["train"]
+    assert set(numbers) == set(told)
+    assert all(word in BESIDE["none"] for word in told.values())
+    assert set(reply().keys()) == {ADAPTER, "train", "about"}
+    assert set(BESIDE) == set(typing.get_args(Privacy.model_fields["mode"].annotation))
