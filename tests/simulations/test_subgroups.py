@@ -99,7 +99,11 @@ def test_groups_are_those_of_the_pooled_predictions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "policy"),
     [
-        (("privacy={mode: sample, target_epsilon: 8, delta: 1.0e-3, accountant: rdp}",), {"report_metrics": True}),
+        pytest.param(
+            ("privacy={mode: sample, target_epsilon: 8, delta: 1.0e-3, accountant: rdp}",),
+            {"report_metrics": True},
+            marks=pytest.mark.slow,  # it imports Opacus
+        ),
         (("privacy={mode: central, noise_multiplier: 1.0, delta: 1.0e-3}",), {"report_metrics": True}),
         (("evaluate.subgroups=[{column: ethnicity, values: [a, b]}]",), {}),
         ((), {"min_subgroup": None}),
