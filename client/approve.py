@@ -183,8 +183,8 @@ def _groups(node: Node, plan: Plan) -> list[str]:
         why = "this node's policy" if plan.privacy.mode == "none" else "ε would not cover it"
         return [f"  nothing of groups of people, which the plan asks for ({why}): {'; '.join(asked)}"]
     return [
-        "  after the last round the same sums for groups of people, by the columns that the plan names; the smallest",
-        f"  group that is told of, and what is left of all without those, has {least} test records (min_subgroup):",
+        "  after the last round the same sums for groups of people, by the columns that the plan names; of none with",
+        f"  fewer than {least} test records, nor of any that would give such a group away (min_subgroup):",
         *(f"    {each}" for each in asked),
     ]
 

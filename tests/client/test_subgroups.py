@@ -90,10 +90,10 @@ def asking(*more: str) -> Plan:
         (
             "{}",
             (),
-            "has 10 test records (min_subgroup):\n    sex (women, men)\n    scanner (a, b)",
+            "nor of any that would give such a group away (min_subgroup):\n    sex (women, men)\n    scanner (a, b)",
             "told of: women, men",
         ),
-        ("{min_subgroup: 20}", (), "has 20 test records", "told of: none"),
+        ("{min_subgroup: 20}", (), "fewer than 20 test records", "told of: none"),
         ("{min_subgroup: null}", (), "nothing of groups of people, which the plan asks for (this node's policy)", ""),
         ("{report_metrics: false}", (), "nothing of groups of people", ""),
         (

@@ -165,4 +165,4 @@ def test_a_node_that_lies_about_groups_is_left_out_and_named(tmp_path: Path, mon
     assert "more than all" in left_out["reason"]
     assert len(asked) == 4
     assert set(result["final"]["nodes"]) == set(result["nodes"]) - {left_out["node"]}
-    assert result["final"]["subgroups"]["age"]["below 50"]["examples"] < 200
+    assert result["final"]["subgroups"]["age"]["below 55"]["examples"] < 200
