@@ -20,7 +20,7 @@ def section(plan: Plan, result: Result) -> list[str]:
     if not nodes:
         return []
     alone = result["baselines"].get("alone", {}).get("nodes", {})
-    worst, gap = worst_of(nodes)
+    worst, said_of_gap = gap_in_words(nodes)
     rows = [
         [
             name,
@@ -34,10 +34,7 @@ def section(plan: Plan, result: Result) -> list[str]:
     head = ["site", "test examples", "accuracy there", "AUROC there"]
     return [
         page.heading("Does it serve every site?"),
-        page.paragraph(
-            f"Worst site: {worst}, accuracy {nodes[worst]['accuracy']:.3f}; between it and the best lie "
-            f"{100 * gap:.1f} points. Sites are small: where intervals overlap, the difference may be chance."
-        ),
+        page.paragraph(f"Worst site: {said_of_gap}"),
         page.table(
             [*head, *(["its own model, on everybody's tests"] if alone else [])], rows, strong=list(nodes).index(worst)
         ),
@@ -46,10 +43,15 @@ def section(plan: Plan, result: Result) -> list[str]:
     ]
 
 
-def worst_of(rows: Rows) -> tuple[str, float]:
-    """Which has the lowest accuracy, and how far below the highest that is."""
-    worst = min(rows, key=lambda name: rows[name]["accuracy"])
-    return worst, max(row["accuracy"] for row in rows.values()) - rows[worst]["accuracy"]
+def gap_in_words(rows: Rows) -> tuple[str, str]:
+    """Which has the lowest accuracy, and the words for how far below the highest that is."""
+    worst, best = (choose(rows, key=lambda name: rows[name]["accuracy"]) for choose in (min, max))
+    gap = rows[best]["accuracy"] - rows[worst]["accuracy"]
+    said = f"{worst}, accuracy {rows[worst]['accuracy']:.3f}; {100 * gap:.1f} points below {best}."
+    highest, lowest = (of_share(rows[name]["accuracy"], rows[name]["examples"]) for name in (worst, best))
+    if highest.high is not None and lowest.low is not None and highest.high >= lowest.low and len(rows) > 1:
+        said += " Their 95 % intervals overlap: it may be chance."
+    return worst, said if len(rows) > 1 else f"{worst}, the only one."
 
 
 def _groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
@@ -85,11 +87,7 @@ def _groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
             for name, row in known.items()
         ]
         if len(known) > 1:
-            worst, gap = worst_of(known)
-            parts.append(
-                f"{column.column}: worst is {worst}, accuracy {known[worst]['accuracy']:.3f}; "
-                f"{100 * gap:.1f} points below the best."
-            )
+            parts.append(f"Worst by {column.column}: {gap_in_words(known)[1]}")
     why = (
         "A site tells of a group only if enough of its test records are in it (min_subgroup in its own file: 10 unless "
         "it says otherwise), and if what it does not tell cannot be worked out from what it tells. So a group may be "

@@ -17,6 +17,7 @@ from common.plan_file import load_plan
 from server.model_card import not_covered
 from simulations.report import attacks, page, privacy, write_report
 from simulations.report.comparison import apart, change, standing
+from simulations.report.fairness import gap_in_words
 from simulations.report.intervals import Interval, of_area, of_mean, of_share, said
 from simulations.report.pictures import roc_curves, utility
 from simulations.report.run_page import told_counts
@@ -137,6 +138,18 @@ def test_what_is_not_protected_says_what_an_epsilon_does_not_hide(mode):
     plan = load_plan("pneumonia", [f"privacy={{mode: {mode}, target_epsilon: 1, delta: 1.0e-3}}"])
     (_, said) = privacy.not_protected(plan, {"not_covered_by_epsilon": not_covered(plan)})
     assert ("share of sick patients" in said) == (mode == "sample")
+
+
+def test_a_gap_is_called_chance_where_intervals_overlap():
+    """A site or a group that is blamed for what few test examples bring; or a real gap that is excused."""
+    rows = {"a": {"accuracy": 0.9, "examples": 20}, "b": {"accuracy": 0.7, "examples": 20}}
+    assert gap_in_words(rows) == (
+        "b",
+        "b, accuracy 0.700; 20.0 points below a. Their 95 % intervals overlap: it may be chance.",
+    )  # Wilson: 0.481 to 0.855 and 0.699 to 0.972
+    sure = {name: row | {"examples": 2000} for name, row in rows.items()}
+    assert gap_in_words(sure)[1] == "b, accuracy 0.700; 20.0 points below a."
+    assert gap_in_words({"a": rows["a"]})[1] == "a, the only one."
 
 
 # ── plans beside each other ──────────────────────────────────────────────────────────────────────────

@@ -92,6 +92,7 @@ def test_groups_are_those_of_the_pooled_predictions(tmp_path: Path) -> None:
     page = write_report(tmp_path / "run").read_text()
     assert "sex: women" in page
     assert "2 of 4" in page
+    assert "Worst by sex: " in page
     card = (tmp_path / "run" / "shared_model" / "MODEL_CARD.md").read_text()
     assert f"| sex: women | {told['sex']['women']['examples']} |" in card
 
