@@ -51,6 +51,7 @@ class Watch:
     refused: bool = False
     trouble: str = ""
     _run: str = field(default="", repr=False)
+    _refusal: str = field(default="", repr=False)
 
     def line(self, text: str) -> None:
         """Take one line of Flower's log; say what happened, if it is an event."""
@@ -63,7 +64,7 @@ class Watch:
         elif found := re.match(r"\[RUN (\d+)(?:, ROUND (\S+))?\]", text):
             self._run = f"run {found.group(1)}" + (f", group {found.group(2)}" if found.group(2) else "")
         elif found := re.match(r"Receiving: (\S+) message", text):
-            self.busy = True
+            self.busy, self._refusal = True, ""
             self.say("message", f"{found.group(1)}, {self._run}")
         elif text.startswith(("Sent successfully", "Failed to receive")) or "is not in `RUNNING` status" in text:
             self.busy = False
@@ -79,7 +80,9 @@ class Watch:
         elif "CERTIFICATE_VERIFY_FAILED" in text:
             self.trouble = "the server's certificate is not one of this federation's CA"
         elif found := re.match(r"(?:\w+\.)*BundleRefused: (.*)", text):
-            self.say("refused", found.group(1)[:400])
+            if found.group(1) != self._refusal:  # Flower shows an exception and what it came of
+                self.say("refused", found.group(1)[:400])
+            self._refusal = found.group(1)
         elif text.startswith(("ClientApp raised an exception", "Exit Code:")):
             pass  # the line that says why comes, too
         elif level in ("ERROR", "CRITICAL") or re.match(r"(?:\w+\.)*\w*(?:Error|Exception): ", text):

@@ -130,6 +130,25 @@ def test_containers_are_walled_in() -> None:
             assert volume.endswith(":ro") or ":/var/lib/fedgraft" in volume, (name, volume)
 
 
+def test_compose_reads_its_file() -> None:
+    """A key that compose does not know is an error at the first `up`."""
+    words = next(
+        (
+            words
+            for words in (["docker", "compose"], ["docker-compose"])
+            if shutil.which(words[0])
+            and subprocess.run([*words, "version"], capture_output=True, check=False).returncode == 0
+        ),
+        None,
+    )
+    if words is None:
+        pytest.skip("docker compose is not installed: compose.yaml was not read by it")
+    done = subprocess.run(
+        [*words, "--file", DEPLOY / "compose.yaml", "config", "--quiet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_image_runs_as_a_user_and_checks_itself_by_our_command() -> None:
     """The last USER holds; each target has the health check of its room, with verbs that exist."""
     text = (DEPLOY / "Dockerfile").read_text()

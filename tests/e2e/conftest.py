@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from client.app import app as client_app
+from client.node import load_node
 from common.assembly import plan_backbone
 from common.plan_file import load_plan, plan_yaml
 from common.yaml_file import dump_yaml
@@ -121,6 +122,24 @@ def process(program: list[str]) -> Callable[..., Done]:
     return run
 
 
+# ── what was seen, in words ──────────────────────────────────────────────────────────────────────────
+SEEN = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to what is told at the end of the session, for people who ran `make e2e`."""
+    return request.config.stash.setdefault(SEEN, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell it."""
+    if lines := config.stash.get(SEEN, []):
+        terminalreporter.section("what was seen")
+        for line in lines:
+            terminalreporter.write_line(f"  {line}")
+
+
 # ── a deployment ─────────────────────────────────────────────────────────────────────────────────────
 HOSPITALS = ("north", "south", "west")
 
@@ -150,11 +169,14 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def federation(deployed: Path) -> Iterator[Federation]:
+def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[Federation]:
     """A coordinator with three nodes; shared by the tests of a session, which leave it as they found it."""
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
     with Federation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
+        seen("made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with the Fleet API only")
+        kept = ", ".join(f"{name} ({Path(load_node(path).data.path).name})" for name, path in files.items())
+        seen(f"three nodes are connected, with the X-rays as PNG, TIFF and DICOM: {kept}")
         yield running
 
 

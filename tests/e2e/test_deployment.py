@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import pty
+import re
 import signal
+import subprocess
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from simulations.federation import Federation, until
+from client.journal import Journal
+from client.node import load_node
+from simulations.federation import BIN, Federation, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
@@ -19,7 +26,11 @@ def adapter(run: Path) -> bytes:
     return (run / "shared_model" / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_same_model_as_in_one_process(federation: Federation, in_process):
+def digest(run: Path) -> str:
+    return f"sha256:{hashlib.sha256(adapter(run)).hexdigest()[:12]}…"
+
+
+def test_the_same_model_as_in_one_process(federation: Federation, in_process, seen):
     """Other bits over the wire than in one process; an exit status, a folder or a message that is not true."""
     out = federation.folder / "runs" / "first"
     done = federation.run(federation.folder / "plan.yaml", out)
@@ -32,6 +43,8 @@ def test_the_same_model_as_in_one_process(federation: Federation, in_process):
     for key in ("status", "plan_hash", "backbone", "adapter", "final", "refused", "rounds_done"):
         assert results[0][key] == results[1][key], key
 
+    seen(f"pneumonia, 3 rounds at 3 hospitals: {digest(out)}; in one process: {digest(in_process)}; the same bits")
+
     again = federation.fedgraft("server", "resume", out, "--server", federation.server_file)
     assert again.code == 2
     assert "this run is completed" in again.err
@@ -40,10 +53,25 @@ def test_the_same_model_as_in_one_process(federation: Federation, in_process):
     assert "exists and is not an empty folder" in again.err
 
 
-def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process):
+def test_everything_is_written_down(federation: Federation):
+    """A message that leaves no entry in a node's audit log, or a log that does not verify."""
+    if not (federation.folder / "runs" / "first").is_dir():  # this test by itself
+        federation.run(federation.folder / "plan.yaml", federation.folder / "runs" / "first")
+    path = load_node(federation.files["north"]).audit_path
+    assert path is not None
+    kinds = [(entry.kind, entry.body["kind"], entry.body.get("decision")) for entry in Journal(path).entries()]
+    for kind in ("query.offer", "query.backbone", "train", "evaluate"):
+        assert ("in", kind, None) in kinds
+        assert ("out", kind, "sent") in kinds
+    done = federation.fedgraft("node", "log", federation.files["north"], "--verify")
+    assert done.code == 0, done
+
+
+def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, seen):
     """A dead ServerApp that nobody is told of; a resumed run with other bits than one that was never cut off.
 
-    The SuperLink is killed as well, before: the server must bring it back, and the nodes must find it again.
+    The SuperLink is killed as well, before: the server must bring it back, and the nodes must find it again. It is
+    resumed from a terminal, where a bar shows the rounds.
     """
     out = federation.folder / "runs" / "killed"
     running = federation.begin_run(federation.folder / "plan.yaml", out)
@@ -62,19 +90,35 @@ def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process):
     assert f"fedgraft server resume {out}" in err
     assert "Traceback" not in err
 
-    done = federation.fedgraft("server", "resume", out, "--server", federation.server_file, "--json")
-    assert done.code == 0, done
-    assert json.loads(done.out)["status"] == "completed"
+    code, shown = on_terminal(federation, "server", "resume", out, "--server", federation.server_file)
+    assert code == 0, shown
+    assert re.search(r"shared model.*3/3.* rounds, accuracy 0\.\d{3}", shown), shown
+    assert "completed: 3 rounds, 3 nodes, accuracy" in shown
     assert adapter(out) == adapter(in_process)
+    seen("server run and SuperLink killed after round 1, resumed: the same bits")
+
+
+def on_terminal(federation: Federation, *words: str | Path) -> tuple[int, str]:
+    """`fedgraft …` in a terminal: its exit status, and all that was shown."""
+    ours, theirs = pty.openpty()
+    environment = federation.environment | {"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [str(BIN / "fedgraft"), *map(str, words)],
+        cwd=federation.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as screen:  # an error once nobody has it open
+        while piece := screen.read(65536):
+            shown += piece
+    return process.wait(), shown.decode(errors="replace")
 
 
 def test_metrics_of_the_server(federation: Federation):
     """Numbers that are not those of the runs."""
     with urllib.request.urlopen(f"http://{federation.server.metrics}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    assert 'fedgraft_rounds_total{run="first"} 3.0' in text
     assert 'fedgraft_up{process="superlink"} 1.0' in text
-    assert 'fedgraft_run_status{run="killed",status="completed"} 1.0' in text
-    lines = [json.loads(line) for line in (federation.folder / "runs/first/metrics.jsonl").read_text().splitlines()]
-    up = sum(line["bytes"]["up"] for line in lines if line["node"] == "north" and "bytes" in line)
-    assert f'fedgraft_bytes_total{{direction="up",node="north",run="first"}} {float(up)}' in text
+    for path in (federation.folder / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        assert f'fedgraft_rounds_total{{run="{path.parent.name}"}} {float(result["rounds_done"])}' in text

@@ -12,7 +12,7 @@ import pytest
 
 from simulations.federation import Federation, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits
 CHANGES = ("adapter.method=head", "aggregate.min_nodes=2", f"aggregate.round_timeout={PATIENCE}")
 
@@ -41,7 +41,7 @@ def refused(run: Path, node: str) -> dict[int, str]:
     return {row["round"]: row["refused"] for row in lines(run) if row["node"] == node and "refused" in row}
 
 
-def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Federation):
+def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Federation, seen):
     """A round that waits for ever; a reply that comes a round too late and is counted all the same."""
     out = federation.folder / "runs" / "hangs"
     running = begin(federation, out, "train.rounds=5")
@@ -63,9 +63,10 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Feder
     result = json.loads((out / "result.json").read_text())
     assert result["status"] == "completed"
     assert {(row["node"], row["round"]) for row in result["refused"]} == {("west", n) for n in missed}
+    seen(f"a node that hung: waited for {PATIENCE} s, its late answer not counted, it trains again")
 
 
-def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation):
+def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, seen):
     """A run that dies with a node, or that never takes it back; a node whose own key is refused after its crash.
 
     Flower holds a dead SuperNode's place until its heartbeat is overdue, up to a minute: its key is refused until
@@ -98,3 +99,4 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation):
     kept = max(int(path.name.removeprefix("round-")) for path in (out / "checkpoints").iterdir())
     assert f"{kept} finished rounds" in err
     assert kept > max(missed)
+    seen(f"a SuperNode killed while it trained: left out in {len(missed)} rounds, restarted by itself, trains again")

@@ -1,4 +1,7 @@
-"""Three hospitals that keep the same X-rays as three formats end with the model that three archives end with."""
+"""Three hospitals that keep the same X-rays as three formats end with the model that three archives end with.
+
+In one process; `test_deployment.py` holds a deployment of three such hospitals to the model of one process.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from common.plan_file import load_plan, plan_yaml
 from common.yaml_file import dump_yaml
 from server.app import Federation, federate
 from server.run_folder import RunFolder
-from simulations.federation import Federation as Deployment
 from simulations.inprocess import InProcessGrid
 from tests.formats import DATA, Cases, as_archive, as_dicom, as_folder, as_manifest
 
@@ -87,16 +89,3 @@ def test_three_formats_give_the_model_of_three_archives(tmp_path: Path) -> None:
     archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
     files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
     assert in_process(plan, files, tmp_path / "other") == archives
-
-
-@pytest.mark.slow
-def test_three_formats_at_real_nodes_over_tls(tmp_path: Path) -> None:
-    """The same once more with a coordinator and three nodes as processes: keys, gateway, and the plan over the wire."""
-    plan = plan_of_three(tmp_path)
-    archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
-    files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
-    with Deployment(tmp_path / "deployed", {f"node-{k}": file for k, file in enumerate(files)}, plan) as deployment:
-        words = ("server", "run", plan, "--server", deployment.server_file, "--out", tmp_path / "other")
-        done = deployment.fedgraft(*words, timeout=900)
-    assert done.code == 0, done
-    assert adapter(tmp_path / "other") == archives

@@ -71,7 +71,7 @@ def cable() -> Iterator[Cable]:
             subprocess.run(["ip", *words], capture_output=True, check=False)
 
 
-def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path) -> None:
+def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, seen) -> None:
     """A federation that waits for ever for a node it cannot reach; a node that stays lost when the cable is mended.
 
     Nothing tells either side: no connection is closed, what was sent is lost.
@@ -101,4 +101,5 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path) -
             running.kill()
         assert running.returncode == 130, said + err
         assert federation.alive("far")
+    seen(f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains again")
     assert trained(out, "north") >= set(range(1, missed + 1)), "the others did not go on"

@@ -193,6 +193,7 @@ def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
         with pytest.raises(httpx.HTTPStatusError) as refused:
             attempt()
         assert 400 <= refused.value.response.status_code < 500, name
+        assert len(refused.value.response.headers.get_list("date")) == 1, "Flower's own and the door's"
 
 
 def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, door: int):
