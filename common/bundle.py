@@ -111,6 +111,11 @@ def build_bundle(root: Path | None = None) -> Bundle:
     return read_bundle(data)
 
 
+def signed_name() -> str:
+    """What this release is called where a hub serves it with signatures: `@fedgraft/fedgraft==0.1.0`."""
+    return f"@{APP['publisher']}/fedgraft=={version('fedgraft')}"
+
+
 def bundle() -> tuple[bytes, str]:
     """The bundle's bytes and their SHA-256, 64 hex digits: what Flower calls the FAB hash."""
     made = build_bundle()

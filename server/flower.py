@@ -94,8 +94,8 @@ class Flower:
         shutil.rmtree(self.folder / "app", ignore_errors=True)
         return write_app(self.folder / "app")
 
-    def submit(self, app: Path, run_config: RunConfig, *more: str) -> str:
-        """Start a run of an app's folder; returns its id. Flower bundles the folder and sends it."""
+    def submit(self, app: Path | str, run_config: RunConfig, *more: str) -> str:
+        """Start a run of an app's folder, which Flower bundles, or of an app that its hub has by that name; its id."""
         settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
         return str(self.call("run", str(app), CONNECTION, "--run-config", settings, *more)["run-id"])
 

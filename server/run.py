@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.assembly import plan_backbone, plan_model
+from common.bundle import signed_name
 from common.errors import Interrupted, RunFailed, UserError
 from common.plan import WEIGHT_FILES, Plan
 from common.plan_file import find_plan, load_plan, plan_hash, plan_yaml, resolve
@@ -105,7 +106,8 @@ def _follow(
     config = {"plan": str(_keep(server, plan)), "weights": weights, "out": str(folder)}
     say = (lambda words: None) if quiet else (lambda words: print(words, flush=True))
     with contextlib.closing(Tracker.open(server.tracking, plan, folder)) as tracker:
-        run_id = flower.submit(flower.bundled(), config | {"nodes-expected": expected, "resume": resume})
+        app = flower.bundled() if server.hub is None else signed_name()
+        run_id = flower.submit(app, config | {"nodes-expected": expected, "resume": resume})
         entry = {"run": run_id, "name": plan.name, "time": time.time(), "resume": resume}
         with server.submitted.open("a") as file:
             file.write(json.dumps(entry | config) + "\n")

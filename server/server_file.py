@@ -92,6 +92,11 @@ class Server(Section):
     metrics: AnyAddress | None = Field(
         default=None, description="Prometheus metrics, such as 127.0.0.1:9464 (default: off)"
     )
+    hub: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
+        default=None,
+        description="URL of the consortium's hub, from which the signed code is run, for nodes with trusted_entities "
+        "(default: this release's own code, unsigned)",
+    )
     tracking: Tracking = Field(default=Tracking(), description="TensorBoard and MLflow; off unless set")
 
     @model_validator(mode="after")

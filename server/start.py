@@ -56,7 +56,7 @@ def start(server: Server, file: Path) -> None:
             children(server, file),
             folder=server.work,
             logs=server.logs,
-            environment=environment(server.work / "home"),
+            environment=environment(server.work / "home") | _hub(server),
         )
         if server.metrics is not None:
             from server.monitoring import publish
@@ -112,6 +112,11 @@ def children(server: Server, file: Path) -> list[Child]:
         gateway = [sys.executable, "-m", "server.gateway", str(file.absolute())]
         found.append(Child("gateway", gateway, _reachable(split_address(server.gateway.address))))
     return found
+
+
+def _hub(server: Server) -> dict[str, str]:
+    """Where Flower asks for code that is run by its name."""
+    return {} if server.hub is None else {"FLWR_SUPERGRID_API_URL": server.hub.rstrip("/")}
 
 
 def _reachable(address: Address) -> Address:

@@ -175,17 +175,20 @@ class Federation:
         return next(iter(processes("flwr-serverapp", f"127.0.0.1:{self.superlink}")), None)
 
     # ── nodes ────────────────────────────────────────────────────────────────────────────────────────
-    def settle(
-        self, name: str, source: Path, *, key: Path | None = None, ca: Path | None = None, place: Path | None = None
-    ) -> None:
-        """Write a hospital's own node.yaml into its place: what `source` says, a connection, and approvals."""
+    def settle(self, name: str, source: Path, *, place: Path | None = None, **connection: Path) -> None:
+        """Write a hospital's own node.yaml into its place: what `source` says, approvals, and how it connects.
+
+        Args:
+            connection: what differs from the federation's own, such as `private_key`.
+        """
         place = place or self.folder / "hospitals" / name
         place.mkdir(parents=True, exist_ok=True)
         about = load_node(source).model_dump(mode="json", exclude_unset=True, exclude_none=True)
         about["connection"] = {
             "superlink": f"{self.host}:{self.gateway}",
-            "root_certificates": str(ca or self.ca),
-            "private_key": str(key or self.certificates / "nodes" / name),
+            "root_certificates": str(self.ca),
+            "private_key": str(self.certificates / "nodes" / name),
+            **{key: str(path) for key, path in connection.items()},
         }
         about.setdefault("policy", {}).setdefault("approved_plans", "recorded")
         Path(about["store"]).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.plan_file import load_plan
-from simulations.federation import Federation, processes
+from server.handout import PART
+from simulations.federation import Federation, processes, running
 from simulations.partition import write_nodes
 from tests.e2e.conftest import write_images
 
@@ -43,8 +44,9 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.5):
+            named = {process.pid for process in running() if process.name == "flwr-clientapp"}
             for program in PROGRAMS:
-                for pid in processes(program):
+                for pid in named if program == "flwr-clientapp" else processes(program):
                     if self._ours(pid):
                         self.peaks[program] = max(self.peaks[program], peak(pid))
 
@@ -67,8 +69,9 @@ class Watch(threading.Thread):
 def test_a_large_backbone(tmp_path, capsys):
     """A hand-out that needs memory for each node, or that is sent again in the second round or the second run.
 
-    Peaks are bounded by a few copies of the backbone (342,604,800 bytes) over what the programs need anyway: the
-    SuperLink and the ServerApp hold it once or twice, a ClientApp receives it, checks it and writes it.
+    What passes the backbone on (SuperLink, gateway, SuperNode) needs a few parts of it, of 64 MB, over what it needs
+    anyway; what works with it (ServerApp, ClientApp: some 560 MB for Python and torch) holds it as a network, and a
+    ClientApp has it mapped from its file as well. Sent whole, they needed 0.8, 2.1 and 1.7 GB.
     """
     (tmp_path / "plan.yaml").write_text(PLAN)
     write_images(tmp_path / "spots.npz")
@@ -91,7 +94,8 @@ def test_a_large_backbone(tmp_path, capsys):
             print(f"  {program:<18} peak {most / 1e6:7.0f} MB")
     assert 2 * size < handout["down"] < 2.01 * size
     assert second["bytes"]["handout"]["down"] < 100_000
-    assert watch.peaks["server.gateway"] < 200e6  # it streams
-    assert watch.peaks["flower-supernode"] < 300e6 + 3 * size
-    for program in ("flower-superlink", "flwr-serverapp", "flwr-clientapp"):
-        assert 0 < watch.peaks[program] < 1000e6 + 4 * size, program
+    assert 0 < watch.peaks["server.gateway"] < 200e6  # it streams
+    for program in ("flower-superlink", "flower-supernode"):
+        assert 0 < watch.peaks[program] < 300e6 + 4 * PART, program
+    assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 4 * PART
+    assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size

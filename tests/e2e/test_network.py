@@ -82,7 +82,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
     with Federation(tmp_path, {"near": north}, plan, *CHANGES, host=cable.host) as federation:
         make(tmp_path / "keys", hosts=[], nodes=["far"])
         registry.add(federation.server, "far", tmp_path / "keys" / "nodes" / "far.pub")
-        federation.settle("far", south, key=tmp_path / "keys" / "nodes" / "far")
+        federation.settle("far", south, private_key=tmp_path / "keys" / "nodes" / "far")
         federation.approve(plan, *CHANGES, only="far")
         federation.start_node("far", ["ip", "netns", "exec", cable.there, *federation.node_command("far")])
         until("it is connected", lambda: federation.connections("far") > 0)

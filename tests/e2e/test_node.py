@@ -218,7 +218,7 @@ def guest(federation: Federation, elsewhere: Path, environment: Path) -> list[st
     shutil.copy(federation.ca, place / "ca.crt")
     shutil.copy(elsewhere / "keys" / "nodes" / "guest", place / "node.key")
     source.write_text(f"name: guest\ndata: {{path: {place / data.name}}}\nstore: {place / 'store'}\n")
-    federation.settle("guest", source, key=place / "node.key", ca=place / "ca.crt", place=place)
+    federation.settle("guest", source, place=place, private_key=place / "node.key", root_certificates=place / "ca.crt")
     federation.approve(federation.folder / "plan.yaml", only="guest")
     for path in [place / "approvals", *(place / "approvals").rglob("*")]:
         os.chown(path, 0, 0)

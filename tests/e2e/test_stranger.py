@@ -273,8 +273,9 @@ def test_no_tls_no_answer(federation: Federation, door: int):
 def test_a_node_that_does_not_belong_is_told_so(federation: Federation, tmp_path: Path, case: str, told: str):
     """A node with a key that nobody registered, or that trusts another CA, that takes part, or is not told why not."""
     make(tmp_path, hosts=["localhost"], nodes=["other"])
-    ca = tmp_path / "ca.crt" if case == "wrong CA" else None
-    federation.settle("stranger", federation.files["north"], key=tmp_path / "nodes" / "other", ca=ca)
+    ca = tmp_path / "ca.crt" if case == "wrong CA" else federation.ca
+    key = tmp_path / "nodes" / "other"
+    federation.settle("stranger", federation.files["north"], private_key=key, root_certificates=ca)
     federation.approve(federation.folder / "plan.yaml", only="stranger")
     try:
         federation.start_node("stranger")
