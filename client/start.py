@@ -1,6 +1,6 @@
 """`fedgraft node start`: Flower's SuperNode under this node's policy, unattended, one line for each event.
 
-    see that it may start → flower-supernode (our executor forks a process for each message) → watch → again, for ever
+    see that it may start → Flower's SuperNode (our executor forks a process a message) → watch → again, for ever
 
 Flower's SuperNode waits for a SuperLink that is away, by itself. It ends where it is refused: after a crash its own
 key is taken until the SuperLink has missed its heartbeat for a minute, so a refused node waits longer than that.
@@ -16,7 +16,6 @@ import queue
 import random
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client import executor, launcher
+from client import executor, launcher, supernode
 from client.approvals import Approvals
 from client.node import Connection, Node
 from common.errors import UserError
@@ -177,7 +176,7 @@ def start(node: Node, path: Path, *, allow_root: bool = False, drain: float = 60
 def _why(watch: Watch, status: int) -> str:
     if watch.refused:
         return "the SuperLink holds this key (up to a minute after a crash), or does not know it"
-    return watch.trouble or f"flower-supernode left with status {status}"
+    return watch.trouble or f"the SuperNode left with status {status}"
 
 
 class Stop:
@@ -232,11 +231,9 @@ def environment(node: Node) -> dict[str, str]:
 
 def _supernode(node: Node, connection: Connection, path: Path) -> tuple[subprocess.Popen[str], queue.Queue[str]]:
     """Flower's SuperNode as a process of its own group, and its lines as they come."""
-    program = shutil.which("flower-supernode", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    if program is None:
-        raise UserError("flower-supernode is not installed", where=sys.executable, remedy="pip install flwr")
     command = [
-        program, "--superlink", connection.superlink, "--root-certificates", connection.root_certificates,
+        sys.executable, "-P", str(Path(supernode.__file__).resolve()), "--superlink", connection.superlink,
+        "--root-certificates", connection.root_certificates,
         "--auth-supernode-private-key", connection.private_key,
         "--host", "127.0.0.1", "--port", str(connection.port or _free_port()),
         "--node-config", f'node="{path.absolute()}"',

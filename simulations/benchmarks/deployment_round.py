@@ -127,7 +127,7 @@ def parts_of(federation: Federation, node: str, out: Path, ends: dict[int, float
         came, began, ended = said["message", number], kept["in", number], kept["out", number]
         found.append(
             {
-                "until the SuperNode asks, every 3 s": came - ends[number - 1],
+                "until the SuperNode asks, every second": came - ends[number - 1],
                 "executor, process, approved code read and checked": began - came,
                 "plan, backbone, data opened; the answer packed": ended - began - trained,
                 "the adapter trained": trained,

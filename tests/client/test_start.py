@@ -147,12 +147,11 @@ def started(node: Node, file: Path, tmp_path: Path):
     stand_in.write_text(STAND_IN.format(python=sys.executable, count=str(tmp_path / "count"), finish=str(finish)))
     stand_in.chmod(0o755)
     script = textwrap.dedent(f"""
-        import shutil
         from pathlib import Path
         from client import start as starting
         from client.node import load_node
         starting.REFUSED_WAIT, starting.LONGEST_WAIT = 0.65, 0.1
-        starting.shutil.which = lambda *_, **__: {str(stand_in)!r}
+        starting.supernode.__file__ = {str(stand_in)!r}
         file = Path({str(file)!r})
         starting.start(load_node(file), file, allow_root=True)
     """)

@@ -22,7 +22,7 @@ adapter: {method: head}
 train: {rounds: 2, batch_size: 16}
 simulation: {nodes: 2, data: spots.npz, partition: {kind: iid}}
 """
-PROGRAMS = ("flower-superlink", "flwr-serverapp", "flwr-clientapp", "server.gateway", "flower-supernode")
+PROGRAMS = ("flower-superlink", "flwr-serverapp", "flwr-clientapp", "server.gateway", "supernode.py")
 
 
 def peak(pid: int) -> int:
@@ -95,7 +95,7 @@ def test_a_large_backbone(tmp_path, capsys):
     assert 2 * size < handout["down"] < 2.01 * size
     assert second["bytes"]["handout"]["down"] < 100_000
     assert 0 < watch.peaks["server.gateway"] < 200e6  # it streams
-    for program in ("flower-superlink", "flower-supernode"):
+    for program in ("flower-superlink", "supernode.py"):
         assert 0 < watch.peaks[program] < 300e6 + 4 * PART, program
     assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 4 * PART
     assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size
