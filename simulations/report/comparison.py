@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from simulations.report.intervals import Interval, of_mean
 from simulations.report.page import listed
 from simulations.report.study_groups import Group
+from simulations.study_file import Study
 
 NAMED = 6  # plans that are named in a sentence; more are counted
 
@@ -66,6 +67,33 @@ def change(first: Group, last: Group, columns: Sequence[tuple[str, str]], prefix
                 between = f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
             steps.append(f"{100 * gain.value:+.1f} points of {words}{between}")
     return f"{prefix}From {first.name} to {last.name}: {listed(steps)}." if steps else ""
+
+
+def beside_first(study: Study, groups: Sequence[Group], column: str) -> list[tuple[str, Interval]]:
+    """Where cases were run over a grid: each case less the first one at the same place of the grid, seed by seed."""
+    if len(study.cases) < 2 or not study.grid:
+        return []
+    first, found = next(iter(study.cases)), []
+    places = {tuple(group.rows[0][key] for key in study.grid): group for group in groups if _case(group) == first}
+    for group in groups:
+        partner = places.get(tuple(group.rows[0][key] for key in study.grid))
+        if _case(group) != first and partner is not None:
+            gain = apart(group, partner, column)
+            if gain is not None:
+                found.append((group.name, gain))
+    return found
+
+
+def in_points(gain: Interval) -> str:
+    """`+4.7 (-4.5 to +13.8), may be chance`, of a difference of shares."""
+    if gain.low is None or gain.high is None:
+        return f"{100 * gain.value:+.1f}, of one seed"
+    verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "may be chance"
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}), {verdict}"
+
+
+def _case(group: Group) -> str:
+    return group.rows[0].get("case", "")
 
 
 def _named(groups: Sequence[Group], *, first: bool = False) -> str:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.plan_file import load_plan
 from common.yaml_file import read_yaml, validate
 from simulations.report import attacks, page, pictures, privacy
-from simulations.report.comparison import change, highest, standing
+from simulations.report.comparison import beside_first, change, highest, in_points, standing
 from simulations.report.intervals import Interval, of_mean, said
 from simulations.report.page import listed
 from simulations.report.study_groups import Group, Row, found_on, grouped, is_number
@@ -50,6 +50,7 @@ def study_page(folder: Path) -> str:
         page.heading(study.question, 1),
         *_opening(study, groups, folder),
         *_answer(study, groups),
+        *_beside(study, groups),
         *_against(study, groups),
         *_sites(groups),
         *_private(groups, found),
@@ -68,7 +69,7 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     seconds = sum(row["seconds"] or 0 for group in groups for row in group.rows)
     top = highest(groups, "accuracy")
     boxes = [(str(cells), f"federations: {len(groups)} plans, {_seeds(study)} each", False)]
-    if top is not None:
+    if top is not None and not (study.cases and study.grid):
         best, _, alike = top
         others = f"; {len(alike)} more cannot be told from it" if alike else ""
         value = best.over_seeds("accuracy") or Interval(0)
@@ -128,6 +129,8 @@ def _in_words(study: Study, groups: Sequence[Group]) -> list[str]:
         line = [group for group in groups if not study.grid or group.rows[0].get("case", "") == case]
         if len(study.grid) + bool(study.cases and not study.grid) == 1 and len(line) > 1:
             said.append(change(line[0], line[-1], columns))
+    if study.cases and study.grid:  # the grid is no choice: what is compared has a table of its own
+        return said
     return [*dict.fromkeys(said), *(standing(groups, column, words) for column, words in columns)]
 
 
@@ -206,17 +209,29 @@ def _against(study: Study, groups: Sequence[Group]) -> list[str]:
 def _gain(group: Group, baseline: str, column: str) -> str:
     """What a plan is ahead of a baseline, and whether that may be chance; empty where it was not measured."""
     pairs = [
-        100 * (row[column] - row[f"baseline.{baseline}.{column}"])
+        row[column] - row[f"baseline.{baseline}.{column}"]
         for row in group.rows
         if row.get(column) is not None and row.get(f"baseline.{baseline}.{column}") is not None
     ]
-    if not pairs:
-        return ""
-    gain = of_mean(pairs)
-    if gain.low is None or gain.high is None:
-        return f"{gain.value:+.1f}, of one seed"
-    verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "may be chance"
-    return f"{gain.value:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}), {verdict}"
+    return in_points(of_mean(pairs)) if pairs else ""
+
+
+def _beside(study: Study, groups: Sequence[Group]) -> list[str]:
+    """Cases against the first of them, where all were run over a grid."""
+    columns = ("accuracy", "worst.accuracy", "auroc")
+    found = {column: dict(beside_first(study, groups, column)) for column in columns}
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    if not names:
+        return []
+    rows = [[name, *(in_points(found[c][name]) if name in found[c] else "–" for c in columns)] for name in names]
+    return [
+        page.heading(f"Against {next(iter(study.cases))}"),
+        page.paragraph(
+            "In points, seed by seed on the same data, with 95 % intervals. Of many comparisons some leave zero out by "
+            "chance."
+        ),
+        page.table(["plan", *(WORDS[column] for column in columns)], rows, texts=[1, 2, 3]),
+    ]
 
 
 def _sites(groups: Sequence[Group]) -> list[str]:

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.plan_file import load_plan
 from server.model_card import not_covered
 from simulations.report import attacks, page, privacy, write_report
-from simulations.report.comparison import apart, change, standing
+from simulations.report.comparison import apart, beside_first, change, in_points, standing
 from simulations.report.fairness import gap_in_words
 from simulations.report.intervals import Interval, of_area, of_mean, of_share, said
 from simulations.report.pictures import roc_curves, utility
@@ -24,6 +24,7 @@ from simulations.report.run_page import told_counts
 from simulations.report.study_groups import Group
 from simulations.simulate import simulate_plan
 from simulations.study import run_study
+from simulations.study_file import Study
 
 VOID = {"meta", "img", "br", "hr", "link"}
 
@@ -182,6 +183,24 @@ def test_no_plan_is_called_better_where_it_may_be_chance():
     assert standing([group("a", [None])], "accuracy", "accuracy") == ""
     words = change(groups[0], groups[2], [("accuracy", "accuracy")])
     assert words == "From steady to best: +10.0 points of accuracy (+10.0 to +10.0)."
+
+
+def test_cases_are_compared_at_the_same_place_of_the_grid():
+    """A strategy on easy data beside another on hard data; the first case beside itself."""
+    study = Study.model_validate({"name": "s", "question": "q", "plan": "p", "cases": {"a": {}, "b": {}},
+                                  "grid": {"x.y": [1, 2]}, "seeds": [7, 8]})  # fmt: skip
+    groups = []
+    for case, extra in (("a", 0.0), ("b", 0.01)):
+        for place in (1, 2):
+            rows = [{"seed": seed, "case": case, "x.y": place, "accuracy": 0.5 * place + extra - 0.01 * seed}
+                    for seed in (7, 8)]  # fmt: skip
+            groups.append(Group(f"{case}, y {place}", rows))
+    found = beside_first(study, groups, "accuracy")
+    assert [(name, round(gain.value, 9)) for name, gain in found] == [("b, y 1", 0.01), ("b, y 2", 0.01)]
+    assert in_points(Interval(0.047, -0.045, 0.138)) == "+4.7 (-4.5 to +13.8), may be chance"
+    assert in_points(Interval(-0.03, -0.04, -0.02)) == "-3.0 (-4.0 to -2.0), worse"
+    assert in_points(Interval(0.03)) == "+3.0, of one seed"
+    assert beside_first(study.model_copy(update={"grid": {}}), groups, "accuracy") == []
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────
