@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.writing import write_whole
+from common.writing import replacing, write_whole
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 
@@ -118,13 +118,22 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
 
     Args:
         metadata: one entry at most, as safetensors writes several in no fixed order.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     if metadata and len(metadata) > 1:
         raise ValueError(f"metadata {sorted(metadata)}: several have no fixed order in the file")
     whole = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-    write_beside(save(whole, metadata=dict(metadata or {})), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            save_file(whole, part, metadata=dict(metadata or {}))  # into the file: no copy of all in memory
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(path, error) from error
 
 
 def write_beside(content: bytes, path: Path) -> None:
@@ -137,8 +146,12 @@ def write_beside(content: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise UserError(
-            f"cannot be written ({error.strerror})",
-            where=str(path),
-            remedy="choose a folder that you may write to",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot be written ({getattr(error, 'strerror', None) or error})",
+        where=str(path),
+        remedy="choose a folder that you may write to",
+    )

@@ -92,10 +92,10 @@ def test_a_large_backbone(tmp_path, capsys):
         )
         for program, most in watch.peaks.items():
             print(f"  {program:<18} peak {most / 1e6:7.0f} MB")
-    assert 2 * size < handout["down"] < 2.01 * size
+    assert 1.99 * size < handout["down"] < 2.01 * size  # equal chunks of a message, such as zeros, go once
     assert second["bytes"]["handout"]["down"] < 100_000
     assert 0 < watch.peaks["server.gateway"] < 200e6  # it streams
     for program in ("flower-superlink", "supernode.py"):
         assert 0 < watch.peaks[program] < 300e6 + 4 * PART, program
-    assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 4 * PART
+    assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 6 * PART
     assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size
