@@ -30,12 +30,12 @@ test: $(STAMP) ## every test
 quick: $(STAMP) ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow and not exhaustive'
 
-e2e: $(STAMP) ## federations of real processes with TLS, strangers and kills; tries to install nginx where it may
+e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cable; the same bits as in one process
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
-	$(BIN)/python -m pytest -m 'deployment and not exhaustive'
+	$(BIN)/python -m pytest -v -m 'deployment and not exhaustive'
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive
