@@ -6,10 +6,10 @@ import json
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from server.run import lines
 from simulations.federation import Federation, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
@@ -21,14 +21,6 @@ def begin(federation: Federation, out: Path, *changes: str) -> subprocess.Popen[
     """A run with the changes of these tests and more, which every hospital approved."""
     federation.approve(federation.folder / "plan.yaml", *CHANGES, *changes)
     return federation.begin_run(federation.folder / "plan.yaml", out, *CHANGES, *changes)
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    try:
-        text = (run / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def trained(run: Path, node: str) -> set[int]:
