@@ -17,14 +17,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from client.approve import approve, propose
 from client.node import load_node
@@ -35,9 +33,9 @@ from common.yaml_file import dump_yaml
 from server import nodes as registry
 from server.certificates import make
 from server.server_file import Server, load_server
+from simulations.processes import free_ports, processes, running, until
 
 BIN = Path(sys.executable).parent
-UP = 90.0  # seconds for a process to come up, on a machine that does other things, too
 WITHOUT_RIGHTS = "-dac_override,-dac_read_search,-fowner,-chown,-setuid,-setgid"
 NOBODY = 65534
 
@@ -311,52 +309,3 @@ def _administered(approvals: Path) -> Iterator[None]:
 def _each(folder: Path, change: Callable[[Path], None]) -> None:
     for path in [folder, *folder.rglob("*")]:
         change(path)
-
-
-# ── what runs on this machine ────────────────────────────────────────────────────────────────────────
-class Running(NamedTuple):
-    """A process: its id, its name as `top` shows it, its parent, its process group."""
-
-    pid: int
-    name: str
-    parent: int
-    group: int
-
-
-def running() -> Iterator[Running]:
-    """All processes that have not ended."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            head, _, rest = path.read_text(errors="replace").rpartition(")")
-            state, parent, group, *_ = rest.split()
-            if state != "Z":
-                yield Running(int(path.parent.name), head.partition("(")[2], int(parent), int(group))
-
-
-def processes(*words: str) -> list[int]:
-    """Ids of the running processes whose command has all of these words."""
-    found = []
-    for process in running():
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if all(word in command for word in words):
-                found.append(process.pid)
-    return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def until(what: str, found: Callable[[], object], seconds: float = UP) -> None:
-    """Wait for something that other processes do. Raises `RunFailed` with its name where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not found():
-        if time.monotonic() > deadline:
-            raise RunFailed(f"not within {seconds:g} s: {what}")
-        time.sleep(0.2)

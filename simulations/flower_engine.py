@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.errors import RunFailed
 from server.flower import COMPLETED, Flower, RunConfig, environment, program
+from simulations.processes import free_ports
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 
@@ -58,7 +59,7 @@ def start_and_follow(app: Path, run_config: RunConfig, flower: Flower, *, nodes:
 @contextlib.contextmanager
 def superlink(neutral: Path) -> Iterator[Flower]:
     """A SuperLink for simulations on a free loopback port, with a FLWR_HOME of its own; ended on exit."""
-    port = free_port()
+    port = free_ports(1)[0]
     flower = Flower.connect(neutral, f"127.0.0.1:{port}", ca=None)
     log_path = _log(neutral)
     with log_path.open("w") as log:
@@ -83,13 +84,6 @@ def superlink(neutral: Path) -> Iterator[Flower]:
 
 def _log(neutral: Path) -> Path:
     return neutral / "superlink.log"
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for_port(port: int, process: subprocess.Popen, log_path: Path) -> None:

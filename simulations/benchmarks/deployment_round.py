@@ -29,8 +29,9 @@ from client.node import load_node
 from common.plan_file import find_plan, load_plan, plan_yaml, resolve
 from server.flower import COMPLETED, Flower, RunConfig, program
 from server.start import connect
-from simulations.federation import Federation, free_ports, until
+from simulations.federation import Federation
 from simulations.partition import write_nodes
+from simulations.processes import free_ports, until
 
 NODES, ROUNDS = 2, 7
 SETTINGS = (

@@ -19,9 +19,10 @@ from common.yaml_file import dump_yaml
 from server.app import Federation as Federated
 from server.app import federate
 from server.run_folder import RunFolder
-from simulations.federation import Federation, free_ports
+from simulations.federation import Federation
 from simulations.inprocess import InProcessGrid
 from simulations.partition import write_nodes
+from simulations.processes import free_ports
 from tests.e2e.test_formats import shares
 from tests.formats import DATA, as_dicom, as_folder, as_manifest
 

@@ -17,7 +17,8 @@ import pytest
 
 from client.journal import Journal
 from client.node import load_node
-from simulations.federation import BIN, Federation, until
+from simulations.federation import BIN, Federation
+from simulations.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from server.run import lines
-from simulations.federation import Federation, until
+from simulations.federation import Federation
+from simulations.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits

@@ -10,8 +10,9 @@ import pytest
 
 from common.plan_file import load_plan
 from server.handout import PART
-from simulations.federation import Federation, processes, running
+from simulations.federation import Federation
 from simulations.partition import write_nodes
+from simulations.processes import processes, running
 from tests.e2e.conftest import write_images
 
 PLAN = """

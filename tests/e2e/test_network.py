@@ -15,8 +15,9 @@ import pytest
 from common.plan_file import load_plan
 from server import nodes as registry
 from server.certificates import make
-from simulations.federation import Federation, until
+from simulations.federation import Federation
 from simulations.partition import write_nodes
+from simulations.processes import until
 from tests.e2e.conftest import fill
 from tests.e2e.test_failures import refused, trained
 

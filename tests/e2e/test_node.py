@@ -28,7 +28,8 @@ from common.bundle import write_app
 from server import nodes as registry
 from server.certificates import make
 from server.start import connect
-from simulations.federation import NOBODY, Federation, until
+from simulations.federation import NOBODY, Federation
+from simulations.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]

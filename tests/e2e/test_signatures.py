@@ -19,7 +19,8 @@ from common.bundle import build_bundle
 from common.plan_file import load_plan, plan_yaml
 from server import nodes as registry
 from server.certificates import make
-from simulations.federation import Federation, until
+from simulations.federation import Federation
+from simulations.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 WHO = "fpk_consortium"

@@ -37,7 +37,8 @@ from common.errors import RunFailed
 from server import nodes as registry
 from server.certificates import make
 from server.flower import CONNECTION, Flower
-from simulations.federation import Federation, free_ports, until
+from simulations.federation import Federation
+from simulations.processes import free_ports, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"

@@ -12,7 +12,7 @@ import pytest
 from server.monitoring import MOST_RUNS, publish
 from server.server_file import Server, load_server, split_address
 from server.supervisor import Child, Supervisor
-from simulations.federation import free_ports
+from simulations.processes import free_ports
 
 ROWS = [
     {"round": 1, "node": "a", "bytes": {"down": 100, "up": 10}, "train": {"seconds": 1.5}},
