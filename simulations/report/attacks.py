@@ -20,6 +20,7 @@ CAVEATS = {  # what must not be concluded from an attack
 Found = Mapping[str, Any]  # attacks.json of one run
 Named = Sequence[tuple[str, Found]]  # of several, by what tells them apart; one run has the name ""
 
+NAMES = {"loss-threshold": "by the loss", "lira": "LiRA"}
 MEANINGS = {
     "loss-threshold": "calls those records members that the model fits best",
     "lira": "compares the model with shadow models that were trained with and without each record",
@@ -28,32 +29,27 @@ MEANINGS = {
 
 def membership(found: Named) -> str:
     """A table and curves of every attack that tells members from strangers."""
-    rows, curves = [], {}
+    rows = []
     for name, attack, view, measured in _views(found):
-        what = ", ".join(word for word in (name, attack if name == "" else "", view) if word)
+        rates = measured["tpr"]
         rows.append(
             [
                 *([name] if name else []),
-                attack,
-                view,
+                f"{NAMES.get(attack, attack)}, {view}",
                 _with(measured["auc"], measured["auc_interval"], 1.0),
-                *(
-                    _with(measured["tpr"][rate], measured["tpr_interval"][rate], 100.0, " %")
-                    for rate in measured["tpr"]
-                ),
+                *(_with(rates[rate], measured["tpr_interval"][rate], 100.0, " %") for rate in rates),
                 verdict(measured),
             ]
         )
-        curves[what if name == "" else f"{name}: {attack}, {view}"] = (measured["roc"]["fpr"], measured["roc"]["tpr"])
     if not rows:
         return ""
     several = any(name for name, *_ in _views(found))
     rates = [f"hits at {100 * float(rate):g} % false alarms" for rate in next(_views(found))[3]["tpr"]]
-    head = [*(["plan"] if several else []), "attack", "against", "AUC (guessing: 0.5)", *rates, "in words"]
-    words = [0, 1, len(head) - 1] if not several else [0, 1, 2, len(head) - 1]
-    meant = [f"{name}: {MEANINGS[name]}" for name in dict.fromkeys(row[1 if several else 0] for row in rows)
-             if name in MEANINGS]  # fmt: skip
-    picture = roc_curves(dict(list(curves.items())[:8]))
+    head = [*(["plan"] if several else []), "attack", "AUC (guessing: 0.5)", *rates, "in words"]
+    words = [0, len(head) - 1] if not several else [0, 1, len(head) - 1]
+    tried = dict.fromkeys(attack for _, attack, *_ in _views(found))
+    meant = [f"{NAMES[name]}: {MEANINGS[name]}" for name in tried if name in MEANINGS]
+    picture = roc_curves(_curves(found, one_each=several))
     return (
         page.heading("Can it be told who was in the training data?", 3)
         + page.paragraph(
@@ -66,9 +62,22 @@ def membership(found: Named) -> str:
         + page.figure(
             picture,
             "Hits against false alarms, both on log axes. On the dotted line an attacker might as "
-            "well guess; a curve above it at the left names some members with certainty.",
+            "well guess; a curve above it at the left names some members with certainty."
+            + (" Of each plan the attack with the largest area." if several else ""),
         )
     )
+
+
+def _curves(found: Named, *, one_each: bool) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Every attack's curve, or of each plan that of the most successful one."""
+    seen: dict[str, list[tuple[float, str, Mapping[str, Any]]]] = {}
+    for name, attack, view, measured in _views(found):
+        what = ": ".join(word for word in (name, f"{NAMES.get(attack, attack)}, {view}") if word)
+        seen.setdefault(name, []).append((measured["auc"], what, measured["roc"]))
+    if one_each:
+        seen = {name: [max(each, key=lambda one: one[0])] for name, each in seen.items()}
+    chosen = [one for each in seen.values() for one in each]
+    return {what: (roc["fpr"], roc["tpr"]) for _, what, roc in chosen[:8]}
 
 
 def verdict(measured: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     seconds = sum(row["seconds"] or 0 for group in groups for row in group.rows)
     top = highest(groups, "accuracy")
     boxes = [(str(cells), f"federations: {len(groups)} plans, {_seeds(study)} each", False)]
-    if top is not None and not (study.cases and study.grid):
+    if top is not None and len(study.seeds) > 1 and not (study.cases and study.grid):
         best, _, alike = top
         others = f"; {len(alike)} more cannot be told from it" if alike else ""
         value = best.over_seeds("accuracy") or Interval(0)
@@ -129,7 +129,7 @@ def _in_words(study: Study, groups: Sequence[Group]) -> list[str]:
         line = [group for group in groups if not study.grid or group.rows[0].get("case", "") == case]
         if len(study.grid) + bool(study.cases and not study.grid) == 1 and len(line) > 1:
             said.append(change(line[0], line[-1], columns))
-    if study.cases and study.grid:  # the grid is no choice: what is compared has a table of its own
+    if (study.cases and study.grid) or len(study.seeds) < 2:  # a grid is no choice: its cases have a table of their own
         return said
     return [*dict.fromkeys(said), *(standing(groups, column, words) for column, words in columns)]
 
@@ -245,8 +245,7 @@ def _sites(groups: Sequence[Group]) -> list[str]:
     return [
         page.heading("Does it serve every site?"),
         page.paragraph(
-            "Means over the seeds. A small site has few test examples: the worst of many small sites is far below the "
-            "best by chance alone."
+            "A small site has few test examples: the worst of many small sites is far below the best by chance alone."
         ),
         page.table(["plan", "accuracy at the worst site", "between best and worst site"], rows),
     ]

@@ -116,6 +116,17 @@ def test_verdicts_follow_the_intervals(auc, hits, words):
     assert attacks.verdict(measured(auc, hits)) == words
 
 
+def test_every_plan_has_a_curve():
+    """A picture of the first plans only, in which those with privacy are missing; or of their weakest attack."""
+    weak, strong = measured((0.5, 0.4, 0.6), (0.01, 0.0, 0.1)), measured((0.9, 0.8, 1.0), (0.5, 0.4, 0.6))
+    plans = [
+        (f"plan {k}", {"lira": {"kind": "membership", "views": {"shared model": weak, "node updates": strong}}})
+        for k in range(5)
+    ]
+    assert list(attacks._curves(plans, one_each=True)) == [f"plan {k}: LiRA, node updates" for k in range(5)]
+    assert list(attacks._curves([("", plans[0][1])], one_each=False)) == ["LiRA, shared model", "LiRA, node updates"]
+
+
 def test_a_broken_mechanism_is_called_refuted():
     """A lower bound above the stated ε that reads like the others."""
     audit = {"kind": "audit", "epsilon": 2.1, "ceiling": 6.0, "correct": 480, "guesses": 500, "confidence": 0.95}
