@@ -70,9 +70,9 @@ class Watch(threading.Thread):
 def test_a_large_backbone(tmp_path, capsys):
     """A hand-out that needs memory for each node, or that is sent again in the second round or the second run.
 
-    What passes the backbone on (SuperLink, gateway, SuperNode) needs a few parts of it, of 64 MB, over what it needs
-    anyway; what works with it (ServerApp, ClientApp: some 560 MB for Python and torch) holds it as a network, and a
-    ClientApp has it mapped from its file as well. Sent whole, they needed 0.8, 2.1 and 1.7 GB.
+    Gateway and SuperNode need a few parts of it, of 64 MB, over what they need anyway; ServerApp and ClientApp (some
+    560 MB for Python and torch) hold it as a network, and a ClientApp has it mapped from its file as well. Sent
+    whole, the ServerApp needed 2.1 GB and a ClientApp 1.7.
     """
     (tmp_path / "plan.yaml").write_text(PLAN)
     write_images(tmp_path / "spots.npz")
@@ -96,7 +96,7 @@ def test_a_large_backbone(tmp_path, capsys):
     assert 1.99 * size < handout["down"] < 2.01 * size  # equal chunks of a message, such as zeros, go once
     assert second["bytes"]["handout"]["down"] < 100_000
     assert 0 < watch.peaks["server.gateway"] < 200e6  # it streams
-    for program in ("flower-superlink", "supernode.py"):
-        assert 0 < watch.peaks[program] < 300e6 + 4 * PART, program
+    assert 0 < watch.peaks["supernode.py"] < 300e6 + 4 * PART
+    assert 0 < watch.peaks["flower-superlink"] < 300e6 + 2 * size  # Flower's own: parts do not make it smaller
     assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 6 * PART
     assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size
