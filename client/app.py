@@ -106,7 +106,7 @@ def offer(message: Message, context: Context) -> RecordDict:
 def backbone(message: Message, context: Context) -> RecordDict:
     """Keep a part of a backbone that was offered; with its last part, verify it."""
     node, about = _node(context), message.content.config_records["about"]
-    fingerprint, part, parts = str(about["fingerprint"]), about["part"], about["parts"]
+    fingerprint, part, parts = str(about["fingerprint"]), about.get("part"), about.get("parts")
     node.check(plan_hash=None, backbone=fingerprint)
     if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
         raise Refused(f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone")

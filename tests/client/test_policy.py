@@ -79,9 +79,11 @@ class Hostile:
         }
         return self.send("query.offer", RecordDict({"offer": ConfigRecord({**offer, **changed})}))
 
-    def hand_out(self, state: dict[str, Tensor] | None = None, fingerprint: str = "") -> RecordDict | str:
+    def hand_out(
+        self, state: dict[str, Tensor] | None = None, fingerprint: str = "", **changed: Any
+    ) -> RecordDict | str:
         net = backbone()
-        about = ConfigRecord({"fingerprint": fingerprint or net.fingerprint})
+        about = ConfigRecord({"fingerprint": fingerprint or net.fingerprint, "part": 1, "parts": 1, **changed})
         arrays: Any = ArrayRecord(state or backbone_state(net))  # type: ignore[arg-type]
         return self.send("query.backbone", RecordDict({"backbone": arrays, "about": about}))
 
@@ -293,6 +295,10 @@ def test_another_backbone_is_refused(hostile) -> None:
     assert isinstance(said, str)
     assert "not sha256" in said
     assert isinstance(server.hand_out(backbone_state(other), other.fingerprint), str)
+    for wrong in ({"part": 0}, {"part": 2}, {"part": "x"}, {"parts": 10**9}):
+        said = server.hand_out(**wrong)
+        assert isinstance(said, str)
+        assert "of a backbone" in said
     assert server.rows() == []
     assert not isinstance(server.train(plan, 1), str)
 
