@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.writing import replacing, write_whole
 
+CHOSEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 
 
@@ -120,7 +124,8 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
         metadata: one entry at most, as safetensors writes several in no fixed order.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written.
+        OSError: the disk is full or broken.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -132,26 +137,33 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             save_file(whole, part, metadata=dict(metadata or {}))  # into the file: no copy of all in memory
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(path, error) from error
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise _told(path, OSError(int(number[1]), os.strerror(int(number[1]))) if number else error) from error
+    except OSError as error:
+        raise _told(path, error) from error
 
 
 def write_beside(content: bytes, path: Path) -> None:
     """Write bytes whole or not at all; the folder is made if it is not there.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written.
+        OSError: the disk is full or broken.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _told(path, error) from error
 
 
-def _unwritable(path: Path, error: Exception) -> UserError:
+def _told(path: Path, error: Exception) -> Exception:
+    """A place that cannot be written was chosen by the user; a disk that is full or broken was not."""
+    if not isinstance(error, OSError) or error.errno not in CHOSEN:
+        return OSError(
+            getattr(error, "errno", None) or errno.EIO, getattr(error, "strerror", None) or str(error), str(path)
+        )
     return UserError(
-        f"cannot be written ({getattr(error, 'strerror', None) or error})",
-        where=str(path),
-        remedy="choose a folder that you may write to",
+        f"cannot be written ({error.strerror})", where=str(path), remedy="choose a folder that you may write to"
     )
