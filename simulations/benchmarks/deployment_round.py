@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from client.node import load_node
 from common.plan_file import find_plan, load_plan, plan_yaml, resolve
 from server.flower import COMPLETED, Flower, RunConfig, program
 from server.start import connect
+from simulations.benchmarks.project import write_project
 from simulations.federation import Federation
 from simulations.partition import write_nodes
 from simulations.processes import free_ports, until
@@ -41,23 +41,7 @@ SETTINGS = (
     "adapter.method=head",  # its training is short: what is left is the deployment's own
     "evaluate.every=100",
 )
-PROJECT = """
-[project]
-name = "nothing"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "benchmark"
-[tool.flwr.app.components]
-serverapp = "nothing_app:server"
-clientapp = "nothing_app:client"
-[tool.flwr.app.config]
-nodes = 0
-rounds = 0
-torch = false
-result = ""
-"""
+DEFAULTS = {"nodes": 0, "rounds": 0, "torch": False, "result": ""}
 
 
 def main() -> None:
@@ -156,9 +140,7 @@ def supernode(federation: Federation, node: str) -> list[str]:
 def nothing(federation: Federation, *, torch: bool) -> float:
     """Mean seconds of a round of the app that does nothing."""
     app, found = federation.folder / "nothing", federation.folder / f"{torch}.json"
-    app.mkdir(exist_ok=True)
-    (app / "pyproject.toml").write_text(PROJECT)
-    shutil.copy(Path(__file__).with_name("nothing_app.py"), app)
+    write_project(app, "nothing", "nothing_app", DEFAULTS)
     config = {"nodes": NODES, "rounds": ROUNDS, "torch": torch, "result": str(found)}
     run(connect(federation.server), app, config)
     return statistics.mean(json.loads(found.read_text()))

@@ -8,34 +8,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+from simulations.benchmarks.project import write_project
 from simulations.benchmarks.workload import NODES, report
 from simulations.flower_engine import start_and_follow, superlink
 
-PROJECT = """
-[project]
-name = "stock"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "benchmark"
-[tool.flwr.app.components]
-serverapp = "flower_app:server"
-clientapp = "flower_app:client"
-[tool.flwr.app.config]
-adapter = ""
-seed = 0
-nodes = 0
-shards = ""
-result = ""
-"""
+DEFAULTS = {"adapter": "", "seed": 0, "nodes": 0, "shards": "", "result": ""}
 
 
 def run(adapter: str, seed: int, shards: Path) -> None:
@@ -43,9 +26,7 @@ def run(adapter: str, seed: int, shards: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="stock-flower-") as folder:
         neutral = Path(folder)
         app, found = neutral / "app", neutral / "result.json"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(PROJECT)
-        shutil.copy(Path(__file__).with_name("flower_app.py"), app)
+        write_project(app, "stock", "flower_app", DEFAULTS)
         config = {"adapter": adapter, "seed": seed, "nodes": NODES, "shards": str(shards), "result": str(found)}
         with superlink(neutral) as flower:
             started = time.perf_counter()
