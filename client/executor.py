@@ -26,7 +26,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus.optimizers")
+PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus")
 FORKER = "--forker"
 NAME = "flwr-clientapp"  # Flower's name for the program and the task; what `top` shows of a message's process
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15

@@ -102,6 +102,21 @@ class Products:
 Gradient = Rows | Products
 
 
+def clip_and_sum(found: Sequence[Gradient], max_norm: float) -> dict[Tensor, Tensor]:
+    """The sum over examples of each one's gradient, clipped to `max_norm` over all parameters together.
+
+    An example whose gradient is not finite counts as zero.
+    """
+    norms = torch.stack([each.squared_norms() for each in found]).sum(0).sqrt()
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus has it
+    broken = ~torch.isfinite(norms)
+    if bool(broken.any()):
+        factors = factors.masked_fill(broken, 0.0)
+        for each in found:  # zero times infinity is no zero
+            each.drop(broken)
+    return {each.parameter: each.total(factors) for each in found}
+
+
 def _by_norms(positions: int, a: int, b: int) -> bool:
     """Whether norms cost less than products: matrices (a, positions) and (b, positions).
 
@@ -266,7 +281,7 @@ class Tape:
                 found += rule(layer, x.contiguous(), g.contiguous())
             if owners is not None:
                 found = [Rows(each.parameter, mean_by_owner(each.rows(), owners)) for each in found]
-            return _clipped(found, max_norm)
+            return clip_and_sum(found, max_norm)
 
     def forget(self) -> None:
         """Drop what a forward pass left, if no `clipped_sums` came after it."""
@@ -301,14 +316,3 @@ def _trained(model: GraftedModel) -> list[nn.Module]:
         for module in model.net.modules()
         if any(p is not None and p.requires_grad for p in module._parameters.values())
     ]
-
-
-def _clipped(found: Sequence[Gradient], max_norm: float) -> dict[Tensor, Tensor]:
-    norms = torch.stack([each.squared_norms() for each in found]).sum(0).sqrt()
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus has it
-    broken = ~torch.isfinite(norms)
-    if bool(broken.any()):
-        factors = factors.masked_fill(broken, 0.0)
-        for each in found:  # zero times infinity is no zero
-            each.drop(broken)
-    return {each.parameter: each.total(factors) for each in found}

@@ -1,13 +1,15 @@
-"""Local training under sample-level differential privacy: DP-SGD, with Opacus's per-example gradients.
+"""Local training under sample-level differential privacy: DP-SGD.
 
     Poisson sampling → a gradient for each unit → clipped → summed → Gaussian noise → divided → optimizer
 
 Abadi et al., "Deep learning with differential privacy" (CCS 2016), algorithm 1. The unit is an example, or a
 patient with all of their examples. This is the only file that wraps or unwraps a model.
 
-Three things differ from Opacus as it comes. Noise and sampling draw on the operating system, since a torch
-generator keeps 32 bits of its seed. A gradient that is not finite counts as zero: one NaN in a sum would tell that
-its example was there. The last step of rounding, to float32, follows the noise.
+A unit's gradient is that of `client/per_example.py`, or of Opacus's hooks for layers that are not known there and
+for ghost clipping. Opacus's optimizer is not used: noise and sampling draw on the operating system, since a torch
+generator keeps 32 bits of its seed; a gradient that is not finite counts as zero, since one NaN in a sum would tell
+that its example was there; the last step of rounding, to float32, follows the noise. Its hooks and its optimizer are
+what the tests compare with.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.batches import Split
-from client.per_example import Tape, mean_by_owner, takes
+from client.optimizers import Steps
+from client.per_example import Rows, Tape, clip_and_sum, mean_by_owner, takes
 from client.training import augmented
 from common.accounting import Row, noise_for
 from common.errors import Refused, UserError
@@ -37,7 +40,7 @@ from common.randomness import Randomness, poisson_sample
 
 IMAGES_PER_PATIENT = 16  # of a patient with more, so many are drawn anew in each step: memory stays bounded
 _PROBE_NORM = 1e-3  # small, so that a wrong norm of a gradient changes the clipped sum
-_SIGNS_OF_OPACUS = ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample", "_norm_sample")
+_SIGNS_OF_OPACUS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def train_privately(
     split: Split,
     *,
     mechanism: Mechanism,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Steps,
     patients: Sequence[np.ndarray] | None = None,
     proximal: float = 0.0,
     augment: str = "none",
@@ -156,82 +159,106 @@ def _images_of(patients: Sequence[np.ndarray], drawn: np.ndarray, randomness: Ra
 class PrivateModel:
     """A model whose every step is clipped and noised; made by `wrapped`."""
 
-    def __init__(self, model: GraftedModel, hooks: Any, optimizer: Any, ghost: bool) -> None:
-        self.model, self.hooks, self.optimizer, self.ghost = model, hooks, optimizer, ghost
+    def __init__(
+        self,
+        model: GraftedModel,
+        hooks: Any,
+        optimizer: Steps | None,
+        mechanism: Mechanism,
+        randomness: Randomness,
+        proximal: float,
+    ) -> None:
+        self.model, self.hooks, self.mechanism = model, hooks, mechanism
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer, self._randomness, self._proximal = optimizer, randomness, proximal
+        self._received = [p.detach().clone() for p in self.parameters] if proximal else []
 
     def step(self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None) -> None:
         """One noisy step on examples `(n, …)`; their patients are numbered by `owners` (n,) from 0."""
-        self.clip(inputs, labels, owners)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._take(self.gradient(inputs, labels, owners))
 
     def step_without_examples(self) -> None:
         """A step into which no unit was drawn: noise alone. To leave it out would tell that nobody was there."""
-        for p in self.optimizer.params:
-            p.grad, p.grad_sample = torch.zeros_like(p), torch.zeros((0, *p.shape), dtype=p.dtype)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._take(self._released({}))
 
-    def clip(self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None) -> None:
-        """Gradients of each unit, in the form that the optimizer then clips and sums."""
-        losses = F.cross_entropy(self.model(inputs), labels, reduction="none")
+    def gradient(self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None) -> dict[Tensor, Tensor]:
+        """What a step releases, by parameter: clipped, summed, noised and divided."""
+        return self._released(self._clipped_sums(inputs, labels, owners))
+
+    @torch.no_grad()
+    def _take(self, gradient: dict[Tensor, Tensor]) -> None:
+        assert self._optimizer is not None
+        self._optimizer.zero_grad(set_to_none=True)  # nothing but what was noised
+        for p in self.parameters:
+            p.grad = gradient[p]
+        for p, received in zip(self.parameters, self._received, strict=False):  # μ(w − w_received), behind the noise
+            gradient[p].add_(p - received, alpha=self._proximal)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _released(self, sums: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Noise on the sums of all parameters at once, added in float64, and the division; no sum counts as zero."""
+        flat = torch.cat([sums[p].reshape(-1) if p in sums else p.new_zeros(p.numel()) for p in self.parameters])
+        deviation = self.mechanism.noise_multiplier * self.mechanism.max_grad_norm
+        noise = torch.from_numpy(self._randomness.normal(len(flat))).mul_(deviation)
+        noisy = noise.add_(flat).to(flat.dtype).div_(self.mechanism.expected)
+        parts = noisy.split([p.numel() for p in self.parameters])
+        return {p: part.view_as(p) for p, part in zip(self.parameters, parts, strict=True)}
+
+    def _clipped_sums(self, inputs: Tensor, labels: Tensor, owners: Tensor | None) -> dict[Tensor, Tensor]:
+        """The sum over units of each one's clipped gradient, by parameter."""
+        losses, most = F.cross_entropy(self.model(inputs), labels, reduction="none"), self.mechanism.max_grad_norm
         if isinstance(self.hooks, Tape):
-            sums = self.hooks.clipped_sums(losses, self.optimizer.max_grad_norm, owners)
-            for p in self.optimizer.params:
-                p.grad = sums.get(p, torch.zeros_like(p))
-            return
-        if self.ghost:
-            self._clip_by_norms(inputs, labels, losses)
-            return
+            return self.hooks.clipped_sums(losses, most, owners)
+        if self.mechanism.grad_sample_mode == "ghost":
+            return self._by_norms(inputs, labels, losses)
         losses.sum().backward()
-        if owners is not None:
-            for p in self.optimizer.params:
-                p.grad_sample = mean_by_owner(p.grad_sample, owners)
-        finite = torch.isfinite(_norms([p.grad_sample for p in self.optimizer.params]))
-        if not bool(finite.all()):
-            for p in self.optimizer.params:
-                p.grad_sample[~finite] = 0.0
+        found: list[Rows] = []
+        for p in self.parameters:
+            rows, p.grad = vars(p).get("grad_sample"), None
+            if rows is None or len(rows) != len(losses):  # or a gradient would be missing in the norm
+                raise RuntimeError("Opacus did not see every example once at every trained layer")
+            vars(p)["grad_sample"] = None
+            found.append(Rows(p, rows if owners is None else mean_by_owner(rows, owners)))
+        with torch.no_grad():
+            return clip_and_sum(found, most)
 
-    def _clip_by_norms(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> None:
+    def _by_norms(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> dict[Tensor, Tensor]:
         """Ghost clipping (Li et al. 2022, section 4; Bu et al. 2022): norms first, then the clipped sum itself.
 
         Two passes backwards, and no gradient of a single example is ever held.
         """
         losses.sum().backward(retain_graph=True)
         finite = torch.isfinite(self.hooks.get_norm_sample())
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         if not bool(finite.all()):
-            if not bool(finite.any()):
-                for p in self.optimizer.params:
-                    p.grad = torch.zeros_like(p)
-            else:
-                self.clip(inputs[finite], labels[finite])
-            return
+            return self._clipped_sums(inputs[finite], labels[finite], None) if bool(finite.any()) else {}
         factors = self.hooks.get_clipping_coef()
         self.hooks.disable_hooks()
         (factors * losses).sum().backward()
         self.hooks.enable_hooks()
-
-
-def _norms(gradients: Sequence[Tensor]) -> Tensor:
-    """L2 norm (n,) of each unit's gradient over all parameters together."""
-    return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients], dim=1).norm(dim=1)
+        sums = {p: p.grad for p in self.parameters if p.grad is not None}
+        for p in sums:
+            p.grad = None
+        return sums
 
 
 # ── wrapping and unwrapping ──────────────────────────────────────────────────────────────────────────
 @contextlib.contextmanager
 def wrapped(
     model: GraftedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Steps | None,
     mechanism: Mechanism,
     *,
     randomness: Randomness,
     proximal: float = 0.0,
 ) -> Iterator[PrivateModel]:
-    """Attach Opacus to a model and its optimizer, and leave no trace of it, whatever happens.
+    """Attach per-example gradients to a model, and leave no trace of them, whatever happens.
 
     Args:
-        optimizer: over all trainable parameters of the model.
+        optimizer: over all trainable parameters of the model; None where no step is taken.
 
     Raises:
         Refused: Opacus cannot take this model.
@@ -242,21 +269,10 @@ def wrapped(
             "ghost clipping knows the norm of an example's gradient, not of a patient's; "
             "write privacy.grad_sample_mode: hooks, or unit: example"
         )
-    hooks = _hooks(model, ghost, mechanism.max_grad_norm)
+    hooks = None
     try:
-        private = _optimizer_class(ghost or isinstance(hooks, Tape))(  # the one that finds its sums clipped already
-            optimizer,
-            noise_multiplier=mechanism.noise_multiplier,
-            max_grad_norm=mechanism.max_grad_norm,
-            expected_batch_size=mechanism.expected,
-            loss_reduction="mean",  # the noisy sum is divided by the expected number of units
-        )
-        private.randomness = randomness
-        private.zero_grad(set_to_none=True)
-        if proximal:
-            start = [p.detach().clone() for p in private.params]
-            private.attach_step_hook(functools.partial(_pull_back, start=start, strength=proximal))
-        yield PrivateModel(model, hooks, private, ghost)
+        hooks = _hooks(model, ghost, mechanism.max_grad_norm)
+        yield PrivateModel(model, hooks, optimizer, mechanism, randomness, proximal)
     finally:
         _unwrap(model, hooks)
 
@@ -269,7 +285,6 @@ def _hooks(model: GraftedModel, ghost: bool, max_grad_norm: float) -> Any:
     try:
         return _hooks_class(ghost)(model, loss_reduction="sum", **clip)
     except NotImplementedError:
-        model.eval()
         raise Refused(
             f"differential privacy needs a gradient for each example, and adapter {model.method} trains layers with "
             "buffers, such as BatchNorm's statistics over a batch, which Opacus does not take; write adapter.method: "
@@ -300,7 +315,8 @@ def _hooks_class(ghost: bool) -> Any:
 
 
 def _unwrap(model: GraftedModel, hooks: Any) -> None:
-    hooks.detach() if isinstance(hooks, Tape) else hooks.cleanup()
+    if hooks is not None:
+        hooks.detach() if isinstance(hooks, Tape) else hooks.cleanup()
     for p in model.parameters():
         p.grad = None
         for name in _SIGNS_OF_OPACUS:
@@ -311,44 +327,9 @@ def _unwrap(model: GraftedModel, hooks: Any) -> None:
     model.eval()
 
 
-def _pull_back(optimizer: Any, *, start: list[Tensor], strength: float) -> None:
-    """The proximal gradient μ(w − w_received), behind clipping, noise and division."""
-    for p, received in zip(optimizer.params, start, strict=True):
-        p.grad.add_(p.detach() - received, alpha=strength)
-
-
-@functools.cache
-def _optimizer_class(ghost: bool) -> Any:
-    """Opacus's optimizer with our noise; a slow import, so made on first use."""
-    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-
-    base: Any = DPOptimizerFastGradientClipping if ghost else DPOptimizer
-
-    class NoisyOptimizer(base):
-        randomness: Randomness
-
-        def accumulate(self) -> None:
-            """One batch is one step here: its sums are taken as they are, and not copied."""
-            if not ghost:
-                return super().accumulate()
-            for p in self.params:
-                p.summed_grad = p.grad
-
-        def add_noise(self) -> None:
-            """Noise for all parameters at once, added in float64."""
-            deviation = self.noise_multiplier * self.max_grad_norm
-            noise = torch.from_numpy(self.randomness.normal(sum(p.numel() for p in self.params)) * deviation)
-            sums = torch.cat([p.summed_grad.reshape(-1) for p in self.params])
-            noisy = (sums.double() + noise).to(sums.dtype)
-            for p, part in zip(self.params, noisy.split([p.numel() for p in self.params]), strict=True):
-                p.grad = part.view_as(p)
-
-    return NoisyOptimizer
-
-
 # ── what Opacus cannot take ──────────────────────────────────────────────────────────────────────────
 def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> None:
-    """Compare Opacus's clipped sum with a loop over single examples, on two random inputs, in float64.
+    """Compare the clipped sum with a loop over single examples, on two random inputs, in float64.
 
     A layer that hides from its hooks gives a wrong gradient without a word, so no list of layers is trusted.
 
@@ -371,7 +352,7 @@ def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> No
         loss = F.cross_entropy(probe(inputs[i : i + 1]), labels[i : i + 1])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         single = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        norm = float(_norms([g[None] for g in single])[0]) + 1e-6  # as Opacus has it
+        norm = float(torch.cat([g.flatten() for g in single]).norm()) + 1e-6  # as Opacus has it
         for total, gradient in zip(wanted, single, strict=True):
             total.add_(gradient, alpha=_PROBE_NORM / max(norm, _PROBE_NORM))
 
@@ -379,16 +360,15 @@ def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> No
     remedy = "write adapter.method: lora, bottleneck, scale-shift, bias or head"
     if grad_sample_mode == "ghost":
         remedy = "write privacy.grad_sample_mode: hooks"
-    before = [p.detach().clone() for p in parameters]
     try:
-        with wrapped(probe, torch.optim.SGD(parameters, lr=1.0), noiseless, randomness=Randomness(b"probe")) as private:
-            private.step(inputs, labels)
+        with wrapped(probe, None, noiseless, randomness=Randomness(b"probe")) as private:
+            found = private.gradient(inputs, labels)
     except (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedError, KeyError, IndexError) as error:
         raise Refused(
             f"Opacus cannot take adapter {model.method} on this backbone ({type(error).__name__}); {remedy}"
         ) from error
-    off = _norms([(b - p.detach() - w)[None] for b, p, w in zip(before, parameters, wanted, strict=True)])
-    if not float(off) < 1e-4 * _PROBE_NORM:
+    off = torch.cat([(found[p] - w).flatten() for p, w in zip(parameters, wanted, strict=True)])
+    if not float(off.norm()) < 1e-4 * _PROBE_NORM:
         raise Refused(f"Opacus does not see every layer that adapter {model.method} trains here; {remedy}")
 
 

@@ -64,9 +64,9 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
-    if plan.privacy.mode == "sample":  # Opacus wraps torch's own
-        return _privately(place, round_, training.build_optimizer(model, plan.train.optimizer, rate), measured, started)
     optimizer = new_optimizer(model.trainable_parameters().values(), plan.train.optimizer, rate)
+    if plan.privacy.mode == "sample":
+        return _privately(place, round_, optimizer, measured, started)
     if plan.privacy.mode == "local":
         return _noised(place, received, round_, optimizer, measured, started)
     trained = _train(place, round_, optimizer)
@@ -109,7 +109,7 @@ def adjustment(place: Workplace) -> Tensor | None:
 
 
 def _privately(
-    place: Workplace, round_: int, optimizer: torch.optim.Optimizer, measured: Sums | None, started: float
+    place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float
 ) -> Outcome:
     """The same round under sample-level differential privacy: no loss and no count of examples goes back."""
     plan, budget = place.plan, _budget(place)

@@ -136,8 +136,9 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
                 group=str(round_),
                 timeout=plan.aggregate.round_timeout,
             )
-            updates = validated(replies, layout, round_, plan, roster.examples, state)
-            note_round(result, folder, round_, names, replies, updates)
+            updates = read_round(
+                result, folder, plan, round_, names, replies, layout=layout, offered=roster.examples, sent=state
+            )
             if central is None:
                 combined = strategies.aggregate_round(
                     strategy, plan.aggregate, round_=round_, sent=state, updates=updates, layout=layout
@@ -199,30 +200,73 @@ def message_content(
     return RecordDict({ADAPTER: pack(state, layout), "about": ConfigRecord(about)})
 
 
-def validated(
-    replies: Replies, layout: Layout, round_: int, plan: Plan, offered: Mapping[str, int], sent: Mapping[str, Tensor]
+def read_round(
+    result: dict[str, Any],
+    folder: RunFolder,
+    plan: Plan,
+    round_: int,
+    names: list[str],
+    replies: Replies,
+    *,
+    layout: Layout,
+    offered: Mapping[str, int],
+    sent: Mapping[str, Tensor],
 ) -> dict[str, AdapterUpdate]:
-    """The updates that may be averaged; the others move to `replies.refused` with the reason.
+    """The updates that may be averaged; a line for each node of the cohort, the round's bytes, and refusals.
+
+    Of a reply that was read only what is averaged stays in memory: sums of metrics take more than a small adapter.
 
     Args:
         offered: the weight that each node said it would have, before the first round.
-        sent: the adapter that they were made of.
+        sent: the adapter that the updates were made of.
     """
-    updates, encoding = {}, plan.aggregate.encoding
-    for name, content in replies.contents.items():
-        try:
-            update = AdapterUpdate.from_record(
-                content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent
-            )
-            if (update.spent is not None) != (plan.privacy.mode in ("sample", "local")):
-                raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
-            if update.examples > offered[name]:
-                raise BadUpdate(f"claims a weight of {update.examples} examples; it joined with {offered[name]}")
-            # under differential privacy all nodes weigh the same, whatever they say
-            updates[name] = update if plan.privacy.mode == "none" else replace(update, examples=1)
-        except BadUpdate as error:
-            replies.refused[name] = str(error)
+    updates: dict[str, AdapterUpdate] = {}
+    lines = []
+    for name in names:
+        line: dict[str, Any] = {
+            "round": round_,
+            "node": name,
+            "bytes": {"down": replies.down.get(name, 0), "up": replies.up.get(name, 0)},
+        }
+        if (content := replies.contents.pop(name, None)) is not None:
+            try:
+                update = checked(content, plan, round_, layout, offered[name], sent)
+            except BadUpdate as error:
+                replies.refused[name] = str(error)
+            else:
+                note_update(result, line, update)
+                updates[name] = replace(update, received=None)
+        if name not in updates:
+            line["refused"] = replies.refused.get(name, "")
+        lines.append(line)
+    for line in lines:
+        folder.line(line)
+    result["bytes"]["rounds"].append(
+        {
+            "round": round_,
+            "nodes": len(names),
+            "down": sum(replies.down.values()),
+            "up": sum(replies.up.values()),
+        }
+    )
+    result["refused"] += [
+        {"node": name, "round": round_, "reason": reason} for name, reason in sorted(replies.refused.items())
+    ]
     return updates
+
+
+def checked(
+    content: RecordDict, plan: Plan, round_: int, layout: Layout, offered: int, sent: Mapping[str, Tensor]
+) -> AdapterUpdate:
+    """The update in a reply. Raises `BadUpdate` with the reason why it may not be averaged."""
+    encoding = plan.aggregate.encoding
+    update = AdapterUpdate.from_record(content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent)
+    if (update.spent is not None) != (plan.privacy.mode in ("sample", "local")):
+        raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
+    if update.examples > offered:
+        raise BadUpdate(f"claims a weight of {update.examples} examples; it joined with {offered}")
+    # under differential privacy all nodes weigh the same, whatever they say
+    return update if plan.privacy.mode == "none" else replace(update, examples=1)
 
 
 def evaluate_everywhere(
@@ -319,48 +363,20 @@ def note_handout(result: dict[str, Any], roster: Roster) -> None:
     roster.forget_noted()
 
 
-def note_round(
-    result: dict[str, Any],
-    folder: RunFolder,
-    round_: int,
-    names: list[str],
-    replies: Replies,
-    updates: dict[str, AdapterUpdate],
-) -> None:
-    """One line for each node of the cohort, and the round's bytes and refusals."""
-    for name in names:
-        entry: dict[str, Any] = {
-            "round": round_,
-            "node": name,
-            "bytes": {"down": replies.down.get(name, 0), "up": replies.up.get(name, 0)},
-        }
-        if update := updates.get(name):
-            entry["train"] = {
-                "examples": update.examples,
-                "steps": update.steps,
-                "loss": update.train_loss,
-                "seconds": update.seconds,
-            }
-            told = result.setdefault("encoding", {"kind": "none", "relative_error": 0.0})
-            told["relative_error"] = max(told["relative_error"], update.rounding)
-            if update.spent is not None:
-                result["privacy"][name] = update.spent.to_json()
-            # of the model as this node received it: the shared model after the round before
-            entry["received"] = None if update.received is None else update.received.summary()
-        else:
-            entry["refused"] = replies.refused.get(name, "")
-        folder.line(entry)
-    result["bytes"]["rounds"].append(
-        {
-            "round": round_,
-            "nodes": len(names),
-            "down": sum(replies.down.values()),
-            "up": sum(replies.up.values()),
-        }
-    )
-    result["refused"] += [
-        {"node": name, "round": round_, "reason": reason} for name, reason in sorted(replies.refused.items())
-    ]
+def note_update(result: dict[str, Any], line: dict[str, Any], update: AdapterUpdate) -> None:
+    """What an update tells, in its node's line and in the result."""
+    line["train"] = {
+        "examples": update.examples,
+        "steps": update.steps,
+        "loss": update.train_loss,
+        "seconds": update.seconds,
+    }
+    told = result.setdefault("encoding", {"kind": "none", "relative_error": 0.0})
+    told["relative_error"] = max(told["relative_error"], update.rounding)
+    if update.spent is not None:
+        result["privacy"][line["node"]] = update.spent.to_json()
+    # of the model as this node received it: the shared model after the round before
+    line["received"] = None if update.received is None else update.received.summary()
 
 
 def chosen(sums: Sums, plan: Plan) -> dict[str, Any]:

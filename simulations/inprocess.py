@@ -22,6 +22,7 @@ Together = Callable[[Sequence[Message], Sequence[Context]], "list[Message] | Non
 RUN_ID = 1
 SERVER_ID = 1
 FIRST_NODE_ID = 2
+MOST_TOGETHER = 128  # nodes in one batched step: more are hardly quicker, and take memory
 LONGEST_PULL = 5.0  # seconds; a pull that finds nothing makes the server sleep
 
 
@@ -97,8 +98,9 @@ class InProcessGrid(Grid):
             pushed.append(f"message-{next(self._numbers)}")
             message.metadata.__dict__["_message_id"] = pushed[-1]
         if self._together is not None and messages and messages[0].metadata.message_type == "train":
-            for start in range(self._count):  # a share for each worker
-                self._push_together(messages[start :: self._count])
+            shares = max(self._count, -(-len(messages) // MOST_TOGETHER))
+            for start in range(shares):
+                self._push_together(messages[start::shares])
         else:
             for message_id, message in zip(pushed, messages, strict=True):
                 self._pending[message_id] = self._workers.submit(self._answer, message)

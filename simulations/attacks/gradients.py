@@ -48,13 +48,10 @@ def released(
     parameters = list(model.trainable_parameters().values())
     if mechanism is None:
         return list(gradient(model, inputs, labels))
-    found: list[Tensor] = []
-    optimizer = torch.optim.SGD(parameters, lr=0.0)
     owners = torch.arange(len(labels)) if mechanism.unit == "patient" else None
-    with wrapped(model, optimizer, mechanism, randomness=randomness) as private:
-        optimizer.register_step_pre_hook(lambda *_: found.extend(_grads(parameters)))
-        private.step(inputs, labels, owners)
-    return [tensor * mechanism.expected / len(labels) for tensor in found]
+    with wrapped(model, None, mechanism, randomness=randomness) as private:
+        found = private.gradient(inputs, labels, owners)
+    return [found[p] * mechanism.expected / len(labels) for p in parameters]
 
 
 def gradient(model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool = False) -> tuple[Tensor, ...]:
@@ -67,7 +64,3 @@ def gradient(model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool
     loss = F.cross_entropy(model(inputs), labels)
     found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
     return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
-
-
-def _grads(parameters: list) -> list[Tensor]:
-    return [p.grad.detach().clone() for p in parameters]

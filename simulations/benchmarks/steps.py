@@ -21,13 +21,16 @@ import torch
 import torch.nn.functional as F
 
 from client import privacy
+from client.optimizers import new_optimizer
 from client.privacy import Mechanism, Randomness, wrapped
 from common.adapters.fused import fuse
 from common.backbones import load_backbone
 from common.model import GraftedModel, graft
+from common.plan import Optimizer
 from common.prefix import frozen_prefix
 
 BATCH = 32
+ADAMW = Optimizer(name="adamw")
 NETWORKS = (("cifar-resnet20", 32), ("resnet18", 64))
 ADAPTERS = (
     ("full", "auto"),
@@ -51,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms (median)")
     print(
-        f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'opacus':>7} | {'cut/full':>8} {'dp/cut':>7}"
+        f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'hooks':>7} | {'cut/full':>8} {'dp/cut':>7}"
     )
     for name, size in NETWORKS:
         if name in given.networks:
@@ -74,7 +77,7 @@ def rows(name: str, size: int, repeats: int) -> None:
         full = full or found["whole"]
         dp = f"{found['dp'] / cut:7.2f}" if "dp" in found else f"{'':7}"
         columns = " ".join(
-            f"{found[key]:7.2f}" if key in found else f"{'':7}" for key in ("whole", "cut", "dp", "opacus")
+            f"{found[key]:7.2f}" if key in found else f"{'':7}" for key in ("whole", "cut", "dp", "hooks")
         )
         print(f"{name:15} {method + ' ' + targets:21} {columns} | {cut / full:8.2f} {dp}", flush=True)
 
@@ -93,13 +96,13 @@ def variants(model: GraftedModel, images: torch.Tensor, labels: torch.Tensor) ->
         steps["cut"] = plain_step(behind.tail, inputs, labels)
     if model.method != "full":
         steps["dp"] = private_step(copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=True)
-        steps["opacus"] = private_step(copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=False)
+        steps["hooks"] = private_step(copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=False)
     return steps
 
 
 def plain_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor) -> Step:
     """Forward, backward, AdamW."""
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-3)
+    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, 1e-3)
 
     def step() -> None:
         loss = F.cross_entropy(model(x), labels)
@@ -114,7 +117,7 @@ def private_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor, *, 
     """The same under DP-SGD: with the tape of `client/per_example.py`, or with Opacus's hooks."""
     if cut and (prefix := frozen_prefix(model)) is not None:
         model = prefix.tail
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-3)
+    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, 1e-3)
     takes, privacy.takes = privacy.takes, lambda model: ours
     wrapping = wrapped(model, optimizer, Mechanism(1.0, 0.1, 1, BATCH, 1.0), randomness=Randomness())
     private = _open.enter_context(wrapping)

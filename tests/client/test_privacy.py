@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from client import privacy
 from client.batches import Split
+from client.optimizers import new_optimizer
 from client.privacy import (
     IMAGES_PER_PATIENT,
     Mechanism,
@@ -31,7 +33,7 @@ from client.privacy import (
 from common.backbones import Backbone, load_backbone
 from common.errors import Refused, UserError
 from common.model import GraftedModel, graft
-from common.plan import Plan
+from common.plan import Optimizer, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 METHODS = ("head", "lora", "bottleneck", "scale-shift", "bias")
@@ -143,6 +145,42 @@ def test_layers_see_contiguous_memory(ghost: bool) -> None:
     norms = vars(layer.weight)["_norm_sample"] if ghost else vars(layer.weight)["grad_sample"].flatten(1).norm(dim=1)
     hooks.cleanup()
     torch.testing.assert_close(norms, torch.stack(wanted).flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        (Optimizer(name="sgd", momentum=0.9, weight_decay=0.01), torch.optim.SGD),
+        (Optimizer(name="adamw", weight_decay=0.01), torch.optim.AdamW),
+    ],
+)
+@pytest.mark.parametrize(("method", "known"), [("lora", True), ("lora", False), ("head", True), ("bias", False)])
+def test_several_steps_are_those_of_opacus_and_its_optimizer(method, known, chosen, kind, monkeypatch) -> None:
+    """A sum that is divided twice or left over for the next step. Opacus 1.6 from end to end, without noise."""
+    from opacus.grad_sample import GradSampleHooks
+    from opacus.optimizers import DPOptimizer
+
+    monkeypatch.setattr(privacy, "takes", lambda model: known)
+    batches = [example("cifar-resnet20", n, n) for n in (3, 1, 5)]
+    ours, theirs = (lively("cifar-resnet20", method) for _ in range(2))
+    optimizer = new_optimizer(ours.trainable_parameters().values(), chosen, 0.01)
+    with wrapped(ours, optimizer, Mechanism(0.0, 0.5, 3, 3.5, 0.5), randomness=Randomness()) as private:
+        for batch in batches:
+            private.step(*batch)
+
+    hooks = GradSampleHooks(theirs.train(), loss_reduction="mean")
+    momentum = {"momentum": 0.9} if chosen.name == "sgd" else {}
+    reference = DPOptimizer(
+        kind(theirs.trainable_parameters().values(), lr=0.01, weight_decay=0.01, **momentum),
+        noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=3.5,
+    )  # fmt: skip
+    for inputs, labels in batches:
+        reference.zero_grad()
+        F.cross_entropy(theirs(inputs), labels).backward()
+        reference.step()
+    hooks.cleanup()
+    for a, b in zip(ours.trainable_parameters().values(), theirs.trainable_parameters().values(), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-7, atol=1e-9)
 
 
 def test_channels_last_images_are_clipped_alike() -> None:

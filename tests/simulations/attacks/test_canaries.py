@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client import per_example, privacy
+from client import per_example
 from client.batches import Split
 from client.privacy import Mechanism, mechanism_for
 from common.assembly import plan_backbone, plan_model
 from common.model import GraftedModel
 from common.plan import Plan
 from common.plan_file import load_plan
+from common.randomness import Randomness
 from simulations.attacks import ATTACKS
 from simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
 from simulations.attacks.target import node_data
@@ -109,9 +110,9 @@ def test_a_correct_mechanism_is_never_found_above_its_epsilon(hospital, override
 
 
 # ── a broken one ─────────────────────────────────────────────────────────────────────────────────────
-def no_noise(optimizer) -> None:
-    for p in optimizer.params:
-        p.grad = p.summed_grad.view_as(p).clone()
+def less_noise(share: float) -> Callable[[Randomness, int], np.ndarray]:
+    honest = Randomness.normal
+    return lambda randomness, count: share * honest(randomness, count)
 
 
 def no_clipping(found: Sequence[per_example.Gradient], max_norm: float) -> dict[Tensor, Tensor]:
@@ -124,21 +125,13 @@ def no_clipping(found: Sequence[per_example.Gradient], max_norm: float) -> dict[
 @pytest.mark.parametrize("batch", [100, 20])
 def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -> None:
     """An audit that any implementation passes. The code itself is broken here; the plan states ε = 2 all the same."""
-    kind = privacy._optimizer_class(True)  # the one that is used where sums are clipped already
-    honest = kind.add_noise
-
-    def little_noise(optimizer) -> None:
-        optimizer.noise_multiplier /= 10
-        honest(optimizer)
-        optimizer.noise_multiplier *= 10
-
     match broken:
         case "noise off":
-            monkeypatch.setattr(kind, "add_noise", no_noise)
+            monkeypatch.setattr(Randomness, "normal", less_noise(0.0))
         case "a tenth of the noise":
-            monkeypatch.setattr(kind, "add_noise", little_noise)
+            monkeypatch.setattr(Randomness, "normal", less_noise(0.1))
         case _:
-            monkeypatch.setattr(per_example, "_clipped", no_clipping)
+            monkeypatch.setattr(per_example, "clip_and_sum", no_clipping)
     found, stated = audited(*hospital, f"train.batch_size={batch}")
     assert found.epsilon > 1.4 * stated
 
