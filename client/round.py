@@ -108,9 +108,7 @@ def adjustment(place: Workplace) -> Tensor | None:
     return training.log_shares(place.train.labels, len(place.plan.task.classes))
 
 
-def _privately(
-    place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float
-) -> Outcome:
+def _privately(place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float) -> Outcome:
     """The same round under sample-level differential privacy: no loss and no count of examples goes back."""
     plan, budget = place.plan, _budget(place)
     # ── reserve, train, settle ───────────────────────────────────────────────────────────────────────

@@ -348,11 +348,6 @@ class Partition(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(
         default=0.5, description="dirichlet: the smaller, the more the nodes' classes differ"
     )
-    balanced: bool = Field(
-        default=False,
-        description="dirichlet: classes are dealt in turn, and a node that already has more than an equal share of all "
-        "data gets none of the next ones; nodes then differ in their classes more than in their size",
-    )
     classes_per_node: Count = Field(default=2, description="pathological: classes that a node has")
     column: Text | None = Field(default=None, description="column: its name")
     min_examples: Count = Field(default=10, description="fewest training examples that a node may have")

@@ -262,9 +262,7 @@ def _partitioner(simulation: Simulation, table: dict[str, list], nodes: int, see
 
     wanted = simulation.partition
     if wanted.kind == "dirichlet":
-        return flower.DirichletPartitioner(
-            nodes, "label", wanted.alpha, min_partition_size=least, self_balancing=wanted.balanced, seed=seed
-        )
+        return flower.DirichletPartitioner(nodes, "label", wanted.alpha, min_partition_size=least, seed=seed)
     if wanted.kind == "column":
         return flower.NaturalIdPartitioner("column")
     present = len(set(table["label"]))

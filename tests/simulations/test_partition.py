@@ -23,7 +23,6 @@ DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent 
 KINDS = [
     {"kind": "iid"},
     {"kind": "dirichlet", "alpha": 0.3},
-    {"kind": "dirichlet", "alpha": 0.3, "balanced": True},
     {"kind": "pathological", "classes_per_node": 2},
 ]
 
@@ -109,21 +108,6 @@ def test_dirichlet_shares_vary_as_the_distribution_says(pneumonia: Records, alph
         shares.append(table / table.sum(axis=0))
     wanted = (1 / n) * (1 - 1 / n) / (n * alpha + 1)
     assert np.mean((np.array(shares) - 1 / n) ** 2) == pytest.approx(wanted, rel=0.35)
-
-
-def test_a_balanced_dirichlet_gives_no_further_class_to_a_node_with_its_share(pneumonia: Records) -> None:
-    """A switch that does nothing: one node would hold half of all data, and nobody needed the others."""
-    n, largest = 8, {True: [], False: []}
-    for seed in range(10):
-        for balanced in (True, False):
-            asked = simulation(n, kind="dirichlet", alpha=0.5, balanced=balanced, min_examples=1)
-            table = counts(pneumonia, partition(asked, pneumonia, seed))
-            largest[balanced].append(table.sum(axis=1).max() / table.sum())
-            more = table > table.sum() / n  # of one class alone more than an equal share of all
-            full_of = [bool((table[more[:, c], 1 - c] == 0).all()) for c in (0, 1)]
-            assert any(full_of) or not balanced
-    assert max(largest[True]) < max(largest[False])
-    assert np.mean(largest[True]) < 0.9 * np.mean(largest[False])
 
 
 def test_iid_is_flowers_own(pneumonia: Records) -> None:
