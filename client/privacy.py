@@ -239,7 +239,7 @@ class PrivateModel:
         self.hooks.disable_hooks()
         (factors * losses).sum().backward()
         self.hooks.enable_hooks()
-        sums = {p: p.grad for p in self.parameters if p.grad is not None}
+        sums: dict[Tensor, Tensor] = {p: p.grad for p in self.parameters if p.grad is not None}
         for p in sums:
             p.grad = None
         return sums

@@ -65,7 +65,8 @@ def p_value(canaries: int, guesses: int, correct: int, *, epsilon: float, delta:
 
     Args:
         canaries: m, all of them, guessed or not.
-        guesses: r, fixed before the coins were looked at.
+        guesses: r, fixed before anything that training gave out was looked at: where δ > 0 a number chosen by the
+            scores breaks the bound.
         correct: v.
 
     Raises:

@@ -172,7 +172,7 @@ def test_several_steps_are_those_of_opacus_and_its_optimizer(method, known, chos
     momentum = {"momentum": 0.9} if chosen.name == "sgd" else {}
     reference = DPOptimizer(
         kind(theirs.trainable_parameters().values(), lr=0.01, weight_decay=0.01, **momentum),
-        noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=3.5,
+        noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=3.5,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     for inputs, labels in batches:
         reference.zero_grad()

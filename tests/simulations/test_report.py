@@ -335,3 +335,12 @@ def test_text_is_escaped_everywhere():
         page.note(evil),
     ]
     assert "<img src=x" not in page.page(evil, parts)
+
+
+def test_the_best_of_several_audits_is_as_sure_as_all_of_them_together() -> None:
+    """95 % on a page for the largest of three bounds, each of which may be wrong once in twenty times."""
+    from simulations.report.study_groups import _over_seeds
+
+    found = _over_seeds([{"kind": "audit", "epsilon": epsilon, "confidence": 0.95} for epsilon in (1.0, 3.0, 2.0)])
+    assert found["epsilon"] == 3.0
+    assert found["confidence"] == pytest.approx(0.85)
