@@ -8,8 +8,8 @@ patient with all of their examples. This is the only file that wraps or unwraps 
 A unit's gradient is that of `client/per_example.py`, or of Opacus's hooks for layers that are not known there and
 for ghost clipping. Opacus's optimizer is not used: noise and sampling draw on the operating system, since a torch
 generator keeps 32 bits of its seed; a gradient that is not finite counts as zero, since one NaN in a sum would tell
-that its example was there; the last step of rounding, to float32, follows the noise. Its hooks and its optimizer are
-what the tests compare with.
+that its example was there; the last step of rounding, to float32, follows the noise. The tests compare
+with Opacus's hooks and optimizer.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Together = Callable[[Sequence[Message], Sequence[Context]], "list[Message] | Non
 RUN_ID = 1
 SERVER_ID = 1
 FIRST_NODE_ID = 2
-MOST_TOGETHER = 128  # nodes in one batched step: more are hardly quicker, and take memory
+MOST_TOGETHER = 128  # nodes in one batched step; bounds what it holds at once
 LONGEST_PULL = 5.0  # seconds; a pull that finds nothing makes the server sleep
 
 
