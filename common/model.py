@@ -122,7 +122,7 @@ class GraftedModel(nn.Module):
 
         Under `full` only the buffers stay frozen, so there it is theirs; it, too, must not change.
         """
-        self._seal = Seal.of(self.frozen_state())
+        self._seal = Seal.of(self.net, self.frozen_state().keys())
         return self._seal.fingerprint
 
     def seal_as(self, backbone: Backbone) -> str:
@@ -131,7 +131,7 @@ class GraftedModel(nn.Module):
         same = {n: (t.data_ptr(), t.shape) for n, t in theirs.items()} == {
             n: (t.data_ptr(), t.shape) for n, t in mine.items()
         }
-        self._seal = Seal.of(mine, backbone.fingerprint if same else None)
+        self._seal = Seal.of(self.net, mine.keys(), backbone.fingerprint if same else None)
         return self._seal.fingerprint
 
     def frozen_as(self, fingerprint: str, *, read: bool) -> bool:
@@ -140,8 +140,7 @@ class GraftedModel(nn.Module):
         Args:
             read: read every byte (sums of 64 bits); else believe torch's own counters of writes.
         """
-        state = self.frozen_state()
-        if self._seal is not None and (self._seal.holds(state) if read else self._seal.untouched(state)):
+        if self._seal is not None and self._seal.holds(self.net, read=read):
             return self._seal.fingerprint == fingerprint
         return self.frozen_fingerprint() == fingerprint
 

@@ -102,8 +102,10 @@ def lower_bound(canaries: int, guesses: int, correct: int, *, delta: float, conf
     is the risk less what δ adds at the ε before (Clopper and Pearson 1934); to 1e-6 or so, on the low side.
 
     Raises:
-        UserError: as `p_value`.
+        UserError: as `p_value`; a confidence that is not between 0 and 1.
     """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence = {confidence}", remedy="give a number between 0 and 1, such as 0.95")
     risk, epsilon = 1 - confidence, math.inf
     p_value(canaries, guesses, correct, epsilon=0.0, delta=delta)  # whether the numbers can be
     while True:
@@ -129,9 +131,12 @@ def audit(scores: np.ndarray, included: np.ndarray, *, delta: float, confidence:
         included: `(m,)` bool, the coins.
 
     Raises:
-        UserError: no canaries, or scores that are not numbers.
+        UserError: fewer than four canaries, scores that are not numbers, coins that are not bool (−1 and 1 would all
+            count as wrong guesses, and prove nothing).
     """
     canaries = len(scores)
+    if included.dtype != np.bool_:
+        raise UserError(f"the coins are {included.dtype}", remedy="give bool, True for a canary that is in the data")
     if canaries < 4 or len(included) != canaries or np.isnan(scores).any():
         raise UserError(f"{canaries} scores for {len(included)} coins, or one that is no number", remedy="give as many")
     each = 1 - (1 - confidence) / len(GUESSED)

@@ -1,12 +1,13 @@
 """A frozen part that moved is seen, whoever moved it."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbones import load_backbone
 from common.model import GraftedModel, graft
@@ -56,24 +57,87 @@ def test_training_the_head_is_no_move():
     assert grafted.frozen_as(fingerprint, read=True)
 
 
+def holding(**tensors: Tensor) -> nn.Module:
+    net = nn.Module()
+    for name, tensor in tensors.items():
+        net.register_buffer(name, tensor)
+    return net
+
+
+def sealed(net: nn.Module) -> Seal:
+    return Seal.of(net, net.state_dict().keys())
+
+
 @given(st.integers(0, 99), st.integers(0, 31), st.integers(1, 5))
 def test_every_single_bit_moves_the_sum(position: int, bit: int, odd: int):
-    """Sums that leave out a tail of a tensor, or the tensors whose bytes are no multiple of 8."""
-    state = {"a": torch.arange(100, dtype=torch.int32), "b": torch.ones(odd), "c": torch.tensor(3)}
-    seal = Seal.of(state)
-    assert seal.holds(state)
-    changed = state["a"].clone()
-    changed[position] ^= (1 << bit) if bit < 31 else -(1 << 31)
-    assert not seal.holds(state | {"a": changed})
-    assert not seal.holds(state | {"b": state["b"].index_add(0, torch.tensor([odd - 1]), torch.ones(1))})
-    assert not seal.holds(state | {"c": torch.tensor(4)})
-    assert not seal.holds({"a": state["a"]})
+    """Sums that leave out a tail of a tensor, the tensors whose bytes are no multiple of 8 or do not lie together."""
+    apart = torch.ones(4, 6)[:, ::2]
+    net = holding(a=torch.arange(100, dtype=torch.int32), b=torch.ones(odd), c=torch.tensor(3), d=apart)
+    changes: list[Callable[[], object]] = [
+        lambda: (
+            net.get_buffer("a")
+            .numpy()
+            .__setitem__(position, net.get_buffer("a")[position] ^ ((1 << bit) if bit < 31 else -(1 << 31)))
+        ),
+        lambda: net.get_buffer("b").numpy().__setitem__(odd - 1, 1.5),
+        lambda: net.get_buffer("c").numpy().__setitem__((), 4),
+        lambda: net.get_buffer("d").numpy().__setitem__((3, 2), 0.0),
+    ]
+    for change in changes:
+        seal = sealed(net)
+        assert seal.holds(net, read=True)
+        change()
+        assert seal.holds(net, read=False)  # behind torch's back: its counters of writes say nothing
+        assert not seal.holds(net, read=True)
 
 
-def test_shape_and_type_are_part_of_it():
-    state = {"a": torch.zeros(2, 3)}
-    assert not Seal.of(state).holds({"a": torch.zeros(3, 2)})
-    assert not Seal.of(state).holds({"a": torch.zeros(2, 3, dtype=torch.int32)})
+def turned(net: nn.Module) -> None:
+    net.get_buffer("a").data = net.get_buffer("a").data.t()
+
+
+def other_shape(net: nn.Module) -> None:
+    net.get_buffer("a").data = net.get_buffer("a").data.view(1, 4)
+
+
+def other_type(net: nn.Module) -> None:
+    net.get_buffer("a").data = net.get_buffer("a").data.view(torch.int32)
+
+
+def other_place(net: nn.Module) -> None:
+    net.get_buffer("a").data = net.get_buffer("a").data.clone()
+
+
+def one_more(net: nn.Module) -> None:
+    net.register_buffer("b", torch.zeros(1))
+
+
+def trained(net: nn.Module) -> None:
+    net.get_buffer("a").requires_grad_(True)
+
+
+@pytest.mark.parametrize("change", [turned, other_shape, other_type, other_place, one_more, trained])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_tensor_that_lies_otherwise_is_seen(change: Callable[[nn.Module], None], read: bool):
+    """The same bytes with the same sum, which are another weight; a sum of what the network does not use any more."""
+    net = holding(a=torch.arange(4.0).view(2, 2))
+    seal = sealed(net)
+    assert seal.holds(net, read=read)
+    change(net)
+    assert not seal.holds(net, read=read)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_it_holds_for_no_copy(read: bool):
+    """A copy's tensors watched in the place of the original's."""
+    grafted = model()
+    fingerprint = grafted.frozen_fingerprint()
+    copied = copy.deepcopy(grafted)
+    assert copied._seal is not None
+    assert not copied._seal.holds(copied.net, read=read)
+    assert copied.frozen_as(fingerprint, read=read)  # by its SHA-256
+    behind_torch(copied)
+    assert not copied.frozen_as(fingerprint, read=True)
+    assert grafted.frozen_as(fingerprint, read=True)
 
 
 def test_a_model_that_was_never_sealed_is_hashed():

@@ -182,8 +182,13 @@ def test_a_mechanism_that_tells_all_with_probability_delta_stays_bounded() -> No
 
 
 def test_what_cannot_be_is_told() -> None:
-    """More right guesses than guesses."""
+    """More right guesses than guesses; a confidence of 95 for 0.95; coins of −1 and 1, which no guess would equal."""
     with pytest.raises(UserError, match="11 of 10"):
         p_value(20, 10, 11, epsilon=1.0, delta=0.0)
     with pytest.raises(UserError, match="no number"):
         audit(np.array([math.nan, 1, 2, 3]), np.ones(4, bool), delta=0.0)
+    for confidence in (0.0, 1.0, 95.0, math.nan):
+        with pytest.raises(UserError, match="confidence"):
+            lower_bound(20, 10, 10, delta=0.0, confidence=confidence)
+    with pytest.raises(UserError, match="coins are float64"):
+        audit(np.arange(4.0), np.array([1.0, -1.0, 1.0, -1.0]), delta=0.0)

@@ -39,15 +39,17 @@ def test_the_same_as_one_by_one(tiny, tmp_path, overrides):
     assert at_once["final"]["global"]["examples"] == apart["final"]["global"]["examples"]
 
 
-def test_it_is_really_used(tiny, tmp_path, monkeypatch):
-    """A comparison of one by one with one by one."""
+@pytest.mark.parametrize(("most", "batches"), [(128, [4]), (3, [2, 2])])
+def test_it_is_really_used(tiny, tmp_path, monkeypatch, most, batches):
+    """A comparison of one by one with one by one; more nodes in one batch than memory was counted for."""
     calls = []
+    monkeypatch.setattr("simulations.inprocess.MOST_TOGETHER", most)
     import client.together
 
     real = client.together.run_rounds
     monkeypatch.setattr(client.together, "run_rounds", lambda *given: calls.append(len(given[0])) or real(*given))
     tiny(4).run(tmp_path / "out", ("train.rounds=2",), workers=1, **TOGETHER)
-    assert calls == [4, 4]
+    assert calls == 2 * batches
 
 
 def test_not_under_privacy(tiny, tmp_path, monkeypatch):
