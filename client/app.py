@@ -122,7 +122,8 @@ def train(message: Message, context: Context) -> RecordDict:
     """One round; see `client/round.py`."""
     place, layout, state = _open(message, context)
     round_ = _round(message, place.plan)
-    outcome = run_round(place, state, round_, clip=_clip(message))
+    told = _tells_metrics(context, place.plan)
+    outcome = run_round(place, state, round_, clip=_clip(message), measured_too=told)
     return _record(outcome, place, layout, state, round_, context)
 
 
@@ -143,14 +144,14 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
         outcomes = run_rounds(places, state, round_)
     except Exception:  # whose fault it is shows when each is asked by itself
         return None
-    records = [
-        _record(outcome, place, layout, state, round_, context)
-        for outcome, place, context in zip(outcomes, places, contexts, strict=True)
-    ]  # each is written down at its node before it leaves, as ever
-    return [
-        answered(lambda message, context, record=record: record)(message, context)
-        for record, message, context in zip(records, messages, contexts, strict=True)
-    ]
+    replies = []
+    for outcome, place, message, context in zip(outcomes, places, messages, contexts, strict=True):
+
+        def told(_: Message, context: Context, outcome: Outcome = outcome, place: Workplace = place) -> RecordDict:
+            return _record(outcome, place, layout, state, round_, context)
+
+        replies.append(answered(told)(message, context))  # one that fails, or may not leave, is that node's alone
+    return replies
 
 
 def _round(message: Message, plan: Plan) -> int:
@@ -188,13 +189,19 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     """Metrics of the final model on this node's test split, and of the groups in it that plan and policy name."""
     place, _, state = _open(message, context)
     policy, privacy = _node(context).policy, place.plan.privacy
-    if not policy.reports(privacy) and not policy.noises_metrics(privacy):
+    if not _tells_metrics(context, place.plan):
         raise Refused("policy: this node reports no metrics")
     measured, groups = measure_groups(place, state, policy.least_in_group(privacy))
     sums = _reported(context, place, measured, place.plan.train.rounds, "evaluation")
     if sums is None:
         raise Refused("privacy: nothing is left for metrics, or they were told before")
     return RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
+
+
+def _tells_metrics(context: Context, plan: Plan) -> bool:
+    """Whether the policy lets out metrics under such a plan, as they are or noised; else nothing is measured."""
+    policy = _node(context).policy
+    return policy.reports(plan.privacy) or policy.noises_metrics(plan.privacy)
 
 
 def _reported(context: Context, place: Workplace, sums: Sums | None, round_: int, purpose: str) -> Sums | None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.batches import Split
 from client.optimizers import Steps
@@ -309,7 +309,15 @@ def _hooks_class(ghost: bool) -> Any:
             Channels-last images gave wrong gradients and, in ghost mode, sums that were not clipped.
             """
             activations, backprops = super().rearrange_grad_samples(**given)
+            if ghost and isinstance(given["module"], nn.Linear):  # over tokens, terms can cancel: float32 says zero
+                backprops = backprops.double()
             return [tensor.contiguous() for tensor in activations], backprops.contiguous()
+
+        def get_norm_sample(self) -> Tensor:
+            """In float64, whatever each layer's are in."""
+            for p in self.trainable_parameters:
+                p._norm_sample = p._norm_sample.double()
+            return super().get_norm_sample()
 
     return Hooks
 
@@ -329,9 +337,10 @@ def _unwrap(model: GraftedModel, hooks: Any) -> None:
 
 # ── what Opacus cannot take ──────────────────────────────────────────────────────────────────────────
 def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> None:
-    """Compare the clipped sum with a loop over single examples, on two random inputs, in float64.
+    """Compare the clipped sum with a loop over single examples, on two random inputs, in float64 and in float32.
 
-    A layer that hides from its hooks gives a wrong gradient without a word, so no list of layers is trusted.
+    A layer that hides from its hooks gives a wrong gradient without a word, so no list of layers is trusted; nor is the
+    machine's arithmetic in the type that is trained.
 
     Args:
         grad_sample_mode: "hooks" or "ghost".
@@ -360,16 +369,19 @@ def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> No
     remedy = "write adapter.method: lora, bottleneck, scale-shift, bias or head"
     if grad_sample_mode == "ghost":
         remedy = "write privacy.grad_sample_mode: hooks"
-    try:
-        with wrapped(probe, None, noiseless, randomness=Randomness(b"probe")) as private:
-            found = private.gradient(inputs, labels)
-    except (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedError, KeyError, IndexError) as error:
-        raise Refused(
-            f"Opacus cannot take adapter {model.method} on this backbone ({type(error).__name__}); {remedy}"
-        ) from error
-    off = torch.cat([(found[p] - w).flatten() for p, w in zip(parameters, wanted, strict=True)])
-    if not float(off.norm()) < 1e-4 * _PROBE_NORM:
-        raise Refused(f"Opacus does not see every layer that adapter {model.method} trains here; {remedy}")
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.float32, 1e-2)):
+        probe.to(dtype)
+        try:
+            with wrapped(probe, None, noiseless, randomness=Randomness(b"probe")) as private:
+                gradient = private.gradient(inputs.to(dtype), labels)
+        except (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedError, LookupError) as error:
+            raise Refused(
+                f"Opacus cannot take adapter {model.method} on this backbone ({type(error).__name__}); {remedy}"
+            ) from error
+        found = [gradient[p] for p in probe.trainable_parameters().values()]
+        off = torch.cat([(f - w).flatten() for f, w in zip(found, wanted, strict=True)])
+        if not float(off.norm()) < tolerance * _PROBE_NORM:
+            raise Refused(f"Opacus does not see every layer that adapter {model.method} trains here; {remedy}")
 
 
 def positions_by_patient(identities: Sequence[str], rows: np.ndarray, where: str) -> list[np.ndarray]:

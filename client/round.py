@@ -40,13 +40,21 @@ class Outcome:
     spent: Spent | None = None
 
 
-def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, clip: float | None = None) -> Outcome:
+def run_round(
+    place: Workplace,
+    received: Mapping[str, Tensor],
+    round_: int,
+    *,
+    clip: float | None = None,
+    measured_too: bool = True,
+) -> Outcome:
     """Train the received adapter on this node's data for one round.
 
     Args:
         received: the shared adapter, tensors by name.
         round_: number of the round, from 1.
         clip: L2 norm that the update is clipped to in mode central; default the plan's.
+        measured_too: whether the model is measured as received; not where the policy lets out no metrics.
 
     Raises:
         Refused: the backbone is not the one agreed on, or moved while training; or the privacy budget does not
@@ -59,8 +67,8 @@ def run_round(place: Workplace, received: Mapping[str, Tensor], round_: int, *, 
     must_be_frozen(place, read=False)  # the last round's end read every byte, as this one's will
     model.load_adapter_state(received)
     measured = None
-    if (round_ - 1) % plan.evaluate.every == 0:
-        measured = training.evaluate(*place.for_tests(), len(plan.task.classes))
+    if measured_too and (round_ - 1) % plan.evaluate.every == 0:
+        measured = training.evaluate(*place.for_tests(), len(plan.task.classes), silent=place.protected)
 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
@@ -186,7 +194,7 @@ def measure_groups(place: Workplace, received: Mapping[str, Tensor], least: int 
     place.model.load_adapter_state(received)
     (model, test), asked = place.for_tests(), place.plan.evaluate.subgroups
     logits = [torch.empty((0, len(place.plan.task.classes)))]
-    sums = training.evaluate(model, test, len(place.plan.task.classes), logits.append)
+    sums = training.evaluate(model, test, len(place.plan.task.classes), logits.append, silent=place.protected)
     if least is None or not asked:
         return sums, {}
     return sums, group_sums(asked, test, torch.cat(logits), least)

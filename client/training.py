@@ -78,16 +78,29 @@ def log_shares(labels: Tensor, classes: int) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, classes: int, look: Callable[[Tensor], None] = lambda logits: None
+    model: nn.Module,
+    split: Split,
+    classes: int,
+    look: Callable[[Tensor], None] = lambda logits: None,
+    *,
+    silent: bool = False,
 ) -> Sums:
     """Metric sums of a model over a split; `examples` is 0 where the split is empty.
 
     Args:
         look: is shown the logits `(n, classes)` of each batch, in the split's order.
+        silent: a record whose logits are not finite counts as if all were 0. Under differential privacy: a server
+            could send a model that overflows on certain records only, and a refusal would tell that they are there.
+
+    Raises:
+        Refused: logits that are not finite, unless `silent`.
     """
     total = zero(classes)
     for inputs, labels in split.in_order():
-        look(logits := model(inputs))
+        logits = model(inputs)
+        if silent:
+            logits = logits.where(torch.isfinite(logits).all(1, keepdim=True), 0.0)
+        look(logits)
         total = total + sums_of(logits, labels)
     return total
 

@@ -260,6 +260,9 @@ class Privacy(Section):
                 found.append(("unit", f"mode {self.mode} does not hide one {self.unit}", remedy))
         if self.clipping == "adaptive" and self.mode in ("sample", "local"):
             found.append(("clipping", "adaptive belongs to mode central", "write `clipping: fixed`"))
+        if self.grad_sample_mode == "ghost" and self.unit == "patient":
+            what = "ghost clipping knows the norm of an example's gradient, not of a patient's"
+            found.append(("grad_sample_mode", what, "write `grad_sample_mode: hooks`, or `unit: example`"))
         if self.grad_sample_mode == "ghost" and self.mode != "sample":
             found.append(
                 (

@@ -7,10 +7,11 @@ The layout's digest travels with it, so that two sides which disagree on a name,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,20 @@ def _unpack_encoded(
     return state
 
 
+@contextlib.contextmanager
+def _somebodys_bytes() -> Iterator[None]:
+    """Whatever else reading them raises is a `BadUpdate`, too: an infinite count, an archive, a header of petabytes.
+
+    One bad reply must not stop the others, and what strange bytes can raise in Flower, NumPy and zipfile is no list.
+    """
+    try:
+        yield
+    except BadUpdate:
+        raise
+    except Exception as error:
+        raise BadUpdate(f"it cannot be read ({type(error).__name__})") from error
+
+
 def _must_be_believable(flat: Tensor) -> None:
     largest = float(flat.abs().max()) if flat.numel() else 0.0  # NaN if one of them is
     if not math.isfinite(largest):
@@ -183,6 +198,7 @@ class AdapterUpdate:
         return content
 
     @classmethod
+    @_somebodys_bytes()
     def from_record(
         cls,
         content: RecordDict,
@@ -234,6 +250,7 @@ class AdapterUpdate:
         )
 
 
+@_somebodys_bytes()
 def read_sums(record: MetricRecord, classes: int) -> Sums:
     """Metric sums from the wire. Raises `BadUpdate` where they contradict themselves."""
     try:
@@ -247,6 +264,7 @@ def group_records(groups: Groups) -> dict[str, MetricRecord]:
     return {_group(at): MetricRecord(sums.to_flat()) for at, sums in groups.items()}
 
 
+@_somebodys_bytes()
 def read_groups(content: RecordDict, sizes: Sequence[int], whole: Sums) -> Groups:
     """What an evaluation tells of groups beside `received`.
 

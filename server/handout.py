@@ -31,7 +31,7 @@ class Roster:
 
     Attributes:
         examples: the weight that each node said its updates will have; none may claim more later.
-        nodes: name → Flower's node id. A node that came back under a new id replaces its old one.
+        nodes: name → Flower's node id. A node that came back under a new id replaces its old one, once that is gone.
         refused: `(node, reason)` of every node that did not join.
         down, up: bytes of the hand-out by node.
         sent: nodes that were sent the backbone (the others had it).
@@ -66,12 +66,14 @@ class Roster:
         replies = exchange(grid, "query.offer", content, ids, group="0", timeout=OFFER_TIMEOUT)
         for key in sorted(replies.refused, key=int):
             self.refused.append((replies.called.get(key, key), replies.refused[key]))
-        joined: set[str] = set()
+        joined, taken = set[str](), set(self.nodes)
         lacking: dict[str, int] = {}
         for key in sorted(replies.contents, key=int):
             about = replies.contents[key].config_records.get("about", ConfigRecord())
             name = str(about.get("node", ""))
-            if not name or len(name) > 100 or name in joined:
+            if name in taken:  # perhaps that node under a new id: asked again until its old one is gone
+                self._asked.discard(ids[key])
+            if not name or len(name) > 100 or name in joined or name in taken:
                 self.refused.append((key, f"answered the offer under an unusable or taken name {name[:100]!r}"))
                 continue
             examples = about.get("examples")

@@ -1,11 +1,13 @@
 """Cost against work: seconds and memory as nodes, data and networks grow.
 
     .venv/bin/python -m simulations.benchmarks.cost nodes        10, 100, 1,000 nodes, together and one by one
+    .venv/bin/python -m simulations.benchmarks.cost spread       the same 24,000 X-rays at 10, 100, 1,000 nodes
     .venv/bin/python -m simulations.benchmarks.cost data         1×, 4×, 16× the data at 10 nodes
     .venv/bin/python -m simulations.benchmarks.cost networks     ResNet-20, ResNet-18 at 64 px, ViT-B/16 at 224 px
 
-Every row is a process of its own, so that its peak of resident memory is its own. The data are the chest X-rays,
-repeated with a little noise as often as a row needs; `processor` counts both cores, `wall` may be less.
+Every row is a process of its own, so that its peak of resident memory is its own. Pages of libraries count there: one
+row took 863 MiB on a machine just started and 640 half an hour later, so compare rows of one run only. The data are the
+chest X-rays, repeated with a little noise as often as a row needs; `processor` counts both cores, `wall` may be less.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ PER_NODE = 24  # training examples of a node while their number grows
 ROWS: dict[str, list[dict[str, Any]]] = {
     "nodes": [
         {"nodes": nodes, "examples": PER_NODE * nodes, "rounds": 3, "together": together}
+        for together in (False, True)
+        for nodes in (10, 100, 1000)
+    ],
+    "spread": [
+        {"nodes": nodes, "examples": PER_NODE * 1000, "rounds": 3, "together": together}
         for together in (False, True)
         for nodes in (10, 100, 1000)
     ],

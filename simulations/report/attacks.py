@@ -138,11 +138,12 @@ def contradiction(each: Mapping[str, Any]) -> str:
     """Whether an audit refutes what was stated."""
     if each["stated_epsilon"] is None:
         return "no promise was made"
-    return (
-        "REFUTED: more leaks than stated"
-        if each["epsilon"] > each["stated_epsilon"]
-        else "does not contradict the promise"
-    )
+    return "REFUTED: more leaks than stated" if refuted(each) else "does not contradict the promise"
+
+
+def refuted(each: Mapping[str, Any]) -> bool:
+    """Whether more was proved than was stated."""
+    return each["stated_epsilon"] is not None and each["epsilon"] > each["stated_epsilon"]
 
 
 def others(found: Named) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simulations.report.attacks import Found
+from simulations.audit import Audit, among
+from simulations.report.attacks import Found, refuted
 from simulations.report.intervals import Interval, of_mean
 from simulations.study_file import Study
 
@@ -66,9 +67,10 @@ def found_on(folder: Path, group: Group) -> Found:
 
 def _over_seeds(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     kind = found[0].get("kind")
-    if kind == "audit":  # the best of several: each may be wrong, so their risks add up (Bonferroni)
-        best = max(found, key=lambda each: each["epsilon"])
-        return {**best, "confidence": max(0.0, 1 - sum(1 - each["confidence"] for each in found))}
+    if kind == "audit":  # one that refutes, or else the one that proves most; all hold together at their confidence
+        known = [field.name for field in fields(Audit)]
+        each = [{**one, **asdict(among(len(found), Audit(**{key: one[key] for key in known})))} for one in found]
+        return max(each, key=lambda one: (refuted(one), one["epsilon"]))
     return _mean(found)
 
 

@@ -21,7 +21,7 @@ from client.ledger import DataSet, Ledger
 from client.node import load_node
 from common.accounting import epsilon
 from common.assembly import plan_model
-from common.backbones import Backbone, backbone_state, load_backbone
+from common.backbones import Backbone, backbone_state, fingerprint_of, load_backbone
 from common.plan import Plan
 from common.plan_file import canonical, plan_hash
 from common.update import ADAPTER, Layout, pack, read_spent
@@ -405,6 +405,48 @@ def test_metrics_leave_where_the_policy_says_so(hostile) -> None:
     reply = server.train(server.accepted(server.plan()), 1)
     assert not isinstance(reply, str)
     assert "received" in reply
+
+
+def overflowing(server: Hostile, plan: Plan) -> Plan:
+    """The plan with a backbone whose outputs are not finite; a worse server makes them so on certain records only."""
+    state = {name: 1e25 * tensor for name, tensor in backbone_state(backbone()).items()}
+    fingerprint = fingerprint_of(state)
+    for said in (server.offer(plan, fingerprint=fingerprint), server.hand_out(state, fingerprint)):
+        assert not isinstance(said, str), said
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("mode", "metrics", "told"),
+    [
+        ("sample", "", False),
+        ("sample", ", metrics_noise: 50", True),
+        ("sample", ", report_metrics: true", True),
+        ("local", "", False),
+        ("local", ", report_metrics: true", True),
+    ],
+)
+def test_outputs_that_are_not_finite_are_not_told(hostile, monkeypatch, mode: str, metrics: str, told: bool) -> None:
+    """A refusal that says, without noise and uncounted, that some record is there on which the model overflows."""
+    monkeypatch.setattr("client.app.must_suit", lambda *given: None)  # which tries other records, and is not the point
+    server = hostile(POLICY + metrics)
+    plan = overflowing(server, server.plan({"mode": mode}))
+    reply = server.train(plan, 1)
+    assert not isinstance(reply, str), reply
+    assert ("received" in reply) == told
+    assert len(server.rows()) == 1 + ("noise" in metrics)
+    about = {"plan-hash": plan_hash(plan), "round": 3, "layout": reply.config_records["about"]["layout"]}
+    said = server.send("evaluate", RecordDict({ADAPTER: reply[ADAPTER], "about": ConfigRecord(about)}))
+    assert isinstance(said, str) != told
+
+
+def test_what_may_not_be_told_is_not_measured(hostile, monkeypatch) -> None:
+    """Private test data run through a server's model for nothing, and before the ledger was asked."""
+    server = hostile()
+    plan = server.accepted(server.plan())
+    monkeypatch.setattr("client.training.evaluate", never)
+    reply = server.train(plan, 1)
+    assert not isinstance(reply, str), reply
 
 
 def test_noise_of_a_deployment_is_fresh(hostile) -> None:

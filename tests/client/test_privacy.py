@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from client import privacy
+from client import per_example, privacy
 from client.batches import Split
 from client.optimizers import new_optimizer
 from client.privacy import (
@@ -442,6 +442,31 @@ def test_a_layer_that_hides_from_opacus_is_found() -> None:
     head.register_forward_hook(lambda module, inputs, output: output + F.linear(inputs[0], module.weight))  # type: ignore[arg-type]
     with pytest.raises(Refused, match="does not see every layer"):
         must_suit(model, "hooks", torch.zeros(1, 5))
+
+
+def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:
+    """An example whose gradient is not clipped, since ‖Σ g_t x_tᵀ‖² came out of float32 as zero.
+
+    Two tokens, x and x + ½, with g and −g: the gradient is g (½, …, ½)ᵀ, so of norm ‖g‖ · ½ √64 = 4 ‖g‖, where
+    ‖x‖² is about 64 · 10⁸.
+    """
+    layer, x = torch.nn.Linear(64, 3, bias=False), torch.full((1, 1, 64), 1e4)
+    hooks = privacy._hooks_class(True)(layer, loss_reduction="sum", max_grad_norm=1.0)
+    y = layer(torch.cat([x, x + 0.5], dim=1))
+    g = torch.tensor([[[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]])
+    y.backward(g)
+    assert float(hooks.get_norm_sample()) == pytest.approx(4 * 3)
+    assert float(hooks.get_clipping_coef()) == pytest.approx(1 / 12, rel=1e-4)
+    hooks.cleanup()
+
+
+def test_the_arithmetic_that_is_trained_is_probed_too(monkeypatch) -> None:
+    """A wrong gradient in float32 only, on a machine whose library for convolutions is broken."""
+    right = per_example.conv2d_weight
+    monkeypatch.setattr(per_example, "conv2d_weight", lambda *given: -right(*given))
+    model = graft(backbone("cifar-resnet8"), method="lora", classes=3)
+    with pytest.raises(Refused, match="does not see every layer"):
+        must_suit(model, "hooks", example("cifar-resnet8", 2)[0])
 
 
 def test_ghost_clipping_of_patients_is_refused() -> None:

@@ -291,6 +291,12 @@ def test_unknown_plans_are_refused_with_the_nearest_name(tmp_path: Path, monkeyp
             "hooks",
         ),
         (
+            PLAN + "privacy: {mode: sample, unit: patient, target_epsilon: 3, delta: 1e-5, grad_sample_mode: ghost}",
+            "plan.yaml:6",
+            "not of a patient's",
+            "unit: example",
+        ),
+        (
             PLAN + "pretrain: {data: d.npz, labels: [0, 1], epochs: 1}",
             "plan.yaml:3",
             "no file for its result",

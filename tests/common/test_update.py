@@ -1,5 +1,6 @@
 """What crosses the wire: exactly the adapter, checked before anything else sees it."""
 
+import io
 import math
 import typing
 
@@ -11,8 +12,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.accounting import Spent
 from common.plan import Privacy
-from common.update import ADAPTER, BESIDE, AdapterUpdate, BadUpdate, Layout, message_bytes, pack, unpack
+from common.update import (
+    ADAPTER,
+    BESIDE,
+    AdapterUpdate,
+    BadUpdate,
+    Layout,
+    message_bytes,
+    pack,
+    spent_record,
+    unpack,
+)
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([0.5, -0.5])}
 LAYOUT = Layout.of(STATE)
@@ -51,6 +63,13 @@ def flat(values: np.ndarray) -> ArrayRecord:
     return ArrayRecord({ADAPTER: Array(values)})
 
 
+def of_petabytes() -> bytes:
+    """An array's header that says 10¹⁵ float32, and eight of them."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**15,)})
+    return file.getvalue() + np.zeros(8, np.float32).tobytes()
+
+
 BAD_ARRAYS = {
     "not a number": (flat(np.full(8, np.nan, np.float32)), "not finite"),
     "infinity": (flat(np.full(8, np.inf, np.float32)), "not finite"),
@@ -72,6 +91,14 @@ BAD_ARRAYS = {
         ArrayRecord({ADAPTER: Array("float32", (8,), "numpy.ndarray", b"\x80\x04garbage")}),
         "cannot be read",
     ),
+    "bytes that begin like an archive": (
+        ArrayRecord({ADAPTER: Array("float32", (8,), "numpy.ndarray", b"PK\x03\x04garbage")}),
+        "cannot be read",
+    ),
+    "a header of petabytes": (
+        ArrayRecord({ADAPTER: Array("float32", (8,), "numpy.ndarray", of_petabytes())}),
+        "cannot be read",
+    ),
 }
 
 
@@ -91,10 +118,17 @@ def numbers(**changes) -> MetricRecord:
     return MetricRecord({"num-examples": 10, "steps": 2, "train-loss": 0.7, "seconds": 0.1} | changes)
 
 
+def spent_as(**changes) -> ConfigRecord:
+    return ConfigRecord(dict(spent_record(Spent(1.0, 1e-5, "example", "prv", ((1.0, 0.1, 10),)))) | changes)
+
+
 BAD_PARTS = {
     "another round": ({"about": about(round=2)}, "round 2 in round 3"),
     "another layout": ({"about": about(layout="0" * 16)}, "layout"),
     "no layout": ({"about": ConfigRecord({"round": 3})}, "missing"),
+    "infinitely many examples": ({"train": numbers(**{"num-examples": math.inf})}, "cannot be read"),
+    "an infinite round": ({"about": about(round=math.inf)}, "cannot be read"),
+    "a unit that is a list": ({"privacy": spent_as(unit=["example"])}, "cannot be read"),
     "no examples": ({"train": numbers(**{"num-examples": 0})}, "believable"),
     "negative weight": ({"train": numbers(**{"num-examples": -5})}, "believable"),
     "loss not a number": ({"train": numbers(**{"train-loss": math.nan})}, "believable"),

@@ -316,6 +316,27 @@ def test_two_nodes_of_one_name_do_not_replace_each_other(tiny, tmp_path):
         assert "h0" in result["refused"][0]["reason"]
 
 
+def test_a_node_that_joins_later_does_not_replace_one_of_its_name(tiny, tmp_path, monkeypatch):
+    """A hospital that goes away and comes back with another one's name; or one that is never let in again."""
+    federation = tiny(3)
+    federation.nodes[2].write_text(federation.nodes[2].read_text().replace("name: h2", "name: h0"))
+    everybody, asked = InProcessGrid.get_node_ids, []
+
+    def those_connected(grid):
+        asked.append(
+            None
+        )  # the first two calls gather, then one for each round: 4 comes in the first, 2 leaves in the last
+        gone = [4] if len(asked) < 3 else [2] if len(asked) > 4 else []
+        return [node for node in everybody(grid) if node not in gone]
+
+    monkeypatch.setattr(InProcessGrid, "get_node_ids", those_connected)
+    result, grid = federation.run(tmp_path / "out")
+    trained = [(m.metadata.group_id, m.metadata.dst_node_id) for m in grid.down if m.metadata.message_type == "train"]
+    assert sorted(trained) == [("1", 2), ("1", 3), ("2", 2), ("2", 3), ("3", 3), ("3", 4)]
+    assert [row["round"] for row in result["refused"]] == [0, 0]  # of the hand-outs in rounds 1 and 2
+    assert all("taken name 'h0'" in row["reason"] for row in result["refused"])
+
+
 # ── kill and resume ──────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam"])
 @pytest.mark.parametrize("after", [1, 3])

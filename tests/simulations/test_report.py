@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +18,14 @@ from scipy import stats
 from common.errors import UserError
 from common.plan_file import load_plan
 from server.model_card import not_covered
+from simulations.audit import Audit, lower_bound
 from simulations.report import attacks, page, privacy, write_report
 from simulations.report.comparison import apart, beside_first, change, in_points, standing
 from simulations.report.fairness import gap_in_words
 from simulations.report.intervals import Interval, of_area, of_mean, of_share, said
 from simulations.report.pictures import roc_curves, utility
 from simulations.report.run_page import told_counts
-from simulations.report.study_groups import Group
+from simulations.report.study_groups import Group, _over_seeds
 from simulations.simulate import simulate_plan
 from simulations.study import run_study
 from simulations.study_file import Study
@@ -337,10 +341,30 @@ def test_text_is_escaped_everywhere():
     assert "<img src=x" not in page.page(evil, parts)
 
 
-def test_the_best_of_several_audits_is_as_sure_as_all_of_them_together() -> None:
-    """95 % on a page for the largest of three bounds, each of which may be wrong once in twenty times."""
-    from simulations.report.study_groups import _over_seeds
+def audit_of(correct: int, stated: float | None) -> dict[str, Any]:
+    """As an audit writes it: 100 of 100 canaries guessed, δ = 0."""
+    sure = 1 - 0.05 / 3
+    proved, most = (lower_bound(100, 100, right, delta=0.0, confidence=sure) for right in (correct, 100))
+    found = Audit(proved, most, 0.0, 0.95, 100, 100, correct, correct / 100)
+    return {"kind": "audit", "node": "h0", "stated_epsilon": stated, **asdict(found)}
 
-    found = _over_seeds([{"kind": "audit", "epsilon": epsilon, "confidence": 0.95} for epsilon in (1.0, 3.0, 2.0)])
-    assert found["epsilon"] == 3.0
-    assert found["confidence"] == pytest.approx(0.85)
+
+def test_the_best_of_several_audits_is_as_sure_as_all_of_them_together() -> None:
+    """95 % on a page for the largest of three bounds, each of which may be wrong once in twenty times.
+
+    So each is taken at a third of the risk: with 80 of 100 right and δ = 0, ε = logit of the Clopper-Pearson bound at
+    0.05 / 9, from SciPy's binomial test here.
+    """
+    found = _over_seeds([audit_of(correct, None) for correct in (60, 80, 70)])
+    low = stats.binomtest(80, 100, alternative="greater").proportion_ci(1 - 0.05 / 9).low
+    assert found["epsilon"] == pytest.approx(math.log(low / (1 - low)), abs=1e-5)
+    assert found["confidence"] == 0.95
+    assert (found["correct"], found["stated_epsilon"]) == (80, None)
+    assert _over_seeds([audit_of(80, None)]) == pytest.approx(audit_of(80, None))
+
+
+def test_an_audit_that_refutes_is_shown_before_one_that_proves_more() -> None:
+    """A promise of ε = 0.5 that one seed refuted, hidden behind a seed that promised more and kept it."""
+    found = _over_seeds([audit_of(80, 0.5), audit_of(90, 8.0)])
+    assert found["stated_epsilon"] == 0.5
+    assert found["epsilon"] > 0.5

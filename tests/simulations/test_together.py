@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from client import app as client_app
+from client.feedback import Feedback
 from common.shared_model import load_shared_model
 
 TOGETHER = {"together": client_app.train_together}
@@ -67,3 +68,30 @@ def test_one_bad_node_does_not_stop_the_others(tiny, tmp_path):
     result, _ = federation.run(tmp_path / "out", **TOGETHER)
     assert result["status"] == "completed"
     assert {entry["round"] for entry in result["refused"]} == {0}
+
+
+def test_a_node_that_cannot_answer_is_left_out_alone(tiny, tmp_path, monkeypatch):
+    """One full disk, and the server waits an hour for every node of the batch."""
+    encoded = Feedback.encoded
+
+    def on_a_full_disk(self, *given):
+        if "node-1" in str(self.folder):
+            raise OSError(28, "No space left on device")
+        return encoded(self, *given)
+
+    monkeypatch.setattr(Feedback, "encoded", on_a_full_disk)
+    plan = ("aggregate.encoding=int8", "aggregate.round_timeout=20", "train.rounds=2")
+    result, _ = tiny(3).run(tmp_path / "out", plan, **TOGETHER)
+    assert [(row["node"], row["round"]) for row in result["refused"]] == [("h1", 1), ("h1", 2)]
+    assert all("OSError" in row["reason"] for row in result["refused"])
+
+
+def test_where_all_at_once_fails_each_is_asked_by_itself(tiny, tmp_path):
+    """An error in a worker's thread that nobody reads, and replies that never come."""
+
+    def broken(messages, contexts):
+        raise ZeroDivisionError
+
+    plan = ("aggregate.round_timeout=20", "train.rounds=2")
+    result, _ = tiny(3).run(tmp_path / "out", plan, together=broken)
+    assert (result["status"], result["refused"]) == ("completed", [])
