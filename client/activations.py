@@ -171,8 +171,8 @@ class Kept:
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows `(n, values)`, and which of them are not there or damaged `(n,)`."""
+        fits = self._known[rows]  # before the values: a row that another thread keeps in between is not in them
         values = np.asarray(self._values[rows])
-        fits = self._known[rows]
         for position in np.flatnonzero(~fits):
             fits[position] = self._sums[rows[position]] == _checksum(values[position])
         self._known[rows[fits]] = True
