@@ -91,7 +91,7 @@ def offer(message: Message, context: Context) -> RecordDict:
     if len(train) < node.policy.min_examples:
         raise Refused(f"policy: fewer than {node.policy.min_examples} training examples")
     node.policy.check_privacy(plan.privacy)
-    if plan.privacy.mode in ("sample", "local"):
+    if plan.privacy.at_node:
         _budget(_node_path(context), offered["plan"], offered["preprocess"]).admit(plan)
     store = _store(node)
     store.put_plan(identity, offered)
@@ -237,7 +237,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     state = unpack(message.content.array_records[ADAPTER], layout)
     train_split, test_split = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     budget = None
-    if plan.privacy.mode in ("sample", "local"):
+    if plan.privacy.at_node:
         budget = _budget(_node_path(context), offered["plan"], offered["preprocess"])
     if plan.privacy.mode == "sample":
         _must_suit(model, plan, train_split)

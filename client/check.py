@@ -236,7 +236,7 @@ def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[
         found.append(wrong("policy: examples", f"{len(train):,} for training, min_examples {least:,}", remedy))
     else:
         found.append(ok("policy: examples", f"{len(train):,} for training, min_examples {least:,}"))
-    if plan.privacy.mode in ("sample", "local") and found[-2].state == "ok":
+    if plan.privacy.at_node and found[-2].state == "ok":
         found.append(_budget(node, plan, train))
     return found
 

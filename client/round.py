@@ -68,7 +68,7 @@ def run_round(
     model.load_adapter_state(received)
     measured = None
     if measured_too and (round_ - 1) % plan.evaluate.every == 0:
-        measured = training.evaluate(*place.for_tests(), len(plan.task.classes), silent=place.protected)
+        measured = training.evaluate(*place.for_tests(), len(plan.task.classes), silent=plan.privacy.at_node)
 
     # ── local training ───────────────────────────────────────────────────────────────────────────────
     rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
@@ -194,7 +194,9 @@ def measure_groups(place: Workplace, received: Mapping[str, Tensor], least: int 
     place.model.load_adapter_state(received)
     (model, test), asked = place.for_tests(), place.plan.evaluate.subgroups
     logits = [torch.empty((0, len(place.plan.task.classes)))]
-    sums = training.evaluate(model, test, len(place.plan.task.classes), logits.append, silent=place.protected)
+    sums = training.evaluate(
+        model, test, len(place.plan.task.classes), logits.append, silent=place.plan.privacy.at_node
+    )
     if least is None or not asked:
         return sums, {}
     return sums, group_sums(asked, test, torch.cat(logits), least)

@@ -30,11 +30,6 @@ class Workplace:
     budget: Budget | None = None  # what differential privacy may spend
     cache: ActivationCache | None = None  # where activations are kept; None: they are computed each time
 
-    @property
-    def protected(self) -> bool:
-        """Whether this node protects its own data: nothing may depend on them that was not noised and counted."""
-        return self.plan.privacy.mode in ("sample", "local")
-
     def for_training(self) -> tuple[GraftedModel, Split]:
         """What is trained, and on what: from the first trainable layer on, unless images are augmented."""
         return (self.model, self.train) if self.plan.train.augment != "none" else self._behind_prefix(self.train)

@@ -241,6 +241,11 @@ class Privacy(Section):
             filled["unit"] = "node"
         return filled
 
+    @property
+    def at_node(self) -> bool:
+        """Whether a node protects its own data: nothing that depends on them leaves but what was noised and counted."""
+        return self.mode in ("sample", "local")
+
     @model_validator(mode="after")
     def _fits_together(self) -> Privacy:
         given = [key for key in ("target_epsilon", "noise_multiplier") if getattr(self, key) is not None]
@@ -258,7 +263,7 @@ class Privacy(Section):
             if (self.unit == "node") != (self.mode != "sample"):
                 remedy = "write `unit: example`, or patient" if self.mode == "sample" else "leave it out"
                 found.append(("unit", f"mode {self.mode} does not hide one {self.unit}", remedy))
-        if self.clipping == "adaptive" and self.mode in ("sample", "local"):
+        if self.clipping == "adaptive" and self.at_node:
             found.append(("clipping", "adaptive belongs to mode central", "write `clipping: fixed`"))
         if self.grad_sample_mode == "ghost" and self.unit == "patient":
             what = "ghost clipping knows the norm of an example's gradient, not of a patient's"

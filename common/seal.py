@@ -1,11 +1,11 @@
 """Whether tensors that must not change did, without their SHA-256 each time.
 
 A node asks twice a round. The SHA-256 of a ResNet-20 takes 1.4 ms and of a ViT-B/16 0.34 s; whether the same tensors
-lie where they lay and have the same 64-bit sums, 0.2 and 15 ms. Torch's own counters of writes take nothing, and miss
+lie where they lay and have the same 64-bit sums, 0.3 and 15 ms. Torch's own counters of writes take nothing, and miss
 what matters most: BatchNorm in train mode moves its statistics, and `tensor.data` is written, without a count. So the
 counters are a hint and the sums decide; what neither sees is a write that torch does not count and that only puts the
 words of one tensor into another order. The sums are NumPy's: a hundred small ones in torch hand the interpreter from
-thread to thread a hundred times, which took a fifth of a run with small nodes.
+thread to thread a hundred times, and watching took a fifth of a run with small nodes.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def checked(
     """The update in a reply. Raises `BadUpdate` with the reason why it may not be averaged."""
     encoding = plan.aggregate.encoding
     update = AdapterUpdate.from_record(content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent)
-    if (update.spent is not None) != (plan.privacy.mode in ("sample", "local")):
+    if (update.spent is not None) != plan.privacy.at_node:
         raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
     if update.examples > offered:
         raise BadUpdate(f"claims a weight of {update.examples} examples; it joined with {offered}")

@@ -151,7 +151,7 @@ def run_seed(
                 plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers, together=together
             )
         result["engine"] = f"{engine}, nodes together" if together else engine
-        if plan.privacy.mode in ("sample", "local"):
+        if plan.privacy.at_node:
             result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
         result["notes"] = notes(plan, counts, names)
         result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}

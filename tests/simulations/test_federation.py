@@ -317,15 +317,16 @@ def test_two_nodes_of_one_name_do_not_replace_each_other(tiny, tmp_path):
 
 
 def test_a_node_that_joins_later_does_not_replace_one_of_its_name(tiny, tmp_path, monkeypatch):
-    """A hospital that goes away and comes back with another one's name; or one that is never let in again."""
+    """A hospital that goes away and comes back with another one's name; or one that is never let in again.
+
+    Node 4 comes in the first round, with the name of node 2, which leaves in the last.
+    """
     federation = tiny(3)
     federation.nodes[2].write_text(federation.nodes[2].read_text().replace("name: h2", "name: h0"))
     everybody, asked = InProcessGrid.get_node_ids, []
 
     def those_connected(grid):
-        asked.append(
-            None
-        )  # the first two calls gather, then one for each round: 4 comes in the first, 2 leaves in the last
+        asked.append(None)  # the first two calls gather, then one for each round
         gone = [4] if len(asked) < 3 else [2] if len(asked) > 4 else []
         return [node for node in everybody(grid) if node not in gone]
 
