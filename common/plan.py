@@ -134,7 +134,7 @@ class Optimizer(Section):
 class Train(Section):
     """Local training at the nodes."""
 
-    rounds: Count = Field(default=10, description="rounds of the federation")
+    rounds: Annotated[Count, Field(le=9999)] = Field(default=10, description="rounds of the federation")
     local_epochs: Count = Field(default=1, description="passes over a node's own data in each round")
     batch_size: Count = Field(default=32, description="examples in a step")
     optimizer: Optimizer = Field(default=Optimizer(), description="the local optimizer")

@@ -157,11 +157,10 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
                 spent = central.spent(round_).to_json()
                 result["privacy"] = dict.fromkeys(sorted(result["nodes"]), spent)
             must_be_finite(combined, round_)
-            result["rounds_done"] = round_
             seconds["rounds"] = before + time.perf_counter() - clock
             seconds["total"] = earlier + time.perf_counter() - started
             memory = strategies.memory_of(strategy) | (central.memory() if central else {})
-            folder.save_round(Checkpoint(round_, combined, memory, result))
+            folder.save_round(Checkpoint(round_, combined, memory, result | {"rounds_done": round_}))
             state = combined  # only now: a round that is run again must not have been seen
 
         # ── the last evaluation, on every node ───────────────────────────────────────────────────────
@@ -178,6 +177,10 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
         raise
     finally:
         # ── the shared model and its papers: of the last finished round, whatever happened ───────────
+        if (checkpoint := folder.latest()) is not None:  # Ctrl-C falls between any two lines above: the folder knows
+            state, result["rounds_done"] = checkpoint.adapter, checkpoint.round
+            if plan.privacy.mode == "central":  # noise that was never sent; what a node itself spent is spent
+                result["privacy"] = checkpoint.so_far["privacy"]
         model.load_adapter_state(state)
         result["backbone"]["fingerprint_after"] = fingerprint_of(backbone_state(backbone))
         seconds["total"] = earlier + time.perf_counter() - started

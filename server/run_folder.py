@@ -87,10 +87,11 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def drop_lines_after(self, round_: int) -> None:
-        """Forget lines of rounds that were not finished, before they are run again."""
+        """Forget lines of rounds that were not finished, and of the last evaluation, before they are run again."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] <= round_]
+        whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [line for line, entry in whole if entry["round"] <= round_ and "final" not in entry]
         self._write("metrics.jsonl", "".join(kept))
 
     def save_round(self, checkpoint: Checkpoint) -> None:

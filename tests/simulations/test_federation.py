@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from common.errors import RunFailed, UserErrors
 from common.metrics import sums_of
 from common.shared_model import load_shared_model
 from common.update import ADAPTER
-from server.run_folder import RunFolder
+from server.run_folder import Checkpoint, RunFolder
 from simulations.inprocess import InProcessGrid
 
 STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed-mean", "krum")
@@ -365,6 +366,69 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(tiny, tmp_path, strateg
     assert cut["status"] == "completed"
     assert [row["round"] for row in cut["bytes"]["rounds"]] == [1, 2, 3, 4]
     assert cut["refused"] == whole["refused"] == []
+
+
+@pytest.mark.parametrize("mode", ["none", "central"])
+@pytest.mark.parametrize(("when", "kept"), [("just before", 1), ("just after", 2)])
+def test_ctrl_c_beside_a_checkpoint(tiny, tmp_path, monkeypatch, when, kept, mode):
+    """A result, a shared model and a checkpoint that do not speak of the same round, or ε of a round that is not there.
+
+    Ctrl-C falls between any two lines, also between the writing of a round and what is next to it.
+    """
+    save = RunFolder.save_round
+
+    def cut_off(folder: RunFolder, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == 2 and when == "just before":
+            raise KeyboardInterrupt
+        save(folder, checkpoint)
+        if checkpoint.round == 2:
+            raise KeyboardInterrupt
+
+    federation = tiny(2)
+    central = ["privacy.mode=central", "privacy.noise_multiplier=1.0", "privacy.max_update_norm=0.05"]
+    sets = central if mode == "central" else []
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_round", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            federation.run(tmp_path / "cut", sets, seeded_noise=True)
+    cut = json.loads((tmp_path / "cut" / "result.json").read_text())
+    checkpoint = RunFolder(tmp_path / "cut").latest()
+    assert (cut["status"], cut["rounds_done"]) == ("interrupted", kept)
+    assert checkpoint is not None
+    assert (checkpoint.round, checkpoint.so_far["rounds_done"]) == (kept, kept)
+    assert cut["privacy"] == checkpoint.so_far["privacy"]
+    shared = load_file(tmp_path / "cut" / "shared_model" / "adapter_model.safetensors")
+    kept_values = np.concatenate([tensor.numpy().ravel() for tensor in checkpoint.adapter.values()])
+    shared_values = np.concatenate([array.ravel() for array in shared.values()])
+    assert np.array_equal(np.sort(shared_values), np.sort(kept_values))  # the two name their tensors differently
+    assert f"interrupted, {kept} of 3 rounds" in (tmp_path / "cut" / "shared_model" / "MODEL_CARD.md").read_text()
+
+    federation.run(tmp_path / "cut", sets, seeded_noise=True, resume=True)
+    federation.run(tmp_path / "whole", sets, seeded_noise=True)
+    assert shared_bytes(tmp_path / "cut") == shared_bytes(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_the_first_checkpoint(tiny, tmp_path, monkeypatch):
+    """A result that counts a round of which nothing is kept, or an untrained model handed out as the shared one."""
+
+    def full(folder: RunFolder, checkpoint: Checkpoint) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "save_round", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny(2).run(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["rounds_done"]) == ("failed", 0)
+    assert not (tmp_path / "run" / "shared_model").exists()
+
+
+def test_a_run_cut_off_in_its_last_evaluation(tiny, tmp_path):
+    """The last evaluation's lines there twice, once of the run that was cut off, once of the one that went on."""
+    federation = tiny(2)
+    federation.run(tmp_path / "run")
+    before = [timeless(row) for row in metric_lines(tmp_path / "run")]
+    federation.run(tmp_path / "run", resume=True)
+    assert [timeless(row) for row in metric_lines(tmp_path / "run")] == before
 
 
 def test_lines_of_an_unfinished_round_are_run_again(tiny, tmp_path):
