@@ -106,8 +106,10 @@ def simulate(
     from client.app import app as client_app
     from client.app import train_together
     from server.app import Federation, federate
+    from simulations.allocator import keep_freed_memory
     from simulations.inprocess import InProcessGrid
 
+    keep_freed_memory()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(plan.train.threads)
     federation = Federation(plan, plan_backbone(plan, plan_path.parent), len(nodes), seeded_noise=True)
