@@ -55,25 +55,18 @@ class BackboneStore:
             Refused: its bytes are not those of `fingerprint`, or it does not fit the limit beside what is in use;
                 nothing is kept.
         """
-        found = fingerprint_of(state)
-        if found != fingerprint:
-            raise Refused(f"the backbone that arrived is {found}, not {fingerprint} as offered")
+        _must_be(state, fingerprint)
         with self._alone():
-            if self.has(fingerprint):
-                return
-            self._make_room(sum(tensor.nbytes for tensor in state.values()))
-            with replacing(self._backbone(fingerprint), mode=0o600) as part:
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-            self._note(fingerprint)
+            self._keep(state, fingerprint)
 
     def put_part(self, state: Mapping[str, Tensor], fingerprint: str, part: int, parts: int) -> None:
         """Keep one of the parts (from 1) in which a backbone arrives; the last one makes it whole. Raises as `put`."""
         if parts == 1:
             return self.put(state, fingerprint)
-        if self.has(fingerprint):  # another node of this store was sent it, too
-            return None
         folder = self._backbone(fingerprint).with_suffix(".parts")
         with self._alone():
+            if self.has(fingerprint):  # another node of this store was sent it, too
+                return None
             if part == 1:  # what another sending, or another backbone, left unfinished
                 for old in self.backbones.glob("*.parts"):
                     shutil.rmtree(old)
@@ -83,14 +76,24 @@ class BackboneStore:
                 raise Refused(f"part {part} of the backbone came, and the ones before it are not here")
             self._must_fit(sum(path.stat().st_size for path in here) + sum(t.nbytes for t in state.values()))
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{part:05d}")
-        if part == parts:
-            try:
-                # mapped, not read: the memory of one part is enough
-                whole = {name: tensor for path in sorted(folder.iterdir()) for name, tensor in load_file(path).items()}
-                self.put(whole, fingerprint)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            if part == parts:
+                try:  # mapped, not read: the memory of one part is enough
+                    files = [*here, folder / f"{part:05d}"]
+                    whole = {name: tensor for path in files for name, tensor in load_file(path).items()}
+                    _must_be(whole, fingerprint)
+                    self._keep(whole, fingerprint)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
         return None
+
+    def _keep(self, state: Mapping[str, Tensor], fingerprint: str) -> None:
+        """Write a verified backbone, if it is not here; whoever calls holds the lock."""
+        if self.has(fingerprint):
+            return
+        self._make_room(sum(tensor.nbytes for tensor in state.values()))
+        with replacing(self._backbone(fingerprint), mode=0o600) as part:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+        self._note(fingerprint)
 
     def load(self, fingerprint: str) -> dict[str, Tensor]:
         """The backbone's tensors. A file that has changed on disk is removed, so that it is sent again.
@@ -185,6 +188,11 @@ class BackboneStore:
 
     def _plan(self, plan_hash: str) -> Path:
         return self.plans / f"{_hex(plan_hash)}.json"
+
+
+def _must_be(state: Mapping[str, Tensor], fingerprint: str) -> None:
+    if (found := fingerprint_of(state)) != fingerprint:
+        raise Refused(f"the backbone that arrived is {found}, not {fingerprint} as offered")
 
 
 def _stamp(path: Path) -> list[int]:

@@ -6,11 +6,13 @@ apps on both sides only read what they receive. Bytes are counted as Flower woul
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -57,6 +59,8 @@ class InProcessGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._numbers = itertools.count(1)
         self._pending: dict[str, Future[Message]] = {}
+        self._finished: SimpleQueue[str] = SimpleQueue()  # ids of messages as they are answered
+        self._answered: set[str] = set()  # those of them that were seen, and not pulled
         self._count = workers or os.cpu_count() or 1
         self._workers = ThreadPoolExecutor(max_workers=self._count)
         # A message asks for the identity of the process that makes it: here that is the server's.
@@ -103,12 +107,17 @@ class InProcessGrid(Grid):
                 self._push_together(messages[start::shares])
         else:
             for message_id, message in zip(pushed, messages, strict=True):
-                self._pending[message_id] = self._workers.submit(self._answer, message)
+                self._await(message_id, self._workers.submit(self._answer, message))
         return pushed
+
+    def _await(self, message_id: str, reply: Future[Message]) -> None:
+        self._pending[message_id] = reply
+        reply.add_done_callback(lambda _: self._finished.put(message_id))
 
     def _push_together(self, messages: list[Message]) -> None:
         replies: list[Future[Message]] = [Future() for _ in messages]
-        self._pending |= {m.metadata.message_id: reply for m, reply in zip(messages, replies, strict=True)}
+        for message, reply in zip(messages, replies, strict=True):
+            self._await(message.metadata.message_id, reply)
         if messages:
             self._workers.submit(self._answer_together, messages, replies)
 
@@ -123,9 +132,14 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are ready; waits a little for the first one, so that the caller need not poll."""
-        wanted = {key: self._pending[key] for key in message_ids if key in self._pending}
-        wait(wanted.values(), timeout=LONGEST_PULL, return_when=FIRST_COMPLETED)
-        done = [key for key, future in wanted.items() if future.done()]
+        wanted = [key for key in message_ids if key in self._pending]
+        with contextlib.suppress(Empty):
+            if wanted and self._answered.isdisjoint(wanted):
+                self._answered.add(self._finished.get(timeout=LONGEST_PULL))
+            while True:
+                self._answered.add(self._finished.get_nowait())
+        done = [key for key in wanted if key in self._answered]
+        self._answered.difference_update(done)
         return [self._pending.pop(key).result() for key in done]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

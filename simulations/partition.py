@@ -100,7 +100,6 @@ def write_nodes(
     plan_path: Path,
     folder: Path,
     *,
-    shared_store: bool = False,
     ledgers: Path | None = None,
     activations: Path | None = None,
     policy: Mapping[str, Any] = NO_CLAUSES,
@@ -111,8 +110,6 @@ def write_nodes(
         plan: its `simulation` says how; its `seed` is the seed of the draw.
         plan_path: the plan's file; data are looked up beside it, see `common.plan_file.resolve`.
         folder: where to write; made if it is not there.
-        shared_store: one store of backbones for all nodes, instead of one each: saves disk, and the hand-out
-            then reaches the first node only.
         ledgers: folder of the nodes' privacy ledgers; default one inside `folder`.
         activations: folder of what frozen layers compute, shared by all nodes: once for the whole file; default
             one inside `folder`.
@@ -137,8 +134,9 @@ def write_nodes(
     else:
         shares = [(rows.name, files[0], rows) for rows in partition(simulation, opened[0], plan.seed)]
 
-    folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()
+    backbones = folder / "store" / "backbones"  # each node verifies what it is sent; it lies on this disk once
+    backbones.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (name, file, rows) in enumerate(shares):
         data: dict[str, Any] = {
@@ -151,10 +149,14 @@ def write_nodes(
             content = io.BytesIO()
             np.savez(content, train=rows.train, val=rows.val, test=rows.test)
             write_whole(Path(data["rows"]), content.getvalue(), durable=False)
+        store = folder / "store" / f"node-{number}"
+        store.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (store / "backbones").symlink_to(Path("..", "backbones"))
         node = {
             "name": name,
             "data": data,
-            "store": str(folder / "store" / ("shared" if shared_store else f"node-{number}")),
+            "store": str(store),
             "ledger": str((ledgers or folder / "ledgers").absolute() / f"{name}.sqlite"),
             "cache": {"folder": str(activations or folder / "activations")},
             "policy": {
@@ -201,7 +203,7 @@ def _deal_train(
     """Training rows by node. `rows`, the first one of each patient, are shuffled already: flwr-datasets' IID
     partitioner cuts them in order; that is done here, without its two seconds of imports."""
     if simulation.partition.kind == "iid":
-        return [_with_all_rows(part, records.splits["train"], firsts) for part in np.array_split(rows, nodes)]
+        return _with_all_rows(np.array_split(rows, nodes), records.splits["train"], firsts)
     from datasets import Dataset
 
     table: dict[str, list] = {"row": rows.tolist(), "label": records.labels[rows].tolist()}
@@ -220,7 +222,7 @@ def _deal_train(
             except ValueError as error:  # this draw cannot be; another may
                 reason = str(error).split(".")[0]
                 continue
-        parts = [_with_all_rows(part, records.splits["train"], firsts) for part in parts]
+        parts = _with_all_rows(parts, records.splits["train"], firsts)
         missing = set(table["label"]) - set(records.labels[np.concatenate(parts)].tolist())
         if missing:
             reason = f"no node would get {len(missing)} of the classes"
@@ -247,9 +249,11 @@ def _first_rows(records: Records) -> np.ndarray:
     return firsts
 
 
-def _with_all_rows(part: np.ndarray, rows: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """All of the rows whose patient's first row is in the part."""
-    return part if len(np.unique(firsts[rows])) == len(rows) else rows[np.isin(firsts[rows], part)]
+def _with_all_rows(parts: list[np.ndarray], rows: np.ndarray, firsts: np.ndarray) -> list[np.ndarray]:
+    """For each part all of the rows whose patient's first row is in it."""
+    if len(np.unique(firsts[rows])) == len(rows):  # each patient has one row
+        return parts
+    return [rows[np.isin(firsts[rows], part)] for part in parts]
 
 
 def _depends_on_draw(simulation: Simulation) -> bool:
@@ -302,7 +306,7 @@ def _deal_alike(
         ends = np.cumsum(_apportion(len(members), weights, rng))[:-1]
         for part, share in zip(parts, np.split(members, ends), strict=True):
             part.append(share)
-    return [_with_all_rows(np.concatenate(part), held, firsts) for part in parts]
+    return _with_all_rows([np.concatenate(part) for part in parts], held, firsts)
 
 
 def _apportion(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,23 @@ def _put_many(folder: Path, seeds: range) -> None:
         store = BackboneStore(folder)
         store.put(state, name)
         store.load(name)
+
+
+def _put_in_parts(folder: Path, seeds: Iterable[int], together: threading.Barrier) -> None:
+    for seed in seeds:
+        state, name = made(seed)
+        for number, part in enumerate(parts(state), start=1):
+            together.wait(60)  # the server sends a part when all have answered the one before
+            BackboneStore(folder).put_part(part, name, number, 2)
+
+
+def test_nodes_of_one_store_are_sent_the_same_parts(tmp_path: Path) -> None:
+    """A part written anew, or deleted, while another node makes the whole of it."""
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as nodes:
+        for done in [nodes.submit(_put_in_parts, tmp_path, range(25), together) for _ in range(4)]:
+            done.result(60)
+    assert all(BackboneStore(tmp_path).has(made(seed)[1]) for seed in range(25))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from client.app import app as client_app
+from client.node import load_node
 from common.assembly import plan_backbone
 from common.backbones import backbone_state
 from common.errors import RunFailed
@@ -53,6 +54,8 @@ def test_a_wrong_byte_in_one_of_many_parts(tiny, tmp_path, monkeypatch):
     """A flipped bit that only the whole shows: all parts go once more to the node that has it, and to no other."""
     monkeypatch.setattr(handout, "PART", 100)
     made = tiny()
+    for node in made.nodes:  # a disk for each, as hospitals have; otherwise another node's good part would do
+        (load_node(node).store / "backbones").unlink()
     state = backbone_state(plan_backbone(made.plan(), made.path.parent))
     count = len(list(handout.parts_of(state, 100)))
     wire = Wire(1, nodes={2})

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from client.backbone_store import BackboneStore
 from client.data import Records, open_records
 from client.node import load_node
-from common.errors import UserError
+from common.backbones import fingerprint_of
+from common.errors import Refused, UserError
 from common.plan import Plan, Simulation
 from common.plan_file import find_plan, load_plan
 from simulations.figures import labels_by_node
@@ -187,6 +190,21 @@ def test_one_hospital_a_file(tmp_path: Path) -> None:
 
 
 # ── on disk ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_backbone_lies_on_disk_once_for_all_nodes(tmp_path: Path) -> None:
+    """Gigabytes for a hundred nodes with a large backbone; or plans and feedback of one node that another one reads."""
+    plan, path = load_plan("digits"), find_plan("digits")
+    for _ in range(2):  # also into a folder that is there
+        stores = [BackboneStore(load_node(file).store) for file in write_nodes(plan, path, tmp_path)]
+    state = {"weight": torch.arange(1000.0)}
+    for store in stores:
+        store.put(state, fingerprint_of(state))
+    assert all(torch.equal(store.load(fingerprint_of(state))["weight"], state["weight"]) for store in stores)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    stores[0].put_plan("sha256:" + "0" * 64, {"plan": "one"})
+    with pytest.raises(Refused, match="never offered"):
+        stores[1].plan("sha256:" + "0" * 64)
 
 
 def test_written_nodes_open_to_the_partition(tmp_path: Path) -> None:
