@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save as arrays_bytes
+from safetensors.torch import load_file
+from safetensors.torch import save as tensors_bytes
 from torch import Tensor
 
 from common.errors import UserError
@@ -95,13 +96,14 @@ class RunFolder:
         self._write("metrics.jsonl", "".join(kept))
 
     def save_round(self, checkpoint: Checkpoint) -> None:
-        """Write a round's checkpoint; older ones but the last are removed."""
+        """Write a round's checkpoint; older ones but the last are removed. Raises `OSError` where the disk is full."""
         target = self.path / "checkpoints" / f"round-{checkpoint.round:04d}"
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file(checkpoint.adapter, part / "adapter.safetensors")
-        save_arrays(checkpoint.memory, part / "strategy.safetensors")
+        # written by Python: of a full disk safetensors' own writing says no OSError
+        (part / "adapter.safetensors").write_bytes(tensors_bytes(checkpoint.adapter))
+        (part / "strategy.safetensors").write_bytes(arrays_bytes(checkpoint.memory))
         (part / "so_far.json").write_text(json.dumps(checkpoint.so_far))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,18 @@ def test_a_disk_that_is_full_at_the_first_checkpoint(tiny, tmp_path, monkeypatch
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["rounds_done"]) == ("failed", 0)
     assert not (tmp_path / "run" / "shared_model").exists()
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path):
+    """A library's own error, which the command does not know, so that a full disk ends in a traceback."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # a longer file is refused as by a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            RunFolder(tmp_path).save_round(Checkpoint(1, {"weight": torch.zeros(10_000)}, {}, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert RunFolder(tmp_path).latest() is None
 
 
 def test_a_run_cut_off_in_its_last_evaluation(tiny, tmp_path):
