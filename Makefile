@@ -41,8 +41,8 @@ exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an
 	$(BIN)/python -m pytest -m exhaustive
 
 bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch; about an hour
-	$(BIN)/python -m simulations.benchmarks.environments
-	$(BIN)/python -m simulations.benchmarks.peers
+	$(BIN)/python -m fedgraft.simulations.benchmarks.environments
+	$(BIN)/python -m fedgraft.simulations.benchmarks.peers
 
 study: $(STAMP) ## what privacy costs and what leaks, on real chest X-rays: two studies and their pages, ten minutes
 	@$(BIN)/fedgraft study utility-vs-epsilon

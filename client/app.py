@@ -1,11 +1,13 @@
 """Flower messages ↔ one node: the ClientApp.
 
-    query.offer      a plan and a backbone's fingerprint → does this node accept it, and does it have the backbone
-    query.backbone   a part of the backbone's tensors → kept; with the last one, all are verified
-    train            the shared adapter → the adapter after local training, with metrics of what was received
-    evaluate         the shared adapter → metrics only (after the last round)
+    query.offer      a plan and a backbone's fingerprint → does this node accept it, and does it
+    have the backbone query.backbone   a part of the backbone's tensors → kept; with the last one,
+    all are verified train            the shared adapter → the adapter after local training, with
+    metrics of what was received evaluate         the shared adapter → metrics only (after the last
+    round)
 
-Whatever goes wrong is answered in words (`refused`), never with a traceback, and never with anything of the data.
+Whatever goes wrong is answered in words (`refused`), never with a traceback, and never with
+anything of the data.
 """
 
 from __future__ import annotations
@@ -24,24 +26,31 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.audit import Audit
-from client.backbone_store import BackboneStore
-from client.batches import Split
-from client.budget import Budget
-from client.feedback import Feedback
-from client.node import Node, load_node
-from client.privacy import must_suit
-from client.round import Outcome, measure_groups, run_round
-from client.workplace import Workplace, open_splits, working_model
-from common.backbones import backbone_from_state
-from common.clipping import update_of
-from common.errors import Refused, UserError
-from common.metrics import Sums
-from common.model import GraftedModel
-from common.plan import Plan
-from common.plan_file import plan_from_json, plan_hash
-from common.preprocess import Preprocess
-from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, group_records, unpack
+from fedgraft.client.data.split import Split
+from fedgraft.client.node.node_file import Node, load_node
+from fedgraft.client.node_task import Workplace, open_splits, working_model
+from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.dp_sgd import must_suit
+from fedgraft.client.round import Outcome, measure_groups, run_round
+from fedgraft.client.store.audit_log import Audit
+from fedgraft.client.store.backbone_store import BackboneStore
+from fedgraft.client.store.error_feedback import Feedback
+from fedgraft.common.backbones.backbone import backbone_from_state
+from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import plan_from_json, plan_hash
+from fedgraft.common.privacy.clipping import update_of
+from fedgraft.common.tasks.classification_sums import Sums
+from fedgraft.common.wire.update import (
+    ADAPTER,
+    AdapterUpdate,
+    BadUpdate,
+    Layout,
+    group_records,
+    unpack,
+)
 
 app = ClientApp()
 log = logging.getLogger("fedgraft.client")
@@ -50,7 +59,9 @@ Handler = Callable[[Message, Context], RecordDict]
 
 
 def answered(handle: Handler) -> Callable[[Message, Context], Message]:
-    """Turn every failure of a handler into a reply that says why; details stay in this node's own log."""
+    """Turn every failure of a handler into a reply that says why; details stay in this node's own
+    log.
+    """
 
     @functools.wraps(handle)
     def reply(message: Message, context: Context) -> Message:
@@ -63,14 +74,19 @@ def answered(handle: Handler) -> Callable[[Message, Context], Message]:
             content = _refusal(str(refusal), context)
         except UserError as error:  # it may name files or values of this hospital: they stay here
             log.error("%s", error)
-            content = _refusal("this node's own set-up or data is not in order; its log says what", context)
-        except Exception as error:  # an error in our code must not take the round, or a traceback's values, with it
+            content = _refusal(
+                "this node's own set-up or data is not in order; its log says what", context
+            )
+        # an error in our code must not take the round, or a traceback's values, with it
+        except Exception as error:
             log.exception("message failed")
             content = _refusal(f"{type(error).__name__} at this node; its log says more", context)
         answer = Message(content, reply_to=message)
         try:
             layout, seconds = getattr(_models, "layout", None), time.perf_counter() - started
-            audit.goes(answer, message, layout=layout, seconds=seconds, left=_left(content, context))
+            audit.goes(
+                answer, message, layout=layout, seconds=seconds, left=_left(content, context)
+            )
         except Refused as refusal:  # what was not written down does not leave
             return Message(_refusal(str(refusal), context), reply_to=message)
         return answer
@@ -96,7 +112,8 @@ def offer(message: Message, context: Context) -> RecordDict:
     store = _store(node)
     store.put_plan(identity, offered)
     about = {"node": node.name, "has": store.has(offered["fingerprint"]), "plan-hash": identity}
-    # The weight that its updates will claim. Under differential privacy all weigh the same, and none tells its size.
+    # The weight that its updates will claim. Under differential privacy all weigh the same, and
+    # none tells its size.
     about["examples"] = len(train) if plan.privacy.mode == "none" else 1
     return RecordDict({"about": ConfigRecord(about)})
 
@@ -127,16 +144,22 @@ def train(message: Message, context: Context) -> RecordDict:
     return _record(outcome, place, layout, state, round_, context)
 
 
-def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message] | None:
-    """The replies of many nodes of this process to one message, trained at once (`client/together.py`).
+def train_together(
+    messages: Sequence[Message], contexts: Sequence[Context]
+) -> list[Message] | None:
+    """The replies of many nodes of this process to one message, trained at once
+    (`simulations/engines/together.py`).
 
-    None where it is not possible or no gain, or something is wrong with one of them: each is then asked by itself.
+    None where it is not possible or no gain, or something is wrong with one of them: each is then
+    asked by itself.
     """
-    from client.together import is_a_win, run_rounds
+    from fedgraft.simulations.engines.together import is_a_win, run_rounds
 
     same = all(message.content is messages[0].content for message in messages)
     try:
-        opened = [_open(message, context) for message, context in zip(messages, contexts, strict=True)]
+        opened = [
+            _open(message, context) for message, context in zip(messages, contexts, strict=True)
+        ]
         place, layout, state = opened[0]
         if not same or not is_a_win(place.plan, place.model):
             return None
@@ -147,10 +170,14 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     replies = []
     for outcome, place, message, context in zip(outcomes, places, messages, contexts, strict=True):
 
-        def told(_: Message, context: Context, outcome: Outcome = outcome, place: Workplace = place) -> RecordDict:
+        def told(
+            _: Message, context: Context, outcome: Outcome = outcome, place: Workplace = place
+        ) -> RecordDict:
             return _record(outcome, place, layout, state, round_, context)
 
-        replies.append(answered(told)(message, context))  # one that fails, or may not leave, is that node's alone
+        replies.append(
+            answered(told)(message, context)
+        )  # one that fails, or may not leave, is that node's alone
     return replies
 
 
@@ -163,7 +190,12 @@ def _round(message: Message, plan: Plan) -> int:
 
 
 def _record(
-    outcome: Outcome, place: Workplace, layout: Layout, state: dict[str, torch.Tensor], round_: int, context: Context
+    outcome: Outcome,
+    place: Workplace,
+    layout: Layout,
+    state: dict[str, torch.Tensor],
+    round_: int,
+    context: Context,
 ) -> RecordDict:
     """What leaves this node after a round that began with `state`."""
     update = AdapterUpdate(
@@ -186,7 +218,9 @@ def _record(
 @app.evaluate()
 @answered
 def evaluate(message: Message, context: Context) -> RecordDict:
-    """Metrics of the final model on this node's test split, and of the groups in it that plan and policy name."""
+    """Metrics of the final model on this node's test split, and of the groups in it that plan and
+    policy name.
+    """
     place, _, state = _open(message, context)
     policy, privacy = _node(context).policy, place.plan.privacy
     if not _tells_metrics(context, place.plan):
@@ -199,16 +233,26 @@ def evaluate(message: Message, context: Context) -> RecordDict:
 
 
 def _tells_metrics(context: Context, plan: Plan) -> bool:
-    """Whether the policy lets out metrics under such a plan, as they are or noised; else nothing is measured."""
+    """Whether the policy lets out metrics under such a plan, as they are or noised; else nothing is
+    measured.
+    """
     policy = _node(context).policy
     return policy.reports(plan.privacy) or policy.noises_metrics(plan.privacy)
 
 
-def _reported(context: Context, place: Workplace, sums: Sums | None, round_: int, purpose: str) -> Sums | None:
-    """Of a round's metrics, what the policy lets out: as they are, noised and counted, or nothing."""
+def _reported(
+    context: Context, place: Workplace, sums: Sums | None, round_: int, purpose: str
+) -> Sums | None:
+    """Of a round's metrics, what the policy lets out: as they are, noised and counted, or
+    nothing.
+    """
     if _node(context).policy.reports(place.plan.privacy):
         return sums
-    return None if place.budget is None else place.budget.noised_metrics(place.plan, round_, sums, purpose)
+    return (
+        None
+        if place.budget is None
+        else place.budget.noised_metrics(place.plan, round_, sums, purpose)
+    )
 
 
 def _clip(message: Message) -> float | None:
@@ -241,11 +285,14 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
         budget = _budget(_node_path(context), offered["plan"], offered["preprocess"])
     if plan.privacy.mode == "sample":
         _must_suit(model, plan, train_split)
-    place = Workplace(node.name, plan, model, train_split, test_split, frozen, budget, node.activations)
+    place = Workplace(
+        node.name, plan, model, train_split, test_split, frozen, budget, node.activations
+    )
     return place, layout, state
 
 
-# One grafted model for each thread serves all nodes of the process in turn: each message loads its own adapter.
+# One grafted model for each thread serves all nodes of the process in turn: each message loads its
+# own adapter.
 _models = threading.local()
 
 
@@ -255,7 +302,9 @@ def _model(
     key = (identity, offered["fingerprint"])
     if getattr(_models, "key", None) != key:
         preprocess = Preprocess.from_json(json.loads(offered["preprocess"]))
-        net = backbone_from_state(plan.backbone.name, store.load(offered["fingerprint"]), preprocess)
+        net = backbone_from_state(
+            plan.backbone.name, store.load(offered["fingerprint"]), preprocess
+        )
         model = working_model(net, plan)
         _models.key, _models.model = key, model
         _models.layout = Layout.of(model.adapter_state(), model.drawn_state())
@@ -274,7 +323,9 @@ def _plan(plan_json: str) -> tuple[Plan, str]:
 def _splits(node_path: Path, plan_json: str, preprocess_json: str) -> tuple[Split, Split]:
     """Train and test split of a node under a plan; kept for the life of the process."""
     return open_splits(
-        load_node(node_path), plan_from_json(plan_json), Preprocess.from_json(json.loads(preprocess_json))
+        load_node(node_path),
+        plan_from_json(plan_json),
+        Preprocess.from_json(json.loads(preprocess_json)),
     )
 
 
@@ -288,17 +339,26 @@ def _budget(node_path: Path, plan_json: str, preprocess_json: str) -> Budget:
 def _must_suit(model: GraftedModel, plan: Plan, split: Split) -> None:
     """Whether Opacus takes this thread's model, asked once."""
     if getattr(_models, "suits", None) is not model:
-        must_suit(model, plan.privacy.grad_sample_mode, split.inputs(torch.zeros(1, dtype=torch.int64)))
+        must_suit(
+            model, plan.privacy.grad_sample_mode, split.inputs(torch.zeros(1, dtype=torch.int64))
+        )
         _models.suits = model
 
 
 def _node_path(context: Context) -> Path:
-    """Where this node's own file is. Only the Simulation Runtime sets `partition-id`; a server cannot."""
+    """Where this node's own file is. Only the Simulation Runtime sets `partition-id`; a server
+    cannot.
+    """
     if "node" in context.node_config:
         return Path(str(context.node_config["node"]))
     if "partition-id" in context.node_config:
-        return Path(str(context.run_config["nodes"])) / f"node-{context.node_config['partition-id']}.yaml"
-    raise Refused("this node was started without its file: --node-config 'node=\"/path/node.yaml\"'")
+        return (
+            Path(str(context.run_config["nodes"]))
+            / f"node-{context.node_config['partition-id']}.yaml"
+        )
+    raise Refused(
+        "this node was started without its file: --node-config 'node=\"/path/node.yaml\"'"
+    )
 
 
 @functools.lru_cache(maxsize=2048)
@@ -307,14 +367,22 @@ def _load_node(path: Path) -> Node:
 
 
 def _left(content: RecordDict, context: Context) -> float | None:
-    """ε that the plan's run may still spend here, by the stricter of plan and policy; None: no ceiling."""
+    """ε that the plan's run may still spend here, by the stricter of plan and policy; None: no
+    ceiling.
+    """
     spent = content.config_records.get("privacy")
     ceiling = _node(context).policy.max_epsilon_run if spent else None
-    return None if spent is None or ceiling is None else max(0.0, ceiling - float(str(spent["epsilon"])))
+    return (
+        None
+        if spent is None or ceiling is None
+        else max(0.0, ceiling - float(str(spent["epsilon"])))
+    )
 
 
 def _store(node: Node) -> BackboneStore:
-    return BackboneStore(node.store, None if node.store_limit is None else node.store_limit * 1_000_000)
+    return BackboneStore(
+        node.store, None if node.store_limit is None else node.store_limit * 1_000_000
+    )
 
 
 def _node(context: Context) -> Node:

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from client import training
-from client.budget import Budget
-from client.optimizers import Steps, new_optimizer
-from client.privacy import train_privately
-from client.subgroups import group_sums
-from client.workplace import Workplace
-from common.accounting import Spent
-from common.clipping import applied, clipped, noise_like, update_of
-from common.errors import Refused
-from common.metrics import Groups, Sums
+from fedgraft.client.data.groups_of_people import group_sums
+from fedgraft.client.node_task import Workplace
+from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.dp_sgd import train_privately
+from fedgraft.client.training import local_steps as training
+from fedgraft.client.training.optimizers import Steps, new_optimizer
+from fedgraft.common.errors import Refused
+from fedgraft.common.privacy.accounting import Spent
+from fedgraft.common.privacy.clipping import applied, clipped, noise_like, update_of
+from fedgraft.common.tasks.classification_sums import Groups, Sums
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,29 @@ def run_round(
         received: the shared adapter, tensors by name.
         round_: number of the round, from 1.
         clip: L2 norm that the update is clipped to in mode central; default the plan's.
-        measured_too: whether the model is measured as received; not where the policy lets out no metrics.
+        measured_too: whether the model is measured as received; not where the policy lets out no
+            metrics.
 
     Raises:
-        Refused: the backbone is not the one agreed on, or moved while training; or the privacy budget does not
-            allow this round, before any gradient.
+        Refused: the backbone is not the one agreed on, or moved while training; or the privacy
+            budget does not allow this round, before any gradient.
     """
     plan, model = place.plan, place.model
     started = time.perf_counter()
 
-    # ── the model as received ────────────────────────────────────────────────────────────────────────
+    # ── the model as received ─────────────────────────────────────────────────────────────────────
     must_be_frozen(place, read=False)  # the last round's end read every byte, as this one's will
     model.load_adapter_state(received)
     measured = None
     if measured_too and (round_ - 1) % plan.evaluate.every == 0:
-        measured = training.evaluate(*place.for_tests(), len(plan.task.classes), silent=plan.privacy.at_node)
+        measured = training.evaluate(
+            *place.for_tests(), len(plan.task.classes), silent=plan.privacy.at_node
+        )
 
-    # ── local training ───────────────────────────────────────────────────────────────────────────────
-    rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
+    # ── local training ────────────────────────────────────────────────────────────────────────────
+    rate = training.learning_rate(
+        plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds
+    )
     optimizer = new_optimizer(model.trainable_parameters().values(), plan.train.optimizer, rate)
     if plan.privacy.mode == "sample":
         return _privately(place, round_, optimizer, measured, started)
@@ -79,11 +84,13 @@ def run_round(
         return _noised(place, received, round_, optimizer, measured, started)
     trained = _train(place, round_, optimizer)
 
-    # ── what goes back ───────────────────────────────────────────────────────────────────────────────
+    # ── what goes back ────────────────────────────────────────────────────────────────────────────
     must_be_frozen(place, read=True)
     state, central = model.adapter_state(), plan.privacy.mode == "central"
     if central:
-        state = applied(received, clipped(update_of(state, received), clip or plan.privacy.max_update_norm))
+        state = applied(
+            received, clipped(update_of(state, received), clip or plan.privacy.max_update_norm)
+        )
     return Outcome(
         state=state,
         examples=1 if central else len(place.train),  # under privacy all nodes weigh the same
@@ -116,10 +123,14 @@ def adjustment(place: Workplace) -> Tensor | None:
     return training.log_shares(place.train.labels, len(place.plan.task.classes))
 
 
-def _privately(place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float) -> Outcome:
-    """The same round under sample-level differential privacy: no loss and no count of examples goes back."""
+def _privately(
+    place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float
+) -> Outcome:
+    """The same round under sample-level differential privacy: no loss and no count of examples goes
+    back.
+    """
     plan, budget = place.plan, _budget(place)
-    # ── reserve, train, settle ───────────────────────────────────────────────────────────────────────
+    # ── reserve, train, settle ────────────────────────────────────────────────────────────────────
     with budget.spending(plan, round_) as mechanism:
         train_privately(
             *place.for_training(),
@@ -131,7 +142,7 @@ def _privately(place: Workplace, round_: int, optimizer: Steps, measured: Sums |
             randomness=budget.randomness(plan, round_),
         )
 
-    # ── what goes back ───────────────────────────────────────────────────────────────────────────────
+    # ── what goes back ────────────────────────────────────────────────────────────────────────────
     must_be_frozen(place, read=True)
     return _told(place, place.model.adapter_state(), mechanism.steps, measured, started)
 
@@ -144,9 +155,11 @@ def _noised(
     measured: Sums | None,
     started: float,
 ) -> Outcome:
-    """The same round under local differential privacy: the whole update is clipped, and noised before it leaves.
+    """The same round under local differential privacy: the whole update is clipped, and noised
+    before it leaves.
 
-    Whatever this node's data are, two updates are at most twice the clipping norm apart: the noise is scaled to that.
+    Whatever this node's data are, two updates are at most twice the clipping norm apart: the noise
+    is scaled to that.
     """
     budget = _budget(place)
     with budget.spending(place.plan, round_) as mechanism:
@@ -160,8 +173,12 @@ def _noised(
     return _told(place, state, mechanism.steps, measured, started)
 
 
-def _told(place: Workplace, state: dict[str, Tensor], steps: int, measured: Sums | None, started: float) -> Outcome:
-    """What goes back where this node's own noise protects it: no loss, and the weight of every other node."""
+def _told(
+    place: Workplace, state: dict[str, Tensor], steps: int, measured: Sums | None, started: float
+) -> Outcome:
+    """What goes back where this node's own noise protects it: no loss, and the weight of every
+    other node.
+    """
     return Outcome(
         state=state,
         examples=1,
@@ -175,20 +192,28 @@ def _told(place: Workplace, state: dict[str, Tensor], steps: int, measured: Sums
 
 def _budget(place: Workplace) -> Budget:
     if place.budget is None:
-        raise Refused(f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained")
+        raise Refused(
+            f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained"
+        )
     return place.budget
 
 
 def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:
-    """Metrics of a received adapter on this node's test split, without training. Raises as `run_round`."""
+    """Metrics of a received adapter on this node's test split, without training. Raises as
+    `run_round`.
+    """
     return measure_groups(place, received, None)[0]
 
 
-def measure_groups(place: Workplace, received: Mapping[str, Tensor], least: int | None) -> tuple[Sums, Groups]:
-    """As `measure`, and of the groups of people that the plan names; see `client/subgroups.py`.
+def measure_groups(
+    place: Workplace, received: Mapping[str, Tensor], least: int | None
+) -> tuple[Sums, Groups]:
+    """As `measure`, and of the groups of people that the plan names; see
+    `client/data/groups_of_people.py`.
 
     Args:
-        least: fewest test records of a group of which anything is told; None: nothing is told of any.
+        least: fewest test records of a group of which anything is told; None: nothing is told of
+            any.
     """
     must_be_frozen(place, read=True)
     place.model.load_adapter_state(received)
@@ -203,13 +228,17 @@ def measure_groups(place: Workplace, received: Mapping[str, Tensor], least: int 
 
 
 def generator_of(seed: int, round_: int, node: str) -> torch.Generator:
-    """The randomness of one node's round: the same on any engine, whichever process or thread runs it."""
+    """The randomness of one node's round: the same on any engine, whichever process or thread runs
+    it.
+    """
     digest = hashlib.sha256(f"{seed}/{round_}/{node}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def must_be_frozen(place: Workplace, *, read: bool) -> None:
-    """Raises `Refused` where the frozen part is not what was agreed on; `read`: every byte of it."""
+    """Raises `Refused` where the frozen part is not what was agreed on; `read`: every byte of
+    it.
+    """
     if not place.model.frozen_as(place.fingerprint, read=read):
         found = place.model.frozen_fingerprint()
         raise Refused(f"the frozen backbone is {found}, not {place.fingerprint}; nothing is sent")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """The user's input is wrong. The command prints it and exits with status 2, without a traceback.
+    """The user's input is wrong. The command prints it and exits with status 2, without a
+    traceback.
 
     Args:
         what: what was wrong, with the value that was found.

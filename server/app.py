@@ -1,8 +1,10 @@
 """One federation as one script: the ServerApp.
 
-    plan → backbone → hand-out → rounds (cohort, training, validation, aggregation) → last evaluation → shared model
+    plan → backbone → hand-out → rounds (cohort, training, validation, aggregation) → last
+    evaluation → shared model
 
-The run config names the plan and the folder (absolute paths on the coordinator's machine); nothing else is read.
+The run config names the plan and the folder (absolute paths on the coordinator's machine); nothing
+else is read.
 """
 
 from __future__ import annotations
@@ -22,21 +24,34 @@ from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from common.assembly import backbone_bytes, full_model_bytes, plan_backbone, plan_model
-from common.backbones import Backbone, backbone_state, fingerprint_of
-from common.errors import RunFailed, UserError
-from common.metrics import Sums, zero
-from common.plan import Plan
-from common.plan_file import find_plan, load_plan, plan_hash
-from common.shared_model import save_shared_model
-from common.update import ADAPTER, AdapterUpdate, BadUpdate, Layout, pack, read_groups, read_sums
-from server import strategy as strategies
-from server.central import Central
-from server.exchange import Replies, exchange
-from server.handout import Roster, gather
-from server.model_card import model_card, not_covered
-from server.run_folder import Checkpoint, RunFolder
-from server.subgroups import MergedGroups
+from fedgraft.common.backbones.backbone import Backbone, backbone_state, fingerprint_of
+from fedgraft.common.errors import RunFailed, UserError
+from fedgraft.common.model.assembly import (
+    backbone_bytes,
+    full_model_bytes,
+    plan_backbone,
+    plan_model,
+)
+from fedgraft.common.model.shared_model import save_shared_model
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash
+from fedgraft.common.tasks.classification_sums import Sums, zero
+from fedgraft.common.wire.update import (
+    ADAPTER,
+    AdapterUpdate,
+    BadUpdate,
+    Layout,
+    pack,
+    read_groups,
+    read_sums,
+)
+from fedgraft.server.aggregation import strategy as strategies
+from fedgraft.server.aggregation.central_privacy import Central
+from fedgraft.server.aggregation.merged_groups import MergedGroups
+from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.handout import Roster, gather
+from fedgraft.server.papers.model_card import model_card, not_covered
+from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 
 app = ServerApp()
 log = logging.getLogger("fedgraft.server")
@@ -55,7 +70,9 @@ class Federation:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Flower's entry: read the run config, federate. An error is written to the run's folder and raised."""
+    """Flower's entry: read the run config, federate. An error is written to the run's folder and
+    raised.
+    """
     config = context.run_config
     if not config.get("plan") or not config.get("out"):
         remedy = 'flwr run . --run-config \'plan="digits" out="/absolute/folder" nodes="/absolute/nodes"\''
@@ -72,19 +89,22 @@ def main(grid: Grid, context: Context) -> None:
         federate(grid, federation, RunFolder.open_new(out, plan))
 
 
-def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: bool = False) -> dict[str, Any]:
+def federate(
+    grid: Grid, federation: Federation, folder: RunFolder, *, resume: bool = False
+) -> dict[str, Any]:
     """Run a plan over the nodes of a grid and leave the run's folder behind.
 
     Returns:
         The content of result.json.
 
     Raises:
-        RunFailed: too few nodes joined, or too few valid updates in a round. What was finished is kept.
+        RunFailed: too few nodes joined, or too few valid updates in a round. What was finished is
+            kept.
     """
     plan, backbone = federation.plan, federation.backbone
     started = time.perf_counter()
 
-    # ── the shared model before any training ─────────────────────────────────────────────────────────
+    # ── the shared model before any training ──────────────────────────────────────────────────────
     model = plan_model(backbone, plan)
     state = model.adapter_state()
     layout = Layout.of(state, model.drawn_state())
@@ -101,9 +121,11 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
     seconds = result["seconds"]
     earlier = seconds.get("total", 0.0)
     try:
-        # ── the backbone, once to every node that lacks it ───────────────────────────────────────────
+        # ── the backbone, once to every node that lacks it ────────────────────────────────────────
         clock = time.perf_counter()
-        roster = gather(grid, plan, backbone, expected=federation.expected, patience=federation.patience)
+        roster = gather(
+            grid, plan, backbone, expected=federation.expected, patience=federation.patience
+        )
         note_handout(result, roster)
         seconds["handout"] = seconds.get("handout", 0.0) + time.perf_counter() - clock
 
@@ -113,7 +135,7 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
             if memory:
                 central.restore(memory)
 
-        # ── rounds ───────────────────────────────────────────────────────────────────────────────────
+        # ── rounds ────────────────────────────────────────────────────────────────────────────────
         clock, before = time.perf_counter(), seconds.get("rounds", 0.0)
         for round_ in range(first_round, plan.train.rounds + 1):
             roster.refresh(grid, plan, backbone)  # nodes that came later
@@ -137,11 +159,24 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
                 timeout=plan.aggregate.round_timeout,
             )
             updates = read_round(
-                result, folder, plan, round_, names, replies, layout=layout, offered=roster.examples, sent=state
+                result,
+                folder,
+                plan,
+                round_,
+                names,
+                replies,
+                layout=layout,
+                offered=roster.examples,
+                sent=state,
             )
             if central is None:
                 combined = strategies.aggregate_round(
-                    strategy, plan.aggregate, round_=round_, sent=state, updates=updates, layout=layout
+                    strategy,
+                    plan.aggregate,
+                    round_=round_,
+                    sent=state,
+                    updates=updates,
+                    layout=layout,
                 )
             else:
                 combined = strategies.aggregate_centrally(
@@ -160,10 +195,12 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
             seconds["rounds"] = before + time.perf_counter() - clock
             seconds["total"] = earlier + time.perf_counter() - started
             memory = strategies.memory_of(strategy) | (central.memory() if central else {})
-            folder.save_round(Checkpoint(round_, combined, memory, result | {"rounds_done": round_}))
+            folder.save_round(
+                Checkpoint(round_, combined, memory, result | {"rounds_done": round_})
+            )
             state = combined  # only now: a round that is run again must not have been seen
 
-        # ── the last evaluation, on every node ───────────────────────────────────────────────────────
+        # ── the last evaluation, on every node ────────────────────────────────────────────────────
         clock = time.perf_counter()
         evaluate_everywhere(grid, roster, plan, state, layout, result, folder)
         seconds["evaluate"] = time.perf_counter() - clock
@@ -176,10 +213,14 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
         result["status"] = "interrupted"
         raise
     finally:
-        # ── the shared model and its papers: of the last finished round, whatever happened ───────────
-        if (checkpoint := folder.latest()) is not None:  # Ctrl-C falls between any two lines above: the folder knows
+        # ── the shared model and its papers: of the last finished round, whatever happened ────────
+        if (
+            checkpoint := folder.latest()
+        ) is not None:  # Ctrl-C falls between any two lines above: the folder knows
             state, result["rounds_done"] = checkpoint.adapter, checkpoint.round
-            if plan.privacy.mode == "central":  # noise that was never sent; what a node itself spent is spent
+            if (
+                plan.privacy.mode == "central"
+            ):  # noise that was never sent; what a node itself spent is spent
                 result["privacy"] = checkpoint.so_far["privacy"]
         model.load_adapter_state(state)
         result["backbone"]["fingerprint_after"] = fingerprint_of(backbone_state(backbone))
@@ -192,11 +233,13 @@ def federate(grid: Grid, federation: Federation, folder: RunFolder, *, resume: b
         folder.result(result)
 
 
-# ── messages ─────────────────────────────────────────────────────────────────────────────────────────
+# ── messages ──────────────────────────────────────────────────────────────────────────────────────
 def message_content(
     state: dict[str, Tensor], layout: Layout, plan: Plan, round_: int, *, clip: float | None = None
 ) -> RecordDict:
-    """What a train or evaluate message carries: the adapter, the plan's hash, the round; in mode central the clip."""
+    """What a train or evaluate message carries: the adapter, the plan's hash, the round; in mode
+    central the clip.
+    """
     about: dict[str, Any] = {"plan-hash": plan_hash(plan), "round": round_, "layout": layout.digest}
     if clip is not None:
         about["clip"] = clip
@@ -215,9 +258,11 @@ def read_round(
     offered: Mapping[str, int],
     sent: Mapping[str, Tensor],
 ) -> dict[str, AdapterUpdate]:
-    """The updates that may be averaged; a line for each node of the cohort, the round's bytes, and refusals.
+    """The updates that may be averaged; a line for each node of the cohort, the round's bytes, and
+    refusals.
 
-    Of a reply that was read only what is averaged stays in memory: sums of metrics take more than a small adapter.
+    Of a reply that was read only what is averaged stays in memory: sums of metrics take more than a
+    small adapter.
 
     Args:
         offered: the weight that each node said it would have, before the first round.
@@ -253,19 +298,29 @@ def read_round(
         }
     )
     result["refused"] += [
-        {"node": name, "round": round_, "reason": reason} for name, reason in sorted(replies.refused.items())
+        {"node": name, "round": round_, "reason": reason}
+        for name, reason in sorted(replies.refused.items())
     ]
     return updates
 
 
 def checked(
-    content: RecordDict, plan: Plan, round_: int, layout: Layout, offered: int, sent: Mapping[str, Tensor]
+    content: RecordDict,
+    plan: Plan,
+    round_: int,
+    layout: Layout,
+    offered: int,
+    sent: Mapping[str, Tensor],
 ) -> AdapterUpdate:
     """The update in a reply. Raises `BadUpdate` with the reason why it may not be averaged."""
     encoding = plan.aggregate.encoding
-    update = AdapterUpdate.from_record(content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent)
+    update = AdapterUpdate.from_record(
+        content, layout, round_, len(plan.task.classes), encoding=encoding, sent=sent
+    )
     if (update.spent is not None) != plan.privacy.at_node:
-        raise BadUpdate(f"privacy.mode is {plan.privacy.mode}, and the reply was made under another")
+        raise BadUpdate(
+            f"privacy.mode is {plan.privacy.mode}, and the reply was made under another"
+        )
     if update.examples > offered:
         raise BadUpdate(f"claims a weight of {update.examples} examples; it joined with {offered}")
     # under differential privacy all nodes weigh the same, whatever they say
@@ -281,7 +336,9 @@ def evaluate_everywhere(
     result: dict[str, Any],
     folder: RunFolder,
 ) -> None:
-    """Measure the final model at every node; fill `final` with each node's metrics, the merged ones, and groups'."""
+    """Measure the final model at every node; fill `final` with each node's metrics, the merged
+    ones, and groups'.
+    """
     round_ = plan.train.rounds
     replies = exchange(
         grid,
@@ -318,7 +375,7 @@ def evaluate_everywhere(
     ]
 
 
-# ── the result ───────────────────────────────────────────────────────────────────────────────────────
+# ── the result ────────────────────────────────────────────────────────────────────────────────────
 def opening(federation: Federation, layout: Layout) -> dict[str, Any]:
     """result.json before anything happened."""
     plan, backbone = federation.plan, federation.backbone
@@ -335,7 +392,11 @@ def opening(federation: Federation, layout: Layout) -> dict[str, Any]:
             "fingerprint_before": backbone.fingerprint,
             "fingerprint_after": None,
         },
-        "adapter": {"method": plan.adapter.method, "values": layout.values, "tensors": len(layout.shapes)},
+        "adapter": {
+            "method": plan.adapter.method,
+            "values": layout.values,
+            "tensors": len(layout.shapes),
+        },
         "rounds_done": 0,
         "final": {"global": {}, "nodes": {}},
         "baselines": {},
@@ -361,7 +422,9 @@ def note_handout(result: dict[str, Any], roster: Roster) -> None:
     handout["nodes"] += len(roster.sent)
     handout["down"] += sum(roster.down.values())
     handout["up"] += sum(roster.up.values())
-    result["refused"] += [{"node": node, "round": 0, "reason": reason} for node, reason in roster.refused]
+    result["refused"] += [
+        {"node": node, "round": 0, "reason": reason} for node, reason in roster.refused
+    ]
     result["nodes"] = {name: {"examples": count} for name, count in sorted(roster.examples.items())}
     roster.forget_noted()
 
@@ -398,10 +461,14 @@ def must_be_finite(state: dict[str, Tensor], round_: int) -> None:
     """Raises `RunFailed` where the aggregate itself diverged."""
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise RunFailed(f"round {round_}: the aggregate of {name} is not finite; try a lower learning rate")
+            raise RunFailed(
+                f"round {round_}: the aggregate of {name} is not finite; try a lower learning rate"
+            )
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, bytes (Linux counts in KiB, macOS in bytes)."""
+    """Largest resident memory of this process so far, bytes (Linux counts in KiB, macOS in
+    bytes).
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -12,11 +12,15 @@ server = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 nodes = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 server.add_typer(nodes, name="nodes", help="Which hospitals may take part.")
 
-ServerOption = Annotated[Path, typer.Option("--server", metavar="FILE", help="The server's own file.")]
+ServerOption = Annotated[
+    Path, typer.Option("--server", metavar="FILE", help="The server's own file.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
 ExpectedOption = Annotated[
     int | None,
-    typer.Option("--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."),
+    typer.Option(
+        "--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."
+    ),
 ]
 HERE = Path("server.yaml")
 
@@ -26,17 +30,24 @@ def certificates(
     folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("certificates"),
     host: Annotated[
         list[str] | None,
-        typer.Option(help="A DNS name or IP address under which hospitals reach the server; may be repeated."),
+        typer.Option(
+            help="A DNS name or IP address under which hospitals reach the server; may be repeated."
+        ),
     ] = None,
-    node: Annotated[list[str] | None, typer.Option(help="Make a node's key pair; may be repeated.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=825, help="How long the server's certificate is valid.")] = 365,
+    node: Annotated[
+        list[str] | None, typer.Option(help="Make a node's key pair; may be repeated.")
+    ] = None,
+    days: Annotated[
+        int, typer.Option(min=1, max=825, help="How long the server's certificate is valid.")
+    ] = 365,
     json_: JsonOption = False,
 ) -> None:
     """Make a private CA, the server's certificate, and key pairs of nodes. Nothing is overwritten.
 
-    Example: `fedgraft server certificates certificates --host fl.example.org --host 192.0.2.10 --node hospital-a`
+    Example: `fedgraft server certificates certificates --host fl.example.org --host 192.0.2.10
+        --node hospital-a`
     """
-    from server.certificates import make
+    from fedgraft.server.site.certificates import make
 
     written = make(folder, hosts=host or [], nodes=node or [], days=days)
     if json_:
@@ -50,18 +61,25 @@ def certificates(
     for path in written:
         note = notes.get(path.name, "")
         if path.parent.name == "nodes":
-            note = "register it: fedgraft server nodes add" if path.suffix == ".pub" else "goes to that hospital alone"
+            note = (
+                "register it: fedgraft server nodes add"
+                if path.suffix == ".pub"
+                else "goes to that hospital alone"
+            )
         print(f"{path!s:<36} {note}".rstrip())
 
 
 @server.command()
-def start(file: Annotated[Path, typer.Argument(metavar="FILE", help="The server's own file.")] = HERE) -> None:
-    """Run the coordinator's processes until SIGTERM or Ctrl-C: SuperLink, SuperExec and the hospitals' gateway.
+def start(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The server's own file.")] = HERE,
+) -> None:
+    """Run the coordinator's processes until SIGTERM or Ctrl-C: SuperLink, SuperExec and the
+    hospitals' gateway.
 
     Example: `fedgraft server start server.yaml`
     """
-    from server.server_file import load_server
-    from server.start import start as run
+    from fedgraft.server.site.server_file import load_server
+    from fedgraft.server.site.start_server import start as run
 
     run(load_server(file), file)
 
@@ -70,9 +88,14 @@ def start(file: Annotated[Path, typer.Argument(metavar="FILE", help="The server'
 def run(
     plan: Annotated[str, typer.Argument(help="A plan.yaml, or the name of a ready plan.")],
     file: ServerOption = HERE,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; default RUNS/NAME-TIME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default RUNS/NAME-TIME.")
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."
+        ),
     ] = None,
     expected: ExpectedOption = None,
     json_: JsonOption = False,
@@ -81,10 +104,12 @@ def run(
 
     Example: `fedgraft server run pneumonia --server server.yaml --set train.rounds=5`
     """
-    from server.run import run as submit
-    from server.server_file import load_server
+    from fedgraft.server.site.server_file import load_server
+    from fedgraft.server.site.submit_run import run as submit
 
-    result = submit(load_server(file), plan, overrides=set_ or [], out=out, expected=expected, quiet=json_)
+    result = submit(
+        load_server(file), plan, overrides=set_ or [], out=out, expected=expected, quiet=json_
+    )
     _print_result(result, json_)
 
 
@@ -99,8 +124,8 @@ def resume(
 
     Example: `fedgraft server resume runs/pneumonia-20261124-101500`
     """
-    from server.run import resume as go_on
-    from server.server_file import load_server
+    from fedgraft.server.site.server_file import load_server
+    from fedgraft.server.site.submit_run import resume as go_on
 
     _print_result(go_on(load_server(file), run, expected=expected, quiet=json_), json_)
 
@@ -116,8 +141,8 @@ def add(
 
     Example: `fedgraft server nodes add hospital-a certificates/nodes/hospital-a.pub`
     """
-    from server.nodes import add as register
-    from server.server_file import load_server
+    from fedgraft.server.site.nodes import add as register
+    from fedgraft.server.site.server_file import load_server
 
     added = register(load_server(file), name, key)
     if json_:
@@ -132,8 +157,8 @@ def list_(file: ServerOption = HERE, json_: JsonOption = False) -> None:
 
     Example: `fedgraft server nodes list`
     """
-    from server.nodes import listed
-    from server.server_file import load_server
+    from fedgraft.server.site.nodes import listed
+    from fedgraft.server.site.server_file import load_server
 
     rows = listed(load_server(file))
     if json_:
@@ -147,7 +172,9 @@ def list_(file: ServerOption = HERE, json_: JsonOption = False) -> None:
     table.add_column("key", overflow="fold")
     for row in rows:
         table.add_row(row["name"], row["status"], row["since"], row["id"], row["key"])
-    Console().print(table if rows else "no node is registered yet: fedgraft server nodes add NAME KEY.pub")
+    Console().print(
+        table if rows else "no node is registered yet: fedgraft server nodes add NAME KEY.pub"
+    )
 
 
 @nodes.command()
@@ -160,8 +187,8 @@ def remove(
 
     Example: `fedgraft server nodes remove hospital-a`
     """
-    from server.nodes import remove as unregister
-    from server.server_file import load_server
+    from fedgraft.server.site.nodes import remove as unregister
+    from fedgraft.server.site.server_file import load_server
 
     removed = unregister(load_server(file), name)
     if json_:
@@ -175,7 +202,9 @@ def _print_result(result: dict[str, Any], json_: bool) -> None:
         _print_json(result)
         return
     final = result["final"]["global"]
-    measured = ", ".join(f"{key} {final[key]:.3f}" for key in ("accuracy", "auroc") if final.get(key) is not None)
+    measured = ", ".join(
+        f"{key} {final[key]:.3f}" for key in ("accuracy", "auroc") if final.get(key) is not None
+    )
     who = f"{result['rounds_done']} rounds, {len(result['final']['nodes'])} nodes"
     print(f"completed: {who}, {measured or 'not measured'}")
     for row in result["refused"]:

@@ -1,8 +1,8 @@
 """Push messages, pull replies: one loop for every phase of a run.
 
-Flower's own `send_and_receive` polls every 3 s; polling at 0.2 s takes seconds off every round. A reply is
-matched by the message it answers (an error reply for a lost node does not carry that node's id), so a late
-reply of an earlier round is never seen.
+Flower's own `send_and_receive` polls every 3 s; polling at 0.2 s takes seconds off every round. A
+reply is matched by the message it answers (an error reply for a lost node does not carry that
+node's id), so a late reply of an earlier round is never seen.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.update import message_bytes
+from fedgraft.common.wire.update import message_bytes
 
 POLL = 0.2  # seconds
 
 
 @dataclass
 class Replies:
-    """What came back in one exchange, by node name; nodes in neither dictionary did not answer in time."""
+    """What came back in one exchange, by node name; nodes in neither dictionary did not answer in
+    time.
+    """
 
     contents: dict[str, RecordDict] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -53,11 +55,16 @@ def exchange(
     result = Replies()
     names = list(nodes)
     messages = [
-        Message(content, dst_node_id=nodes[name], message_type=kind, group_id=group, ttl=timeout) for name in names
+        Message(content, dst_node_id=nodes[name], message_type=kind, group_id=group, ttl=timeout)
+        for name in names
     ]
     size = message_bytes(messages[0]) if messages else 0
-    result.down = dict.fromkeys(names, size)  # the same content for all: serialised once to be counted
-    pushed = list(grid.push_messages(messages)) or [""] * len(names)  # nothing at all: too large for the SuperLink
+    result.down = dict.fromkeys(
+        names, size
+    )  # the same content for all: serialised once to be counted
+    pushed = list(grid.push_messages(messages)) or [""] * len(
+        names
+    )  # nothing at all: too large for the SuperLink
     waiting: dict[str, str] = {}
     for message_id, name in zip(pushed, names, strict=True):
         if message_id:
@@ -91,7 +98,8 @@ def exchange(
 def _ready(grid: Grid, ids: list[str]) -> list[Message]:
     """Replies that are there. A SuperLink that fails for a moment is asked again.
 
-    Seen with 340 MB to two nodes on a busy machine: its database was locked, and the answer was 500.
+    Seen with 340 MB to two nodes on a busy machine: its database was locked, and the answer was
+    500.
     """
     try:
         return list(grid.pull_messages(ids))
@@ -106,5 +114,7 @@ def _words(reason: str | None, timeout: float) -> str:
         return f"no answer within {timeout:g} s, or the node was removed"
     lines: Iterable[str] = (reason or "the node was lost").strip().splitlines()
     last = list(lines)[-1]
-    raised = re.fullmatch(r"<class '[\w.]+'>:<['\"](.*)['\"]>", last)  # as Flower writes an exception
+    raised = re.fullmatch(
+        r"<class '[\w.]+'>:<['\"](.*)['\"]>", last
+    )  # as Flower writes an exception
     return (raised.group(1) if raised and raised.group(1) else last)[:500]

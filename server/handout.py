@@ -1,7 +1,9 @@
-"""Offers the plan and its backbone by fingerprint; sends the backbone once, to the nodes that lack it.
+"""Offers the plan and its backbone by fingerprint; sends the backbone once, to the nodes that lack
+it.
 
-A large backbone goes in parts, one after the other: Flower keeps some three copies of a message's tensors in each
-process that it passes, so what a process needs is a few parts and not a few backbones.
+A large backbone goes in parts, one after the other: Flower keeps some three copies of a message's
+tensors in each process that it passes, so what a process needs is a few parts and not a few
+backbones.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.backbones import Backbone, backbone_state
-from common.errors import RunFailed
-from common.plan import Plan
-from common.plan_file import canonical, plan_hash
-from server.exchange import exchange
+from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.errors import RunFailed
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import canonical, plan_hash
+from fedgraft.server.exchange import exchange
 
 OFFER_TIMEOUT = 600.0  # seconds; a node opens its data before it answers
 PART = 64_000_000  # bytes of tensors in a message; a larger tensor goes alone
@@ -31,7 +33,8 @@ class Roster:
 
     Attributes:
         examples: the weight that each node said its updates will have; none may claim more later.
-        nodes: name → Flower's node id. A node that came back under a new id replaces its old one, once that is gone.
+        nodes: name → Flower's node id. A node that came back under a new id replaces its old one,
+            once that is gone.
         refused: `(node, reason)` of every node that did not join.
         down, up: bytes of the hand-out by node.
         sent: nodes that were sent the backbone (the others had it).
@@ -46,7 +49,9 @@ class Roster:
     _asked: set[int] = field(default_factory=set)
 
     def refresh(self, grid: Grid, plan: Plan, backbone: Backbone) -> None:
-        """Offer the plan to every connected node that was not asked yet, and hand out the backbone."""
+        """Offer the plan to every connected node that was not asked yet, and hand out the
+        backbone.
+        """
         connected = set(grid.get_node_ids())
         self.nodes = {name: node_id for name, node_id in self.nodes.items() if node_id in connected}
         self._asked &= connected  # with a key, a node that was lost comes back under its old id
@@ -71,14 +76,20 @@ class Roster:
         for key in sorted(replies.contents, key=int):
             about = replies.contents[key].config_records.get("about", ConfigRecord())
             name = str(about.get("node", ""))
-            if name in taken:  # perhaps that node under a new id: asked again until its old one is gone
+            if (
+                name in taken
+            ):  # perhaps that node under a new id: asked again until its old one is gone
                 self._asked.discard(ids[key])
             if not name or len(name) > 100 or name in joined or name in taken:
-                self.refused.append((key, f"answered the offer under an unusable or taken name {name[:100]!r}"))
+                self.refused.append(
+                    (key, f"answered the offer under an unusable or taken name {name[:100]!r}")
+                )
                 continue
             examples = about.get("examples")
             if not isinstance(examples, int) or examples < 1:
-                self.refused.append((name, f"answered the offer with {str(examples)[:40]} examples"))
+                self.refused.append(
+                    (name, f"answered the offer with {str(examples)[:40]} examples")
+                )
                 continue
             joined.add(name)
             self.nodes[name], self.examples[name] = ids[key], examples
@@ -90,12 +101,16 @@ class Roster:
             self._send(grid, backbone, lacking)
 
     def forget_noted(self) -> None:
-        """Empty what was written into the result: refusals, bytes, and who was sent the backbone."""
+        """Empty what was written into the result: refusals, bytes, and who was sent the
+        backbone.
+        """
         for noted in (self.refused, self.down, self.up, self.sent):
             noted.clear()
 
     def _send(self, grid: Grid, backbone: Backbone, lacking: dict[str, int]) -> None:
-        """Send the backbone; once more to nodes whose copy was not what was offered; report those that failed twice."""
+        """Send the backbone; once more to nodes whose copy was not what was offered; report those
+        that failed twice.
+        """
         waiting, reasons = dict(lacking), dict.fromkeys(lacking, "")
         for attempt in ("", "sent twice; "):
             failed = self._send_once(grid, backbone, waiting)
@@ -105,15 +120,23 @@ class Roster:
                 else:
                     self.sent.append(name)
                     del reasons[name]
-            waiting = {name: waiting[name] for name, (reason, answered) in failed.items() if _damaged(reason, answered)}
+            waiting = {
+                name: waiting[name]
+                for name, (reason, answered) in failed.items()
+                if _damaged(reason, answered)
+            }
             if not waiting:
                 break
         for name, reason in reasons.items():
             self.nodes.pop(name, None)
             self.refused.append((name, reason))
 
-    def _send_once(self, grid: Grid, backbone: Backbone, nodes: Mapping[str, int]) -> dict[str, tuple[str, bool]]:
-        """Send every part to these nodes. Of those that do not hold the backbone then: why, and if they said so."""
+    def _send_once(
+        self, grid: Grid, backbone: Backbone, nodes: Mapping[str, int]
+    ) -> dict[str, tuple[str, bool]]:
+        """Send every part to these nodes. Of those that do not hold the backbone then: why, and if
+        they said so.
+        """
         going, failed = dict(nodes), dict[str, tuple[str, bool]]()
         parts = list(parts_of(backbone_state(backbone), PART))
         for number, part in enumerate(parts, start=1):
@@ -126,11 +149,15 @@ class Roster:
                 }
             )
             wanted = ("stored", backbone.fingerprint) if number == len(parts) else ("part", number)
-            replies = exchange(grid, "query.backbone", content, going, group="0", timeout=OFFER_TIMEOUT)
+            replies = exchange(
+                grid, "query.backbone", content, going, group="0", timeout=OFFER_TIMEOUT
+            )
             for name in list(going):
                 self.down[name] += replies.down[name]
                 self.up[name] += replies.up.get(name, 0)
-                about = replies.contents.get(name, RecordDict()).config_records.get("about", ConfigRecord())
+                about = replies.contents.get(name, RecordDict()).config_records.get(
+                    "about", ConfigRecord()
+                )
                 if about.get(wanted[0]) != wanted[1]:
                     reason = replies.refused.get(name, "did not confirm the backbone")
                     failed[name] = (reason, name in replies.called)
@@ -141,7 +168,9 @@ class Roster:
 
 
 def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
-    """The tensors in their order, in groups of at most `most` bytes; one that is larger by itself."""
+    """The tensors in their order, in groups of at most `most` bytes; one that is larger by
+    itself.
+    """
     part: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > most:
@@ -152,15 +181,19 @@ def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tenso
 
 
 def _damaged(reason: str, answered: bool) -> bool:
-    """Whether another copy may help: the node answered, and what it said is not that its policy forbids it."""
+    """Whether another copy may help: the node answered, and what it said is not that its policy
+    forbids it.
+    """
     return answered and not reason.startswith("policy:")
 
 
 def gather(grid: Grid, plan: Plan, backbone: Backbone, *, expected: int, patience: float) -> Roster:
-    """Wait until `expected` nodes are connected (at most `patience` seconds), then offer and hand out.
+    """Wait until `expected` nodes are connected (at most `patience` seconds), then offer and hand
+    out.
 
     Raises:
-        RunFailed: fewer than the plan's `min_nodes` joined; the message says why each other one did not.
+        RunFailed: fewer than the plan's `min_nodes` joined; the message says why each other one did
+            not.
     """
     deadline = time.monotonic() + patience
     while len(list(grid.get_node_ids())) < expected and time.monotonic() < deadline:
@@ -168,7 +201,10 @@ def gather(grid: Grid, plan: Plan, backbone: Backbone, *, expected: int, patienc
     roster = Roster()
     roster.refresh(grid, plan, backbone)
     if len(roster.nodes) < plan.aggregate.min_nodes:
-        reasons = "".join(f"\n  {node}: {reason}" for node, reason in roster.refused) or "\n  no other node came"
+        reasons = (
+            "".join(f"\n  {node}: {reason}" for node, reason in roster.refused)
+            or "\n  no other node came"
+        )
         raise RunFailed(
             f"{len(roster.nodes)} of {expected} nodes joined; aggregate.min_nodes is "
             f"{plan.aggregate.min_nodes}. Those that did not:{reasons}"

@@ -1,10 +1,10 @@
 """What the shared model is measured against.
 
-alone             each node trains by itself, for as many epochs, and is tested on all nodes' test data
-pooled            all data in one place: what privacy costs
-head              the same federation, only a new classifier on the frozen backbone: what adapters bring
-full              the same federation, everything trained and sent: what adapters save
-random-backbone   the same adapters on a backbone that learnt nothing: what the transfer brings
+alone             each node trains by itself, for as many epochs, and is tested on all nodes' test
+data pooled            all data in one place: what privacy costs head              the same
+federation, only a new classifier on the frozen backbone: what adapters bring full              the
+same federation, everything trained and sent: what adapters save random-backbone   the same adapters
+on a backbone that learnt nothing: what the transfer brings
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import Split
-from client.node import load_node
-from client.round import measure, run_round
-from client.workplace import Workplace, open_splits, working_model
-from common.backbones import Backbone
-from common.errors import UserError
-from common.metrics import Sums, zero
-from common.model import GraftedModel
-from common.plan import Plan, Privacy
+from fedgraft.client.data.split import Split
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node_task import Workplace, open_splits, working_model
+from fedgraft.client.round import measure, run_round
+from fedgraft.common.backbones.backbone import Backbone
+from fedgraft.common.errors import UserError
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.plan import Plan, Privacy
+from fedgraft.common.tasks.classification_sums import Sums, zero
 
 BASELINES = ("alone", "pooled", "head", "full", "random-backbone")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "head": ("adapter.method=head", "adapter.targets=auto", "aggregate.lora_aggregation=average"),
-    "full": (  # without privacy: Opacus does not take networks with BatchNorm, and it is the upper mark
+    # without privacy: Opacus does not take networks with BatchNorm, and it is the upper mark
+    "full": (
         "adapter.method=full",
         "adapter.targets=auto",
         "aggregate.lora_aggregation=average",
@@ -63,7 +64,11 @@ def chosen_baselines(text: str) -> tuple[str, ...]:
 
 
 def alone(
-    plan: Plan, backbone: Backbone, nodes: Sequence[Path], *, on_node: Callable[[], None] = lambda: None
+    plan: Plan,
+    backbone: Backbone,
+    nodes: Sequence[Path],
+    *,
+    on_node: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Every node by itself: the mean of the metrics over nodes, the best node, and each one's.
 
@@ -83,7 +88,10 @@ def alone(
             summaries[place.node] = summary
             on_node()
     best = max(summaries, key=lambda name: summaries[name]["accuracy"])
-    return _mean(summaries.values()) | {"best": {"node": best} | summaries[best], "nodes": summaries}
+    return _mean(summaries.values()) | {
+        "best": {"node": best} | summaries[best],
+        "nodes": summaries,
+    }
 
 
 def pooled(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> dict[str, Any]:
@@ -151,7 +159,9 @@ def _places(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[Workp
     for path in nodes:
         node = load_node(path)
         train, test = open_splits(node, plan, backbone.preprocess)
-        places.append(Workplace(node.name, plan, model, train, test, fingerprint, cache=node.activations))
+        places.append(
+            Workplace(node.name, plan, model, train, test, fingerprint, cache=node.activations)
+        )
     return places
 
 

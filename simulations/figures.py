@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.writing import replacing
+from fedgraft.common.files.whole_files import replacing
 
 # Okabe and Ito 2008: told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
@@ -15,9 +15,13 @@ NAMED_NODES = 40  # beyond this, every node's name would no longer be legible
 
 
 def labels_by_node(
-    counts: Sequence[Sequence[int]] | np.ndarray, nodes: Sequence[str], classes: Sequence[str], path: Path
+    counts: Sequence[Sequence[int]] | np.ndarray,
+    nodes: Sequence[str],
+    classes: Sequence[str],
+    path: Path,
 ) -> None:
-    """How many training examples of each class every node has: one bar a node, stacked by class, as PNG.
+    """How many training examples of each class every node has: one bar a node, stacked by class, as
+    PNG.
 
     Args:
         counts: `(nodes, classes)`.
@@ -31,7 +35,9 @@ def labels_by_node(
 
     table = np.asarray(counts)
     many = len(nodes) > NAMED_NODES
-    figure = Figure(figsize=(min(max(6.0, 2.5 + 0.55 * len(nodes)), 13.0), 4.2), layout="constrained")
+    figure = Figure(
+        figsize=(min(max(6.0, 2.5 + 0.55 * len(nodes)), 13.0), 4.2), layout="constrained"
+    )
     axes = figure.add_subplot()
     colours = _colours(len(classes))
     below = np.zeros(len(nodes))
@@ -55,12 +61,26 @@ def labels_by_node(
         axes.set_xlabel(f"{len(nodes)} nodes")
     else:
         slanted = max(map(len, nodes)) * len(nodes) > 80
-        axes.set_xticks(range(len(nodes)), nodes, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+        axes.set_xticks(
+            range(len(nodes)),
+            nodes,
+            rotation=45 if slanted else 0,
+            ha="right" if slanted else "center",
+        )
         for number, total in enumerate(below.astype(int)):
-            axes.annotate(str(total), (number, total), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(
+                str(total),
+                (number, total),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
     if len(classes) <= 20:
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False, title="class")
+        figure.legend(
+            handles[::-1], names[::-1], loc="outside right upper", frameon=False, title="class"
+        )
     else:
         scale = ScalarMappable(Normalize(0, len(classes) - 1), cmap="viridis")
         figure.colorbar(scale, ax=axes, label=f"class: {classes[0]} … {classes[-1]}")

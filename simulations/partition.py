@@ -1,8 +1,9 @@
 """One data set → several hospitals, with flwr-datasets' partitioners.
 
-Training rows are dealt out by the partitioner. Validation and test rows then follow: each class is dealt in
-proportion to the nodes' training rows of it. So a node's tests look like its own data, and all nodes' tests
-together are the data's own test split. Where the data say whose each row is, whole patients are dealt out.
+Training rows are dealt out by the partitioner. Validation and test rows then follow: each class is
+dealt in proportion to the nodes' training rows of it. So a node's tests look like its own data, and
+all nodes' tests together are the data's own test split. Where the data say whose each row is, whole
+patients are dealt out.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from client.data import Records, format_of, open_records
-from common.errors import UserError
-from common.plan import Plan, Simulation
-from common.plan_file import resolve
-from common.writing import write_whole
-from common.yaml_file import dump_yaml
+from fedgraft.client.data.data_set import Records, format_of, open_records
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.plan.plan import Plan, Simulation
+from fedgraft.common.plan.plan_file import resolve
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
 ATTEMPTS = 20  # draws before a partition is given up; Dirichlet tries eleven times within each
@@ -51,7 +52,8 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
         seed: of the draw.
 
     Raises:
-        UserError: more nodes than rows, a node below `min_examples`, or classes that no node would get.
+        UserError: more nodes than rows, a node below `min_examples`, or classes that no node would
+            get.
     """
     kind, least = simulation.partition.kind, simulation.partition.min_examples
     values = None
@@ -63,7 +65,9 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
     rows = rng.permutation(train[firsts[train] == train])
     nodes = simulation.nodes or (len(set(values[rows].tolist())) if values is not None else 1)
     if kind != "column" and (nodes * least > len(train) or nodes > len(rows)):
-        among = f"there are {len(train)}" + (f" of {len(rows)} patients" if len(rows) < len(train) else "")
+        among = f"there are {len(train)}" + (
+            f" of {len(rows)} patients" if len(rows) < len(train) else ""
+        )
         raise UserError(
             f"{nodes} nodes of at least {least} training examples, but {among}",
             where="simulation.nodes",
@@ -87,7 +91,9 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
         if values is not None:  # the column says whose they are
             others[split] = [held[values[held] == values[part[0]]] for part in dealt]
         else:
-            others[split] = _deal_alike(held, firsts, records.labels, dealt, np.random.default_rng([seed, number]))
+            others[split] = _deal_alike(
+                held, firsts, records.labels, dealt, np.random.default_rng([seed, number])
+            )
     columns = (names, dealt, others["val"], others["test"])
     return [
         NodeRows(name, *(np.sort(part).astype(np.int64) for part in parts))
@@ -104,15 +110,17 @@ def write_nodes(
     activations: Path | None = None,
     policy: Mapping[str, Any] = NO_CLAUSES,
 ) -> list[Path]:
-    """Write `node-K.yaml`, and `node-K.rows.npz` where nodes share a file, for each node of a simulation.
+    """Write `node-K.yaml`, and `node-K.rows.npz` where nodes share a file, for each node of a
+    simulation.
 
     Args:
         plan: its `simulation` says how; its `seed` is the seed of the draw.
-        plan_path: the plan's file; data are looked up beside it, see `common.plan_file.resolve`.
+        plan_path: the plan's file; data are looked up beside it, see
+            `fedgraft.common.plan.plan_file.resolve`.
         folder: where to write; made if it is not there.
         ledgers: folder of the nodes' privacy ledgers; default one inside `folder`.
-        activations: folder of what frozen layers compute, shared by all nodes: once for the whole file; default
-            one inside `folder`.
+        activations: folder of what frozen layers compute, shared by all nodes: once for the whole
+            file; default one inside `folder`.
         policy: clauses of every node's policy, over those that a simulation has by itself.
 
     Returns:
@@ -129,13 +137,20 @@ def write_nodes(
     opened = [_open(plan, simulation, file) for file in files]
     shares: list[tuple[str, str, NodeRows | None]]
     if simulation.partition.kind == "files":
-        shares = [(name, file, None) for name, file in zip(_names([Path(f).stem for f in files]), files, strict=True)]
+        shares = [
+            (name, file, None)
+            for name, file in zip(_names([Path(f).stem for f in files]), files, strict=True)
+        ]
         _check_files(simulation, opened)
     else:
-        shares = [(rows.name, files[0], rows) for rows in partition(simulation, opened[0], plan.seed)]
+        shares = [
+            (rows.name, files[0], rows) for rows in partition(simulation, opened[0], plan.seed)
+        ]
 
     folder = folder.absolute()
-    backbones = folder / "store" / "backbones"  # each node verifies what it is sent; it lies on this disk once
+    backbones = (
+        folder / "store" / "backbones"
+    )  # each node verifies what it is sent; it lies on this disk once
     backbones.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (name, file, rows) in enumerate(shares):
@@ -188,7 +203,7 @@ def _open(plan: Plan, simulation: Simulation, file: str) -> Records:
     )
 
 
-# ── training rows ────────────────────────────────────────────────────────────────────────────────────
+# ── training rows ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _deal_train(
@@ -200,8 +215,10 @@ def _deal_train(
     nodes: int,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Training rows by node. `rows`, the first one of each patient, are shuffled already: flwr-datasets' IID
-    partitioner cuts them in order; that is done here, without its two seconds of imports."""
+    """Training rows by node. `rows`, the first one of each patient, are shuffled already:
+    flwr-datasets' IID partitioner cuts them in order; that is done here, without its two seconds of
+    imports.
+    """
     if simulation.partition.kind == "iid":
         return _with_all_rows(np.array_split(rows, nodes), records.splits["train"], firsts)
     from datasets import Dataset
@@ -216,9 +233,14 @@ def _deal_train(
     for _ in range(ATTEMPTS):
         with _quiet():
             try:
-                partitioner = _partitioner(simulation, table, nodes, int(rng.integers(2**31)), least_patients)
+                partitioner = _partitioner(
+                    simulation, table, nodes, int(rng.integers(2**31)), least_patients
+                )
                 partitioner.dataset = dataset
-                parts = [np.array(partitioner.load_partition(k)["row"][:], np.int64) for k in range(nodes)]
+                parts = [
+                    np.array(partitioner.load_partition(k)["row"][:], np.int64)
+                    for k in range(nodes)
+                ]
             except ValueError as error:  # this draw cannot be; another may
                 reason = str(error).split(".")[0]
                 continue
@@ -227,7 +249,9 @@ def _deal_train(
         if missing:
             reason = f"no node would get {len(missing)} of the classes"
         elif _depends_on_draw(simulation) and min(map(len, parts)) < least:
-            reason = f"a node would get {min(map(len, parts))} training examples, fewer than {least}"
+            reason = (
+                f"a node would get {min(map(len, parts))} training examples, fewer than {least}"
+            )
         else:
             return parts
     raise UserError(
@@ -238,7 +262,9 @@ def _deal_train(
 
 
 def _first_rows(records: Records) -> np.ndarray:
-    """For each row of the task the first row of its patient in its split: itself, where patients are not known."""
+    """For each row of the task the first row of its patient in its split: itself, where patients
+    are not known.
+    """
     firsts = np.arange(len(records.labels))
     if records.owners is None:
         return firsts
@@ -249,7 +275,9 @@ def _first_rows(records: Records) -> np.ndarray:
     return firsts
 
 
-def _with_all_rows(parts: list[np.ndarray], rows: np.ndarray, firsts: np.ndarray) -> list[np.ndarray]:
+def _with_all_rows(
+    parts: list[np.ndarray], rows: np.ndarray, firsts: np.ndarray
+) -> list[np.ndarray]:
     """For each part all of the rows whose patient's first row is in it."""
     if len(np.unique(firsts[rows])) == len(rows):  # each patient has one row
         return parts
@@ -261,12 +289,16 @@ def _depends_on_draw(simulation: Simulation) -> bool:
     return simulation.partition.kind in ("dirichlet", "pathological")
 
 
-def _partitioner(simulation: Simulation, table: dict[str, list], nodes: int, seed: int, least: int) -> Any:
+def _partitioner(
+    simulation: Simulation, table: dict[str, list], nodes: int, seed: int, least: int
+) -> Any:
     from flwr_datasets import partitioner as flower
 
     wanted = simulation.partition
     if wanted.kind == "dirichlet":
-        return flower.DirichletPartitioner(nodes, "label", wanted.alpha, min_partition_size=least, seed=seed)
+        return flower.DirichletPartitioner(
+            nodes, "label", wanted.alpha, min_partition_size=least, seed=seed
+        )
     if wanted.kind == "column":
         return flower.NaturalIdPartitioner("column")
     present = len(set(table["label"]))
@@ -277,23 +309,33 @@ def _partitioner(simulation: Simulation, table: dict[str, list], nodes: int, see
             remedy=f"write a number from {-(-present // nodes)} to {present}",
         )
     return flower.PathologicalPartitioner(
-        nodes, "label", wanted.classes_per_node, class_assignment_mode="first-deterministic", seed=seed
+        nodes,
+        "label",
+        wanted.classes_per_node,
+        class_assignment_mode="first-deterministic",
+        seed=seed,
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """flwr-datasets warns about each draw that it repeats and shows a progress bar; neither is news here."""
+    """flwr-datasets warns about each draw that it repeats and shows a progress bar; neither is news
+    here.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
-# ── validation and test rows ─────────────────────────────────────────────────────────────────────────
+# ── validation and test rows ──────────────────────────────────────────────────────────────────────
 
 
 def _deal_alike(
-    held: np.ndarray, firsts: np.ndarray, labels: np.ndarray, dealt: Sequence[np.ndarray], rng: np.random.Generator
+    held: np.ndarray,
+    firsts: np.ndarray,
+    labels: np.ndarray,
+    dealt: Sequence[np.ndarray],
+    rng: np.random.Generator,
 ) -> list[np.ndarray]:
     """Held-out rows by node, each class in proportion to the nodes' training rows of that class."""
     first = held[firsts[held] == held]
@@ -310,7 +352,9 @@ def _deal_alike(
 
 
 def _apportion(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Whole shares of `total` in proportion to weights: largest remainders, equal ones drawn by lot."""
+    """Whole shares of `total` in proportion to weights: largest remainders, equal ones drawn by
+    lot.
+    """
     quotas = total * weights / weights.sum()
     shares = np.floor(quotas).astype(np.int64)
     order = np.lexsort((rng.permutation(len(weights)), shares - quotas))
@@ -318,7 +362,7 @@ def _apportion(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.
     return shares
 
 
-# ── names, columns, files ────────────────────────────────────────────────────────────────────────────
+# ── names, columns, files ─────────────────────────────────────────────────────────────────────────
 
 
 def _column(simulation: Simulation, records: Records) -> list[str]:
@@ -337,7 +381,9 @@ def _column(simulation: Simulation, records: Records) -> list[str]:
     trained = {values[row] for row in records.splits["train"].tolist()}
     if found - trained:
         what = f"column {name!r}: {sorted(found - trained)[0]!r} has no training examples"
-        raise UserError(what, where=records.source.where, remedy="take its rows out, or add to them")
+        raise UserError(
+            what, where=records.source.where, remedy="take its rows out, or add to them"
+        )
     if simulation.nodes is not None and simulation.nodes != len(found):
         raise UserError(
             f"{simulation.nodes} nodes, but column {name!r} has {len(found)} values",

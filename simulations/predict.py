@@ -1,4 +1,6 @@
-"""`fedgraft predict`: the shared model on an image, a folder, an .npz or a .csv; writes a CSV of probabilities."""
+"""`fedgraft predict`: the shared model on an image, a folder, an .npz or a .csv; writes a CSV of
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.readers.arrays import as_images, load_archive
-from client.readers.folder import DICOM_SUFFIXES
-from client.readers.image_file import SUFFIXES, read_images
-from client.readers.table import read_features
-from common.errors import UserError
-from common.shared_model import SharedModel, load_shared_model
-from common.writing import replacing
+from fedgraft.client.readers.arrays import as_images, load_archive
+from fedgraft.client.readers.folder import DICOM_SUFFIXES
+from fedgraft.client.readers.image_file import SUFFIXES, read_images
+from fedgraft.client.readers.table_file import read_features
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.whole_files import replacing
+from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 
 BATCH = 256
 
 
 def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> int:
-    """Predict every input of `data` and write one CSV line each: input, class, and a probability for each class.
+    """Predict every input of `data` and write one CSV line each: input, class, and a probability
+    for each class.
 
     Returns:
         How many lines were written (without the header).
 
     Raises:
-        UserError: no such run or input, an input of the wrong kind, or a file that cannot be written.
+        UserError: no such run or input, an input of the wrong kind, or a file that cannot be
+            written.
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
@@ -44,29 +48,49 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
                     written += 1
     except OSError as error:
         raise UserError(
-            f"cannot be written ({error.strerror})", where=str(out), remedy="name another file: --out FILE.csv"
+            f"cannot be written ({error.strerror})",
+            where=str(out),
+            remedy="name another file: --out FILE.csv",
         ) from error
     return written
 
 
 def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and raw inputs of `data`, some at a time. Images of a folder may differ in size: prepared one by one."""
+    """Names and raw inputs of `data`, some at a time. Images of a folder may differ in size:
+    prepared one by one.
+    """
     tables = shared.plan.task.kind == "tabular-classification"
     if not data.exists():
-        raise UserError("no such file or folder", where=str(data), remedy="give an image, a folder, an .npz or a .csv")
+        raise UserError(
+            "no such file or folder",
+            where=str(data),
+            remedy="give an image, a folder, an .npz or a .csv",
+        )
     if tables != (data.suffix.lower() == ".csv"):
-        wanted = "a .csv with the plan's columns" if tables else "an image, a folder of images or an .npz"
+        wanted = (
+            "a .csv with the plan's columns"
+            if tables
+            else "an image, a folder of images or an .npz"
+        )
         raise UserError(f"this model takes {wanted}", where=str(data), remedy=f"give {wanted}")
     if tables:
-        values = torch.from_numpy(read_features(data, shared.plan.task.columns, shared.plan.task.encoding))
+        values = torch.from_numpy(
+            read_features(data, shared.plan.task.columns, shared.plan.task.encoding)
+        )
         yield from _slices([f"row {index + 1}" for index in range(len(values))], values)
     elif data.suffix.lower() == ".npz":
         yield from _npz(data)
     else:
         known = (*SUFFIXES, *DICOM_SUFFIXES)
-        files = [data] if data.is_file() else sorted(f for f in data.rglob("*") if f.suffix.lower() in known)
+        files = (
+            [data]
+            if data.is_file()
+            else sorted(f for f in data.rglob("*") if f.suffix.lower() in known)
+        )
         if not files:
-            raise UserError("no images in this folder", where=str(data), remedy=f"known: {', '.join(known)}")
+            raise UserError(
+                "no images in this folder", where=str(data), remedy=f"known: {', '.join(known)}"
+            )
         for file in files:
             name = file.name if data.is_file() else str(file.relative_to(data))
             yield [name], read_images([file])
@@ -75,7 +99,9 @@ def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tenso
 def _npz(data: Path) -> Iterator[tuple[list[str], Tensor]]:
     arrays = {key: array for key, array in load_archive(data)[0].items() if key.endswith("images")}
     if not arrays:
-        raise UserError("no array of images", where=str(data), remedy="name it `images`, or as MedMNIST does")
+        raise UserError(
+            "no array of images", where=str(data), remedy="name it `images`, or as MedMNIST does"
+        )
     for key, array in arrays.items():
         images = torch.from_numpy(np.ascontiguousarray(as_images(array, f"{data}: {key}")))
         yield from _slices([f"{key}[{index}]" for index in range(len(images))], images)

@@ -14,18 +14,18 @@ from typing import Any
 
 from rich.console import Console
 
-from common.assembly import plan_backbone, plan_model
-from common.errors import Interrupted, RunFailed, UserError
-from common.plan import Plan
-from common.plan_file import find_plan, load_plan, resolve
-from common.writing import write_whole
-from common.yaml_file import parse_yaml
-from server.manifest import run_facts, sha256_of, write_manifest
-from server.progress import Progress
-from server.run_folder import RunFolder
-from simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
-from simulations.engine import ENGINES, nodes_on_disk, simulate
-from simulations.table import print_table, round_bytes
+from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.files.yaml_file import parse_yaml
+from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import find_plan, load_plan, resolve
+from fedgraft.server.papers.manifest import run_facts, sha256_of, write_manifest
+from fedgraft.server.papers.progress import Progress
+from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
+from fedgraft.simulations.engines.engine import ENGINES, nodes_on_disk, simulate
+from fedgraft.simulations.results_table import print_table, round_bytes
 
 
 def simulate_plan(
@@ -50,30 +50,43 @@ def simulate_plan(
         out: the run's folder; with several seeds, a folder for each seed inside it.
         seeds: how many seeds, counted up from the plan's own.
         baselines: names from `simulations/baselines.py`, comma-separated.
-        ledger: folder of privacy ledgers that outlast this run; default: in the run's folder, each run starts fresh.
+        ledger: folder of privacy ledgers that outlast this run; default: in the run's folder, each
+            run starts fresh.
         policy: clauses of every node's policy, such as "max_epsilon_total=3".
-        together: see `simulations.engine.simulate`.
+        together: see `fedgraft.simulations.engines.engine.simulate`.
         quiet: print nothing.
 
     Returns:
         result.json of the run; with several seeds, `{"seeds": [result, …]}`.
 
     Raises:
-        UserError, RunFailed: see `simulations.engine.simulate`.
+        UserError, RunFailed: see `fedgraft.simulations.engines.engine.simulate`.
         Interrupted: Ctrl-C, with a message that says what was kept and how to go on.
     """
     if engine not in ENGINES:
-        raise UserError(f"{engine!r} is no engine", where="--engine", remedy=f"write one of {', '.join(ENGINES)}")
+        raise UserError(
+            f"{engine!r} is no engine",
+            where="--engine",
+            remedy=f"write one of {', '.join(ENGINES)}",
+        )
     if together and engine != "inprocess":
         remedy = "leave it out, or use --engine inprocess"
-        raise UserError("nodes are trained at once in one process only", where="--together", remedy=remedy)
+        raise UserError(
+            "nodes are trained at once in one process only", where="--together", remedy=remedy
+        )
     asked, clauses = chosen_baselines(baselines), clauses_of(policy)
     path, first = find_plan(plan), load_plan(plan, overrides)
     if resume and (out is None or seeds > 1):
-        raise UserError("needs the one run to go on with", where="--resume", remedy="add --out FOLDER of that run")
+        raise UserError(
+            "needs the one run to go on with",
+            where="--resume",
+            remedy="add --out FOLDER of that run",
+        )
     folder = out or Path("runs") / f"{first.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if seeds > 1 and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError("exists and is not empty", where=f"--out {folder}", remedy="name a new folder")
+        raise UserError(
+            "exists and is not empty", where=f"--out {folder}", remedy="name a new folder"
+        )
 
     results = []
     for seed in range(first.seed, first.seed + seeds):
@@ -97,7 +110,13 @@ def simulate_plan(
                 )
             )
         except (KeyboardInterrupt, RunFailed, UserError, OSError) as error:
-            again = ["simulate", plan, *(word for item in chosen for word in ("--set", item)), "--out", str(target)]
+            again = [
+                "simulate",
+                plan,
+                *(word for item in chosen for word in ("--set", item)),
+                "--out",
+                str(target),
+            ]
             more = ["--engine", engine] if engine != ENGINES[0] else []
             more += ["--together"] if together else []
             more += ["--baselines", ",".join(asked)] if asked else []
@@ -135,8 +154,8 @@ def run_seed(
     together: bool = False,
 ) -> dict[str, Any]:
     """The federation of one seed and its baselines; with `pages`, its picture and its page."""
-    from simulations.figures import labels_by_node
-    from simulations.report import write_report
+    from fedgraft.simulations.figures import labels_by_node
+    from fedgraft.simulations.report import write_report
 
     plan = load_plan(name, overrides)
     started = time.perf_counter()
@@ -144,17 +163,31 @@ def run_seed(
     with places as nodes, Progress(plan, len(nodes), quiet=quiet) as progress:
         counts, names = count_labels(plan, nodes)
         backbone = plan_backbone(plan, path.parent)
-        plan_model(backbone, plan)  # an adapter that does not fit is told here, before anything is written
+        plan_model(
+            backbone, plan
+        )  # an adapter that does not fit is told here, before anything is written
         seconds: dict[str, float] = {"prepare": time.perf_counter() - started}
         with progress.follow("shared model", out):
             result = simulate(
-                plan, path, out, nodes=nodes, engine=engine, resume=resume, workers=workers, together=together
+                plan,
+                path,
+                out,
+                nodes=nodes,
+                engine=engine,
+                resume=resume,
+                workers=workers,
+                together=together,
             )
         result["engine"] = f"{engine}, nodes together" if together else engine
         if plan.privacy.at_node:
-            result["ledger"] = str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
+            result["ledger"] = (
+                str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
+            )
         result["notes"] = notes(plan, counts, names)
-        result["data"] = {"labels": dict(zip(names, counts, strict=True)), "classes": list(plan.task.classes)}
+        result["data"] = {
+            "labels": dict(zip(names, counts, strict=True)),
+            "classes": list(plan.task.classes),
+        }
         result["data"] |= data_facts(plan, path, nodes)
         if pages:
             labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
@@ -197,18 +230,28 @@ def run_seed(
     rewrite(out / "result.json", result)
     if pages:
         write_report(out)
-        beside = {"plan_folder": os.path.relpath(path.parent, out), "engine": engine, "policy": clauses}
+        beside = {
+            "plan_folder": os.path.relpath(path.parent, out),
+            "engine": engine,
+            "policy": clauses,
+        }
         write_manifest(out, run_facts(out) | beside)
     return result
 
 
 def clauses_of(policy: Sequence[str]) -> dict[str, Any]:
-    """`max_epsilon_total=3` → {"max_epsilon_total": 3}. Raises `UserError` for what is no `key=value`."""
+    """`max_epsilon_total=3` → {"max_epsilon_total": 3}. Raises `UserError` for what is no
+    `key=value`.
+    """
     clauses = {}
     for text in policy:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"{text!r} is no clause", where="--policy", remedy="write --policy max_epsilon_total=3")
+            raise UserError(
+                f"{text!r} is no clause",
+                where="--policy",
+                remedy="write --policy max_epsilon_total=3",
+            )
         clauses[key.strip()], _ = parse_yaml(value, f"--policy {key}")
     return clauses
 
@@ -219,12 +262,14 @@ def partition_plan(plan: str, overrides: Sequence[str], out: Path) -> list[Path]
     Raises:
         UserError: a folder that is not empty or cannot be written, or data that cannot be dealt so.
     """
-    from simulations.figures import labels_by_node
-    from simulations.partition import write_nodes
+    from fedgraft.simulations.figures import labels_by_node
+    from fedgraft.simulations.partition import write_nodes
 
     path, wanted = find_plan(plan), load_plan(plan, overrides)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists and is not an empty folder", where=f"--out {out}", remedy="name a new folder")
+        raise UserError(
+            "exists and is not an empty folder", where=f"--out {out}", remedy="name a new folder"
+        )
     paths = write_nodes(wanted, path, out)
     counts, names = count_labels(wanted, paths)
     labels_by_node(counts, names, wanted.task.classes, out / "labels_by_node.png")
@@ -237,9 +282,9 @@ def count_labels(plan: Plan, nodes: Sequence[Path]) -> tuple[list[list[int]], li
     Raises:
         UserError: a class of the plan of which no node has an example.
     """
-    from client.node import load_node
-    from client.workplace import open_splits
-    from common.preprocess import Preprocess
+    from fedgraft.client.node.node_file import load_node
+    from fedgraft.client.node_task import open_splits
+    from fedgraft.common.inputs.image import Preprocess
 
     counts, names = [], []
     for path in nodes:
@@ -258,10 +303,12 @@ def count_labels(plan: Plan, nodes: Sequence[Path]) -> tuple[list[list[int]], li
 
 
 def data_facts(plan: Plan, plan_path: Path, nodes: Sequence[Path]) -> dict[str, Any]:
-    """What a simulation's data are, by hash: each file, and each node's records; and its test examples by class."""
-    from client.node import load_node
-    from client.workplace import open_splits
-    from common.preprocess import Preprocess
+    """What a simulation's data are, by hash: each file, and each node's records; and its test
+    examples by class.
+    """
+    from fedgraft.client.node.node_file import load_node
+    from fedgraft.client.node_task import open_splits
+    from fedgraft.common.inputs.image import Preprocess
 
     assert plan.simulation is not None  # there are nodes
     files = {name: resolve(name, plan_path.parent) for name in plan.simulation.files}
@@ -280,11 +327,15 @@ def data_facts(plan: Plan, plan_path: Path, nodes: Sequence[Path]) -> dict[str, 
 
 def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
     """What is no mistake and yet worth knowing, in sentences."""
-    small = [name for name, row in zip(names, counts, strict=True) if sum(row) < plan.train.batch_size]
+    small = [
+        name for name, row in zip(names, counts, strict=True) if sum(row) < plan.train.batch_size
+    ]
     if not small:
         return []
     shown = ", ".join(small[:5]) + (", …" if len(small) > 5 else "")
-    return [f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one step an epoch"]
+    return [
+        f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one step an epoch"
+    ]
 
 
 def rewrite(path: Path, result: Mapping[str, Any]) -> None:
@@ -301,6 +352,10 @@ def _kept(out: Path, again: Sequence[str]) -> str:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Whether the disk filled up in the middle of a run; some writers tell it as their own error."""
+    """Whether the disk filled up in the middle of a run; some writers tell it as their own
+    error.
+    """
     causes = (error, error.__cause__, error.__context__)
-    return any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes)
+    return any(
+        isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes
+    )

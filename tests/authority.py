@@ -34,18 +34,26 @@ class Authority:
         context.load_cert_chain(certificate, key)
         return context
 
-    def server_files(self, certificate: Path, key: Path, *, name: str = "localhost", days: float = 30) -> None:
+    def server_files(
+        self, certificate: Path, key: Path, *, name: str = "localhost", days: float = 30
+    ) -> None:
         private = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        signed = self._sign(subject, self.certificate.subject, private.public_key(), days=days, name=name)
+        signed = self._sign(
+            subject, self.certificate.subject, private.public_key(), days=days, name=name
+        )
         certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         key.write_bytes(
             private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
             )
         )
 
-    def _sign(self, subject, issuer, key, *, days: float, ca: bool = False, name: str = "") -> x509.Certificate:
+    def _sign(
+        self, subject, issuer, key, *, days: float, ca: bool = False, name: str = ""
+    ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -55,7 +63,10 @@ class Authority:
             .not_valid_before(NOW - datetime.timedelta(days=60))
             .not_valid_after(NOW + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
         if ca:
@@ -63,7 +74,9 @@ class Authority:
                 ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
                  "encipher_only", "decipher_only"), False,
             )  # fmt: skip
-            builder = builder.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+            builder = builder.add_extension(
+                x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True
+            )
         if name:
             names: list[x509.GeneralName] = [x509.DNSName(name)]
             if name == "localhost":

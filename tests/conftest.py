@@ -10,6 +10,8 @@ import torch
 
 @pytest.fixture(autouse=True)
 def as_a_node_begins() -> None:
-    """One torch thread, as at a node: how a sum is split over threads shows in its last bits. Logs at their default."""
+    """One torch thread, as at a node: how a sum is split over threads shows in its last bits. Logs
+    at their default.
+    """
     torch.set_num_threads(1)
     logging.getLogger("fedgraft").setLevel(logging.NOTSET)

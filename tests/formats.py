@@ -1,4 +1,5 @@
-"""The same X-rays as hospitals keep them: one archive, a folder of PNG, a Parquet manifest of TIFF, a folder of DICOM.
+"""The same X-rays as hospitals keep them: one archive, a folder of PNG, a Parquet manifest of TIFF,
+a folder of DICOM.
 
 Lossless, and in one order: a federation over any of them is the same federation.
 """
@@ -19,7 +20,9 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 CLASSES = ("normal", "pneumonia")
-Cases = dict[str, tuple[np.ndarray, np.ndarray]]  # split → images (n, H, W) uint8, labels (n,), class by class
+Cases = dict[
+    str, tuple[np.ndarray, np.ndarray]
+]  # split → images (n, H, W) uint8, labels (n,), class by class
 
 
 def as_archive(place: Path, cases: Cases) -> Path:
@@ -47,7 +50,14 @@ def as_manifest(place: Path, cases: Cases) -> Path:
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             name = f"{split}{number}.tif"
             Image.fromarray(image).save(place / name)
-            rows.append({"path": name, "label": CLASSES[label], "patient": f"{split}-{number // 3}", "split": split})
+            rows.append(
+                {
+                    "path": name,
+                    "label": CLASSES[label],
+                    "patient": f"{split}-{number // 3}",
+                    "split": split,
+                }
+            )
     pandas.DataFrame(rows).to_parquet(place / "xrays.parquet")
     return place / "xrays.parquet"
 
@@ -58,7 +68,11 @@ def as_dicom(place: Path, cases: Cases) -> Path:
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             folder = place / "xrays" / split / CLASSES[label] / "study"
             folder.mkdir(parents=True, exist_ok=True)
-            negative = dicom(255 - image, PhotometricInterpretation="MONOCHROME1", patient=f"{split}-{number // 3}")
+            negative = dicom(
+                255 - image,
+                PhotometricInterpretation="MONOCHROME1",
+                patient=f"{split}-{number // 3}",
+            )
             (folder / f"IM{number:04}").write_bytes(content(negative))
     return place / "xrays"
 
@@ -69,8 +83,14 @@ def dicom(pixels: np.ndarray, *, bits: int = 0, patient: str = "P-1", **tags: An
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=["fedgraft"])
-    data.PatientID, data.Rows, data.Columns = patient, pixels.shape[-2 if pixels.ndim == 2 else 0], pixels.shape[1]
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(
+        entropy_srcs=["fedgraft"]
+    )
+    data.PatientID, data.Rows, data.Columns = (
+        patient,
+        pixels.shape[-2 if pixels.ndim == 2 else 0],
+        pixels.shape[1],
+    )
     data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
     data.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
     if pixels.ndim == 3:

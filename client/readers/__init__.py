@@ -1,1 +1,3 @@
-"""One file a format: each reader turns a hospital's file into a `Source` (client/readers/source.py)."""
+"""One file a format: each reader turns a hospital's file into a `Source`
+(client/readers/source.py).
+"""

@@ -1,6 +1,8 @@
-"""Images in a NumPy archive: MedMNIST's layout (`train_images`, `train_labels`, …), or `images`, `labels`.
+"""Images in a NumPy archive: MedMNIST's layout (`train_images`, `train_labels`, …), or `images`,
+`labels`.
 
-Large arrays of an uncompressed archive stay in the file (client/readers/stored.py); others are loaded.
+Large arrays of an uncompressed archive stay in the file (client/readers/stored.py); others are
+loaded.
 """
 
 from __future__ import annotations
@@ -12,11 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from client.readers.source import SPLITS, Source, array_reader, digest, plain, unreadable
-from client.readers.stored import StoredRows, stored_rows
-from common.errors import UserError
+from fedgraft.client.readers.source import SPLITS, Source, array_reader, digest, plain, unreadable
+from fedgraft.client.readers.stored import StoredRows, stored_rows
+from fedgraft.common.errors import UserError
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
 _AT_ONCE = 1000  # images whose digests are computed together
 _LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
 
@@ -24,7 +34,8 @@ _LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or i
 def read_npz(path: Path) -> Source:
     """Every image of an archive, the splits in the order train, val, test.
 
-    Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3. Labels: `(n,)` or `(n, 1)`.
+    Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3. Labels: `(n,)` or `(n,
+        1)`.
 
     Raises:
         UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
@@ -36,12 +47,18 @@ def read_npz(path: Path) -> Source:
         for name in (f"{key}images", f"{key}labels"):
             if name not in arrays and name not in large:
                 found = ", ".join(sorted([*arrays, *large])[:8]) or "nothing"
-                raise UserError(f"no array {name!r}; found {found}", where=str(path), remedy=_LAYOUT)
+                raise UserError(
+                    f"no array {name!r}; found {found}", where=str(path), remedy=_LAYOUT
+                )
     images, labels = [], []
     for key in keys:
         where = f"{path}: {key}images"
         stored = large.get(f"{key}images")
-        batch = as_images(arrays[f"{key}images"], where) if stored is None else LargeImages(stored, where)
+        batch = (
+            as_images(arrays[f"{key}images"], where)
+            if stored is None
+            else LargeImages(stored, where)
+        )
         stated = arrays[f"{key}labels"]
         if stated.ndim == 2 and stated.shape[1] == 1:
             stated = stated[:, 0]
@@ -55,7 +72,9 @@ def read_npz(path: Path) -> Source:
         labels += [plain(label) for label in stated.tolist()]
     if len({batch.shape[1:] for batch in images} | {batch.dtype for batch in images}) > 2:
         shapes = ", ".join(f"{batch.dtype}{batch.shape[1:]}" for batch in images)
-        raise UserError(f"splits differ: {shapes}", where=str(path), remedy="give all splits one size and type")
+        raise UserError(
+            f"splits differ: {shapes}", where=str(path), remedy="give all splits one size and type"
+        )
     ends = np.cumsum([0] + [len(batch) for batch in images])
     splits = {split: np.arange(ends[i], ends[i + 1]) for i, split in enumerate(parts)}
     others = {name: arrays[name] for name in arrays if not name.endswith(("images", "labels"))}
@@ -63,8 +82,12 @@ def read_npz(path: Path) -> Source:
     def column(name: str) -> list[str]:
         parts = [others.get(f"{key}{name}", np.empty(0)).reshape(-1) for key in keys]
         if [len(part) for part in parts] != [len(batch) for batch in images]:
-            remedy = f"write {' and '.join(f'{key}{name}' for key in keys)}, with one value an image"
-            raise UserError(f"no array {name!r} with a value for each image", where=str(path), remedy=remedy)
+            remedy = (
+                f"write {' and '.join(f'{key}{name}' for key in keys)}, with one value an image"
+            )
+            raise UserError(
+                f"no array {name!r} with a value for each image", where=str(path), remedy=remedy
+            )
         return [str(value) for part in parts for value in part.tolist()]
 
     return image_source(str(path), _joined(images), labels, splits, column)
@@ -75,7 +98,10 @@ class LargeImages:
 
     def __init__(self, stored: StoredRows, where: str) -> None:
         self._stored, self._where = stored, where
-        self.shape, self.dtype = (len(stored), *self[np.arange(min(1, len(stored)))].shape[1:]), stored.dtype
+        self.shape, self.dtype = (
+            (len(stored), *self[np.arange(min(1, len(stored)))].shape[1:]),
+            stored.dtype,
+        )
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -124,7 +150,10 @@ def image_source(
     digests: list[bytes] = []
     for begin in range(0, len(images), _AT_ONCE):
         some = images[np.arange(begin, min(begin + _AT_ONCE, len(images)))]
-        digests += [digest(image.tobytes(), label) for image, label in zip(some, labels[begin:], strict=False)]
+        digests += [
+            digest(image.tobytes(), label)
+            for image, label in zip(some, labels[begin:], strict=False)
+        ]
     return Source(
         where=where,
         labels=labels,

@@ -1,4 +1,6 @@
-"""Data sets that scikit-learn ships: `sklearn:digits` (images), `sklearn:breast_cancer`, … (tables)."""
+"""Data sets that scikit-learn ships: `sklearn:digits` (images), `sklearn:breast_cancer`, …
+(tables).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from client.readers.arrays import image_source
-from client.readers.source import Source, array_reader, did_you_mean, digest, row_identity
-from client.readers.table import NONE, Categories, encode, tell
-from common.errors import UserError
+from fedgraft.client.readers.arrays import image_source
+from fedgraft.client.readers.source import Source, array_reader, did_you_mean, digest, row_identity
+from fedgraft.client.readers.table_file import NONE, Categories, encode, tell
+from fedgraft.common.errors import UserError
 
 PREFIX = "sklearn:"
 IMAGES = ("digits",)

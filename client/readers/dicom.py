@@ -1,9 +1,10 @@
 """One DICOM file → pixels, as a radiologist's screen would show them.
 
-    stored values → modality LUT or rescale → VOI LUT or window → MONOCHROME1 inverted → 8 or 16 bits
+    stored values → modality LUT or rescale → VOI LUT or window → MONOCHROME1 inverted → 8 or 16
+    bits
 
-Section numbers are of DICOM PS3.3. The pixels of an 8- or 16-bit image that asks for none of these steps are
-its stored values, bit for bit; everything else is on 16 bits, where full scale is white.
+Section numbers are of DICOM PS3.3. The pixels of an 8- or 16-bit image that asks for none of these
+steps are its stored values, bit for bit; everything else is on 16 bits, where full scale is white.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 WHITE = 65535.0
-_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def is_dicom(content: bytes) -> bool:
@@ -33,7 +43,8 @@ def is_dicom(content: bytes) -> bool:
 
 
 def examine(content: bytes) -> tuple[str, str]:
-    """What is wrong with a file, in words that tell nothing of it ("" if nothing), and its patient's pseudonym.
+    """What is wrong with a file, in words that tell nothing of it ("" if nothing), and its
+    patient's pseudonym.
 
     Reads the header and checks that the pixels are all there; decodes nothing.
     """
@@ -59,7 +70,7 @@ def decode(content: bytes) -> np.ndarray:
         raise ValueError(str(error)[:200]) from None
 
 
-# ── what is read ─────────────────────────────────────────────────────────────────────────────────────
+# ── what is read ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _read(content: bytes) -> Dataset:
@@ -95,7 +106,9 @@ def _least_bytes(data: Dataset) -> int:
 
 
 def _pseudonym(data: Dataset) -> str:
-    """Whose image it is: the same text for the same PatientID and issuer, and not the identifier itself."""
+    """Whose image it is: the same text for the same PatientID and issuer, and not the identifier
+    itself.
+    """
     identity = str(data.get("PatientID") or "").strip()
     if not identity:
         return ""
@@ -103,7 +116,7 @@ def _pseudonym(data: Dataset) -> str:
     return hashlib.sha256(f"{issuer}\0{identity}".encode()).hexdigest()[:32]
 
 
-# ── what is shown ────────────────────────────────────────────────────────────────────────────────────
+# ── what is shown ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _colour(data: Dataset) -> np.ndarray:
@@ -129,9 +142,17 @@ def _grey(data: Dataset) -> np.ndarray:
 
 
 def _is_plain(data: Dataset, stored: np.ndarray) -> bool:
-    """Whether the stored values are to be shown as they are, over the whole range of 8 or 16 bits."""
-    asks = "ModalityLUTSequence" in data or "VOILUTSequence" in data or data.get("WindowWidth") is not None
-    full = stored.dtype in (np.uint8, np.uint16) and int(data.BitsStored) == 8 * stored.dtype.itemsize
+    """Whether the stored values are to be shown as they are, over the whole range of 8 or 16
+    bits.
+    """
+    asks = (
+        "ModalityLUTSequence" in data
+        or "VOILUTSequence" in data
+        or data.get("WindowWidth") is not None
+    )
+    full = (
+        stored.dtype in (np.uint8, np.uint16) and int(data.BitsStored) == 8 * stored.dtype.itemsize
+    )
     return full and not asks and _rescale(data) == (1.0, 0.0)
 
 
@@ -158,7 +179,8 @@ def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
 
 
 def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Values → brightness 0–1 by a VOI window (C.11.2.1.2.1 LINEAR, C.11.2.1.3.1 SIGMOID, C.11.2.1.3.2 exact).
+    """Values → brightness 0–1 by a VOI window (C.11.2.1.2.1 LINEAR, C.11.2.1.3.1 SIGMOID,
+    C.11.2.1.3.2 exact).
 
     Raises:
         ValueError: a width or a function that the standard does not have.
@@ -203,7 +225,13 @@ def _padding(data: Dataset, stored: np.ndarray) -> np.ndarray:
 
 def _first(value: Any) -> float:
     """The first of several windows: the standard's default view."""
-    return float(value if isinstance(value, (int, float)) else value[0] if not isinstance(value, str) else value)
+    return float(
+        value
+        if isinstance(value, (int, float))
+        else value[0]
+        if not isinstance(value, str)
+        else value
+    )
 
 
 @functools.cache

@@ -1,8 +1,9 @@
 """Many image files as one `Source`: each is looked at once, and decoded when it is asked for.
 
-Looking at a file means to hash its bytes, read its header and check its end, so that a broken one is left out
-before training, not met in its middle. What was seen is remembered in a file of the node's store, by the
-file's size and times, so that the next process need not read a hundred thousand files again.
+Looking at a file means to hash its bytes, read its header and check its end, so that a broken one
+is left out before training, not met in its middle. What was seen is remembered in a file of the
+node's store, by the file's size and times, so that the next process need not read a hundred
+thousand files again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client.readers.image_file import examine, read_images
-from client.readers.source import Label, Source, did_you_mean, digest
-from common.errors import UserError
+from fedgraft.client.readers.image_file import examine, read_images
+from fedgraft.client.readers.source import Label, Source, did_you_mean, digest
+from fedgraft.common.errors import UserError
 
 MISSING = "no such file"
 FORBIDDEN = "no permission to read it"
@@ -42,7 +43,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What looking at a file found: SHA-256 of content and label, problem ("" if none), patient's pseudonym."""
+    """What looking at a file found: SHA-256 of content and label, problem ("" if none), patient's
+    pseudonym.
+    """
 
     digest: bytes
     problem: str
@@ -57,7 +60,8 @@ def file_source(
     places: Sequence[str] | None = None,
     cache: Path | None = None,
 ) -> Source:
-    """A `Source` over image files; those that cannot be used are left out and counted by the kind of problem.
+    """A `Source` over image files; those that cannot be used are left out and counted by the kind
+    of problem.
 
     Args:
         where: the folder or manifest, for messages.
@@ -73,7 +77,11 @@ def file_source(
     problems = Counter(one.problem for one in seen if one.problem)
     if not kept:
         counted = "; ".join(f"{count}: {problem}" for problem, count in problems.most_common(5))
-        raise UserError(f"no readable image ({counted})", where=where, remedy="give image files that can be read")
+        raise UserError(
+            f"no readable image ({counted})",
+            where=where,
+            remedy="give image files that can be read",
+        )
     files = [entries[number].file for number in kept]
     texts = {name: [values[number] for number in kept] for name, values in (columns or {}).items()}
     patients = [seen[number].patient for number in kept]
@@ -87,8 +95,14 @@ def file_source(
 
     def column(name: str) -> list[str]:
         if name not in texts:
-            has = f"it has {', '.join(texts)}" if texts else "write a manifest (.csv or .parquet) that has it"
-            raise UserError(f"no column {name!r}{did_you_mean(name, list(texts))}", where=where, remedy=has)
+            has = (
+                f"it has {', '.join(texts)}"
+                if texts
+                else "write a manifest (.csv or .parquet) that has it"
+            )
+            raise UserError(
+                f"no column {name!r}{did_you_mean(name, list(texts))}", where=where, remedy=has
+            )
         return list(texts[name])
 
     return Source(
@@ -104,16 +118,22 @@ def file_source(
     )
 
 
-# ── looking at files ─────────────────────────────────────────────────────────────────────────────────
+# ── looking at files ──────────────────────────────────────────────────────────────────────────────
 
 
 def _look(where: str, entries: Sequence[Entry], cache: Path | None) -> list[Seen]:
-    place = None if cache is None else cache / f"seen-{hashlib.sha256(where.encode()).hexdigest()[:16]}.npz"
+    place = (
+        None
+        if cache is None
+        else cache / f"seen-{hashlib.sha256(where.encode()).hexdigest()[:16]}.npz"
+    )
     known = {} if place is None else _remembered(place)
     keys, seen, new = [], [], 0
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(entries), _BATCH):
-            for key, one, fresh in readers.map(_look_at, entries[start : start + _BATCH], repeat(known)):
+            for key, one, fresh in readers.map(
+                _look_at, entries[start : start + _BATCH], repeat(known)
+            ):
                 keys.append(key)
                 seen.append(one)
                 new += fresh
@@ -123,11 +143,21 @@ def _look(where: str, entries: Sequence[Entry], cache: Path | None) -> list[Seen
 
 
 def _look_at(entry: Entry, known: Mapping[bytes, Seen]) -> tuple[bytes, Seen, bool]:
-    """A file's key (empty where there is none), what was found, and whether it had to be read for that."""
+    """A file's key (empty where there is none), what was found, and whether it had to be read for
+    that.
+    """
     try:
         found = os.stat(entry.file)
-        # The time of change cannot be set back as that of modification can: a file that was swapped is read again.
-        stamp = (entry.file, entry.label, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        # The time of change cannot be set back as that of modification can: a file that was swapped
+        # is read again.
+        stamp = (
+            entry.file,
+            entry.label,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            found.st_ino,
+        )
         key = hashlib.sha256(repr(stamp).encode()).digest()[:_KEY]
         if (before := known.get(key)) is not None:
             return key, before, False
@@ -141,7 +171,7 @@ def _look_at(entry: Entry, known: Mapping[bytes, Seen]) -> tuple[bytes, Seen, bo
     return key, Seen(digest(content, entry.label), problem, patient), True
 
 
-# ── what was seen ────────────────────────────────────────────────────────────────────────────────────
+# ── what was seen ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _remembered(place: Path) -> dict[bytes, Seen]:
@@ -155,13 +185,17 @@ def _remembered(place: Path) -> dict[bytes, Seen]:
     if not len(keys) == len(digests) == len(problem) == len(patient):
         return {}
     return {
-        key.tobytes(): Seen(one.tobytes(), words[what], pseudonym.tobytes().hex() if pseudonym.any() else "")
+        key.tobytes(): Seen(
+            one.tobytes(), words[what], pseudonym.tobytes().hex() if pseudonym.any() else ""
+        )
         for key, one, what, pseudonym in zip(keys, digests, problem, patient, strict=True)
     }
 
 
 def _remember(place: Path, keys: Sequence[bytes], seen: Sequence[Seen]) -> None:
-    """All of the file or nothing, for this user's eyes. A disc that is full or read-only costs time, not the run."""
+    """All of the file or nothing, for this user's eyes. A disc that is full or read-only costs
+    time, not the run.
+    """
     rows = {key: one for key, one in zip(keys, seen, strict=True) if key}
     words = sorted({one.problem for one in rows.values()})
     number = {word: at for at, word in enumerate(words)}
@@ -173,7 +207,9 @@ def _remember(place: Path, keys: Sequence[bytes], seen: Sequence[Seen]) -> None:
                 file,
                 keys=_matrix(rows, _KEY),
                 digests=_matrix((one.digest for one in rows.values()), 32),
-                patient=_matrix((bytes.fromhex(one.patient) or bytes(16) for one in rows.values()), 16),
+                patient=_matrix(
+                    (bytes.fromhex(one.patient) or bytes(16) for one in rows.values()), 16
+                ),
                 problem=np.array([number[one.problem] for one in rows.values()], np.uint16),
                 words=np.array(words, np.str_),
             )

@@ -1,7 +1,8 @@
-"""Image files in class folders: `folder/<class>/*.png`, or `folder/train/<class>/…` with its own splits.
+"""Image files in class folders: `folder/<class>/*.png`, or `folder/train/<class>/…` with its own
+splits.
 
-Below a class folder the files may lie as deep as they like. A folder of DICOM files is read in the same way,
-whatever the files are called; whose each image is stands in the files.
+Below a class folder the files may lie as deep as they like. A folder of DICOM files is read in the
+same way, whatever the files are called; whose each image is stands in the files.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from client.readers.dicom import is_dicom
-from client.readers.files import SPLIT_NAMES, Entry, file_source
-from client.readers.image_file import SUFFIXES
-from client.readers.source import Source, plain, unreadable
-from common.errors import UserError
+from fedgraft.client.readers.dicom import is_dicom
+from fedgraft.client.readers.files import SPLIT_NAMES, Entry, file_source
+from fedgraft.client.readers.image_file import SUFFIXES
+from fedgraft.client.readers.source import Source, plain, unreadable
+from fedgraft.common.errors import UserError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 _LOOKED_AT = 50  # files that tell whether a folder is one of DICOM files
@@ -59,7 +60,9 @@ def holds_dicom(path: Path) -> bool:
 
 
 def walk(path: Path) -> Iterator[str]:
-    """Every file below a folder but hidden ones, as text: a hundred thousand `Path` objects take long to make."""
+    """Every file below a folder but hidden ones, as text: a hundred thousand `Path` objects take
+    long to make.
+    """
     for folder, below, files in os.walk(path):
         below[:] = sorted(name for name in below if name[0] != ".")
         for name in sorted(files):
@@ -80,7 +83,9 @@ def _is_image(file: str) -> bool:
 
 
 def _may_be_dicom(file: str) -> bool:
-    """By its suffix or its first bytes: scanners write names such as `IM000001`. Not the index of a CD, DICOMDIR."""
+    """By its suffix or its first bytes: scanners write names such as `IM000001`. Not the index of a
+    CD, DICOMDIR.
+    """
     if file.lower().endswith(DICOM_SUFFIXES):
         return True
     if os.path.basename(file).upper() == "DICOMDIR":

@@ -10,33 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.readers import dicom
-from client.readers.source import Prepare, unreadable
-from common.errors import UserError
+from fedgraft.client.readers import dicom
+from fedgraft.client.readers.source import Prepare, unreadable
+from fedgraft.common.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 CORRUPT = "cut off or corrupt"
 
 
 def read_images(files: list[str] | list[Path], prepare: Prepare | None = None) -> Tensor:
-    """Images as `(n, C, H, W)`, uint8 or uint16; `prepare` is applied to each `(1, C, H, W)` before stacking.
+    """Images as `(n, C, H, W)`, uint8 or uint16; `prepare` is applied to each `(1, C, H, W)` before
+    stacking.
 
     Raises:
-        UserError: a file cannot be decoded, or sizes differ and there is no `prepare` to make them equal.
+        UserError: a file cannot be decoded, or sizes differ and there is no `prepare` to make them
+            equal.
     """
     if prepare is not None:
         return torch.cat([prepare(_decode(Path(file))) for file in files])
     images = [_decode(Path(file)) for file in files]
-    if len({image.shape[1:] for image in images}) > 1 and any(image.shape[1] == 3 for image in images):
+    if len({image.shape[1:] for image in images}) > 1 and any(
+        image.shape[1] == 3 for image in images
+    ):
         images = [image.expand(-1, 3, -1, -1) for image in images]  # grey among colour
     if len({(image.shape, image.dtype) for image in images}) > 1:
         sizes = ", ".join(sorted({f"{i.shape[3]}×{i.shape[2]}" for i in images})[:4])
-        raise UserError(f"images of several sizes or types: {sizes}", remedy="resize them with `prepare`")
+        raise UserError(
+            f"images of several sizes or types: {sizes}", remedy="resize them with `prepare`"
+        )
     return torch.cat(images)
 
 
 def examine(content: bytes) -> tuple[str, str]:
-    """What is wrong with a file of these bytes ("" if nothing), and whose image it is ("" if it does not say).
+    """What is wrong with a file of these bytes ("" if nothing), and whose image it is ("" if it
+    does not say).
 
     The words name a kind of problem and nothing of the file, so that they can be counted and told.
     """
@@ -46,7 +53,9 @@ def examine(content: bytes) -> tuple[str, str]:
 
 
 def _decode(file: Path) -> Tensor:
-    """One image `(1, C, H, W)`: grey stays grey (16 bits stay 16), anything else becomes RGB, turned upright."""
+    """One image `(1, C, H, W)`: grey stays grey (16 bits stay 16), anything else becomes RGB,
+    turned upright.
+    """
     from PIL import Image
 
     try:
@@ -60,7 +69,9 @@ def _decode(file: Path) -> Tensor:
 
 
 def _pixels(content: bytes) -> np.ndarray:
-    """Grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8. Raises ValueError and what Pillow raises."""
+    """Grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8. Raises ValueError and what Pillow
+    raises.
+    """
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as opened:
@@ -68,13 +79,17 @@ def _pixels(content: bytes) -> np.ndarray:
         if image.mode not in ("I;16", "I;16L", "I;16B", "I", "F"):
             return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
         wide = np.asarray(image)
-    if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:  # a cast would wrap around in silence
+    if (
+        image.mode == "F" or wide.min() < 0 or wide.max() > 65535
+    ):  # a cast would wrap around in silence
         raise ValueError("its values are not those of an 8- or 16-bit image")
     return wide.astype(np.uint16)
 
 
 def _sound(content: bytes) -> bool:
-    """Whether the bytes are an image that opens, with checksums (PNG) or the end marker (JPEG) in place."""
+    """Whether the bytes are an image that opens, with checksums (PNG) or the end marker (JPEG) in
+    place.
+    """
     from PIL import Image
 
     try:

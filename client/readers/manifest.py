@@ -1,10 +1,11 @@
-"""A list of image files: CSV or Parquet with a row an image, its path, its label, and what else is known.
+"""A list of image files: CSV or Parquet with a row an image, its path, its label, and what else is
+known.
 
     path,label,patient,split
     p001/a.png,normal,p001,train
 
-Paths begin at the manifest's own folder. Images may be of any format, DICOM too. The column of patients and
-the one of splits may be missing; other columns are for `partition: {kind: column}`.
+Paths begin at the manifest's own folder. Images may be of any format, DICOM too. The column of
+patients and the one of splits may be missing; other columns are for `partition: {kind: column}`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from client.readers.files import SPLIT_NAMES, Entry, file_source
-from client.readers.source import Source, did_you_mean, plain
-from client.readers.table import MOST_TOLD, read_cells
-from common.errors import UserError, UserErrors
+from fedgraft.client.readers.files import SPLIT_NAMES, Entry, file_source
+from fedgraft.client.readers.source import Source, did_you_mean, plain
+from fedgraft.client.readers.table_file import MOST_TOLD, read_cells
+from fedgraft.common.errors import UserError, UserErrors
 
 
 class ManifestColumns(NamedTuple):
@@ -30,12 +31,15 @@ class ManifestColumns(NamedTuple):
 USUAL = ManifestColumns()
 
 
-def read_manifest(path: Path, names: ManifestColumns = USUAL, *, cache: Path | None = None) -> Source:
-    """The images that a manifest lists, in its order; files that cannot be used are left out and counted.
+def read_manifest(
+    path: Path, names: ManifestColumns = USUAL, *, cache: Path | None = None
+) -> Source:
+    """The images that a manifest lists, in its order; files that cannot be used are left out and
+    counted.
 
     Raises:
-        UserError: it cannot be read, lacks a column, or a row says no path, no label, or an unknown split; a
-            file that is listed twice.
+        UserError: it cannot be read, lacks a column, or a row says no path, no label, or an unknown
+            split; a file that is listed twice.
     """
     header, lines, rows = read_cells(path)
     for name in (names.path, names.label):
@@ -53,17 +57,30 @@ def read_manifest(path: Path, names: ManifestColumns = USUAL, *, cache: Path | N
         where, split = f"{path}:{line}", None
         file = os.path.normpath(os.path.join(path.parent, row[file_at].strip()))
         if not row[file_at].strip():
-            mistakes.append(UserError(f"column {names.path!r}: no path", where=where, remedy="take the row out"))
+            mistakes.append(
+                UserError(f"column {names.path!r}: no path", where=where, remedy="take the row out")
+            )
         elif file in listed:
             what = f"the file of line {listed[file]} once more"
             mistakes.append(UserError(what, where=where, remedy="list each image once"))
         listed[file] = line
         if not row[label_at].strip():
             remedy = "give the image its label, or take the row out"
-            mistakes.append(UserError(f"column {names.label!r}: the label is missing", where=where, remedy=remedy))
-        if split_at is not None and (split := SPLIT_NAMES.get(row[split_at].strip().lower())) is None:
+            mistakes.append(
+                UserError(
+                    f"column {names.label!r}: the label is missing", where=where, remedy=remedy
+                )
+            )
+        if (
+            split_at is not None
+            and (split := SPLIT_NAMES.get(row[split_at].strip().lower())) is None
+        ):
             what = f"column {names.split!r}: {row[split_at].strip()[:20]!r} is no split"
-            mistakes.append(UserError(what, where=where, remedy="write train, val or test in every row, or in none"))
+            mistakes.append(
+                UserError(
+                    what, where=where, remedy="write train, val or test in every row, or in none"
+                )
+            )
         if len(mistakes) >= MOST_TOLD:
             break
         entries.append(Entry(file, plain(row[label_at]), split))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from common.mistakes import nearest
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.mistakes import nearest
 
 Prepare = Callable[[Tensor], Tensor]
 Label = int | str
@@ -25,18 +25,21 @@ class Source:
 
     Attributes:
         where: the file, for messages.
-        labels: the label of each row as the data states it; whole numbers as int, anything else as str.
+        labels: the label of each row as the data states it; whole numbers as int, anything else as
+            str.
         digests: SHA-256 of each row's content and label.
-        read: row numbers → values. Images uint8 or uint16 `(n, C, H, W)`; tables float32 `(n, F)`, NaN where
-            missing. A `prepare` callable, if given, is applied to images before they are stacked.
-        splits: the file's own train, val and test rows where it has them; may lack some of the three.
+        read: row numbers → values. Images uint8 or uint16 `(n, C, H, W)`; tables float32 `(n, F)`,
+            NaN where missing. A `prepare` callable, if given, is applied to images before they are
+            stacked.
+        splits: the file's own train, val and test rows where it has them; may lack some of the
+            three.
         place: row number → where a person finds that row.
         column: name → each row's text in that column (of a table, or array of an archive).
         skipped: records that could not be read and are left out.
         problems: how many of them by the kind of problem, in words that name no record.
         unknown: by column, values that are not among the plan's categories and count as missing.
-        identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan asks for; the
-            privacy ledger knows records by it.
+        identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan
+            asks for; the privacy ledger knows records by it.
     """
 
     where: str
@@ -87,7 +90,9 @@ def row_identity(header: Sequence[str], cells: Sequence[object]) -> bytes:
 
 
 def plain(value: object) -> Label:
-    """A label as the data states it: whole numbers (`1`, `1.0`, `"1"`) as int, anything else as text."""
+    """A label as the data states it: whole numbers (`1`, `1.0`, `"1"`) as int, anything else as
+    text.
+    """
     text = str(value).strip()
     try:
         number = float(text)
@@ -105,8 +110,14 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def unreadable(path: object, error: Exception) -> UserError:
     """The error for a file that is missing, forbidden or broken."""
     if isinstance(error, FileNotFoundError):
-        return UserError("no such file", where=str(path), remedy="give the path of the data in data.path")
+        return UserError(
+            "no such file", where=str(path), remedy="give the path of the data in data.path"
+        )
     if isinstance(error, PermissionError):
-        return UserError("no permission to read it", where=str(path), remedy="let the node's user read it")
+        return UserError(
+            "no permission to read it", where=str(path), remedy="let the node's user read it"
+        )
     what = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
-    return UserError(what, where=str(path), remedy="the file is corrupt or of another format; replace it")
+    return UserError(
+        what, where=str(path), remedy="the file is corrupt or of another format; replace it"
+    )

@@ -1,7 +1,8 @@
 """Rows of a large array in an uncompressed .npz, read from the file when they are asked for.
 
-`numpy.savez` stores each array as it is, so a row has a place in the file. Reading rows there keeps memory flat,
-where loading the array would hold all of it, and mapping it would fill memory page by page.
+`numpy.savez` stores each array as it is, so a row has a place in the file. Reading rows there keeps
+memory flat, where loading the array would hold all of it, and mapping it would fill memory page by
+page.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def stored_rows(path: Path, name: str) -> StoredRows | None:
             return None
         with archive.open(entry) as member:
             version = npy.read_magic(member)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(
+                version
+            )
             if read is None:
                 return None
             shape, fortran, dtype = read(member)
@@ -70,7 +73,9 @@ def stored_rows(path: Path, name: str) -> StoredRows | None:
             while member.read(_PIECE):  # to the end, where the checksum is compared
                 pass
     with open(path, "rb") as file:
-        file.seek(entry.header_offset + 26)  # of a local header's 30 bytes the lengths of name and extra field
+        file.seek(
+            entry.header_offset + 26
+        )  # of a local header's 30 bytes the lengths of name and extra field
         name_length, extra_length = struct.unpack("<HH", file.read(4))
     offset = entry.header_offset + 30 + name_length + extra_length + begin
     return StoredRows(path, offset, shape, dtype)

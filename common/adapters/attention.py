@@ -1,9 +1,9 @@
 """Attention whose projections can be adapted.
 
-torch's MultiheadAttention and torchvision's Swin attention multiply by `layer.weight` without calling the
-layer, so that a hook, an adapter or Opacus on it is never heard. These two compute the same from the same
-tensors under the same names, and call every projection as a layer. The batch stays the first axis all the
-way through, which per-example gradients rest on.
+torch's MultiheadAttention and torchvision's Swin attention multiply by `layer.weight` without
+calling the layer, so that a hook, an adapter or Opacus on it is never heard. These two compute the
+same from the same tensors under the same names, and call every projection as a layer. The batch
+stays the first axis all the way through, which per-example gradients rest on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.adapters.place import served
-from common.adapters.targets import around
-from common.errors import UserError
+from fedgraft.common.adapters.attachment import served
+from fedgraft.common.adapters.targets import around
+from fedgraft.common.errors import UserError
 
 _SWIN = "torchvision.models.swin_transformer"
 
@@ -28,7 +28,8 @@ def open_attention(net: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
     """Open the attention modules that the chosen layers are, or are projections of, in place.
 
     Raises:
-        UserError: an attention whose keys or values have another width, or whose batch is not the first axis.
+        UserError: an attention whose keys or values have another width, or whose batch is not the
+            first axis.
     """
     for name, layer in chosen.items():
         above = around(net, name)
@@ -36,12 +37,18 @@ def open_attention(net: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
             _open_multihead(layer, name)
         elif isinstance(above, nn.MultiheadAttention):
             _open_multihead(above, name.rpartition(".")[0])
-        elif type(above).__module__ == _SWIN and type(above).__name__.startswith("ShiftedWindowAttention"):
+        elif type(above).__module__ == _SWIN and type(above).__name__.startswith(
+            "ShiftedWindowAttention"
+        ):
             above.__class__ = _open_windows(type(above))
 
 
 def _open_multihead(layer: nn.MultiheadAttention, name: str) -> None:
-    if not (layer._qkv_same_embed_dim and layer.batch_first) or layer.bias_k is not None or layer.add_zero_attn:
+    if (
+        not (layer._qkv_same_embed_dim and layer.batch_first)
+        or layer.bias_k is not None
+        or layer.add_zero_attn
+    ):
         raise UserError(
             "an attention with other widths for keys and values, extra tokens, or a batch that is not first",
             where=name,
@@ -53,13 +60,17 @@ def _open_multihead(layer: nn.MultiheadAttention, name: str) -> None:
 def close_attention(net: nn.Module) -> None:
     """Give attention modules without adapters their own class again."""
     for module in list(net.modules()):
-        opened = isinstance(module, OpenMultiheadAttention) or getattr(module, "opens_windows", False)
+        opened = isinstance(module, OpenMultiheadAttention) or getattr(
+            module, "opens_windows", False
+        )
         if opened and not _adapted(module):
             module.__class__ = type(module).__mro__[1]
 
 
 def stays_beside(net: nn.Module, name: str) -> bool:
-    """Whether the layer's adapter cannot be merged by shifting its bias: Swin v2 ignores the bias of its keys."""
+    """Whether the layer's adapter cannot be merged by shifting its bias: Swin v2 ignores the bias
+    of its keys.
+    """
     return name.endswith(".qkv") and hasattr(around(net, name), "logit_scale")
 
 
@@ -68,9 +79,13 @@ def _adapted(module: nn.Module) -> bool:
 
 
 class OpenMultiheadAttention(nn.MultiheadAttention):
-    """Self-attention (Vaswani et al. 2017, section 3.2) with the tensors of `nn.MultiheadAttention`."""
+    """Self-attention (Vaswani et al. 2017, section 3.2) with the tensors of
+    `nn.MultiheadAttention`.
+    """
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, None]:  # type: ignore[override]
         """Tokens (n, tokens, channels) → the same shape; attention weights are never returned."""
         if key is not query or value is not query or options.get("need_weights", True):
             raise NotImplementedError("self-attention without returned weights only")
@@ -85,13 +100,18 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
 
 @cache
 def _open_windows(base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of one of torchvision's two window attentions, made on first use: a slow import."""
-    return type(f"Open{base.__name__}", (base,), {"forward": window_attention, "opens_windows": True})
+    """A subclass of one of torchvision's two window attentions, made on first use: a slow
+    import.
+    """
+    return type(
+        f"Open{base.__name__}", (base,), {"forward": window_attention, "opens_windows": True}
+    )
 
 
 def window_attention(self: Any, x: Tensor) -> Tensor:
-    """Self-attention inside (shifted) windows: Liu et al. 2021, "Swin Transformer", section 3.2; with a
-    `logit_scale` the cosine attention of Liu et al. 2022, "Swin Transformer V2", section 3.2.
+    """Self-attention inside (shifted) windows: Liu et al. 2021, "Swin Transformer", section 3.2;
+    with a `logit_scale` the cosine attention of Liu et al. 2022, "Swin Transformer V2", section
+    3.2.
 
     Args:
         x: (n, H, W, channels); H and W are padded with zeros to whole windows.
@@ -105,7 +125,9 @@ def window_attention(self: Any, x: Tensor) -> Tensor:
         padded = padded.roll((-shift[0], -shift[1]), (1, 2))
     tokens = _to_windows(padded, window)  # (n, windows, tokens, channels)
     qkv = served(self.qkv, tokens, F.linear(tokens, self.qkv.weight, _qkv_bias(self)))
-    q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (n, windows, heads, tokens, d)
+    q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(
+        3, 0, 1, 4, 2, 5
+    )  # (n, windows, heads, tokens, d)
     bias = self.get_relative_position_bias().unsqueeze(0)  # (1, 1, heads, tokens, tokens)
     if any(shift):
         bias = bias + _apart(sides, window, shift).to(bias)[:, None]
@@ -144,7 +166,9 @@ def _from_windows(x: Tensor, window: Sequence[int], sides: Sequence[int]) -> Ten
 
 
 def _apart(sides: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Tensor:
-    """−100 between tokens that only the shift brought into one window: (windows, tokens, tokens)."""
+    """−100 between tokens that only the shift brought into one window: (windows, tokens,
+    tokens).
+    """
     rows, columns = (_regions(sides[i], window[i], shift[i]) for i in (0, 1))
     region = (3 * rows[:, None] + columns[None, :]).view(1, *sides, 1)
     inside = _to_windows(region, window)[0, :, :, 0]

@@ -1,6 +1,7 @@
 """Added biases: a trainable vector after every layer (after BitFit, Ben Zaken et al. 2022).
 
-A vector is added even where the layer has no bias of its own, as convolutions before a BatchNorm have none.
+A vector is added even where the layer has no bias of its own, as convolutions before a BatchNorm
+have none.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.adapters.attention import open_attention
-from common.adapters.options import Options
-from common.adapters.place import Adapter, Affine, place
-from common.adapters.targets import layers, select
+from fedgraft.common.adapters.attachment import Adapter, Affine, place
+from fedgraft.common.adapters.attention import open_attention
+from fedgraft.common.adapters.options import Options
+from fedgraft.common.adapters.targets import layers, select
 
 
 class AddedBias(Adapter):

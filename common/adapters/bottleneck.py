@@ -1,9 +1,11 @@
-"""Bottleneck adapters: a small residual layer after every residual block (Houlsby et al. 2019, section 2).
+"""Bottleneck adapters: a small residual layer after every residual block (Houlsby et al. 2019,
+section 2).
 
-    y + up(relu(down(y))),   down: channels → width, drawn;   up: width → channels, zero at the beginning
+    y + up(relu(down(y))),   down: channels → width, drawn;   up: width → channels, zero at the
+    beginning
 
-1×1 convolutions after a convolutional block, Linear after one of a transformer. The ReLU between them keeps
-it from merging into a frozen layer.
+1×1 convolutions after a convolutional block, Linear after one of a transformer. The ReLU between
+them keeps it from merging into a frozen layer.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.adapters.options import Options, new_conv, new_linear
-from common.adapters.place import place
-from common.adapters.targets import block_channels, blocks, channels_last, select
-from common.errors import UserError
+from fedgraft.common.adapters.attachment import place
+from fedgraft.common.adapters.options import Options, new_conv, new_linear
+from fedgraft.common.adapters.targets import block_channels, blocks, channels_last, select
+from fedgraft.common.errors import UserError
 
 
 class Bottleneck(nn.Module):
@@ -32,7 +34,9 @@ class Bottleneck(nn.Module):
 
 
 def place_bottleneck(net: nn.Module, options: Options) -> None:
-    """Put a bottleneck after every targeted block. Raises `UserError` for a network without residual blocks."""
+    """Put a bottleneck after every targeted block. Raises `UserError` for a network without
+    residual blocks.
+    """
     found = blocks(net)
     if not found:
         raise UserError(

@@ -1,11 +1,13 @@
-"""LoRA on a convolution as one convolution with the merged weight, where that is cheaper than three.
+"""LoRA on a convolution as one convolution with the merged weight, where that is cheaper than
+three.
 
     W' = W + (alpha / rank) · B A,   y = W' * x,   dA and dB follow from dW'
 
-Beside the frozen convolution, A costs rank/out of it and B rank/(in·k²), three times each (forward, and two
-gradients); the merged one costs a gradient of the whole weight, which is once. So merging is cheaper where
-3 · rank · (1/out + 1/(in·k²)) is above 1; measured on one thread it pays from about one half, because three
-small convolutions move more memory than one. Opacus needs the three: private training has a way of its own.
+Beside the frozen convolution, A costs rank/out of it and B rank/(in·k²), three times each (forward,
+and two gradients); the merged one costs a gradient of the whole weight, which is once. So merging
+is cheaper where 3 · rank · (1/out + 1/(in·k²)) is above 1; measured on one thread it pays from
+about one half, because three small convolutions move more memory than one. Opacus needs the three:
+private training has a way of its own.
 """
 
 from __future__ import annotations
@@ -14,19 +16,20 @@ import types
 
 from torch import Tensor, nn
 
-from common.adapters.lora import Lora
-from common.adapters.place import call, place_hook
+from fedgraft.common.adapters.attachment import call, place_hook
+from fedgraft.common.adapters.lora import Lora
 
 CHEAPER = 0.5
-LARGEST = 200_000  # values of a weight; to merge a larger one costs more than three convolutions of small images
+# values of a weight; to merge a larger one costs more than three convolutions of small images
+LARGEST = 200_000
 
 
 def fuse(net: nn.Module, *, always: bool = False) -> int:
     """Let every convolution for which it is cheaper use its merged weight. Returns how many do.
 
     Args:
-        always: all whose weight is not large; cheaper where no gradient of the weight is asked for, as in
-            `client/per_example.py`.
+        always: all whose weight is not large; cheaper where no gradient of the weight is asked for,
+            as in `client/privacy/per_example.py`.
     """
     fused = 0
     for host in net.modules():

@@ -2,12 +2,14 @@
 
     y = W x + (alpha / rank) · B A x,   A: rank × in, drawn;   B: out × rank, zero at the beginning
 
-For a convolution, A has the layer's own window and B is 1×1. In a grouped one A and B are grouped, too, so
-that the update can be merged: its rank is `rank` rounded up to a multiple of the groups. A depthwise layer's
-update has as many values as the layer itself; "auto" leaves those out, a pattern can name them.
+For a convolution, A has the layer's own window and B is 1×1. In a grouped one A and B are grouped,
+too, so that the update can be merged: its rank is `rank` rounded up to a multiple of the groups. A
+depthwise layer's update has as many values as the layer itself; "auto" leaves those out, a pattern
+can name them.
 
-With `freeze_a` only B is trained and travels, and the average of the nodes' updates is the update of their average
-(FFA-LoRA: Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning").
+With `freeze_a` only B is trained and travels, and the average of the nodes' updates is the update
+of their average (FFA-LoRA: Sun et al. 2024, "Improving LoRA in privacy-preserving federated
+learning").
 """
 
 from __future__ import annotations
@@ -15,21 +17,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.adapters.attention import open_attention
-from common.adapters.options import Options, Targets, new_conv, new_linear
-from common.adapters.place import Adapter, Affine, place
-from common.adapters.targets import around, is_depthwise, layers, select
+from fedgraft.common.adapters.attachment import Adapter, Affine, place
+from fedgraft.common.adapters.attention import open_attention
+from fedgraft.common.adapters.options import Options, Targets, new_conv, new_linear
+from fedgraft.common.adapters.targets import around, is_depthwise, layers, select
 
 
 class Lora(Adapter):
-    """B A x, scaled; children `lora_A` and `lora_B` are plain Linear or Conv2d layers without bias."""
+    """B A x, scaled; children `lora_A` and `lora_B` are plain Linear or Conv2d layers without
+    bias.
+    """
 
     parallel = True
 
     lora_A: nn.Linear | nn.Conv2d
     lora_B: nn.Linear | nn.Conv2d
 
-    def __init__(self, lora_A: nn.Linear | nn.Conv2d, lora_B: nn.Linear | nn.Conv2d, scaling: float) -> None:
+    def __init__(
+        self, lora_A: nn.Linear | nn.Conv2d, lora_B: nn.Linear | nn.Conv2d, scaling: float
+    ) -> None:
         super().__init__()
         self.lora_A, self.lora_B, self.scaling = lora_A, lora_B, scaling
 
@@ -63,10 +69,16 @@ def place_lora(net: nn.Module, options: Options) -> None:
 def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     """All layers, but for two kinds that must be asked for by name.
 
-    Depthwise convolutions, and the output projection of a MultiheadAttention, to which PEFT 0.21 adds the update
-    twice (its pull request 3774): what we save would mean something else there.
+    Depthwise convolutions, and the output projection of a MultiheadAttention, to which PEFT 0.21
+    adds the update twice (its pull request 3774): what we save would mean something else there.
     """
-    patterns = () if targets in ("auto", "last-block") else (targets,) if isinstance(targets, str) else tuple(targets)
+    patterns = (
+        ()
+        if targets in ("auto", "last-block")
+        else (targets,)
+        if isinstance(targets, str)
+        else tuple(targets)
+    )
     output_named = any(pattern.endswith("out_proj") for pattern in patterns)
     return {
         name: layer
@@ -82,7 +94,9 @@ def _new_lora(name: str, layer: nn.Module, options: Options) -> Lora:
     if isinstance(layer, nn.Conv2d):
         groups = layer.groups
         total = -(-rank // groups) * groups
-        down = new_conv(layer, layer.in_channels, total, groups=groups, bias=False, seed=seed, name=a)
+        down = new_conv(
+            layer, layer.in_channels, total, groups=groups, bias=False, seed=seed, name=a
+        )
         up = new_conv(None, total, layer.out_channels, groups=groups, bias=False, seed=None, name=b)
         return Lora(down, up, options.scaling)
     if isinstance(layer, nn.MultiheadAttention):

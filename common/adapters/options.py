@@ -37,7 +37,8 @@ class Options:
 
 @torch.no_grad()
 def draw(tensor: Tensor, fan_in: int, seed: int, name: str) -> None:
-    """Fill with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or Conv2d, from `seed` and `name` alone.
+    """Fill with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or Conv2d, from `seed` and
+    `name` alone.
 
     So the head begins alike under every method, and one more target changes no other's values.
     """
@@ -55,9 +56,18 @@ def new_linear(inputs: int, outputs: int, *, bias: bool, seed: int | None, name:
 
 
 def new_conv(
-    like: nn.Conv2d | None, inputs: int, outputs: int, *, groups: int, bias: bool, seed: int | None, name: str
+    like: nn.Conv2d | None,
+    inputs: int,
+    outputs: int,
+    *,
+    groups: int,
+    bias: bool,
+    seed: int | None,
+    name: str,
 ) -> nn.Conv2d:
-    """A trainable Conv2d with the window of `like` (kernel, stride, padding, …) or 1×1; see `new_linear`."""
+    """A trainable Conv2d with the window of `like` (kernel, stride, padding, …) or 1×1; see
+    `new_linear`.
+    """
     window: dict[str, Any] = {"kernel_size": 1}
     if like is not None:
         window = {
@@ -73,9 +83,13 @@ def new_conv(
 
 
 def _fill(layer: nn.Module, fan_in: int, seed: int | None, name: str) -> None:
-    """Values for a layer on the meta device, where torch's own initialisation costs and draws nothing."""
+    """Values for a layer on the meta device, where torch's own initialisation costs and draws
+    nothing.
+    """
     for part, shaped in list(layer.named_parameters()):
-        values = torch.zeros(shaped.shape)  # `to_empty` would import sympy, a second in every process
+        values = torch.zeros(
+            shaped.shape
+        )  # `to_empty` would import sympy, a second in every process
         if seed is not None:
             draw(values, fan_in, seed, f"{name}.{part}")
         setattr(layer, part, nn.Parameter(values))

@@ -1,15 +1,17 @@
-"""Scale and shift: y·γ + β for every channel after every layer (SSF, Lian et al. 2022, equation 3)."""
+"""Scale and shift: y·γ + β for every channel after every layer (SSF, Lian et al. 2022, equation
+3).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from common.adapters.attention import open_attention
-from common.adapters.bias import output_axis
-from common.adapters.options import Options
-from common.adapters.place import Adapter, Affine, place
-from common.adapters.targets import layers, select
+from fedgraft.common.adapters.attachment import Adapter, Affine, place
+from fedgraft.common.adapters.attention import open_attention
+from fedgraft.common.adapters.bias import output_axis
+from fedgraft.common.adapters.options import Options
+from fedgraft.common.adapters.targets import layers, select
 
 
 class ScaleShift(Adapter):

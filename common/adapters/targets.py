@@ -1,4 +1,6 @@
-"""Which layers and which blocks of a backbone an adapter may serve, and which of them a plan picks."""
+"""Which layers and which blocks of a backbone an adapter may serve, and which of them a plan
+picks.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from common.adapters.options import Targets
-from common.errors import UserError
+from fedgraft.common.adapters.options import Targets
+from fedgraft.common.errors import UserError
 
-# Residual blocks, and whether their output has its channels last. The last Linear or Conv2d of each gives
-# as many channels as the block itself.
+# Residual blocks, and whether their output has its channels last. The last Linear or Conv2d of each
+# gives as many channels as the block itself.
 _BLOCKS = {
-    "common.cifar_resnet.BasicBlock": False,
-    "common.mlp.Layer": True,
+    "fedgraft.common.backbones.cifar_resnet.BasicBlock": False,
+    "fedgraft.common.backbones.mlp.Layer": True,
     "torchvision.models.resnet.BasicBlock": False,
     "torchvision.models.resnet.Bottleneck": False,
     "torchvision.models.regnet.ResBottleneckBlock": False,
@@ -32,14 +34,16 @@ _BLOCKS = {
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Linear, Conv2d and MultiheadAttention by name; the last stands for its projection to q, k and v.
+    """Linear, Conv2d and MultiheadAttention by name; the last stands for its projection to q, k and
+    v.
 
     The layers of Swin v2 that make its table of positions are left out: they see no example.
     """
     return {
         name: module
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and ".cpb_mlp." not in name
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+        and ".cpb_mlp." not in name
     }
 
 
@@ -69,9 +73,12 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
 
 
-def select(candidates: Mapping[str, nn.Module], targets: Targets, net: nn.Module) -> dict[str, nn.Module]:
-    """The candidates that `targets` pick: all for "auto", those in the last residual block for "last-block", else
-    those whose own name, or the name of a module around them, matches one of the patterns (`fnmatch`).
+def select(
+    candidates: Mapping[str, nn.Module], targets: Targets, net: nn.Module
+) -> dict[str, nn.Module]:
+    """The candidates that `targets` pick: all for "auto", those in the last residual block for
+    "last-block", else those whose own name, or the name of a module around them, matches one of the
+    patterns (`fnmatch`).
 
     Raises:
         UserError: nothing is picked, or "last-block" for a network without residual blocks.

@@ -1,8 +1,8 @@
 """Attacks on a finished run: what does this plan leak? One attack a file, one closed registry.
 
-An attack is a function `(plan, run, nodes, seed) → dict`: the plan that was run, the run's folder, the node.yaml files
-that it was run with, and the seed of the attack's own draws. What it returns is plain numbers, lists and dicts
-for JSON, and names no person's record.
+An attack is a function `(plan, run, nodes, seed) → dict`: the plan that was run, the run's folder,
+the node.yaml files that it was run with, and the seed of the attack's own draws. What it returns is
+plain numbers, lists and dicts for JSON, and names no person's record.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.plan import Plan
-from simulations.attacks import canaries, inversion, labels, lira, loss_threshold, properties
+from fedgraft.common.plan.plan import Plan
+from fedgraft.simulations.attacks import (
+    canaries,
+    inversion,
+    labels,
+    lira,
+    loss_threshold,
+    properties,
+)
 
 Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
 

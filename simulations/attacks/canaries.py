@@ -1,12 +1,14 @@
-"""Empirical ε of a plan's mechanism: canaries in a node's data, its real training, guesses from what came out.
+"""Empirical ε of a plan's mechanism: canaries in a node's data, its real training, guesses from
+what came out.
 
-A copy of the plan's model gets a head with one more input for each canary. A canary is a blank image (or row) that
-carries its number; on it the head sees that one input alone, lit up. So its gradient has a direction of its own, which
-no record and no other canary shares, and is clipped to the full norm: the worst case that ε must cover, or nearly (a
-"Dirac canary" in Steinke et al. 2023, section 6). Each canary is in the data by its own coin, beside all of the node's
-own records, and the node's own mechanism trains on them: sampling, clipping, noise, all steps of all rounds, by
-`client/privacy.py`. The auditor sees every step's gradient, as the definition of differential privacy lets them, and
-scores a canary by the sum of inner products with it.
+A copy of the plan's model gets a head with one more input for each canary. A canary is a blank
+image (or row) that carries its number; on it the head sees that one input alone, lit up. So its
+gradient has a direction of its own, which no record and no other canary shares, and is clipped to
+the full norm: the worst case that ε must cover, or nearly (a "Dirac canary" in Steinke et al. 2023,
+section 6). Each canary is in the data by its own coin, beside all of the node's own records, and
+the node's own mechanism trains on them: sampling, clipping, noise, all steps of all rounds, by
+`client/privacy/dp_sgd.py`. The auditor sees every step's gradient, as the definition of
+differential privacy lets them, and scores a canary by the sum of inner products with it.
 
 The node's ledger is not written: nothing of this run is released.
 """
@@ -23,26 +25,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client import training
-from client.batches import Split
-from client.budget import Budget
-from client.privacy import Mechanism, Randomness, train_privately
-from client.round import generator_of
-from common.accounting import bound
-from common.assembly import plan_model
-from common.errors import UserError
-from common.model import GraftedModel, copy_sharing
-from common.plan import Plan
-from simulations.attacks.target import open_target
-from simulations.audit import audit
+from fedgraft.client.data.split import Split
+from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, train_privately
+from fedgraft.client.round import generator_of
+from fedgraft.client.training import local_steps as training
+from fedgraft.common.errors import UserError
+from fedgraft.common.model.assembly import plan_model
+from fedgraft.common.model.grafted_model import GraftedModel, copy_sharing
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.privacy.accounting import bound
+from fedgraft.simulations.attacks.empirical_epsilon import audit
+from fedgraft.simulations.attacks.target import open_target
 
 CANARIES = 500
 _CODE = 1.0e6  # a value that no prepared record has; a canary's number is added to it
-_LIGHT = 100.0  # of a lit input: its gradient drowns that of the bias and is clipped wherever records' are
+# of a lit input: its gradient drowns that of the bias and is clipped wherever records' are
+_LIGHT = 100.0
 
 
 class CanaryHead(nn.Module):
-    """A linear head with one more input for each canary; what these add to the logits is their gradient alone.
+    """A linear head with one more input for each canary; what these add to the logits is their
+    gradient alone.
 
     Attributes:
         lit: inputs `(n, canaries)` of the batch at hand; all zero for a record.
@@ -61,7 +65,8 @@ class CanaryHead(nn.Module):
         """Features (n, features) → logits (n, classes)."""
         features = torch.where(self.lit.any(1, keepdim=True), 0.0, features)
         logits = self.linear(torch.cat([features, self.lit], dim=1))
-        # Without their value a canary is never learnt, and its gradient stays as strong as in the first step.
+        # Without their value a canary is never learnt, and its gradient stays as strong as in the
+        # first step.
         return logits - (self.lit @ self.linear.weight[:, self.features :].T).detach()
 
 
@@ -123,14 +128,21 @@ class WithCanaries(Split):
 
 
 def canary_scores(
-    plan: Plan, model: GraftedModel, split: Split, included: np.ndarray, *, mechanism: Mechanism | None, seed: int
+    plan: Plan,
+    model: GraftedModel,
+    split: Split,
+    included: np.ndarray,
+    *,
+    mechanism: Mechanism | None,
+    seed: int,
 ) -> np.ndarray:
     """Train on a split and the included canaries for all rounds of a plan; score every canary.
 
     Args:
         model: the plan's model, as for private training (not fused); it is not changed.
         included: `(m,)` bool.
-        mechanism: the noisy steps of a round; None: the plan has no privacy, and training is plain, for one epoch.
+        mechanism: the noisy steps of a round; None: the plan has no privacy, and training is plain,
+            for one epoch.
         seed: of sampling and noise.
 
     Returns:
@@ -146,9 +158,13 @@ def canary_scores(
         assert weight.grad is not None
         total.sub_(weight.grad[:, probed.head.features :])
 
-    rounds = plan.train.rounds if mechanism else 1  # without noise one look at every record tells all
+    rounds = (
+        plan.train.rounds if mechanism else 1
+    )  # without noise one look at every record tells all
     for round_ in range(1, rounds + 1):
-        rate = training.learning_rate(plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds)
+        rate = training.learning_rate(
+            plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds
+        )
         optimizer = training.build_optimizer(probed, plan.train.optimizer, rate)
         optimizer.register_step_pre_hook(look)
         if mechanism is None:
@@ -168,10 +184,14 @@ def canary_scores(
                 data,
                 mechanism=mechanism,
                 optimizer=optimizer,
-                patients=[np.array([k]) for k in range(len(data))] if mechanism.unit == "patient" else None,
+                patients=[np.array([k]) for k in range(len(data))]
+                if mechanism.unit == "patient"
+                else None,
                 proximal=plan.train.proximal,
                 augment="none",
-                randomness=Randomness(hashlib.sha256(f"{seed}/{round_}/canaries".encode()).digest()),
+                randomness=Randomness(
+                    hashlib.sha256(f"{seed}/{round_}/canaries".encode()).digest()
+                ),
             )
     labels = torch.arange(canaries) % classes
     direction = torch.nn.functional.one_hot(labels, classes).T.double() - 1 / classes
@@ -179,10 +199,12 @@ def canary_scores(
 
 
 def canaries(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
-    """Audit the mechanism as the first node runs it, and set the bound beside the ε that the run states.
+    """Audit the mechanism as the first node runs it, and set the bound beside the ε that the run
+    states.
 
     Returns:
-        node, stated_epsilon (None: no privacy), and the fields of `simulations.audit.Audit`.
+        node, stated_epsilon (None: no privacy), and the fields of
+        `fedgraft.simulations.attacks.empirical_epsilon.Audit`.
 
     Raises:
         UserError: no finished run there, or a plan whose noise is on whole updates.
@@ -199,8 +221,11 @@ def canaries(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[st
         mechanism = Budget.open(data.node, plan, data.train).mechanism(plan)
         sigma, rate, steps = mechanism.row
         delta = plan.privacy.delta or 0.0
-        # of all rounds, as they are audited here: a node that was not in every cohort of the run has told less
-        stated = bound([(sigma, rate, steps * plan.train.rounds)], delta, plan.privacy.accountant).epsilon
+        # of all rounds, as they are audited here: a node that was not in every cohort of the run
+        # has told less
+        stated = bound(
+            [(sigma, rate, steps * plan.train.rounds)], delta, plan.privacy.accountant
+        ).epsilon
     included = np.random.default_rng([seed, 3]).random(CANARIES) < 0.5
     model = plan_model(target.backbone, plan)
     scores = canary_scores(plan, model, data.train, included, mechanism=mechanism, seed=seed)

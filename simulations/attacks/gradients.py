@@ -1,7 +1,9 @@
-"""What one step on a few records gives away: the gradient that leaves a node, under its plan's own privacy.
+"""What one step on a few records gives away: the gradient that leaves a node, under its plan's own
+privacy.
 
-The worst case of an update: a round of one step on a small batch, by plain SGD, is the gradient itself. Under
-sample-level privacy it is what `client/privacy.py` makes of it: clipped for each record, summed, noised.
+The worst case of an update: a round of one step on a small batch, by plain SGD, is the gradient
+itself. Under sample-level privacy it is what `client/privacy/dp_sgd.py` makes of it: clipped for
+each record, summed, noised.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.privacy import Mechanism, Randomness, wrapped
-from common.errors import UserError
-from common.model import GraftedModel
-from common.plan import Plan
-from simulations.attacks.target import Target, Unrecorded
+from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
+from fedgraft.common.errors import UserError
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.plan import Plan
+from fedgraft.simulations.attacks.target import Target, Unrecorded
 
 
 def mechanism_of(target: Target, number: int) -> Mechanism | None:
@@ -37,13 +39,19 @@ def mechanism_of(target: Target, number: int) -> Mechanism | None:
 
 
 def released(
-    model: GraftedModel, inputs: Tensor, labels: Tensor, mechanism: Mechanism | None, randomness: Randomness
+    model: GraftedModel,
+    inputs: Tensor,
+    labels: Tensor,
+    mechanism: Mechanism | None,
+    randomness: Randomness,
 ) -> list[Tensor]:
-    """The mean gradient over the records, as it leaves a node, in the order of `model.trainable_parameters()`.
+    """The mean gradient over the records, as it leaves a node, in the order of
+    `model.trainable_parameters()`.
 
     Args:
         inputs, labels: prepared inputs `(n, …)` and classes `(n,)`; each record is its own unit.
-        mechanism: clips and noises it; None: nothing does. The noise is that of the node's step, whatever n is.
+        mechanism: clips and noises it; None: nothing does. The noise is that of the node's step,
+            whatever n is.
     """
     parameters = list(model.trainable_parameters().values())
     if mechanism is None:
@@ -54,7 +62,9 @@ def released(
     return [found[p] * mechanism.expected / len(labels) for p in parameters]
 
 
-def gradient(model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool = False) -> tuple[Tensor, ...]:
+def gradient(
+    model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool = False
+) -> tuple[Tensor, ...]:
     """The mean gradient of cross-entropy; zero where a parameter takes no part.
 
     Args:
@@ -63,4 +73,6 @@ def gradient(model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool
     parameters = list(model.trainable_parameters().values())
     loss = F.cross_entropy(model(inputs), labels)
     found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
-    return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+    return tuple(
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    )

@@ -1,10 +1,12 @@
 """Membership by the loss: what was trained on is fitted better.
 
-Yeom, Giacomelli, Fredrikson and Jha, "Privacy risk in machine learning: analyzing the connection to overfitting" (IEEE
-CSF 2018), adversary 2: whoever has a loss below a threshold is called a member. Here every threshold is tried (ROC).
-The attacker has a model's outputs and a person's record with its label; no data of their own, no other model.
+Yeom, Giacomelli, Fredrikson and Jha, "Privacy risk in machine learning: analyzing the connection to
+overfitting" (IEEE CSF 2018), adversary 2: whoever has a loss below a threshold is called a member.
+Here every threshold is tried (ROC). The attacker has a model's outputs and a person's record with
+its label; no data of their own, no other model.
 
-Under the shared model everyone's rows are members. Under a node's own update, as the server sees it, that node's are.
+Under the shared model everyone's rows are members. Under a node's own update, as the server sees
+it, that node's are.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from common.plan import Plan
-from simulations.attacks.roc import measured
-from simulations.attacks.target import NodeData, Target, open_target
+from fedgraft.common.plan.plan import Plan
+from fedgraft.simulations.attacks.roc import measured
+from fedgraft.simulations.attacks.target import NodeData, Target, open_target
 
 
 def loss_threshold(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
-    """Attack a finished run. Returns plain numbers: see `simulations.attacks.roc.measured`, once for each view.
+    """Attack a finished run. Returns plain numbers: see
+    `fedgraft.simulations.attacks.roc.measured`, once for each view.
 
     Raises:
         UserError: no finished run there.
@@ -39,8 +42,12 @@ def loss_threshold(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> d
     }
 
 
-def scores(target: Target, states: Sequence[dict], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """−loss of members and of others, each under its own node's state; classes in equal shares on both sides."""
+def scores(
+    target: Target, states: Sequence[dict], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """−loss of members and of others, each under its own node's state; classes in equal shares on
+    both sides.
+    """
     members, others = [], []
     for number, (data, state) in enumerate(zip(target.nodes, states, strict=True)):
         mine, theirs = alike(data, rng)
@@ -52,7 +59,8 @@ def scores(target: Target, states: Sequence[dict], rng: np.random.Generator) -> 
 def alike(data: NodeData, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Positions of members and of others such that both have each class in the same proportion.
 
-    Else an attack would win at a node of sick people by calling all sick people members. As many as can be are kept.
+    Else an attack would win at a node of sick people by calling all sick people members. As many as
+    can be are kept.
     """
     mine, theirs = data.train.labels.numpy(), data.others.labels.numpy()
     classes = int(max(mine.max(initial=0), theirs.max(initial=0))) + 1

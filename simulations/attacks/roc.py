@@ -1,8 +1,9 @@
-"""How well a score tells members from others: ROC, area, and the hits at few false alarms, with intervals.
+"""How well a score tells members from others: ROC, area, and the hits at few false alarms, with
+intervals.
 
-An average hides a leak: an attack that names one patient in a hundred with certainty has an area of about one half.
-So the true-positive rate at a small false-positive rate is told, too (Carlini et al. 2022, "Membership inference
-attacks from first principles", IEEE S&P, section III).
+An average hides a leak: an attack that names one patient in a hundred with certainty has an area of
+about one half. So the true-positive rate at a small false-positive rate is told, too (Carlini et
+al. 2022, "Membership inference attacks from first principles", IEEE S&P, section III).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from fedgraft.common.errors import UserError
 
 FALSE_ALARMS = (0.001, 0.01)  # false-positive rates at which the true-positive rate is told
 _CURVE_POINTS = 400  # of a curve that is kept
@@ -35,29 +36,38 @@ def roc(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray
         )
     is_member = np.repeat([1, 0], [len(members), len(others)])
     order = np.argsort(-scores, kind="stable")
-    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]  # equal scores fall together
+    last = np.r_[
+        np.flatnonzero(np.diff(scores[order])), len(scores) - 1
+    ]  # equal scores fall together
     hits, alarms = np.cumsum(is_member[order])[last], np.cumsum(1 - is_member[order])[last]
     return np.r_[0.0, alarms / len(others)], np.r_[0.0, hits / len(members)]
 
 
 def area(fpr: np.ndarray, tpr: np.ndarray) -> float:
-    """Area under a curve, by trapezes: the probability that a member scores above another, ties counted half."""
+    """Area under a curve, by trapezes: the probability that a member scores above another, ties
+    counted half.
+    """
     return float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
 
 
 def hits_at(fpr: np.ndarray, tpr: np.ndarray, false_alarms: float) -> float:
-    """The largest true-positive rate at a false-positive rate of at most `false_alarms`. Nothing is interpolated."""
+    """The largest true-positive rate at a false-positive rate of at most `false_alarms`. Nothing is
+    interpolated.
+    """
     return float(tpr[fpr <= false_alarms + 1e-12].max())
 
 
-def measured(members: np.ndarray, others: np.ndarray, *, seed: int, draws: int = 1000) -> dict[str, Any]:
-    """All of it as plain numbers, with 95 % bootstrap intervals (percentiles; members and others drawn apart).
+def measured(
+    members: np.ndarray, others: np.ndarray, *, seed: int, draws: int = 1000
+) -> dict[str, Any]:
+    """All of it as plain numbers, with 95 % bootstrap intervals (percentiles; members and others
+    drawn apart).
 
     Below one false alarm in `others` a rate means: no false alarm at all.
 
     Returns:
-        members, others (counts), auc, auc_interval, tpr (by false-positive rate, as text), tpr_interval, and roc:
-        {fpr, tpr}, at most some 400 points.
+        members, others (counts), auc, auc_interval, tpr (by false-positive rate, as text),
+        tpr_interval, and roc: {fpr, tpr}, at most some 400 points.
 
     Raises:
         UserError: as `roc`.
@@ -77,14 +87,17 @@ def measured(members: np.ndarray, others: np.ndarray, *, seed: int, draws: int =
         "auc_interval": [float(low[0]), float(high[0])],
         "tpr": {f"{rate:g}": hits_at(fpr, tpr, rate) for rate in FALSE_ALARMS},
         "tpr_interval": {
-            f"{rate:g}": [float(low[at]), float(high[at])] for at, rate in enumerate(FALSE_ALARMS, start=1)
+            f"{rate:g}": [float(low[at]), float(high[at])]
+            for at, rate in enumerate(FALSE_ALARMS, start=1)
         },
         "roc": {"fpr": fpr[keep].tolist(), "tpr": tpr[keep].tolist()},
     }
 
 
 def _corners(fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
-    """Points to keep: the ends of straight pieces, and of those the lowest ones all, the others thinned."""
+    """Points to keep: the ends of straight pieces, and of those the lowest ones all, the others
+    thinned.
+    """
     straight = np.diff(fpr)[1:] * np.diff(tpr)[:-1] == np.diff(fpr)[:-1] * np.diff(tpr)[1:]
     corners = np.flatnonzero(np.r_[True, ~straight, True])
     if len(corners) <= _CURVE_POINTS:

@@ -13,7 +13,9 @@ _C1, _C2 = 0.01**2, 0.03**2  # for values on 0–1
 
 
 def psnr(image: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio of images (…) on 0–1: −10 log10 of the mean squared error; ∞ where equal."""
+    """Peak signal-to-noise ratio of images (…) on 0–1: −10 log10 of the mean squared error; ∞ where
+    equal.
+    """
     error = float((image.double() - other.double()).square().mean())
     return -10 * math.log10(error) if error else math.inf
 
@@ -21,8 +23,9 @@ def psnr(image: Tensor, other: Tensor) -> float:
 def ssim(image: Tensor, other: Tensor) -> float:
     """Mean structural similarity of images `(C, H, W)` on 0–1, −1 to 1; 1 where equal.
 
-    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural similarity" (IEEE
-    TIP 2004), eq. 13, with their Gaussian window of 11 pixels (smaller images: as large as fits), where it fits wholly.
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity" (IEEE TIP 2004), eq. 13, with their Gaussian window of 11 pixels (smaller
+    images: as large as fits), where it fits wholly.
     """
     size = min(WINDOW, *image.shape[1:])
     offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2

@@ -1,13 +1,16 @@
 """Cost against work: seconds and memory as nodes, data and networks grow.
 
-    .venv/bin/python -m simulations.benchmarks.cost nodes        10, 100, 1,000 nodes, together and one by one
-    .venv/bin/python -m simulations.benchmarks.cost spread       the same 24,000 X-rays at 10, 100, 1,000 nodes
-    .venv/bin/python -m simulations.benchmarks.cost data         1×, 4×, 16× the data at 10 nodes
-    .venv/bin/python -m simulations.benchmarks.cost networks     ResNet-20, ResNet-18 at 64 px, ViT-B/16 at 224 px
+    .venv/bin/python -m fedgraft.simulations.benchmarks.cost nodes        10, 100, 1,000 nodes,
+    together and one by one .venv/bin/python -m fedgraft.simulations.benchmarks.cost spread
+    the same 24,000 X-rays at 10, 100, 1,000 nodes .venv/bin/python -m
+    fedgraft.simulations.benchmarks.cost data         1×, 4×, 16× the data at 10 nodes
+    .venv/bin/python -m fedgraft.simulations.benchmarks.cost networks     ResNet-20, ResNet-18 at 64
+    px, ViT-B/16 at 224 px
 
-Every row is a process of its own, so that its peak of resident memory is its own. Pages of libraries count there: one
-row took 863 MiB on a machine just started and 640 half an hour later, so compare rows of one run only. The data are the
-chest X-rays, repeated with a little noise as often as a row needs; `processor` counts both cores, `wall` may be less.
+Every row is a process of its own, so that its peak of resident memory is its own. Pages of
+libraries count there: one row took 863 MiB on a machine just started and 640 half an hour later, so
+compare rows of one run only. The data are the chest X-rays, repeated with a little noise as often
+as a row needs; `processor` counts both cores, `wall` may be less.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from common.plan_file import find_plan, load_plan, resolve
-from simulations.benchmarks.workload import ADAPTERS, PLAN
+from fedgraft.common.plan.plan_file import find_plan, load_plan, resolve
+from fedgraft.simulations.benchmarks.workload import ADAPTERS, PLAN
 
 PER_NODE = 24  # training examples of a node while their number grows
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -52,13 +55,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def write_data(path: Path, examples: int, seed: int = 0) -> None:
-    """`examples` training X-rays and 468 of test, drawn from the real ones; repeated ones get noise."""
+    """`examples` training X-rays and 468 of test, drawn from the real ones; repeated ones get
+    noise.
+    """
     rng = np.random.default_rng(seed)
     plan = load_plan(PLAN)
     assert plan.simulation is not None
     with np.load(resolve(plan.simulation.files[0], find_plan(PLAN).parent)) as real:
         rows = rng.permutation(np.resize(np.arange(len(real["train_images"])), examples))
-        images = real["train_images"][rows].astype(np.int16) + rng.integers(-3, 4, (examples, 28, 28), np.int16)
+        images = real["train_images"][rows].astype(np.int16) + rng.integers(
+            -3, 4, (examples, 28, 28), np.int16
+        )
         np.savez(
             path,
             train_images=images.clip(0, 255).astype(np.uint8),
@@ -69,8 +76,10 @@ def write_data(path: Path, examples: int, seed: int = 0) -> None:
 
 
 def run(row: dict[str, Any], data: str) -> dict[str, float]:
-    """One row in this process: seconds of the hand-out and of a round, processor seconds, peak memory in MiB."""
-    from simulations.engine import nodes_on_disk, simulate
+    """One row in this process: seconds of the hand-out and of a round, processor seconds, peak
+    memory in MiB.
+    """
+    from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
 
     with tempfile.TemporaryDirectory() as folder:
         words = [
@@ -83,7 +92,11 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
         with nodes_on_disk(plan, find_plan(PLAN)) as nodes:
             before = resource.getrusage(resource.RUSAGE_SELF)
             result = simulate(
-                plan, find_plan(PLAN), Path(folder) / "run", nodes=nodes, together=row.get("together", False)
+                plan,
+                find_plan(PLAN),
+                Path(folder) / "run",
+                nodes=nodes,
+                together=row.get("together", False),
             )
             after = resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -100,13 +113,22 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
 def main(kind: str) -> None:
     """A table in Markdown, a line for each row as it is done."""
     print(f"{os.cpu_count()} cores, one torch thread for each of two workers")
-    print("| row | wall, s | hand-out, s | rounds, s | processor, s | per node and round, ms | peak memory, MiB |")
+    print(
+        "| row | wall, s | hand-out, s | rounds, s | processor, s | per node and round, ms | peak memory, MiB |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in ROWS[kind]:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data.npz"
             write_data(data, row["examples"])  # here, so that the row's peak of memory is its own
-            words = [sys.executable, "-m", "simulations.benchmarks.cost", "--row", json.dumps(row), str(data)]
+            words = [
+                sys.executable,
+                "-m",
+                "fedgraft.simulations.benchmarks.cost",
+                "--row",
+                json.dumps(row),
+                str(data),
+            ]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"| {row} | failed: {done.stderr.strip().splitlines()[-1][:200]} |", flush=True)
@@ -115,7 +137,10 @@ def main(kind: str) -> None:
         name = ", ".join(f"{key} {value}" for key, value in row.items())
         each = 1000 * found["rounds"] / row["nodes"] / row["rounds"]
         numbers = [*(found[key] for key in ("total", "handout", "rounds", "processor")), each]
-        print(f"| {name} | " + " | ".join(f"{v:.1f}" for v in numbers) + f" | {found['mib']:.0f} |", flush=True)
+        print(
+            f"| {name} | " + " | ".join(f"{v:.1f}" for v in numbers) + f" | {found['mib']:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

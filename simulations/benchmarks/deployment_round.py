@@ -1,14 +1,15 @@
-"""One round of a deployment beside one of a Flower app that does nothing, and where each second of ours goes.
+"""One round of a deployment beside one of a Flower app that does nothing, and where each second of
+ours goes.
 
-    .venv/bin/python -m simulations.benchmarks.deployment_round
+    .venv/bin/python -m fedgraft.simulations.benchmarks.deployment_round
 
-Real processes on loopback, two nodes, TLS, node keys and the gateway. Ours runs on nodes started by `fedgraft node
-start`; the apps that do nothing run on Flower's own SuperNodes as they are, under the same keys, on the same SuperLink.
-The mean over all rounds is shown.
+Real processes on loopback, two nodes, TLS, node keys and the gateway. Ours runs on nodes started by
+`fedgraft node start`; the apps that do nothing run on Flower's own SuperNodes as they are, under
+the same keys, on the same SuperLink. The mean over all rounds is shown.
 
-The breakdown is put together from clocks that are one machine's here, and adds up to the round: the node's log says
-when Flower's SuperNode had the message and when it had sent the answer, the audit log when our code began and ended,
-and the run's checkpoints when the server had finished a round.
+The breakdown is put together from clocks that are one machine's here, and adds up to the round: the
+node's log says when Flower's SuperNode had the message and when it had sent the answer, the audit
+log when our code began and ended, and the run's checkpoints when the server had finished a round.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from client.journal import Journal
-from client.node import load_node
-from common.plan_file import find_plan, load_plan, plan_yaml, resolve
-from server.flower import COMPLETED, Flower, RunConfig, program
-from server.start import connect
-from simulations.benchmarks.project import write_project
-from simulations.federation import Federation
-from simulations.partition import write_nodes
-from simulations.processes import free_ports, until
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.store.journal import Journal
+from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_yaml, resolve
+from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, program
+from fedgraft.server.site.start_server import connect
+from fedgraft.simulations.benchmarks.project import write_project
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import free_ports, until
+from fedgraft.simulations.partition import write_nodes
 
 NODES, ROUNDS = 2, 5
 SETTINGS = (
     f"simulation.nodes={NODES}",
-    "simulation.partition={kind: iid}",  # a round ends with its slowest node: here they have as much to do
+    # a round ends with its slowest node: here they have as much to do
+    "simulation.partition={kind: iid}",
     f"train.rounds={ROUNDS}",
     "adapter.method=head",  # its training is short: what is left is the deployment's own
     "evaluate.every=100",
@@ -52,13 +54,17 @@ def main() -> None:
         files = enumerate(write_nodes(plan, path, folder / "nodes"))
         (folder / "plan.yaml").write_text(plan_yaml(plan))
         weights = str(resolve(str(plan.backbone.weights), path.parent))
-        with Federation(folder, {f"node-{k}": file for k, file in files}, folder / "plan.yaml") as federation:
+        with Federation(
+            folder, {f"node-{k}": file for k, file in files}, folder / "plan.yaml"
+        ) as federation:
             seconds, parts = ours(federation, weights)
             for node in federation.files:
                 federation.stop(node)
                 federation.start_node(node, supernode(federation, node))
             for node in federation.files:
-                until(f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node))
+                until(
+                    f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node)
+                )
             floor, torch = (nothing(federation, torch=torch) for torch in (False, True))
     print("| app | seconds a round | ÷ nothing |\n|---|---:|---:|")
     for title, mean in (
@@ -90,8 +96,12 @@ def ours(federation: Federation, weights: str) -> tuple[float, dict[str, float]]
     }
 
 
-def parts_of(federation: Federation, node: str, out: Path, ends: dict[int, float]) -> list[dict[str, float]]:
-    """Where the seconds of each round but the first went, as one node saw it; the parts add up to the round."""
+def parts_of(
+    federation: Federation, node: str, out: Path, ends: dict[int, float]
+) -> list[dict[str, float]]:
+    """Where the seconds of each round but the first went, as one node saw it; the parts add up to
+    the round.
+    """
     said = {
         (event, int(number)): datetime.fromisoformat(when).timestamp()
         for when, event, number in re.findall(
@@ -108,7 +118,11 @@ def parts_of(federation: Federation, node: str, out: Path, ends: dict[int, float
     }
     name, found = load_node(federation.files[node]).name, []
     for number in range(2, ROUNDS + 1):
-        trained = next(line["train"]["seconds"] for line in lines if (line["round"], line["node"]) == (number, name))
+        trained = next(
+            line["train"]["seconds"]
+            for line in lines
+            if (line["round"], line["node"]) == (number, name)
+        )
         came, began, ended = said["message", number], kept["in", number], kept["out", number]
         found.append(
             {
@@ -116,8 +130,10 @@ def parts_of(federation: Federation, node: str, out: Path, ends: dict[int, float
                 "executor, process, approved code read and checked": began - came,
                 "plan, backbone, data opened; the answer packed": ended - began - trained,
                 "the adapter trained": trained,
-                "the answer sent; the SuperNode looks every 0.5 s": said["answered", number] - ended,
-                "the server's poll, the slower node, averaging, checkpoint": ends[number] - said["answered", number],
+                "the answer sent; the SuperNode looks every 0.5 s": said["answered", number]
+                - ended,
+                "the server's poll, the slower node, averaging, checkpoint": ends[number]
+                - said["answered", number],
             }
         )
     return found
@@ -130,7 +146,13 @@ def supernode(federation: Federation, node: str) -> list[str]:
     connection = load_node(federation.files[node]).connection
     assert connection is not None
     return [
-        *("env", f"FLWR_HOME={home}", program("flower-supernode"), "--superlink", connection.superlink),
+        *(
+            "env",
+            f"FLWR_HOME={home}",
+            program("flower-supernode"),
+            "--superlink",
+            connection.superlink,
+        ),
         *("--root-certificates", connection.root_certificates),
         *("--auth-supernode-private-key", connection.private_key),
         *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
@@ -146,7 +168,9 @@ def nothing(federation: Federation, *, torch: bool) -> float:
     return statistics.mean(json.loads(found.read_text()))
 
 
-def run(flower: Flower, app: Path, config: RunConfig, look: Callable[[], None] = lambda: None) -> None:
+def run(
+    flower: Flower, app: Path, config: RunConfig, look: Callable[[], None] = lambda: None
+) -> None:
     """Run an app to its end, with a look at something twice a second."""
     run_id = flower.submit(app, config)
     while not (status := flower.status(run_id)).startswith("finished"):

@@ -1,7 +1,9 @@
-"""An environment for each peer under build/bench, with the peer's own pins, and torch from the main environment.
+"""An environment for each peer under build/bench, with the peer's own pins, and torch from the main
+environment.
 
-A path file lets the main environment's packages be found behind the peer's own: pip takes those as installed, so that
-a peer costs tens of megabytes and not five gigabytes. `python -m simulations.benchmarks.environments` makes them.
+A path file lets the main environment's packages be found behind the peer's own: pip takes those as
+installed, so that a peer costs tens of megabytes and not five gigabytes. `python -m
+fedgraft.simulations.benchmarks.environments` makes them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The floor: federated averaging in plain PyTorch, one process, no framework, nothing but the arithmetic.
+"""The floor: federated averaging in plain PyTorch, one process, no framework, nothing but the
+arithmetic.
 
-    python -m simulations.benchmarks.floor ADAPTER SEED SHARDS full|cached
+    python -m fedgraft.simulations.benchmarks.floor ADAPTER SEED SHARDS full|cached
 
-`full` runs the whole network at every step. `cached` computes once what enters the first trainable layer, as fedgraft
-does. Both measure the received model on every node's tests in every round, as fedgraft does.
+`full` runs the whole network at every step. `cached` computes once what enters the first trainable
+layer, as fedgraft does. Both measure the received model on every node's tests in every round, as
+fedgraft does.
 """
 
 from __future__ import annotations
@@ -17,11 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simulations.benchmarks.workload import BATCH, RATE, ROUNDS, accuracy, load_shards, new_model, report
+from fedgraft.simulations.benchmarks.workload import (
+    BATCH,
+    RATE,
+    ROUNDS,
+    accuracy,
+    load_shards,
+    new_model,
+    report,
+)
 
 
 class Tail(nn.Module):
-    """What of a CIFAR ResNet follows its frozen prefix: the last block and the head, or the head alone."""
+    """What of a CIFAR ResNet follows its frozen prefix: the last block and the head, or the head
+    alone.
+    """
 
     def __init__(self, net: nn.Module, adapter: str) -> None:
         super().__init__()
@@ -60,13 +72,18 @@ def run(adapter: str, seed: int, shards_path: Path, cached: bool) -> None:
         net = Tail(model.net, adapter)
         prefix = prefix_of(model.net, adapter)
         with torch.no_grad():
-            data = [tuple(torch.cat([prefix(x) for x in torch.split(part, 256)]) for part in pair) for pair in data]
+            data = [
+                tuple(torch.cat([prefix(x) for x in torch.split(part, 256)]) for part in pair)
+                for pair in data
+            ]
     trainable = [p for p in net.parameters() if p.requires_grad]
     sizes = torch.tensor([len(shard.train_labels) for shard in shards], dtype=torch.float32)
     for _ in range(ROUNDS):
         received = [p.detach().clone() for p in trainable]
         total = [torch.zeros_like(p) for p in trainable]
-        for (train, test), shard, weight in zip(data, shards, (sizes / sizes.sum()).tolist(), strict=True):
+        for (train, test), shard, weight in zip(
+            data, shards, (sizes / sizes.sum()).tolist(), strict=True
+        ):
             with torch.no_grad():
                 for p, value in zip(trainable, received, strict=True):
                     p.copy_(value)

@@ -1,6 +1,8 @@
-"""A stock Flower app on the workload, as Flower's documentation writes one: FedAvg, a ClientApp, full forward passes.
+"""A stock Flower app on the workload, as Flower's documentation writes one: FedAvg, a ClientApp,
+full forward passes.
 
-`with_flower.py` bundles this file by itself. Only what is trained travels; the backbone is loaded at each client.
+`with_flower.py` bundles this file by itself. Only what is trained travels; the backbone is loaded
+at each client.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader, TensorDataset
 
-from simulations.benchmarks.workload import (
+from fedgraft.simulations.benchmarks.workload import (
     BATCH,
     EVALUATION_BATCH,
     RATE,
@@ -42,7 +44,9 @@ def _loaders(context: Context) -> tuple[DataLoader, DataLoader]:
     shard = _shard(str(context.run_config["shards"]), int(context.node_config["partition-id"]))
     train = TensorDataset(shard.train_inputs, shard.train_labels)
     test = TensorDataset(shard.test_inputs, shard.test_labels)
-    return DataLoader(train, batch_size=BATCH, shuffle=True), DataLoader(test, batch_size=EVALUATION_BATCH)
+    return DataLoader(train, batch_size=BATCH, shuffle=True), DataLoader(
+        test, batch_size=EVALUATION_BATCH
+    )
 
 
 def _model(message: Message, context: Context) -> torch.nn.Module:
@@ -57,7 +61,9 @@ def train(message: Message, context: Context) -> Message:
     """One local epoch."""
     model = _model(message, context)
     loader, _ = _loaders(context)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0
+    )
     running = 0.0
     for inputs, labels in loader:
         optimizer.zero_grad()
@@ -67,7 +73,9 @@ def train(message: Message, context: Context) -> Message:
         running += loss.item()
     numbers = {"train_loss": running / len(loader), "num-examples": len(loader.dataset)}  # pyright: ignore[reportArgumentType]
     arrays = ArrayRecord(model.adapter_state())  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(numbers)}), reply_to=message)
+    return Message(
+        RecordDict({"arrays": arrays, "metrics": MetricRecord(numbers)}), reply_to=message
+    )
 
 
 @client.evaluate()
@@ -87,7 +95,9 @@ def main(grid: Grid, context: Context) -> None:
     """FedAvg over all clients; writes the last model's accuracy where the run config says."""
     config = context.run_config
     model = new_model(str(config["adapter"]), int(config["seed"]))
-    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=1.0, min_available_nodes=int(config["nodes"]))
+    strategy = FedAvg(
+        fraction_train=1.0, fraction_evaluate=1.0, min_available_nodes=int(config["nodes"])
+    )
     initial = ArrayRecord(model.adapter_state())  # pyright: ignore[reportArgumentType]
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=ROUNDS)
     model.load_adapter_state(result.arrays.to_torch_state_dict())

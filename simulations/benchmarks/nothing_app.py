@@ -1,6 +1,8 @@
-"""A Flower app that does nothing, as fast as Flower lets it: `deployment_round.py` bundles this file by itself.
+"""A Flower app that does nothing, as fast as Flower lets it: `deployment_round.py` bundles this
+file by itself.
 
-The server polls as ours does. With `torch` in the run config the client imports torch, as any that trains must.
+The server polls as ours does. With `torch` in the run config the client imports torch, as any that
+trains must.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ def main(grid: Grid, context: Context) -> None:
     seconds = []
     for round_ in range(int(context.run_config["rounds"])):
         started = time.perf_counter()
-        asked = [Message(RecordDict(), dst_node_id=n, message_type="train", group_id=str(round_)) for n in nodes]
+        asked = [
+            Message(RecordDict(), dst_node_id=n, message_type="train", group_id=str(round_))
+            for n in nodes
+        ]
         waiting = set(grid.push_messages(asked))
         while waiting:
             replies = list(grid.pull_messages(waiting))

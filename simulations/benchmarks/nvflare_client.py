@@ -1,4 +1,6 @@
-"""What runs at each client of `with_nvflare.py`: NVIDIA FLARE's client API around a plain training loop."""
+"""What runs at each client of `with_nvflare.py`: NVIDIA FLARE's client API around a plain training
+loop.
+"""
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from simulations.benchmarks.workload import BATCH, RATE, correct, load_shard, new_model
+from fedgraft.simulations.benchmarks.workload import BATCH, RATE, correct, load_shard, new_model
 
 
 class Trained(nn.Module):
@@ -40,15 +42,21 @@ def main(adapter: str, seed: int, shards: Path) -> None:
     torch.manual_seed(seed)
     number = int(flare.get_site_name().rpartition("-")[2]) - 1  # site-1 … site-10
     shard = load_shard(shards, number)
-    loader = DataLoader(TensorDataset(shard.train_inputs, shard.train_labels), batch_size=BATCH, shuffle=True)
+    loader = DataLoader(
+        TensorDataset(shard.train_inputs, shard.train_labels), batch_size=BATCH, shuffle=True
+    )
     model = new_model(adapter, seed)
     while flare.is_running():
         received = flare.receive()
         if received is None:
             break
-        model.load_adapter_state({name: torch.as_tensor(value) for name, value in received.params.items()})
+        model.load_adapter_state(
+            {name: torch.as_tensor(value) for name, value in received.params.items()}
+        )
         right = correct(model, shard.test_inputs, shard.test_labels)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0
+        )
         for inputs, labels in loader:
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), labels).backward()

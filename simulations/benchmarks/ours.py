@@ -1,8 +1,9 @@
 """fedgraft's in-process engine on the workload.
 
-python -m simulations.benchmarks.ours ADAPTER SEED WORKERS
+python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS
 
-With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds it.
+With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds
+it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.plan_file import find_plan
-from simulations.benchmarks.workload import PLAN, report, the_plan
-from simulations.engine import nodes_on_disk, simulate
+from fedgraft.common.plan.plan_file import find_plan
+from fedgraft.simulations.benchmarks.workload import PLAN, report, the_plan
+from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
 
 
 def run(adapter: str, seed: int, workers: int) -> None:

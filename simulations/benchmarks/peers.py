@@ -1,13 +1,15 @@
 """fedgraft beside what a user would pick instead: one table, from one run on one machine.
 
-    make bench                                                        everything, about an hour on two cores
-    .venv/bin/python -m simulations.benchmarks.peers --only ours,floor,pfl --repeats 1
-    .venv/bin/python -m simulations.benchmarks.peers --table          print again what was measured
+    make bench                                                        everything, about an hour on
+    two cores .venv/bin/python -m fedgraft.simulations.benchmarks.peers --only ours,floor,pfl
+    --repeats 1 .venv/bin/python -m fedgraft.simulations.benchmarks.peers --table          print
+    again what was measured
 
-10 nodes × 20 rounds × 1 local epoch (`workload.py`), two cores, one torch thread for each worker. A repeat is a seed,
-and with it another deal of the data and other initial values. Each competitor is a process of its own. *wall* is what a
-user waits for: from the start of the command to its end, imports and all; *rounds* is what comes after the imports.
-What was measured is kept in build/bench/peers.json and not measured again, unless `--again`.
+10 nodes × 20 rounds × 1 local epoch (`workload.py`), two cores, one torch thread for each worker. A
+repeat is a seed, and with it another deal of the data and other initial values. Each competitor is
+a process of its own. *wall* is what a user waits for: from the start of the command to its end,
+imports and all; *rounds* is what comes after the imports. What was measured is kept in
+build/bench/peers.json and not measured again, unless `--again`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.benchmarks import environments
-from simulations.benchmarks.workload import prepare
+from fedgraft.simulations.benchmarks import environments
+from fedgraft.simulations.benchmarks.workload import prepare
 
 FIRST_SEED = 7
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +56,15 @@ def _here(
     def words(adapter: str, seed: int, path: Path) -> list[str]:
         python = str(environments.python_of(peer)) if peer else sys.executable
         given = [str(path)] if shards else []
-        return [python, "-m", f"simulations.benchmarks.{module}", adapter, str(seed), *given, *more]
+        return [
+            python,
+            "-m",
+            f"fedgraft.simulations.benchmarks.{module}",
+            adapter,
+            str(seed),
+            *given,
+            *more,
+        ]
 
     return words
 
@@ -62,22 +72,36 @@ def _here(
 COMPETITORS = {
     "ours": Competitor(OURS, "2 × 1", _here("ours", "2", shards=False)),
     "ours-kept": Competitor(
-        "fedgraft, activations kept by the run before", "2 × 1", _here("ours", "2", shards=False), kept=True
+        "fedgraft, activations kept by the run before",
+        "2 × 1",
+        _here("ours", "2", shards=False),
+        kept=True,
     ),
     "ours-1": Competitor("fedgraft, one worker", "1", _here("ours", "1", shards=False)),
-    "floor": Competitor("plain PyTorch, frozen prefix computed once: the floor", "1", _here("floor", "cached")),
-    "floor-full": Competitor("plain PyTorch, whole network at each step", "1", _here("floor", "full")),
+    "floor": Competitor(
+        "plain PyTorch, frozen prefix computed once: the floor", "1", _here("floor", "cached")
+    ),
+    "floor-full": Competitor(
+        "plain PyTorch, whole network at each step", "1", _here("floor", "full")
+    ),
     "flower": Competitor(
-        "Flower, stock simulation (Ray)", "2 × 1", _here("with_flower"), adapters=("head", "lora", "full")
+        "Flower, stock simulation (Ray)",
+        "2 × 1",
+        _here("with_flower"),
+        adapters=("head", "lora", "full"),
     ),
     "pfl": Competitor("pfl, SimulatedBackend", "1", _here("with_pfl", peer="pfl"), peer="pfl"),
     "pfl-2": Competitor("pfl, SimulatedBackend", "2", _here("with_pfl", peer="pfl"), peer="pfl"),
-    "nvflare": Competitor("NVIDIA FLARE, simulator", "10 × 1", _here("with_nvflare", peer="nvflare"), peer="nvflare"),
+    "nvflare": Competitor(
+        "NVIDIA FLARE, simulator", "10 × 1", _here("with_nvflare", peer="nvflare"), peer="nvflare"
+    ),
 }
 
 
 def measure(name: str, adapter: str, seed: int) -> dict[str, Any]:
-    """Run one competitor once; its report and the wall-clock seconds of its process, or why there is none."""
+    """Run one competitor once; its report and the wall-clock seconds of its process, or why there
+    is none.
+    """
     competitor = COMPETITORS[name]
     if competitor.peer and (failed := environments.make(competitor.peer)):
         return {"failed": f"could not be installed: {failed}"}
@@ -108,9 +132,15 @@ def measure(name: str, adapter: str, seed: int) -> dict[str, Any]:
 
 
 def table(measured: dict[str, dict[str, Any]]) -> str:
-    """The measurements in Markdown: medians over the seeds, each beside its accuracy and versions."""
+    """The measurements in Markdown: medians over the seeds, each beside its accuracy and
+    versions.
+    """
     lines = []
-    for adapter, title in (("head", "head"), ("lora", "LoRA r=8 in the last block"), ("full", "everything")):
+    for adapter, title in (
+        ("head", "head"),
+        ("lora", "LoRA r=8 in the last block"),
+        ("full", "everything"),
+    ):
         rows = []
         ours = _median(measured, "ours", "lora" if adapter == "full" else adapter)
         for name, competitor in COMPETITORS.items():
@@ -119,7 +149,9 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
             if not runs or adapter not in competitor.adapters:
                 continue
             if not good:
-                rows.append(f"| {competitor.title} | {competitor.threads} | – | – | – | – | {runs[0]['failed']} |")
+                rows.append(
+                    f"| {competitor.title} | {competitor.threads} | – | – | – | – | {runs[0]['failed']} |"
+                )
                 continue
             walls, rounds = [run["wall"] for run in good], [run["seconds"] for run in good]
             ratio = [
@@ -145,19 +177,29 @@ def _runs(measured: dict[str, dict[str, Any]], name: str, adapter: str) -> list[
 
 def _median(measured: dict[str, dict[str, Any]], name: str, adapter: str) -> dict[str, float]:
     good = [run for run in _runs(measured, name, adapter) if "wall" in run]
-    return {key: statistics.median(run[key] for run in good) for key in ("wall", "seconds")} if good else {}
+    return (
+        {key: statistics.median(run[key] for run in good) for key in ("wall", "seconds")}
+        if good
+        else {}
+    )
 
 
 def main() -> None:
     """Measure what is asked for, seed by seed, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(COMPETITORS), help="some of " + ", ".join(COMPETITORS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default=",".join(COMPETITORS), help="some of " + ", ".join(COMPETITORS)
+    )
     parser.add_argument("--adapters", default="head,lora,full")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     asked = parser.parse_args()
-    measured: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    measured: dict[str, dict[str, Any]] = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    )
     unknown = set(asked.only.split(",")) - set(COMPETITORS)
     if unknown:
         parser.error(f"--only: {sorted(unknown)[0]!r} is none of {', '.join(COMPETITORS)}")
@@ -165,7 +207,9 @@ def main() -> None:
         for name in asked.only.split(","):
             for adapter in asked.adapters.split(","):
                 key = f"{name}/{adapter}/{seed}"
-                if adapter not in COMPETITORS[name].adapters or ("wall" in measured.get(key, {}) and not asked.again):
+                if adapter not in COMPETITORS[name].adapters or (
+                    "wall" in measured.get(key, {}) and not asked.again
+                ):
                     continue
                 measured[key] = measure(name, adapter, seed)
                 print(key, json.dumps(measured[key]), file=sys.stderr, flush=True)

@@ -22,8 +22,11 @@ clientapp = "{module}:client"
 """
 
 
-def write_project(app: Path, name: str, module: str, config: Mapping[str, str | int | bool]) -> None:
-    """Write `pyproject.toml` and the module, which has `server` and `client`, into the app's folder.
+def write_project(
+    app: Path, name: str, module: str, config: Mapping[str, str | int | bool]
+) -> None:
+    """Write `pyproject.toml` and the module, which has `server` and `client`, into the app's
+    folder.
 
     Args:
         config: the keys that a run config may set, and their defaults.

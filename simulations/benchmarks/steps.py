@@ -1,10 +1,11 @@
-"""What one step costs: full forward, behind the frozen prefix, private, and full fine-tuning, side by side.
+"""What one step costs: full forward, behind the frozen prefix, private, and full fine-tuning, side
+by side.
 
-    python -m simulations.benchmarks.steps [--repeats 15]
+    python -m fedgraft.simulations.benchmarks.steps [--repeats 15]
 
-Every row's variants take turns in one process on one thread, so that what the machine does meanwhile hits all of
-them; figures are medians of processor time in milliseconds for a batch of 32: forward, backward and optimizer. Random
-weights and random images: only time is measured here.
+Every row's variants take turns in one process on one thread, so that what the machine does
+meanwhile hits all of them; figures are medians of processor time in milliseconds for a batch of 32:
+forward, backward and optimizer. Random weights and random images: only time is measured here.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from client import privacy
-from client.optimizers import new_optimizer
-from client.privacy import Mechanism, Randomness, wrapped
-from common.adapters.fused import fuse
-from common.backbones import load_backbone
-from common.model import GraftedModel, graft
-from common.plan import Optimizer
-from common.prefix import frozen_prefix
+from fedgraft.client.privacy import dp_sgd as privacy
+from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
+from fedgraft.client.training.optimizers import new_optimizer
+from fedgraft.common.adapters.fused import fuse
+from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.model.frozen_prefix import frozen_prefix
+from fedgraft.common.model.grafted_model import GraftedModel, graft
+from fedgraft.common.plan.plan import Optimizer
 
 BATCH = 32
 ADAMW = Optimizer(name="adamw")
@@ -47,12 +48,16 @@ _open = contextlib.ExitStack()  # models stay wrapped while their steps are take
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--networks", nargs="*", default=[name for name, _ in NETWORKS])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms (median)")
+    print(
+        f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms (median)"
+    )
     print(
         f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'hooks':>7} | {'cut/full':>8} {'dp/cut':>7}"
     )
@@ -77,9 +82,12 @@ def rows(name: str, size: int, repeats: int) -> None:
         full = full or found["whole"]
         dp = f"{found['dp'] / cut:7.2f}" if "dp" in found else f"{'':7}"
         columns = " ".join(
-            f"{found[key]:7.2f}" if key in found else f"{'':7}" for key in ("whole", "cut", "dp", "hooks")
+            f"{found[key]:7.2f}" if key in found else f"{'':7}"
+            for key in ("whole", "cut", "dp", "hooks")
         )
-        print(f"{name:15} {method + ' ' + targets:21} {columns} | {cut / full:8.2f} {dp}", flush=True)
+        print(
+            f"{name:15} {method + ' ' + targets:21} {columns} | {cut / full:8.2f} {dp}", flush=True
+        )
 
 
 def variants(model: GraftedModel, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Step]:
@@ -95,8 +103,12 @@ def variants(model: GraftedModel, images: torch.Tensor, labels: torch.Tensor) ->
         assert behind is not None
         steps["cut"] = plain_step(behind.tail, inputs, labels)
     if model.method != "full":
-        steps["dp"] = private_step(copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=True)
-        steps["hooks"] = private_step(copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=False)
+        steps["dp"] = private_step(
+            copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=True
+        )
+        steps["hooks"] = private_step(
+            copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=False
+        )
     return steps
 
 
@@ -113,20 +125,28 @@ def plain_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor) -> St
     return step
 
 
-def private_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor, *, cut: bool, ours: bool) -> Step:
-    """The same under DP-SGD: with the tape of `client/per_example.py`, or with Opacus's hooks."""
+def private_step(
+    model: GraftedModel, x: torch.Tensor, labels: torch.Tensor, *, cut: bool, ours: bool
+) -> Step:
+    """The same under DP-SGD: with the tape of `client/privacy/per_example.py`, or with Opacus's
+    hooks.
+    """
     if cut and (prefix := frozen_prefix(model)) is not None:
         model = prefix.tail
     optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, 1e-3)
     takes, privacy.takes = privacy.takes, lambda model: ours
-    wrapping = wrapped(model, optimizer, Mechanism(1.0, 0.1, 1, BATCH, 1.0), randomness=Randomness())
+    wrapping = wrapped(
+        model, optimizer, Mechanism(1.0, 0.1, 1, BATCH, 1.0), randomness=Randomness()
+    )
     private = _open.enter_context(wrapping)
     privacy.takes = takes
     return lambda: private.step(x, labels)
 
 
 def medians(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taken in turns, after two to warm up; quick ones are repeated within a turn."""
+    """Milliseconds of each, taken in turns, after two to warm up; quick ones are repeated within a
+    turn.
+    """
     often = {}
     for name, step in steps.items():
         step()

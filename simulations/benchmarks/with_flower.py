@@ -1,6 +1,7 @@
-"""Flower's stock simulation (Ray) on the workload: a SuperLink, `flwr run`, two clients at a time on two cores.
+"""Flower's stock simulation (Ray) on the workload: a SuperLink, `flwr run`, two clients at a time
+on two cores.
 
-    python -m simulations.benchmarks.with_flower ADAPTER SEED SHARDS
+    python -m fedgraft.simulations.benchmarks.with_flower ADAPTER SEED SHARDS
 
 `seconds` begins when the SuperLink answers: what `flwr run` itself takes.
 """
@@ -14,9 +15,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from simulations.benchmarks.project import write_project
-from simulations.benchmarks.workload import NODES, report
-from simulations.flower_engine import start_and_follow, superlink
+from fedgraft.simulations.benchmarks.project import write_project
+from fedgraft.simulations.benchmarks.workload import NODES, report
+from fedgraft.simulations.engines.flower_engine import start_and_follow, superlink
 
 DEFAULTS = {"adapter": "", "seed": 0, "nodes": 0, "shards": "", "result": ""}
 
@@ -27,7 +28,13 @@ def run(adapter: str, seed: int, shards: Path) -> None:
         neutral = Path(folder)
         app, found = neutral / "app", neutral / "result.json"
         write_project(app, "stock", "flower_app", DEFAULTS)
-        config = {"adapter": adapter, "seed": seed, "nodes": NODES, "shards": str(shards), "result": str(found)}
+        config = {
+            "adapter": adapter,
+            "seed": seed,
+            "nodes": NODES,
+            "shards": str(shards),
+            "result": str(found),
+        }
         with superlink(neutral) as flower:
             started = time.perf_counter()
             start_and_follow(app, config, flower, nodes=NODES)

@@ -1,6 +1,7 @@
 """NVIDIA FLARE's simulator on the workload: its FedAvg recipe, the same adapters, ten clients.
 
-    build/bench/nvflare/bin/python -m simulations.benchmarks.with_nvflare ADAPTER SEED SHARDS
+    build/bench/nvflare/bin/python -m fedgraft.simulations.benchmarks.with_nvflare ADAPTER SEED
+    SHARDS
 
 The simulator's own defaults: a process for each client. `nvflare_client.py` is what runs in them.
 """
@@ -19,7 +20,14 @@ import torch
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.recipe import SimEnv
 
-from simulations.benchmarks.workload import NODES, ROUNDS, accuracy, load_shards, new_model, report
+from fedgraft.simulations.benchmarks.workload import (
+    NODES,
+    ROUNDS,
+    accuracy,
+    load_shards,
+    new_model,
+    report,
+)
 
 
 def run(adapter: str, seed: int, shards: Path) -> None:
@@ -31,7 +39,7 @@ def run(adapter: str, seed: int, shards: Path) -> None:
         recipe = FedAvgRecipe(
             name="workload",
             model={
-                "class_path": "simulations.benchmarks.nvflare_client.Trained",
+                "class_path": "fedgraft.simulations.benchmarks.nvflare_client.Trained",
                 "args": {"adapter": adapter, "seed": seed},
             },
             initial_ckpt=str(initial),
@@ -46,7 +54,9 @@ def run(adapter: str, seed: int, shards: Path) -> None:
         seconds = time.perf_counter() - started
         saved = sorted(Path(folder).rglob("FL_global_model.pt"))[-1]
         state = torch.load(saved, weights_only=False)
-        model.load_adapter_state({name: torch.as_tensor(value) for name, value in state["model"].items()})
+        model.load_adapter_state(
+            {name: torch.as_tensor(value) for name, value in state["model"].items()}
+        )
     report(
         accuracy=accuracy(model, load_shards(shards)),
         seconds=seconds,

@@ -1,8 +1,10 @@
-"""Apple's pfl on the workload: FederatedAveraging on its SimulatedBackend, the same adapters, one process.
+"""Apple's pfl on the workload: FederatedAveraging on its SimulatedBackend, the same adapters, one
+process.
 
-    build/bench/pfl/bin/python -m simulations.benchmarks.with_pfl ADAPTER SEED SHARDS
+    build/bench/pfl/bin/python -m fedgraft.simulations.benchmarks.with_pfl ADAPTER SEED SHARDS
 
-As pfl's own benchmarks do, the model is measured centrally (CentralEvaluationCallback) in every round.
+As pfl's own benchmarks do, the model is measured centrally (CentralEvaluationCallback) in every
+round.
 """
 # pyright: reportMissingImports=false
 
@@ -30,7 +32,7 @@ from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from simulations.benchmarks.workload import (
+from fedgraft.simulations.benchmarks.workload import (
     BATCH,
     EVALUATION_BATCH,
     NODES,
@@ -80,12 +82,16 @@ def run(adapter: str, seed: int, shards_path: Path) -> None:
         central_optimizer=torch.optim.SGD(trainable, lr=1.0),
     )
     users = {
-        str(number): PyTorchTensorDataset((shard.train_inputs, shard.train_labels), user_id=str(number))
+        str(number): PyTorchTensorDataset(
+            (shard.train_inputs, shard.train_labels), user_id=str(number)
+        )
         for number, shard in enumerate(shards)
     }
     sampler = get_user_sampler("minimize_reuse", list(users))
     training = FederatedDataset(lambda user: users[user], sampler)
-    tests = Dataset([torch.cat([s.test_inputs for s in shards]), torch.cat([s.test_labels for s in shards])])
+    tests = Dataset(
+        [torch.cat([s.test_inputs for s in shards]), torch.cat([s.test_labels for s in shards])]
+    )
     measured = NNEvalHyperParams(local_batch_size=EVALUATION_BATCH)
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
@@ -94,10 +100,15 @@ def run(adapter: str, seed: int, shards_path: Path) -> None:
             train_cohort_size=NODES,
             val_cohort_size=None,
         ),
-        backend=SimulatedBackend(training_data=training, val_data=training, postprocessors=[WeightByDatapoints()]),
+        backend=SimulatedBackend(
+            training_data=training, val_data=training, postprocessors=[WeightByDatapoints()]
+        ),
         model=model,
         model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=RATE, local_batch_size=BATCH, local_max_grad_norm=None
+            local_num_epochs=1,
+            local_learning_rate=RATE,
+            local_batch_size=BATCH,
+            local_max_grad_norm=None,
         ),
         model_eval_params=measured,
         callbacks=[CentralEvaluationCallback(tests, model_eval_params=measured)],

@@ -1,7 +1,9 @@
-"""The work that every competitor does: 10 nodes × 20 rounds × 1 local epoch of a ResNet-20 on chest X-rays.
+"""The work that every competitor does: 10 nodes × 20 rounds × 1 local epoch of a ResNet-20 on chest
+X-rays.
 
-The plan `pneumonia` with an IID split. `prepare` deals the data once and writes each node's inputs, shuffled and
-prepared for the backbone, into one file; everyone but fedgraft reads that file and is not timed at preparing images.
+The plan `pneumonia` with an IID split. `prepare` deals the data once and writes each node's inputs,
+shuffled and prepared for the backbone, into one file; everyone but fedgraft reads that file and is
+not timed at preparing images.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.assembly import plan_backbone, plan_model
-from common.model import GraftedModel
-from common.plan import Plan
-from common.plan_file import find_plan, load_plan
+from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import find_plan, load_plan
 
 PLAN = "pneumonia"
 NODES, ROUNDS, BATCH, RATE = 10, 20, 32, 1e-3
@@ -43,7 +45,9 @@ class Shard:
 
 
 def overrides(adapter: str, seed: int, *, nodes: int = NODES, rounds: int = ROUNDS) -> list[str]:
-    """What is set over the plan: the adapter ("head", "lora" in the last block, "full"), the seed, the sizes."""
+    """What is set over the plan: the adapter ("head", "lora" in the last block, "full"), the seed,
+    the sizes.
+    """
     return [
         f"adapter={ADAPTERS[adapter]}",
         f"seed={seed}",
@@ -65,10 +69,12 @@ def new_model(adapter: str, seed: int) -> GraftedModel:
 
 
 def prepare(folder: Path, seed: int) -> Path:
-    """Deal the data as the plan does; write `shards-SEED.npz`, unless it is there. Returns its path."""
-    from client.node import load_node
-    from client.workplace import open_splits
-    from simulations.partition import write_nodes
+    """Deal the data as the plan does; write `shards-SEED.npz`, unless it is there. Returns its
+    path.
+    """
+    from fedgraft.client.node.node_file import load_node
+    from fedgraft.client.node_task import open_splits
+    from fedgraft.simulations.partition import write_nodes
 
     path = folder / f"shards-{seed}.npz"
     if path.exists():
@@ -78,7 +84,9 @@ def prepare(folder: Path, seed: int) -> Path:
     arrays = {}
     with tempfile.TemporaryDirectory() as nodes:
         for number, node in enumerate(write_nodes(plan, find_plan(PLAN), Path(nodes))):
-            for name, split in zip(("train", "test"), open_splits(load_node(node), plan, preprocess), strict=True):
+            for name, split in zip(
+                ("train", "test"), open_splits(load_node(node), plan, preprocess), strict=True
+            ):
                 order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
                 arrays[f"{name}-inputs-{number}"] = split.inputs(order).numpy()
                 arrays[f"{name}-labels-{number}"] = split.labels[order].numpy()
@@ -94,7 +102,10 @@ def load_shards(path: Path) -> list[Shard]:
     with np.load(path) as arrays:
         count = len(arrays.files) // 4
         names = ("train-inputs", "train-labels", "test-inputs", "test-labels")
-        return [Shard(*(torch.from_numpy(arrays[f"{name}-{k}"]) for name in names)) for k in range(count)]
+        return [
+            Shard(*(torch.from_numpy(arrays[f"{name}-{k}"]) for name in names))
+            for k in range(count)
+        ]
 
 
 def load_shard(path: Path, number: int) -> Shard:
@@ -107,7 +118,9 @@ def load_shard(path: Path, number: int) -> Shard:
 @torch.no_grad()
 def correct(model: torch.nn.Module, inputs: Tensor, labels: Tensor) -> int:
     """How many are classified correctly."""
-    batches = zip(torch.split(inputs, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+    batches = zip(
+        torch.split(inputs, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True
+    )
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
 
 
@@ -118,5 +131,7 @@ def accuracy(model: torch.nn.Module, shards: Sequence[Shard]) -> float:
 
 
 def report(**found: Any) -> None:
-    """What a competitor prints last: one line of JSON with its accuracy, the seconds of its rounds, its versions."""
+    """What a competitor prints last: one line of JSON with its accuracy, the seconds of its rounds,
+    its versions.
+    """
     print(json.dumps(found), flush=True)

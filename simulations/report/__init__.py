@@ -1,14 +1,16 @@
-"""report.html: one self-contained page about a run or a study, for people. Opens without a network; prints."""
+"""report.html: one self-contained page about a run or a study, for people. Opens without a network;
+prints.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from common.errors import UserError
-from simulations.report.page import write_page
-from simulations.report.run_page import run_page
-from simulations.report.study_page import study_page
+from fedgraft.common.errors import UserError
+from fedgraft.simulations.report.page import write_page
+from fedgraft.simulations.report.run_page import run_page
+from fedgraft.simulations.report.study_page import study_page
 
 __all__ = ["write_report"]
 

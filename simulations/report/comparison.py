@@ -1,32 +1,41 @@
-"""Plans beside each other, in words: differences seed by seed, and no ranking where they may be chance."""
+"""Plans beside each other, in words: differences seed by seed, and no ranking where they may be
+chance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulations.report.intervals import Interval, of_mean
-from simulations.report.page import listed
-from simulations.report.study_groups import Group
-from simulations.study_file import Study
+from fedgraft.simulations.report.intervals import Interval, of_mean
+from fedgraft.simulations.report.page import listed
+from fedgraft.simulations.report.study_groups import Group
+from fedgraft.simulations.study.study_file import Study
 
 NAMED = 6  # plans that are named in a sentence; more are counted
 
 
 def apart(group: Group, other: Group, column: str) -> Interval | None:
-    """The first less the second, mean over the seeds that both have, with Student's t; None where there are none.
+    """The first less the second, mean over the seeds that both have, with Student's t; None where
+    there are none.
 
     Seed by seed, for a seed deals the same data to both: what it brings cancels out.
     """
     theirs = {row["seed"]: row[column] for row in other.rows if row.get(column) is not None}
     pairs = [
-        row[column] - theirs[row["seed"]] for row in group.rows if row.get(column) is not None and row["seed"] in theirs
+        row[column] - theirs[row["seed"]]
+        for row in group.rows
+        if row.get(column) is not None and row["seed"] in theirs
     ]
     return of_mean(pairs) if pairs else None
 
 
 def highest(groups: Sequence[Group], column: str) -> tuple[Group, list[Group], list[Group]] | None:
-    """The plan with the highest mean; those that are below it seed by seed; those that cannot be told from it."""
-    known = [(found.value, group) for group in groups if (found := group.over_seeds(column)) is not None]
+    """The plan with the highest mean; those that are below it seed by seed; those that cannot be
+    told from it.
+    """
+    known = [
+        (found.value, group) for group in groups if (found := group.over_seeds(column)) is not None
+    ]
     if not known:
         return None
     best = max(known, key=lambda pair: pair[0])[1]
@@ -34,7 +43,9 @@ def highest(groups: Sequence[Group], column: str) -> tuple[Group, list[Group], l
     for _, group in known:
         if group is not best:
             less = apart(group, best, column)
-            (below if less is not None and less.high is not None and less.high < 0 else alike).append(group)
+            (
+                below if less is not None and less.high is not None and less.high < 0 else alike
+            ).append(group)
     return best, below, alike
 
 
@@ -57,7 +68,9 @@ def standing(groups: Sequence[Group], column: str, words: str) -> str:
 
 
 def change(first: Group, last: Group, columns: Sequence[tuple[str, str]], prefix: str = "") -> str:
-    """From one plan to another in points, with intervals; `columns` are names and what they are called."""
+    """From one plan to another in points, with intervals; `columns` are names and what they are
+    called.
+    """
     steps = []
     for column, words in columns:
         gain = apart(last, first, column)
@@ -70,11 +83,17 @@ def change(first: Group, last: Group, columns: Sequence[tuple[str, str]], prefix
 
 
 def beside_first(study: Study, groups: Sequence[Group], column: str) -> list[tuple[str, Interval]]:
-    """Where cases were run over a grid: each case less the first one at the same place of the grid, seed by seed."""
+    """Where cases were run over a grid: each case less the first one at the same place of the grid,
+    seed by seed.
+    """
     if len(study.cases) < 2 or not study.grid:
         return []
     first, found = next(iter(study.cases)), []
-    places = {tuple(group.rows[0][key] for key in study.grid): group for group in groups if _case(group) == first}
+    places = {
+        tuple(group.rows[0][key] for key in study.grid): group
+        for group in groups
+        if _case(group) == first
+    }
     for group in groups:
         partner = places.get(tuple(group.rows[0][key] for key in study.grid))
         if _case(group) != first and partner is not None:

@@ -1,4 +1,6 @@
-"""Intervals for the page: over test examples where there is one run, over seeds where there are several."""
+"""Intervals for the page: over test examples where there is one run, over seeds where there are
+several.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from server.model_card import wilson
+from fedgraft.server.papers.model_card import wilson
 
 Z = 1.959964  # 97.5 % of a normal distribution
 
@@ -22,14 +24,18 @@ class Interval(NamedTuple):
 
 
 def of_share(share: float, count: int) -> Interval:
-    """A share of `count` test examples, such as an accuracy (Wilson 1927, JASA 22:209–212; score interval)."""
+    """A share of `count` test examples, such as an accuracy (Wilson 1927, JASA 22:209–212; score
+    interval).
+    """
     if count < 1:
         return Interval(share)
     return Interval(share, *wilson(share, count))
 
 
 def of_area(area: float, positives: int, negatives: int) -> Interval:
-    """An area under the ROC curve (Hanley and McNeil 1982, Radiology 143:29–36, equations 1 and 2)."""
+    """An area under the ROC curve (Hanley and McNeil 1982, Radiology 143:29–36, equations 1 and
+    2).
+    """
     if positives < 2 or negatives < 2:
         return Interval(area)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
@@ -39,13 +45,17 @@ def of_area(area: float, positives: int, negatives: int) -> Interval:
 
 
 def of_mean(values: Sequence[float]) -> Interval:
-    """The mean over seeds, with Student's t (n − 1 degrees of freedom); of one value none is known."""
+    """The mean over seeds, with Student's t (n − 1 degrees of freedom); of one value none is
+    known.
+    """
     if len(values) < 2:
         return Interval(float(values[0]))
     from scipy import stats
 
     middle = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = float(
+        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    )
     return Interval(middle, middle - half, middle + half)
 
 

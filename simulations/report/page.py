@@ -1,4 +1,6 @@
-"""A page as text: HTML that needs nothing else. No script, no network; it opens from a disk and prints."""
+"""A page as text: HTML that needs nothing else. No script, no network; it opens from a disk and
+prints.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.writing import write_whole
+from fedgraft.common.files.whole_files import write_whole
 
 STYLE = """
 :root { --ink: #1c2430; --quiet: #5a6675; --line: #d8dee6; --soft: #f3f6f9; --accent: #0072b2; --warn: #b34700 }
@@ -100,7 +102,13 @@ def cards(items: Iterable[tuple[str, str, bool]]) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int = -1, texts: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    strong: int = -1,
+    texts: Sequence[int] = (),
+) -> str:
     """A table of plain texts.
 
     Args:
@@ -110,17 +118,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: int = -
 
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = [" class=text" if number in texts else "" for number in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{text(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        return "".join(
+            f"<{tag}{kind}>{text(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+        )
 
     body = "".join(
-        f"<tr{' class=strong' if number == strong else ''}>{line(row, 'td')}</tr>" for number, row in enumerate(rows)
+        f"<tr{' class=strong' if number == strong else ''}>{line(row, 'td')}</tr>"
+        for number, row in enumerate(rows)
     )
     return f"<div class=wide><table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def facts(items: Iterable[tuple[str, str]]) -> str:
     """Names and what they are; the values are plain text."""
-    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in items) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in items)
+        + "</dl>"
+    )
 
 
 def details(summary: str, inside: str) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulations.figures import COLOURS
-from simulations.report.intervals import Interval
-from simulations.table import size
+from fedgraft.simulations.figures import COLOURS
+from fedgraft.simulations.report.intervals import Interval
+from fedgraft.simulations.results_table import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,8 @@ Point = tuple[float, Interval]
 
 
 def accuracy_by_round(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -> bytes:
-    """The shared model's accuracy after each round: each node in grey, all their test examples together in colour.
+    """The shared model's accuracy after each round: each node in grey, all their test examples
+    together in colour.
 
     Args:
         by_node: for each node `(rounds behind the model, accuracy, test examples)`.
@@ -39,7 +40,13 @@ def accuracy_by_round(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -
             right[round_] += accuracy * count
             all_[round_] += count
     together = sorted(all_)
-    axes.plot(together, [right[r] / all_[r] for r in together], color=COLOURS[0], linewidth=2.4, label="all together")
+    axes.plot(
+        together,
+        [right[r] / all_[r] for r in together],
+        color=COLOURS[0],
+        linewidth=2.4,
+        label="all together",
+    )
     axes.plot([], [], color="0.78", label="each hospital's own test data")
     axes.set(xlabel="rounds", ylabel="accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -50,10 +57,20 @@ def accuracy_by_round(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -
 def labels(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> bytes:
     """Training examples by node, stacked by class: one bar a node, from the top down."""
     figure, axes = _canvas(height=1.3 + 0.34 * min(len(counts), 40))
-    table, left = np.array(list(counts.values())).reshape(len(counts), len(classes)), np.zeros(len(counts))
+    table, left = (
+        np.array(list(counts.values())).reshape(len(counts), len(classes)),
+        np.zeros(len(counts)),
+    )
     for number, name in enumerate(classes):
         colour = COLOURS[number % len(COLOURS)]
-        axes.barh(range(len(counts)), table[:, number], left=left, color=colour, edgecolor="white", label=name)
+        axes.barh(
+            range(len(counts)),
+            table[:, number],
+            left=left,
+            color=colour,
+            edgecolor="white",
+            label=name,
+        )
         left += table[:, number]
     axes.set_xlabel("training examples")
     if len(counts) <= 40:
@@ -63,7 +80,13 @@ def labels(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> bytes
         axes.set_yticks([])
     axes.invert_yaxis()
     if len(classes) <= 12:
-        axes.legend(frameon=False, ncols=min(4, len(classes)), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+        axes.legend(
+            frameon=False,
+            ncols=min(4, len(classes)),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderpad=0,
+        )
     return _svg(figure)
 
 
@@ -71,7 +94,9 @@ def bytes_sent(parts: Sequence[tuple[str, float]]) -> bytes:
     """Bytes on a log axis, one bar each, with its size beside it."""
     figure, axes = _canvas(height=0.9 + 0.42 * len(parts))
     names, values = zip(*parts, strict=True)
-    axes.barh(range(len(parts)), values, color=[COLOURS[0], *["0.72"] * (len(parts) - 1)], height=0.6)
+    axes.barh(
+        range(len(parts)), values, color=[COLOURS[0], *["0.72"] * (len(parts) - 1)], height=0.6
+    )
     axes.set_yticks(range(len(parts)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -97,8 +122,11 @@ def budget(spent: Mapping[str, float], ceiling: float | None) -> bytes:
     return _svg(figure)
 
 
-def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], floor: float = 1e-3) -> bytes:
-    """True against false positives on log axes (Carlini et al. 2022, figure 2); the diagonal is guessing.
+def roc_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], floor: float = 1e-3
+) -> bytes:
+    """True against false positives on log axes (Carlini et al. 2022, figure 2); the diagonal is
+    guessing.
 
     Args:
         curves: by name, false-positive and true-positive rates.
@@ -111,9 +139,14 @@ def roc_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], fl
         x, y = np.maximum(fpr, floor / 10), np.maximum(tpr, floor / 10)
         style = ("-", "--", "-.")[number // len(COLOURS) % 3]
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=name, drawstyle="steps-post")
+        axes.plot(
+            x, y, color=colour, linestyle=style, linewidth=1.7, label=name, drawstyle="steps-post"
+        )
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
-    axes.set(xlabel="false alarms (share of strangers called members)", ylabel="hits (share of members found)")
+    axes.set(
+        xlabel="false alarms (share of strangers called members)",
+        ylabel="hits (share of members found)",
+    )
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     return _svg(figure)
 
@@ -127,7 +160,8 @@ def utility(
     levels: Mapping[str, Interval] | None = None,
     names: Sequence[str] = (),
 ) -> bytes:
-    """A measure against what was changed, with intervals: a line each, and levels that do not depend on x.
+    """A measure against what was changed, with intervals: a line each, and levels that do not
+    depend on x.
 
     Args:
         lines: by name, (x, interval); with `names`, x counts them.
@@ -148,11 +182,19 @@ def utility(
                       linewidth=1.8, markersize=5, capsize=3, elinewidth=1.1, label=name or None)  # fmt: skip
     for number, (name, level) in enumerate((levels or {}).items()):
         colour = ("0.25", *COLOURS[1:])[number % len(COLOURS)]
-        axes.axhline(level.value, color=colour, linestyle=("--", ":", "-.")[number % 3], linewidth=1.3, label=name)
+        axes.axhline(
+            level.value,
+            color=colour,
+            linestyle=("--", ":", "-.")[number % 3],
+            linewidth=1.3,
+            label=name,
+        )
         if level.low is not None and level.high is not None and number == 0:
             axes.axhspan(level.low, level.high, color=colour, alpha=0.1, linewidth=0)
     axes.set(xlabel=x, ylabel=y)
-    _look_at(axes, [i for points in lines.values() for _, i in points] + list((levels or {}).values()))
+    _look_at(
+        axes, [i for points in lines.values() for _, i in points] + list((levels or {}).values())
+    )
     if log_x:
         axes.set_xscale("log")
         if x != "bytes sent":
@@ -168,7 +210,9 @@ def utility(
     return _svg(figure)
 
 
-def _dots(figure: Figure, axes: Axes, lines: Mapping[str, Sequence[Point]], y: str, names: Sequence[str]) -> bytes:
+def _dots(
+    figure: Figure, axes: Axes, lines: Mapping[str, Sequence[Point]], y: str, names: Sequence[str]
+) -> bytes:
     """Cases under one another, each a dot with its interval."""
     for number, (name, points) in enumerate(lines.items()):
         shift = 0.14 * (number - (len(lines) - 1) / 2)
@@ -185,7 +229,9 @@ def _dots(figure: Figure, axes: Axes, lines: Mapping[str, Sequence[Point]], y: s
 
 
 def _beside(lines: Mapping[str, Sequence[Point]], log_x: bool) -> Callable[[float, int], float]:
-    """Where the points of line number k are drawn: beside each other where lines share an x, or bars hide bars."""
+    """Where the points of line number k are drawn: beside each other where lines share an x, or
+    bars hide bars.
+    """
     xs = [p for points in lines.values() for p, _ in points]
     if len(set(xs)) == len(xs):
         return lambda x, _: x
@@ -197,7 +243,9 @@ def _beside(lines: Mapping[str, Sequence[Point]], log_x: bool) -> Callable[[floa
 
 
 def _look_at(axes: Axes, found: Sequence[Interval]) -> None:
-    """An axis from the lowest value to the highest with some room: a wide interval may leave the picture."""
+    """An axis from the lowest value to the highest with some room: a wide interval may leave the
+    picture.
+    """
     values = [each.value for each in found]
     room = max(0.6 * (max(values) - min(values)), 0.02)
     most = 1.01 if max(values) <= 1 else math.inf  # of shares
@@ -206,7 +254,10 @@ def _look_at(axes: Axes, found: Sequence[Interval]) -> None:
 
 def _bars(found: Iterable[Interval]) -> Any:
     """Half-lengths of error bars, `(2, n)`; zero where there is no interval."""
-    pairs = [(0.0, 0.0) if i.low is None or i.high is None else (i.value - i.low, i.high - i.value) for i in found]
+    pairs = [
+        (0.0, 0.0) if i.low is None or i.high is None else (i.value - i.low, i.high - i.value)
+        for i in found
+    ]
     return np.maximum(np.array(pairs, float).reshape(-1, 2).T, 0.0)
 
 

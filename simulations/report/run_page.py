@@ -1,4 +1,6 @@
-"""The page of one run, from its folder: what was done, what left, what it may reveal, how to repeat it."""
+"""The page of one run, from its folder: what was done, what left, what it may reveal, how to repeat
+it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.plan import Plan
-from common.plan_file import load_plan
-from simulations.report import attacks, fairness, left, page, pictures, privacy
-from simulations.report.intervals import Interval, of_area, of_share, said
-from simulations.table import rows_of, sayings, size, spread
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.simulations.report import attacks_part as attacks
+from fedgraft.simulations.report import fairness_part as fairness
+from fedgraft.simulations.report import page, pictures
+from fedgraft.simulations.report import privacy_part as privacy
+from fedgraft.simulations.report import releases_part as left
+from fedgraft.simulations.report.intervals import Interval, of_area, of_share, said
+from fedgraft.simulations.results_table import rows_of, sayings, size, spread
 
 Result = Mapping[str, Any]
 TRAINED = {
@@ -36,7 +42,9 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
         plan_text: its plan.yaml.
     """
     plan = load_plan(run / "plan.yaml")
-    found = json.loads((run / "attacks.json").read_text()) if (run / "attacks.json").is_file() else {}
+    found = (
+        json.loads((run / "attacks.json").read_text()) if (run / "attacks.json").is_file() else {}
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     sections = [
         page.heading(result["name"], 1),
@@ -53,7 +61,7 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
     return page.page(f"{result['name']}: report", sections)
 
 
-# ── in short ─────────────────────────────────────────────────────────────────────────────────────────
+# ── in short ──────────────────────────────────────────────────────────────────────────────────────
 def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
     final, nodes = result["final"]["global"], len(result["final"]["nodes"])
     ended = f"{result['rounds_done']} rounds, seed {result['seed']}, {result['seconds'].get('total', 0):.0f} s"
@@ -66,7 +74,13 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
     spent = [each["epsilon"] for each in result["privacy"].values()]
     boxes = []
     if final.get("accuracy") is not None:
-        boxes.append((f"{100 * final['accuracy']:.1f} %", f"of {final['examples']} test examples told rightly", False))
+        boxes.append(
+            (
+                f"{100 * final['accuracy']:.1f} %",
+                f"of {final['examples']} test examples told rightly",
+                False,
+            )
+        )
     boxes.append(privacy.card(spent))
     boxes.append((size(result["bytes"]["adapter"]), "left each building in each round", False))
     if strongest := attacks.worst(found):
@@ -89,18 +103,26 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
     ]
 
 
-# ── what was trained, on whose data ──────────────────────────────────────────────────────────────────
+# ── what was trained, on whose data ───────────────────────────────────────────────────────────────
 def _trained(plan: Plan, result: Result) -> list[str]:
     counts, words = told_counts(plan, result)
     adapter = result["adapter"]
     epochs = "one pass" if plan.train.local_epochs == 1 else f"{plan.train.local_epochs} passes"
-    unchanged = "the same before and after the run" if _same(result) else "it CHANGED during the run"
+    unchanged = (
+        "the same before and after the run" if _same(result) else "it CHANGED during the run"
+    )
     parts = [
         page.heading("What was trained, and on whose data"),
         page.facts(
             [
-                ("frozen network", f"{result['backbone']['name']}, {size(result['bytes']['backbone'])}; {unchanged}"),
-                ("what was trained", f"{TRAINED[adapter['method']]}: {adapter['values']:,} numbers"),
+                (
+                    "frozen network",
+                    f"{result['backbone']['name']}, {size(result['bytes']['backbone'])}; {unchanged}",
+                ),
+                (
+                    "what was trained",
+                    f"{TRAINED[adapter['method']]}: {adapter['values']:,} numbers",
+                ),
                 ("training", f"{plan.train.rounds} rounds of {epochs} over each site's data"),
                 ("combined by", COMBINED.get(plan.aggregate.strategy, plan.aggregate.strategy)),
                 ("classes", ", ".join(plan.task.classes)),
@@ -111,7 +133,8 @@ def _trained(plan: Plan, result: Result) -> list[str]:
     if counts:
         parts += [
             page.figure(
-                pictures.labels(counts, result["data"]["classes"]), "Training examples of each class at each site."
+                pictures.labels(counts, result["data"]["classes"]),
+                "Training examples of each class at each site.",
             ),
             page.paragraph(words, "quiet"),
         ]
@@ -122,12 +145,18 @@ def told_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str]:
     """Training examples by site and class as they may be told, and the sentence that says how."""
     known = result.get("data", {}).get("labels", {})
     if plan.privacy.mode == "none":
-        return known, "A simulation on one machine: in a deployment only each site's total is sent, not its classes."
+        return (
+            known,
+            "A simulation on one machine: in a deployment only each site's total is sent, not its classes.",
+        )
     coarse = {name: [count - count % COARSE for count in row] for name, row in known.items()}
-    return coarse, f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class."
+    return (
+        coarse,
+        f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class.",
+    )
 
 
-# ── how good ─────────────────────────────────────────────────────────────────────────────────────────
+# ── how good ──────────────────────────────────────────────────────────────────────────────────────
 def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
     tests = _test_labels(result)
     rows = []
@@ -156,8 +185,13 @@ def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
             "Calibration error: how far the stated certainty is from how often it is right."
         ),
         page.table(head, rows, strong=0),
-        page.bullets(line for line in sayings([result]) if not line.startswith(("privacy:", "ledger:"))),
-        page.figure(_rounds(lines), "Accuracy of the shared model, round by round, on the sites' own test data."),
+        page.bullets(
+            line for line in sayings([result]) if not line.startswith(("privacy:", "ledger:"))
+        ),
+        page.figure(
+            _rounds(lines),
+            "Accuracy of the shared model, round by round, on the sites' own test data.",
+        ),
     ]
 
 
@@ -174,13 +208,17 @@ def _rounds(lines: list[dict[str, Any]]) -> bytes | None:
     """From metrics.jsonl: after how many rounds each site measured what."""
     by_node: dict[str, list[tuple[int, float, int]]] = {}
     for line in lines:
-        row, after = (line["final"], line["round"]) if "final" in line else (line.get("received"), line["round"] - 1)
+        row, after = (
+            (line["final"], line["round"])
+            if "final" in line
+            else (line.get("received"), line["round"] - 1)
+        )
         if row and row.get("accuracy") is not None:
             by_node.setdefault(line["node"], []).append((after, row["accuracy"], row["examples"]))
     return pictures.accuracy_by_round(by_node) if by_node else None
 
 
-# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────
 def _attacked(found: attacks.Found, result: Result) -> list[str]:
     parts = [attacks.membership([("", found)]), attacks.others([("", found)])]
     if not any(parts):
@@ -205,7 +243,9 @@ def _repeat(result: Result, plan_text: str, run: Path) -> list[str]:
             "checks that no byte was changed since, and by whom it was signed:"
         ),
         page.listing(shlex.join(["fedgraft", "manifest", run.name, "--verify"])),
-        page.facts([("plan", result["plan_hash"]), ("seed", str(result["seed"])), ("made with", versions)]),
+        page.facts(
+            [("plan", result["plan_hash"]), ("seed", str(result["seed"])), ("made with", versions)]
+        ),
         page.details("plan.yaml, every default written out", page.listing(plan_text)),
     ]
 

@@ -1,4 +1,6 @@
-"""A study's cells by everything but their seed: means with intervals, and what attacks found over the seeds."""
+"""A study's cells by everything but their seed: means with intervals, and what attacks found over
+the seeds.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from simulations.audit import Audit, among
-from simulations.report.attacks import Found, refuted
-from simulations.report.intervals import Interval, of_mean
-from simulations.study_file import Study
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, among
+from fedgraft.simulations.report.attacks_part import Found, refuted
+from fedgraft.simulations.report.intervals import Interval, of_mean
+from fedgraft.simulations.study.study_file import Study
 
 Row = dict[str, Any]
 NAMES = {"simulation.nodes": "{} hospitals", "simulation.partition.alpha": "α = {}"}
@@ -67,9 +69,14 @@ def found_on(folder: Path, group: Group) -> Found:
 
 def _over_seeds(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     kind = found[0].get("kind")
-    if kind == "audit":  # one that refutes, or else the one that proves most; all hold together at their confidence
+    if (
+        kind == "audit"
+    ):  # one that refutes, or else the one that proves most; all hold together at their confidence
         known = [field.name for field in fields(Audit)]
-        each = [{**one, **asdict(among(len(found), Audit(**{key: one[key] for key in known})))} for one in found]
+        each = [
+            {**one, **asdict(among(len(found), Audit(**{key: one[key] for key in known})))}
+            for one in found
+        ]
         return max(each, key=lambda one: (refuted(one), one["epsilon"]))
     return _mean(found)
 
@@ -83,9 +90,17 @@ def _mean(found: Sequence[Any]) -> Any:
             for key, value in first.items()
             if all(key in each for each in found)
         }
-    if isinstance(first, list) and len(first) == 2 and all(isinstance(value, int | float) for value in first):
+    if (
+        isinstance(first, list)
+        and len(first) == 2
+        and all(isinstance(value, int | float) for value in first)
+    ):
         return [min(each[0] for each in found), max(each[1] for each in found)]
-    if isinstance(first, float | int) and not isinstance(first, bool) and all(is_number(each) for each in found):
+    if (
+        isinstance(first, float | int)
+        and not isinstance(first, bool)
+        and all(is_number(each) for each in found)
+    ):
         return float(np.mean(found)) if any(isinstance(each, float) for each in found) else first
     return first
 

@@ -1,4 +1,6 @@
-"""The page of a study, from its folder: the question, the answer in pictures and tables, and how to repeat it."""
+"""The page of a study, from its folder: the question, the answer in pictures and tables, and how to
+repeat it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from common.accounting import shown
-from common.errors import UserError
-from common.plan_file import load_plan
-from common.yaml_file import read_yaml, validate
-from simulations.report import attacks, page, pictures, privacy
-from simulations.report.comparison import beside_first, change, highest, in_points, standing
-from simulations.report.intervals import Interval, of_mean, said
-from simulations.report.page import listed
-from simulations.report.study_groups import Group, Row, found_on, grouped, is_number
-from simulations.study_file import Study
-from simulations.table import size
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.yaml_file import read_yaml, validate
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.privacy.accounting import shown
+from fedgraft.simulations.report import attacks_part as attacks
+from fedgraft.simulations.report import page, pictures
+from fedgraft.simulations.report import privacy_part as privacy
+from fedgraft.simulations.report.comparison import (
+    beside_first,
+    change,
+    highest,
+    in_points,
+    standing,
+)
+from fedgraft.simulations.report.intervals import Interval, of_mean, said
+from fedgraft.simulations.report.page import listed
+from fedgraft.simulations.report.study_groups import Group, Row, found_on, grouped, is_number
+from fedgraft.simulations.results_table import size
+from fedgraft.simulations.study.study_file import Study
 
 WORDS = {
     "epsilon": "ε (upper bound)",
@@ -62,7 +72,7 @@ def study_page(folder: Path) -> str:
     return page.page(f"{study.name}: a study", sections)
 
 
-# ── question and answer ──────────────────────────────────────────────────────────────────────────────
+# ── question and answer ───────────────────────────────────────────────────────────────────────────
 def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     cells = sum(len(group.rows) for group in groups)
     first = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / "plan.yaml")
@@ -73,12 +83,20 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
         best, _, alike = top
         others = f"; {len(alike)} more cannot be told from it" if alike else ""
         value = best.over_seeds("accuracy") or Interval(0)
-        boxes.append((f"{100 * value.value:.1f} %", f"highest mean accuracy: {best.name}{others}", False))
-    limits = [row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None]
+        boxes.append(
+            (f"{100 * value.value:.1f} %", f"highest mean accuracy: {best.name}{others}", False)
+        )
+    limits = [
+        row["epsilon"] for group in groups for row in group.rows if row.get("epsilon") is not None
+    ]
     if limits:
         boxes.append((privacy.card([min(limits)])[0], "the strongest protection tried", False))
     boxes.append(
-        (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s", "of computing in the federations", False)
+        (
+            f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s",
+            "of computing in the federations",
+            False,
+        )
     )
     return [
         page.paragraph(
@@ -120,16 +138,22 @@ def _answer(study: Study, groups: Sequence[Group]) -> list[str]:
 
 
 def _in_words(study: Study, groups: Sequence[Group]) -> list[str]:
-    """Where one thing was changed, from its first value to its last; then who has the highest mean, if one has."""
+    """Where one thing was changed, from its first value to its last; then who has the highest mean,
+    if one has.
+    """
     if len(groups) < 2:
         return []
     columns = [(column, WORDS[column]) for column in ("accuracy", "auroc")]
     said = []
     for case in study.cases or {"": {}}:
-        line = [group for group in groups if not study.grid or group.rows[0].get("case", "") == case]
+        line = [
+            group for group in groups if not study.grid or group.rows[0].get("case", "") == case
+        ]
         if len(study.grid) + bool(study.cases and not study.grid) == 1 and len(line) > 1:
             said.append(change(line[0], line[-1], columns))
-    if (study.cases and study.grid) or len(study.seeds) < 2:  # a grid is no choice: its cases have a table of their own
+    if (study.cases and study.grid) or len(
+        study.seeds
+    ) < 2:  # a grid is no choice: its cases have a table of their own
         return said
     return [*dict.fromkeys(said), *(standing(groups, column, words) for column, words in columns)]
 
@@ -138,11 +162,28 @@ def picture(study: Study, groups: Sequence[Group], column: str) -> bytes | None:
     """The study's picture of one column, as its file asks for it."""
     show = study.show
     levels = _levels(groups, column)
-    numeric = all(is_number(row.get(show.x)) for group in groups for row in group.rows if row.get(show.x) is not None)
-    if show.x == "case" or not numeric or not any(row.get(show.x) is not None for g in groups for row in g.rows):
-        points = [(float(at), found) for at, group in enumerate(groups) if (found := group.over_seeds(column))]
+    numeric = all(
+        is_number(row.get(show.x))
+        for group in groups
+        for row in group.rows
+        if row.get(show.x) is not None
+    )
+    if (
+        show.x == "case"
+        or not numeric
+        or not any(row.get(show.x) is not None for g in groups for row in g.rows)
+    ):
+        points = [
+            (float(at), found)
+            for at, group in enumerate(groups)
+            if (found := group.over_seeds(column))
+        ]
         names = [group.name for group in groups]
-        return pictures.utility({"": points}, x="", y=WORDS.get(column, column), names=names) if points else None
+        return (
+            pictures.utility({"": points}, x="", y=WORDS.get(column, column), names=names)
+            if points
+            else None
+        )
     by = show.by or next((key for key in study.grid if key != show.x), None)
     lines: dict[str, list[pictures.Point]] = {}
     for group in groups:
@@ -185,7 +226,7 @@ def _levels(groups: Sequence[Group], column: str) -> dict[str, Interval]:
     return found
 
 
-# ── beside the baselines ─────────────────────────────────────────────────────────────────────────────
+# ── beside the baselines ──────────────────────────────────────────────────────────────────────────
 def _against(study: Study, groups: Sequence[Group]) -> list[str]:
     rows = []
     for group in groups:
@@ -207,7 +248,9 @@ def _against(study: Study, groups: Sequence[Group]) -> list[str]:
 
 
 def _gain(group: Group, baseline: str, column: str) -> str:
-    """What a plan is ahead of a baseline, and whether that may be chance; empty where it was not measured."""
+    """What a plan is ahead of a baseline, and whether that may be chance; empty where it was not
+    measured.
+    """
     pairs = [
         row[column] - row[f"baseline.{baseline}.{column}"]
         for row in group.rows
@@ -223,7 +266,10 @@ def _beside(study: Study, groups: Sequence[Group]) -> list[str]:
     names = list(dict.fromkeys(name for each in found.values() for name in each))
     if not names:
         return []
-    rows = [[name, *(in_points(found[c][name]) if name in found[c] else "–" for c in columns)] for name in names]
+    rows = [
+        [name, *(in_points(found[c][name]) if name in found[c] else "–" for c in columns)]
+        for name in names
+    ]
     return [
         page.heading(f"Against {next(iter(study.cases))}"),
         page.paragraph(
@@ -251,7 +297,7 @@ def _sites(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-# ── privacy and attacks ──────────────────────────────────────────────────────────────────────────────
+# ── privacy and attacks ───────────────────────────────────────────────────────────────────────────
 def _private(groups: Sequence[Group], found: Mapping[str, attacks.Found]) -> list[str]:
     if all(group.over_seeds("epsilon") is None for group in groups):
         proved = attacks.empirical(list(found.items()))
@@ -300,7 +346,7 @@ def _caption(study: Study, column: str) -> str:
     return f"{name[0].upper()}{name[1:]}: {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
 
 
-# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────
 def _bytes(groups: Sequence[Group]) -> list[str]:
     names: dict[tuple[str, str, str], list[str]] = {}
     for group in groups:
@@ -319,9 +365,13 @@ def _bytes(groups: Sequence[Group]) -> list[str]:
 def _not_protected(folder: Path, groups: Sequence[Group]) -> list[str]:
     """In the words of the most protected cell's result."""
     known = [row for group in groups for row in group.rows]
-    row = min(known, key=lambda each: each["epsilon"] if each.get("epsilon") is not None else float("inf"))
+    row = min(
+        known, key=lambda each: each["epsilon"] if each.get("epsilon") is not None else float("inf")
+    )
     run = folder / "cells" / row["cell"]
-    return privacy.not_protected(load_plan(run / "plan.yaml"), json.loads((run / "result.json").read_text()))
+    return privacy.not_protected(
+        load_plan(run / "plan.yaml"), json.loads((run / "result.json").read_text())
+    )
 
 
 def _repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list[str]:
@@ -334,6 +384,12 @@ def _repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list[str]:
             "the code, the data, the packages and every file. This runs every cell again and says what agrees:"
         ),
         page.listing(f"fedgraft reproduce {folder.name}/manifest.json"),
-        page.details("study.yaml, every default written out", page.listing((folder / "study.yaml").read_text())),
-        page.details(f"The {len(rows)} plans by their hashes", page.table(["cell", "plan"], hashes, texts=[1])),
+        page.details(
+            "study.yaml, every default written out",
+            page.listing((folder / "study.yaml").read_text()),
+        ),
+        page.details(
+            f"The {len(rows)} plans by their hashes",
+            page.table(["cell", "plan"], hashes, texts=[1]),
+        ),
     ]

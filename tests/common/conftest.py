@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.backbones import Backbone, backbone_from_state, load_backbone
+from fedgraft.common.backbones.backbone import Backbone, backbone_from_state, load_backbone
 
 PIXELS = {
     "resnet18": 64,
@@ -31,8 +31,9 @@ PIXELS = {
 def _lively(name: str) -> Backbone:
     """A backbone of random values whose features are of order 1.
 
-    As they come, deep networks in eval mode give features near 0 (BatchNorm's statistics are those of no data)
-    and layers scaled by 1e-6 (ConvNeXt), so that every comparison of outputs would hold whatever an adapter does.
+    As they come, deep networks in eval mode give features near 0 (BatchNorm's statistics are those
+    of no data) and layers scaled by 1e-6 (ConvNeXt), so that every comparison of outputs would hold
+    whatever an adapter does.
     """
     raw = load_backbone(name, image_size=PIXELS.get(name), columns=5, hidden=(16, 8), seed=0)
     for module in raw.net.modules():

@@ -1,4 +1,6 @@
-"""deploy/: the examples are complete and valid, the units and charts hold what the runbook promises."""
+"""deploy/: the examples are complete and valid, the units and charts hold what the runbook
+promises.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from client.node import Node, load_node
-from common.plan_file import describe_keys
-from server.server_file import Server, load_server
+from fedgraft.client.node.node_file import Node, load_node
+from fedgraft.common.plan.plan_file import describe_keys
+from fedgraft.server.site.server_file import Server, load_server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLES = [("node.example.yaml", Node, load_node), ("server.example.yaml", Server, load_server)]
@@ -30,18 +32,26 @@ def keys_of(model: type[BaseModel]) -> set[str]:
 def switched_on(text: str, model: type[BaseModel]) -> str:
     """The example with every key set: `# ` is taken away before a key."""
     names = {key.rpartition(".")[2] for key in keys_of(model)}
-    return re.sub(r"(?m)^( *)# ( *(\w+):.*)$", lambda m: m[1] + m[2] if m[3] in names else m[0], text)
+    return re.sub(
+        r"(?m)^( *)# ( *(\w+):.*)$", lambda m: m[1] + m[2] if m[3] in names else m[0], text
+    )
 
 
 def paths(data: Any, prefix: str = "") -> set[str]:
     if not isinstance(data, dict):
         return set()
-    return {prefix + key for key in data} | {p for key, value in data.items() for p in paths(value, f"{prefix}{key}.")}
+    return {prefix + key for key in data} | {
+        p for key, value in data.items() for p in paths(value, f"{prefix}{key}.")
+    }
 
 
 @pytest.mark.parametrize(("name", "model", "load"), EXAMPLES, ids=["node", "server"])
-def test_an_example_is_valid_and_has_every_key(name: str, model: type[BaseModel], load: Any, tmp_path: Path) -> None:
-    """An example that no longer loads costs a hospital its first hour; a key that it lacks is found by nobody."""
+def test_an_example_is_valid_and_has_every_key(
+    name: str, model: type[BaseModel], load: Any, tmp_path: Path
+) -> None:
+    """An example that no longer loads costs a hospital its first hour; a key that it lacks is found
+    by nobody.
+    """
     text = (DEPLOY / name).read_text()
     load(DEPLOY / name)
     full = tmp_path / "full.yaml"
@@ -50,15 +60,21 @@ def test_an_example_is_valid_and_has_every_key(name: str, model: type[BaseModel]
     assert paths(yaml.safe_load(full.read_text())) == keys_of(model)
 
 
-@pytest.mark.parametrize(("name", "model"), [example[:2] for example in EXAMPLES], ids=["node", "server"])
+@pytest.mark.parametrize(
+    ("name", "model"), [example[:2] for example in EXAMPLES], ids=["node", "server"]
+)
 def test_defaults_that_an_example_shows_are_the_defaults(name: str, model: type[BaseModel]) -> None:
-    """A commented key in the example says what holds without it, or the example would be believed and be wrong."""
+    """A commented key in the example says what holds without it, or the example would be believed
+    and be wrong.
+    """
     text = (DEPLOY / name).read_text()
     full, plain = yaml.safe_load(switched_on(text, model)), yaml.safe_load(text)
     shown = paths(full) - paths(plain)
     defaults = {key.key: yaml.safe_load(key.default) for key in describe_keys(model) if key.default}
     optional = {key for key, value in defaults.items() if value is None}
-    for key in shown - optional - {"policy.dp_required", "threads"}:  # off by default; shown switched on
+    for key in (
+        shown - optional - {"policy.dp_required", "threads"}
+    ):  # off by default; shown switched on
         value: Any = full
         for step in key.split("."):
             value = value[step]
@@ -66,7 +82,7 @@ def test_defaults_that_an_example_shows_are_the_defaults(name: str, model: type[
             assert value == defaults[key], key
 
 
-# ── systemd ──────────────────────────────────────────────────────────────────────────────────────────
+# ── systemd ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def unit(name: str) -> configparser.SectionProxy:
@@ -81,7 +97,13 @@ def test_a_unit_is_walled_in(name: str) -> None:
     """Each line that is lost is a right that nobody meant to give."""
     service = unit(name)
     assert service["User"] not in ("", "root")
-    for key in ("NoNewPrivileges", "PrivateTmp", "PrivateDevices", "ProtectHome", "RestrictNamespaces"):
+    for key in (
+        "NoNewPrivileges",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectHome",
+        "RestrictNamespaces",
+    ):
         assert service[key] == "yes"
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""
@@ -90,7 +112,9 @@ def test_a_unit_is_walled_in(name: str) -> None:
 
 
 def test_a_node_waits_longer_than_its_key_is_refused() -> None:
-    """A SuperLink holds the key of a node that died for up to 60 s; a drain takes up to ten minutes."""
+    """A SuperLink holds the key of a node that died for up to 60 s; a drain takes up to ten
+    minutes.
+    """
     service = unit("fedgraft-node.service")
     assert int(service["RestartSec"]) >= 65
     assert int(service["TimeoutStopSec"]) > 600
@@ -101,10 +125,15 @@ def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
     """A misspelt directive is ignored at start, and the wall that it names is not there."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    text = (DEPLOY / "systemd" / name).read_text().replace("/opt/fedgraft/bin/fedgraft", "/bin/true")
+    text = (
+        (DEPLOY / "systemd" / name).read_text().replace("/opt/fedgraft/bin/fedgraft", "/bin/true")
+    )
     (tmp_path / name).write_text(text)
     checked = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", tmp_path / name], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", tmp_path / name],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (checked.returncode, checked.stderr) == (0, "")
     rated = subprocess.run(
@@ -114,11 +143,13 @@ def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
     assert rated.returncode == 0, rated.stdout[-200:]
 
 
-# ── containers ───────────────────────────────────────────────────────────────────────────────────────
+# ── containers ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_containers_are_walled_in() -> None:
-    """Root in a container is root over what is mounted; a node that publishes a port is reachable."""
+    """Root in a container is root over what is mounted; a node that publishes a port is
+    reachable.
+    """
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert len(compose["services"]) == 4
     for name, service in compose["services"].items():
@@ -137,14 +168,18 @@ def test_compose_reads_its_file() -> None:
             words
             for words in (["docker", "compose"], ["docker-compose"])
             if shutil.which(words[0])
-            and subprocess.run([*words, "version"], capture_output=True, check=False).returncode == 0
+            and subprocess.run([*words, "version"], capture_output=True, check=False).returncode
+            == 0
         ),
         None,
     )
     if words is None:
         pytest.skip("docker compose is not installed: compose.yaml was not read by it")
     done = subprocess.run(
-        [*words, "--file", DEPLOY / "compose.yaml", "config", "--quiet"], capture_output=True, text=True, check=False
+        [*words, "--file", DEPLOY / "compose.yaml", "config", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -160,13 +195,15 @@ def test_the_image_runs_as_a_user_and_checks_itself_by_our_command() -> None:
         for command in re.findall(r"CMD (\[.*\])", body):
             words = yaml.safe_load(command)
             must_parse(words if words[0] == "fedgraft" else ["fedgraft", *words])
-    copied = {name for line in re.findall(r"(?m)^COPY ([^-].*)$", text) for name in line.split()[:-1]}
+    copied = {
+        name for line in re.findall(r"(?m)^COPY ([^-].*)$", text) for name in line.split()[:-1]
+    }
     assert all((DEPLOY.parent / name).exists() for name in copied)
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text()
     assert all(f"!{name}" in ignored for name in copied)
 
 
-# ── Kubernetes ───────────────────────────────────────────────────────────────────────────────────────
+# ── Kubernetes ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_chart_uses_the_values_that_it_has() -> None:
@@ -178,20 +215,27 @@ def test_the_chart_uses_the_values_that_it_has() -> None:
     used = set(re.findall(r"\.Values\.([A-Za-z.]+)", text))
     assert used <= values
     leaves = {key for key in values if not any(other.startswith(f"{key}.") for other in values)}
-    covered = {key for key in leaves if any(key == name or key.startswith(f"{name}.") for name in used)}
+    covered = {
+        key for key in leaves if any(key == name or key.startswith(f"{name}.") for name in used)
+    }
     assert leaves == covered
-    for words in ("runAsNonRoot: true", "readOnlyRootFilesystem: true", "drop: [ALL]", "replicas: 1 "):
+    for words in (
+        "runAsNonRoot: true",
+        "readOnlyRootFilesystem: true",
+        "drop: [ALL]",
+        "replicas: 1 ",
+    ):
         assert words in text
 
 
-# ── the runbook ──────────────────────────────────────────────────────────────────────────────────────
+# ── the runbook ───────────────────────────────────────────────────────────────────────────────────
 
 
 def must_parse(words: list[str]) -> None:
     """Whether the command line has these verbs and options; click raises where it has not."""
     import typer
 
-    from fedgraft import app
+    from fedgraft.cli import app
 
     command: Any = typer.main.get_command(app)
     context, rest = command.make_context("fedgraft", words[1:], resilient_parsing=False), words[1:]
@@ -201,7 +245,9 @@ def must_parse(words: list[str]) -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every `fedgraft …` of the runbook's indented blocks, also behind `runuser` and `docker compose exec`."""
+    """Every `fedgraft …` of the runbook's indented blocks, also behind `runuser` and `docker
+    compose exec`.
+    """
     found = []
     for line in re.findall(r"(?m)^ {4}(.*)$", text.replace("\\\n", " ")):
         line = re.sub(r"\$\(.*?\)|\$\{?\w+\}?", "x", line)

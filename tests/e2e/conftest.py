@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.app import app as client_app
-from client.node import load_node
-from common.assembly import plan_backbone
-from common.plan_file import load_plan, plan_yaml
-from common.yaml_file import dump_yaml
-from server.app import Federation as Federated
-from server.app import federate
-from server.run_folder import RunFolder
-from simulations.federation import Federation
-from simulations.inprocess import InProcessGrid
-from simulations.partition import write_nodes
-from simulations.processes import free_ports
+from fedgraft.client.app import app as client_app
+from fedgraft.client.node.node_file import load_node
+from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.plan.plan_file import load_plan, plan_yaml
+from fedgraft.server.app import Federation as Federated
+from fedgraft.server.app import federate
+from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import free_ports
+from fedgraft.simulations.engines.inprocess import InProcessGrid
+from fedgraft.simulations.partition import write_nodes
 from tests.e2e.test_formats import shares
 from tests.formats import DATA, as_dicom, as_folder, as_manifest
 
@@ -53,11 +53,15 @@ class Done:
     err: str
 
 
-def write_table(path: Path, rows: int = 40, seed: int = 0, labels: tuple[int, ...] = (0, 1)) -> None:
+def write_table(
+    path: Path, rows: int = 40, seed: int = 0, labels: tuple[int, ...] = (0, 1)
+) -> None:
     """Columns a, b, c and target, in which the classes differ."""
     rng = np.random.default_rng(seed)
     truth = np.resize(labels, rows)
-    lines = [",".join(f"{v + label:.3f}" for v in rng.normal(size=3)) + f",{label}\n" for label in truth]
+    lines = [
+        ",".join(f"{v + label:.3f}" for v in rng.normal(size=3)) + f",{label}\n" for label in truth
+    ]
     path.write_text("a,b,c,target\n" + "".join(lines))
 
 
@@ -87,16 +91,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """`fedgraft …` in this process, which saves the seconds of importing torch; a traceback is an error here, too."""
-    import fedgraft
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """`fedgraft …` in this process, which saves the seconds of importing torch; a traceback is an
+    error here, too.
+    """
+    from fedgraft import cli
 
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["fedgraft", *map(str, arguments)])
         capfd.readouterr()
         code = 0
         try:
-            fedgraft.main()
+            cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         said = capfd.readouterr()
@@ -123,7 +131,7 @@ def process(program: list[str]) -> Callable[..., Done]:
     return run
 
 
-# ── what was seen, in words ──────────────────────────────────────────────────────────────────────────
+# ── what was seen, in words ───────────────────────────────────────────────────────────────────────
 SEEN = pytest.StashKey[list[str]]()
 
 
@@ -133,7 +141,9 @@ def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return request.config.stash.setdefault(SEEN, []).append
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Tell it."""
     if lines := config.stash.get(SEEN, []):
         terminalreporter.section("what was seen")
@@ -141,14 +151,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(f"  {line}")
 
 
-# ── a deployment ─────────────────────────────────────────────────────────────────────────────────────
+# ── a deployment ──────────────────────────────────────────────────────────────────────────────────
 HOSPITALS = ("north", "south", "west")
 
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three rounds of the ready plan `pneumonia`, and three hospitals that keep the same kind of X-rays
-    as a folder of PNG, a Parquet manifest of TIFF and a folder of DICOM. Where the X-rays are missing: three tables.
+    """A folder with three rounds of the ready plan `pneumonia`, and three hospitals that keep the
+    same kind of X-rays as a folder of PNG, a Parquet manifest of TIFF and a folder of DICOM. Where
+    the X-rays are missing: three tables.
     """
     folder = tmp_path_factory.mktemp("deployed")
     if not (DATA / "pneumoniamnist.npz").is_file():
@@ -171,12 +182,18 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[Federation]:
-    """A coordinator with three nodes; shared by the tests of a session, which leave it as they found it."""
+    """A coordinator with three nodes; shared by the tests of a session, which leave it as they
+    found it.
+    """
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
     with Federation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
-        seen("made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with the Fleet API only")
-        kept = ", ".join(f"{name} ({Path(load_node(path).data.path).name})" for name, path in files.items())
+        seen(
+            "made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with the Fleet API only"
+        )
+        kept = ", ".join(
+            f"{name} ({Path(load_node(path).data.path).name})" for name, path in files.items()
+        )
         seen(f"three nodes are connected, with the X-rays as PNG, TIFF and DICOM: {kept}")
         yield running
 
@@ -188,7 +205,9 @@ def in_process(deployed: Path) -> Path:
     paths = []
     for number in range(3):
         text = (deployed / "nodes" / f"node-{number}.yaml").read_text()
-        paths.append(deployed / "nodes" / f"again-{number}.yaml")  # a store of its own: everything from the beginning
+        paths.append(
+            deployed / "nodes" / f"again-{number}.yaml"
+        )  # a store of its own: everything from the beginning
         store = next(line for line in text.splitlines() if line.startswith("store:"))
         paths[-1].write_text(text.replace(store, f"store: again/{number}"))
     grid = InProcessGrid(client_app, paths)
@@ -196,7 +215,9 @@ def in_process(deployed: Path) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FEDGRAFT_DATA", str(DATA))
             backbone = plan_backbone(plan, deployed)
-        federate(grid, Federated(plan, backbone, expected=3, patience=0.0), RunFolder.open_new(out, plan))
+        federate(
+            grid, Federated(plan, backbone, expected=3, patience=0.0), RunFolder.open_new(out, plan)
+        )
     finally:
         grid.close()
     return out

@@ -1,4 +1,6 @@
-"""The command, met by people who make mistakes: what it says, how it ends, and what it leaves behind."""
+"""The command, met by people who make mistakes: what it says, how it ends, and what it leaves
+behind.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ import torch
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -38,7 +44,7 @@ def refuse(place: Path, done: Any, *words: str) -> None:
     assert len(done.err) < 600
 
 
-# ── mistakes in the plan ─────────────────────────────────────────────────────────────────────────────
+# ── mistakes in the plan ──────────────────────────────────────────────────────────────────────────
 def bomb(place: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 9)]
@@ -57,12 +63,18 @@ PLANS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "a list": (lambda p: (p / "plan.yaml").write_text("- 1\n- 2\n"), ("plan.yaml",)),
     "gone": (lambda p: (p / "plan.yaml").unlink(), ("plan.yaml", "pneumonia")),
     "a folder": (lambda p: ((p / "plan.yaml").unlink(), (p / "plan.yaml").mkdir()), ("plan.yaml",)),
-    "misspelt key": (lambda p: edit(p / "plan.yaml", "rounds", "ronds"), ("plan.yaml:6", "train.ronds", "rounds")),
+    "misspelt key": (
+        lambda p: edit(p / "plan.yaml", "rounds", "ronds"),
+        ("plan.yaml:6", "train.ronds", "rounds"),
+    ),
     "text for a number": (
         lambda p: edit(p / "plan.yaml", "rounds: 2", "rounds: two"),
         ("plan.yaml:6", "train.rounds", "two"),
     ),
-    "twice": (lambda p: edit(p / "plan.yaml", "name: tiny", "name: tiny\nname: tiny"), ("plan.yaml:3", "name")),
+    "twice": (
+        lambda p: edit(p / "plan.yaml", "name: tiny", "name: tiny\nname: tiny"),
+        ("plan.yaml:3", "name"),
+    ),
 }
 
 
@@ -91,7 +103,7 @@ def test_all_mistakes_are_told_at_once(place, command):
     )
 
 
-# ── mistakes in weights and data ─────────────────────────────────────────────────────────────────────
+# ── mistakes in weights and data ──────────────────────────────────────────────────────────────────
 def csv_cell(text: str) -> Callable[[Path], None]:
     def change(place: Path) -> None:
         lines = (place / "south.csv").read_text().splitlines()
@@ -112,7 +124,9 @@ def label(text: str) -> Callable[[Path], None]:
 
 def without_column(place: Path) -> None:
     lines = [line.split(",") for line in (place / "south.csv").read_text().splitlines()]
-    (place / "south.csv").write_text("".join(",".join([line[0], *line[2:]]) + "\n" for line in lines))
+    (place / "south.csv").write_text(
+        "".join(",".join([line[0], *line[2:]]) + "\n" for line in lines)
+    )
 
 
 def weights(write: Callable[[Path], Any], name: str = "w.safetensors") -> Callable[[Path], None]:
@@ -142,8 +156,14 @@ def sets(old: str, new: str) -> Callable[[Path], None]:
 
 
 DATA: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
-    "no weights": (sets("name: mlp,", "name: mlp, weights: nowhere.safetensors,"), ("nowhere.safetensors",)),
-    "junk weights": (weights(lambda path: path.write_bytes(b"junk" * 100)), ("w.safetensors", "damaged")),
+    "no weights": (
+        sets("name: mlp,", "name: mlp, weights: nowhere.safetensors,"),
+        ("nowhere.safetensors",),
+    ),
+    "junk weights": (
+        weights(lambda path: path.write_bytes(b"junk" * 100)),
+        ("w.safetensors", "damaged"),
+    ),
     "empty weights": (weights(lambda path: path.write_bytes(b"")), ("w.safetensors",)),
     "other weights": (weights(other_network, "w.pth"), ("w.pth",)),
     "weights that run code": (weights(evil, "w.pth"), ("w.pth", "code")),
@@ -167,13 +187,18 @@ DATA: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         sets("method: lora, rank: 2", "method: bottleneck, targets: [layers.0.relu]"),
         ("layers.0.relu",),
     ),
-    "images for a table": (sets("[north.csv, south.csv, west.csv]", "[spots.npz, west.csv]"), ("spots.npz", "tabular")),
+    "images for a table": (
+        sets("[north.csv, south.csv, west.csv]", "[spots.npz, west.csv]"),
+        ("spots.npz", "tabular"),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", DATA)
 def test_input_that_is_wrong(place, command, case):
-    """A traceback, a message that does not say where, a run's folder with nothing in it, or a changed input."""
+    """A traceback, a message that does not say where, a run's folder with nothing in it, or a
+    changed input.
+    """
     spoil, words = DATA[case]
     spoil(place)
     before = everything(place)
@@ -186,7 +211,12 @@ def test_input_that_is_wrong(place, command, case):
 def test_images_that_are_wrong(place, command):
     """As above, for archives of images."""
     content = dict(np.load("spots.npz"))
-    refuse(place, command("simulate", "images.yaml", "--set", "backbone.name=reznet18"), "reznet18", "resnet18")
+    refuse(
+        place,
+        command("simulate", "images.yaml", "--set", "backbone.name=reznet18"),
+        "reznet18",
+        "resnet18",
+    )
     for words, arrays in (
         (("spots.npz", "label"), content | {"labels": np.full(60, 5)}),
         (("spots.npz",), {"pictures": content["images"]}),
@@ -200,7 +230,7 @@ def test_images_that_are_wrong(place, command):
     assert not (place / "run").exists()
 
 
-# ── mistakes on the command line ─────────────────────────────────────────────────────────────────────
+# ── mistakes on the command line ──────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -242,26 +272,45 @@ def test_an_unknown_verb_or_option(place, command):
         assert "fedgraft" in done.err
 
 
-# ── input that is odd, and right ─────────────────────────────────────────────────────────────────────
+# ── input that is odd, and right ──────────────────────────────────────────────────────────────────
 def test_odd_data_that_works(place, command):
-    """One class at a hospital, two rows, an empty column, a batch larger than the data: it runs all the same."""
+    """One class at a hospital, two rows, an empty column, a batch larger than the data: it runs all
+    the same.
+    """
     lines = (place / "north.csv").read_text().splitlines()
-    (place / "north.csv").write_text("\n".join(line for line in lines if not line.endswith(",1")) + "\n")
+    (place / "north.csv").write_text(
+        "\n".join(line for line in lines if not line.endswith(",1")) + "\n"
+    )
     (place / "south.csv").write_text("a,b,c,target\n1,2,3,0\n4,5,6,1\n")
     cells = [line.split(",") for line in (place / "west.csv").read_text().splitlines()]
-    (place / "west.csv").write_text("a,b,c,target\n" + "".join(f"{a},,{c},{t}\n" for a, _, c, t in cells[1:]))
+    (place / "west.csv").write_text(
+        "a,b,c,target\n" + "".join(f"{a},,{c},{t}\n" for a, _, c, t in cells[1:])
+    )
     edit(place / "plan.yaml", "kind: files", "kind: files, min_examples: 1")
-    done = command("simulate", "plan.yaml", "--out", "run", "--set", "train.batch_size=1000", "--baselines", "alone")
+    done = command(
+        "simulate",
+        "plan.yaml",
+        "--out",
+        "run",
+        "--set",
+        "train.batch_size=1000",
+        "--baselines",
+        "alone",
+    )
     assert done.code == 0, done.err
     assert "batch_size" in done.out  # it is said once that no node fills a batch
     result = json.loads((place / "run" / "result.json").read_text())
     assert result["status"] == "completed"
     assert set(result["final"]["nodes"]) == {"north", "south", "west"}
-    assert result["final"]["nodes"]["north"]["auroc"] is None  # one class: undefined, not 0 and not NaN
+    assert (
+        result["final"]["nodes"]["north"]["auroc"] is None
+    )  # one class: undefined, not 0 and not NaN
 
 
 def test_what_a_run_says_and_leaves(place, command):
-    """A table without the shared model, files that other tools rely on, leftovers of writing, or JSON that is none."""
+    """A table without the shared model, files that other tools rely on, leftovers of writing, or
+    JSON that is none.
+    """
     done = command("simulate", "plan.yaml", "--out", "run", "--baselines", "alone,head")
     assert done.code == 0, done.err
     for word in ("shared model", "head only", "alone, mean", "accuracy", "run"):
@@ -275,7 +324,9 @@ def test_what_a_run_says_and_leaves(place, command):
     assert "://" not in page.replace("http://www.w3.org", "")  # opens without a network
     assert command("report", "run").code == 0
 
-    done = command("simulate", "run/plan.yaml", "--out", "again", "--json")  # the plan with its defaults is a plan
+    done = command(
+        "simulate", "run/plan.yaml", "--out", "again", "--json"
+    )  # the plan with its defaults is a plan
     result = json.loads(done.out)
     assert result["final"] == json.loads((place / "run" / "result.json").read_text())["final"]
     done = command("simulate", "plan.yaml", "--out", "seeds", "--seeds", "2", "--json")
@@ -283,7 +334,9 @@ def test_what_a_run_says_and_leaves(place, command):
 
 
 def test_validate_prints_what_it_promises(command):
-    """Output that is no JSON, a hash that changes with the way a plan is written, or a key without its meaning."""
+    """Output that is no JSON, a hash that changes with the way a plan is written, or a key without
+    its meaning.
+    """
     said = json.loads(command("validate", "digits", "--json").out)
     assert said["plan_hash"].startswith("sha256:")
     assert said["plan"]["task"]["labels"] == [5, 6, 7, 8, 9]
@@ -294,7 +347,7 @@ def test_validate_prints_what_it_promises(command):
         assert key in keys
 
 
-# ── predict ──────────────────────────────────────────────────────────────────────────────────────────
+# ── predict ───────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
 def runs(place, command) -> Path:
     """Two finished runs: `tables` and `images`."""
@@ -344,7 +397,9 @@ def test_predict_meets_mistakes(runs, command):
     shutil.copytree("images", "damaged")
     (runs / "damaged" / "shared_model" / "adapter_model.safetensors").write_bytes(b"junk")
     shutil.copytree("images", "other")
-    shutil.copy("tables/shared_model/backbone.safetensors", "other/shared_model/backbone.safetensors")
+    shutil.copy(
+        "tables/shared_model/backbone.safetensors", "other/shared_model/backbone.safetensors"
+    )
     (runs / "short.csv").write_text("a,b\n1,2\n")
     (runs / "text.csv").write_text("a,b,c\n1,2,high\n")
     for arguments, words in (
@@ -371,10 +426,12 @@ def test_predict_meets_mistakes(runs, command):
     assert not list(runs.rglob("*.part"))
 
 
-# ── a process of its own ─────────────────────────────────────────────────────────────────────────────
+# ── a process of its own ──────────────────────────────────────────────────────────────────────────
 def test_the_installed_command(place, process):
     """A command that works in tests only."""
-    done = process("simulate", "plan.yaml", "--set", "adapter.targets=[layer9]", "--out", "run", cwd=place)
+    done = process(
+        "simulate", "plan.yaml", "--set", "adapter.targets=[layer9]", "--out", "run", cwd=place
+    )
     refuse(place, done, "layer9")
     assert process("simulat", cwd=place).code == 2
     assert process("--help", cwd=place).code == 0
@@ -382,12 +439,15 @@ def test_the_installed_command(place, process):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(place, process, program):
-    """Work lost to Ctrl-C, a traceback, a process left behind, or a command to go on that does not work."""
+    """Work lost to Ctrl-C, a traceback, a process left behind, or a command to go on that does not
+    work.
+    """
     sets = ["--set", "train.rounds=60", "--set", "task.classes=[no, yes indeed]"]
     started = subprocess.Popen(
         [*program, "simulate", "plan.yaml", *sets, "--out", "cut", "--baselines", "head"],
         cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+        # tests in the background ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = place / "cut" / "metrics.jsonl"
     while started.poll() is None and (not lines.exists() or lines.read_text().count("\n") < 9):
@@ -408,13 +468,18 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(place, process, pr
     assert resumed.code == 0, resumed.err
     assert "head only" in resumed.out
     assert process("simulate", "plan.yaml", *sets, "--out", "whole", cwd=place).code == 0
-    models = [(place / run / "shared_model" / "adapter_model.safetensors").read_bytes() for run in ("cut", "whole")]
+    models = [
+        (place / run / "shared_model" / "adapter_model.safetensors").read_bytes()
+        for run in ("cut", "whole")
+    ]
     assert models[0] == models[1]
 
 
 @pytest.mark.slow
 def test_a_full_disk(place, process):
-    """A traceback, finished rounds lost, or files that are half there, when the disk is full in the middle of a run."""
+    """A traceback, finished rounds lost, or files that are half there, when the disk is full in the
+    middle of a run.
+    """
     disk = place / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -423,13 +488,19 @@ def test_a_full_disk(place, process):
     if mounted.returncode:
         pytest.skip("mounting a small disk needs rights that this machine does not give")
     try:
-        done = process("simulate", "plan.yaml", "--set", "train.rounds=200", "--out", "disk/run", cwd=place)
+        done = process(
+            "simulate", "plan.yaml", "--set", "train.rounds=200", "--out", "disk/run", cwd=place
+        )
         assert done.code == 1, done.err
         assert "Traceback" not in done.err
         assert "No space left" in done.err
         assert "finished rounds are kept in disk/run" in done.err
         assert "→" in done.err
-        whole = [path for path in (disk / "run").rglob("*") if path.is_file() and ".part" not in str(path)]
+        whole = [
+            path
+            for path in (disk / "run").rglob("*")
+            if path.is_file() and ".part" not in str(path)
+        ]
         for path in whole:
             if path.suffix == ".json":
                 json.loads(path.read_text())
@@ -437,5 +508,14 @@ def test_a_full_disk(place, process):
         shutil.copytree(disk / "run", place / "saved")
     finally:
         subprocess.run(["umount", disk], check=True)
-    resumed = process("simulate", "plan.yaml", "--set", "train.rounds=200", "--out", "saved", "--resume", cwd=place)
+    resumed = process(
+        "simulate",
+        "plan.yaml",
+        "--set",
+        "train.rounds=200",
+        "--out",
+        "saved",
+        "--resume",
+        cwd=place,
+    )
     assert resumed.code == 0, resumed.err

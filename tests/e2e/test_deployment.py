@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from client.journal import Journal
-from client.node import load_node
-from simulations.federation import BIN, Federation
-from simulations.processes import until
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.store.journal import Journal
+from fedgraft.simulations.deployment.local_federation import BIN, Federation
+from fedgraft.simulations.deployment.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
@@ -32,7 +32,9 @@ def digest(run: Path) -> str:
 
 
 def test_the_same_model_as_in_one_process(federation: Federation, in_process, seen):
-    """Other bits over the wire than in one process; an exit status, a folder or a message that is not true."""
+    """Other bits over the wire than in one process; an exit status, a folder or a message that is
+    not true.
+    """
     out = federation.folder / "runs" / "first"
     done = federation.run(federation.folder / "plan.yaml", out)
     assert done.code == 0, done
@@ -44,7 +46,9 @@ def test_the_same_model_as_in_one_process(federation: Federation, in_process, se
     for key in ("status", "plan_hash", "backbone", "adapter", "final", "refused", "rounds_done"):
         assert results[0][key] == results[1][key], key
 
-    seen(f"pneumonia, 3 rounds at 3 hospitals: {digest(out)}; in one process: {digest(in_process)}; the same bits")
+    seen(
+        f"pneumonia, 3 rounds at 3 hospitals: {digest(out)}; in one process: {digest(in_process)}; the same bits"
+    )
 
     again = federation.fedgraft("server", "resume", out, "--server", federation.server_file)
     assert again.code == 2
@@ -60,7 +64,10 @@ def test_everything_is_written_down(federation: Federation):
         federation.run(federation.folder / "plan.yaml", federation.folder / "runs" / "first")
     path = load_node(federation.files["north"]).audit_path
     assert path is not None
-    kinds = [(entry.kind, entry.body["kind"], entry.body.get("decision")) for entry in Journal(path).entries()]
+    kinds = [
+        (entry.kind, entry.body["kind"], entry.body.get("decision"))
+        for entry in Journal(path).entries()
+    ]
     for kind in ("query.offer", "query.backbone", "train", "evaluate"):
         assert ("in", kind, None) in kinds
         assert ("out", kind, "sent") in kinds
@@ -69,15 +76,20 @@ def test_everything_is_written_down(federation: Federation):
 
 
 def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, seen):
-    """A dead ServerApp that nobody is told of; a resumed run with other bits than one that was never cut off.
+    """A dead ServerApp that nobody is told of; a resumed run with other bits than one that was
+    never cut off.
 
-    The SuperLink is killed as well, before: the server must bring it back, and the nodes must find it again. It is
-    resumed from a terminal, where a bar shows the rounds.
+    The SuperLink is killed as well, before: the server must bring it back, and the nodes must find
+    it again. It is resumed from a terminal, where a bar shows the rounds.
     """
     out = federation.folder / "runs" / "killed"
     running = federation.begin_run(federation.folder / "plan.yaml", out)
     try:
-        until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
+        until(
+            "the first round is finished",
+            lambda: (out / "checkpoints" / "round-0001").is_dir(),
+            120,
+        )
         server_app = federation.server_app()
         assert server_app is not None
         os.kill(server_app, signal.SIGKILL)
@@ -91,7 +103,9 @@ def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, se
     assert f"fedgraft server resume {out}" in err
     assert "Traceback" not in err
 
-    code, shown = on_terminal(federation, "server", "resume", out, "--server", federation.server_file)
+    code, shown = on_terminal(
+        federation, "server", "resume", out, "--server", federation.server_file
+    )
     assert code == 0, shown
     assert re.search(r"shared model.*3/3.* rounds, accuracy 0\.\d{3}", shown), shown
     assert "completed: 3 rounds, 3 nodes, accuracy" in shown
@@ -109,7 +123,10 @@ def on_terminal(federation: Federation, *words: str | Path) -> tuple[int, str]:
     )  # fmt: skip
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as screen:  # an error once nobody has it open
+    with (
+        contextlib.suppress(OSError),
+        open(ours, "rb", buffering=0) as screen,
+    ):  # an error once nobody has it open
         while piece := screen.read(65536):
             shown += piece
     return process.wait(), shown.decode(errors="replace")
@@ -117,9 +134,14 @@ def on_terminal(federation: Federation, *words: str | Path) -> tuple[int, str]:
 
 def test_metrics_of_the_server(federation: Federation):
     """Numbers that are not those of the runs."""
-    with urllib.request.urlopen(f"http://{federation.server.metrics}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://{federation.server.metrics}/metrics", timeout=10
+    ) as answer:
         text = answer.read().decode()
     assert 'fedgraft_up{process="superlink"} 1.0' in text
     for path in (federation.folder / "runs").glob("*/result.json"):
         result = json.loads(path.read_text())
-        assert f'fedgraft_rounds_total{{run="{path.parent.name}"}} {float(result["rounds_done"])}' in text
+        assert (
+            f'fedgraft_rounds_total{{run="{path.parent.name}"}} {float(result["rounds_done"])}'
+            in text
+        )

@@ -10,14 +10,29 @@ import pytest
 
 
 def flower_processes() -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
-    names = ("flower-superlink", "flwr-serverapp", "flwr-simulation", "raylet", "gcs_server", "ray::")
-    return [line for line in listed.splitlines() if any(name in line for name in names) and " Z" not in line]
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout
+    names = (
+        "flower-superlink",
+        "flwr-serverapp",
+        "flwr-simulation",
+        "raylet",
+        "gcs_server",
+        "ray::",
+    )
+    return [
+        line
+        for line in listed.splitlines()
+        if any(name in line for name in names) and " Z" not in line
+    ]
 
 
 @pytest.mark.slow
 def test_both_engines_give_the_same_model(place, process):
-    """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that stay behind."""
+    """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that
+    stay behind.
+    """
     before = flower_processes()
     done = process("simulate", "plan.yaml", "--engine", "flower", "--out", "flower", cwd=place)
     assert done.code == 0, done.err
@@ -28,9 +43,13 @@ def test_both_engines_give_the_same_model(place, process):
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     for key in ("status", "plan_hash", "backbone", "adapter", "final", "refused", "data"):
         assert results[0][key] == results[1][key], key
-    rounds = [[(row["round"], row["nodes"]) for row in result["bytes"]["rounds"]] for result in results]
+    rounds = [
+        [(row["round"], row["nodes"]) for row in result["bytes"]["rounds"]] for result in results
+    ]
     assert rounds[0] == rounds[1]
-    deadline = time.monotonic() + 20  # Ray's workers notice by themselves that their parent has gone
+    deadline = (
+        time.monotonic() + 20
+    )  # Ray's workers notice by themselves that their parent has gone
     while (left := set(flower_processes()) - set(before)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
@@ -40,7 +59,9 @@ def test_both_engines_give_the_same_model(place, process):
 def test_the_flower_engine_says_why_a_run_failed(place, process):
     """The words `finished:failed` and a log of HTTP requests, instead of the reason."""
     late = "aggregate.round_timeout=0.001"  # no message can be answered in time
-    done = process("simulate", "plan.yaml", "--set", late, "--engine", "flower", "--out", "flower", cwd=place)
+    done = process(
+        "simulate", "plan.yaml", "--set", late, "--engine", "flower", "--out", "flower", cwd=place
+    )
     assert done.code == 1
     assert "0 valid updates, 2 are needed" in done.err, done.err
     assert "Traceback" not in done.err

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server.run import lines
-from simulations.federation import Federation
-from simulations.processes import until
+from fedgraft.server.site.submit_run import lines
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits
@@ -31,15 +31,25 @@ def trained(run: Path, node: str) -> set[int]:
 
 def refused(run: Path, node: str) -> dict[int, str]:
     """Why a node was left out, by round."""
-    return {row["round"]: row["refused"] for row in lines(run) if row["node"] == node and "refused" in row}
+    return {
+        row["round"]: row["refused"]
+        for row in lines(run)
+        if row["node"] == node and "refused" in row
+    }
 
 
 def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Federation, seen):
-    """A round that waits for ever; a reply that comes a round too late and is counted all the same."""
+    """A round that waits for ever; a reply that comes a round too late and is counted all the
+    same.
+    """
     out = federation.folder / "runs" / "hangs"
     running = begin(federation, out, "train.rounds=5")
     try:
-        until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
+        until(
+            "the first round is finished",
+            lambda: (out / "checkpoints" / "round-0001").is_dir(),
+            120,
+        )
         federation.freeze("west")
         until("a round went on without it", lambda: bool(refused(out, "west")), 120)
         federation.thaw("west")  # it answers now, what it was asked in a round that is over
@@ -55,20 +65,28 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Feder
     assert trained(out, "north") == trained(out, "south") == set(range(1, 6))
     result = json.loads((out / "result.json").read_text())
     assert result["status"] == "completed"
-    assert {(row["node"], row["round"]) for row in result["refused"]} == {("west", n) for n in missed}
+    assert {(row["node"], row["round"]) for row in result["refused"]} == {
+        ("west", n) for n in missed
+    }
     seen(f"a node that hung: waited for {PATIENCE} s, its late answer not counted, it trains again")
 
 
 def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, seen):
-    """A run that dies with a node, or that never takes it back; a node whose own key is refused after its crash.
+    """A run that dies with a node, or that never takes it back; a node whose own key is refused
+    after its crash.
 
-    Flower holds a dead SuperNode's place until its heartbeat is overdue, up to a minute: its key is refused until
-    then, and `fedgraft node start` tries again by itself. The run is longer than that; Ctrl-C ends it then.
+    Flower holds a dead SuperNode's place until its heartbeat is overdue, up to a minute: its key is
+    refused until then, and `fedgraft node start` tries again by itself. The run is longer than
+    that; Ctrl-C ends it then.
     """
     out = federation.folder / "runs" / "dies"
     running = begin(federation, out, "train.rounds=200")
     try:
-        until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
+        until(
+            "the first round is finished",
+            lambda: (out / "checkpoints" / "round-0001").is_dir(),
+            120,
+        )
         until("it is in the middle of a message", lambda: federation.at_work("south"), 120)
         before = federation.connections("south")
         federation.kill_supernode("south")
@@ -83,7 +101,7 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, see
     assert any("holds this key" in words for words in federation.events("south", "ended"))
     assert trained(out, "north") == trained(out, "west") >= set(range(1, max(missed) + 1))
 
-    # ── what Ctrl-C leaves ───────────────────────────────────────────────────────────────────────────
+    # ── what Ctrl-C leaves ────────────────────────────────────────────────────────────────────────
     assert running.returncode == 130, said + err
     assert "is stopped" in err
     assert "finished rounds are kept" in err
@@ -92,4 +110,6 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, see
     kept = max(int(path.name.removeprefix("round-")) for path in (out / "checkpoints").iterdir())
     assert f"{kept} finished rounds" in err
     assert kept > max(missed)
-    seen(f"a SuperNode killed while it trained: left out in {len(missed)} rounds, restarted by itself, trains again")
+    seen(
+        f"a SuperNode killed while it trained: left out in {len(missed)} rounds, restarted by itself, trains again"
+    )

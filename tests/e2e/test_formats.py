@@ -1,6 +1,8 @@
-"""Three hospitals that keep the same X-rays as three formats end with the model that three archives end with.
+"""Three hospitals that keep the same X-rays as three formats end with the model that three archives
+end with.
 
-In one process; `test_deployment.py` holds a deployment of three such hospitals to the model of one process.
+In one process; `test_deployment.py` holds a deployment of three such hospitals to the model of one
+process.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.app import app as client_app
-from common.assembly import plan_backbone
-from common.plan_file import load_plan, plan_yaml
-from common.yaml_file import dump_yaml
-from server.app import Federation, federate
-from server.run_folder import RunFolder
-from simulations.inprocess import InProcessGrid
+from fedgraft.client.app import app as client_app
+from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.plan.plan_file import load_plan, plan_yaml
+from fedgraft.server.app import Federation, federate
+from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.engines.inprocess import InProcessGrid
 from tests.formats import DATA, Cases, as_archive, as_dicom, as_folder, as_manifest
 
 Writer = Callable[[Path, Cases], Path]
@@ -48,7 +50,12 @@ def plan_of_three(folder: Path) -> Path:
     weights = DATA / "weights" / "cifar10_resnet20.safetensors"
     if not weights.exists():
         pytest.skip(f"{weights} is missing; set FEDGRAFT_DATA to the folder that holds the data")
-    changes = ["train.rounds=1", "simulation=null", "aggregate.min_nodes=3", f"backbone.weights={weights}"]
+    changes = [
+        "train.rounds=1",
+        "simulation=null",
+        "aggregate.min_nodes=3",
+        f"backbone.weights={weights}",
+    ]
     path = folder / "plan.yaml"
     path.write_text(plan_yaml(load_plan("pneumonia", changes)))
     return path
@@ -60,7 +67,11 @@ def hospitals(folder: Path, formats: Sequence[Writer]) -> list[Path]:
     for number, (write, cases) in enumerate(zip(formats, shares(), strict=True)):
         place = folder / f"node-{number}"
         place.mkdir(parents=True)
-        about = {"name": f"node-{number}", "data": {"path": str(write(place, cases))}, "store": str(place / "store")}
+        about = {
+            "name": f"node-{number}",
+            "data": {"path": str(write(place, cases))},
+            "store": str(place / "store"),
+        }
         paths.append(place / "node.yaml")
         paths[-1].write_text(dump_yaml(about))
     return paths
@@ -84,8 +95,12 @@ def adapter(run: Path) -> bytes:
 
 @pytest.mark.slow
 def test_three_formats_give_the_model_of_three_archives(tmp_path: Path) -> None:
-    """Any step that one reader does and another does not (order, bits, grey or colour, negatives) shows here."""
+    """Any step that one reader does and another does not (order, bits, grey or colour, negatives)
+    shows here.
+    """
     plan = plan_of_three(tmp_path)
-    archives = in_process(plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one")
+    archives = in_process(
+        plan, hospitals(tmp_path / "archives", [as_archive] * 3), tmp_path / "one"
+    )
     files = hospitals(tmp_path / "formats", [as_folder, as_manifest, as_dicom])
     assert in_process(plan, files, tmp_path / "other") == archives

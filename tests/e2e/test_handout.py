@@ -1,4 +1,6 @@
-"""A backbone of 340 MB over the wire to two nodes: bytes, seconds, and the memory of every process, measured."""
+"""A backbone of 340 MB over the wire to two nodes: bytes, seconds, and the memory of every process,
+measured.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from common.plan_file import load_plan
-from server.handout import PART
-from simulations.federation import Federation
-from simulations.partition import write_nodes
-from simulations.processes import processes, running
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.server.handout import PART
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import processes, running
+from fedgraft.simulations.partition import write_nodes
 from tests.e2e.conftest import write_images
 
 PLAN = """
@@ -23,7 +25,13 @@ adapter: {method: head}
 train: {rounds: 2, batch_size: 16}
 simulation: {nodes: 2, data: spots.npz, partition: {kind: iid}}
 """
-PROGRAMS = ("flower-superlink", "flwr-serverapp", "flwr-clientapp", "server.gateway", "supernode.py")
+PROGRAMS = (
+    "flower-superlink",
+    "flwr-serverapp",
+    "flwr-clientapp",
+    "fedgraft.server.site.gateway",
+    "supernode.py",
+)
 
 
 def peak(pid: int) -> int:
@@ -53,7 +61,9 @@ class Watch(threading.Thread):
 
     def _ours(self, pid: int) -> bool:
         try:
-            return str(self._federation.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return (
+                str(self._federation.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            )
         except OSError:
             return False
 
@@ -68,23 +78,29 @@ class Watch(threading.Thread):
 
 @pytest.mark.exhaustive
 def test_a_large_backbone(tmp_path, capsys):
-    """A hand-out that needs memory for each node, or that is sent again in the second round or the second run.
+    """A hand-out that needs memory for each node, or that is sent again in the second round or the
+    second run.
 
-    Gateway and SuperNode need a few parts of it, of 64 MB, over what they need anyway; ServerApp and ClientApp (some
-    560 MB for Python and torch) hold it as a network, and a ClientApp has it mapped from its file as well. Sent
-    whole, the ServerApp needed 2.1 GB and a ClientApp 1.7.
+    Gateway and SuperNode need a few parts of it, of 64 MB, over what they need anyway; ServerApp
+    and ClientApp (some 560 MB for Python and torch) hold it as a network, and a ClientApp has it
+    mapped from its file as well. Sent whole, the ServerApp needed 2.1 GB and a ClientApp 1.7.
     """
     (tmp_path / "plan.yaml").write_text(PLAN)
     write_images(tmp_path / "spots.npz")
     plan = load_plan(tmp_path / "plan.yaml")
     files = enumerate(write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes"))
-    with Federation(tmp_path, {f"node-{k}": file for k, file in files}, tmp_path / "plan.yaml") as federation:
+    with Federation(
+        tmp_path, {f"node-{k}": file for k, file in files}, tmp_path / "plan.yaml"
+    ) as federation:
         with Watch(federation) as watch:
             done = federation.run(tmp_path / "plan.yaml", tmp_path / "runs" / "first")
         assert done.code == 0, done
         again = federation.run(tmp_path / "plan.yaml", tmp_path / "runs" / "again")
         assert again.code == 0, again
-    first, second = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("first", "again"))
+    first, second = (
+        json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        for name in ("first", "again")
+    )
     size = first["bytes"]["backbone"]
     handout = first["bytes"]["handout"]
     with capsys.disabled():
@@ -93,10 +109,14 @@ def test_a_large_backbone(tmp_path, capsys):
         )
         for program, most in watch.peaks.items():
             print(f"  {program:<18} peak {most / 1e6:7.0f} MB")
-    assert 1.99 * size < handout["down"] < 2.01 * size  # equal chunks of a message, such as zeros, go once
+    assert (
+        1.99 * size < handout["down"] < 2.01 * size
+    )  # equal chunks of a message, such as zeros, go once
     assert second["bytes"]["handout"]["down"] < 100_000
-    assert 0 < watch.peaks["server.gateway"] < 200e6  # it streams
+    assert 0 < watch.peaks["fedgraft.server.site.gateway"] < 200e6  # it streams
     assert 0 < watch.peaks["supernode.py"] < 300e6 + 4 * PART
-    assert 0 < watch.peaks["flower-superlink"] < 300e6 + 2 * size  # Flower's own: parts do not make it smaller
+    assert (
+        0 < watch.peaks["flower-superlink"] < 300e6 + 2 * size
+    )  # Flower's own: parts do not make it smaller
     assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 6 * PART
     assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size

@@ -1,4 +1,6 @@
-"""A hospital behind a real wire, a network namespace of its own, whose cable is pulled in the middle of a round."""
+"""A hospital behind a real wire, a network namespace of its own, whose cable is pulled in the
+middle of a round.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from common.plan_file import load_plan
-from server import nodes as registry
-from server.certificates import make
-from simulations.federation import Federation
-from simulations.partition import write_nodes
-from simulations.processes import until
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.server.site import nodes as registry
+from fedgraft.server.site.certificates import make
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.partition import write_nodes
 from tests.e2e.conftest import fill
 from tests.e2e.test_failures import refused, trained
 
@@ -50,7 +52,9 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def cable() -> Iterator[Cable]:
-    """A namespace and a cable to it; both are gone afterwards, whatever happens. Addresses are of TEST-NET-2."""
+    """A namespace and a cable to it; both are gone afterwards, whatever happens. Addresses are of
+    TEST-NET-2.
+    """
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("needs root and `ip`, to make a network namespace")
     mark, first = f"fg{os.getpid()}", 4 * (os.getpid() % 63)
@@ -58,7 +62,18 @@ def cable() -> Iterator[Cable]:
     try:
         try:
             ip("netns", "add", made.there)
-            ip("link", "add", made.here, "type", "veth", "peer", "name", f"{mark}b", "netns", made.there)
+            ip(
+                "link",
+                "add",
+                made.here,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"{mark}b",
+                "netns",
+                made.there,
+            )
             ip("addr", "add", f"{made.host}/30", "dev", made.here)
             ip("link", "set", made.here, "up")
             ip("-n", made.there, "addr", "add", f"198.51.100.{first + 2}/30", "dev", f"{mark}b")
@@ -73,7 +88,8 @@ def cable() -> Iterator[Cable]:
 
 
 def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, seen) -> None:
-    """A federation that waits for ever for a node it cannot reach; a node that stays lost when the cable is mended.
+    """A federation that waits for ever for a node it cannot reach; a node that stays lost when the
+    cable is mended.
 
     Nothing tells either side: no connection is closed, what was sent is lost.
     """
@@ -85,11 +101,17 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
         registry.add(federation.server, "far", tmp_path / "keys" / "nodes" / "far.pub")
         federation.settle("far", south, private_key=tmp_path / "keys" / "nodes" / "far")
         federation.approve(plan, *CHANGES, only="far")
-        federation.start_node("far", ["ip", "netns", "exec", cable.there, *federation.node_command("far")])
+        federation.start_node(
+            "far", ["ip", "netns", "exec", cable.there, *federation.node_command("far")]
+        )
         until("it is connected", lambda: federation.connections("far") > 0)
         running = federation.begin_run(plan, out, *CHANGES)
         try:
-            until("the first round is finished", lambda: (out / "checkpoints" / "round-0001").is_dir(), 120)
+            until(
+                "the first round is finished",
+                lambda: (out / "checkpoints" / "round-0001").is_dir(),
+                120,
+            )
             until("it is in the middle of a message", lambda: federation.at_work("far"), 60)
             cable.cut()
             until("a round went on without it", lambda: refused(out, "south"), 90)
@@ -102,5 +124,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
             running.kill()
         assert running.returncode == 130, said + err
         assert federation.alive("far")
-    seen(f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains again")
+    seen(
+        f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains again"
+    )
     assert trained(out, "north") >= set(range(1, missed + 1)), "the others did not go on"

@@ -1,6 +1,8 @@
-"""What holds at a hospital, whatever the server sends: approved code only, all of it written down, no needless rights.
+"""What holds at a hospital, whatever the server sends: approved code only, all of it written down,
+no needless rights.
 
-The nodes are those of the shared federation, and one more that runs as `nobody` where this machine allows it.
+The nodes are those of the shared federation, and one more that runs as `nobody` where this machine
+allows it.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client import launcher
-from client.approvals import Approvals
-from client.network import check_connection
-from client.node import load_node
-from common.bundle import write_app
-from server import nodes as registry
-from server.certificates import make
-from server.start import connect
-from simulations.federation import NOBODY, Federation
-from simulations.processes import until
+from fedgraft.client.node.approvals import Approvals
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.site import launcher
+from fedgraft.client.site.network import check_connection
+from fedgraft.common.files.bundle import write_app
+from fedgraft.server.site import nodes as registry
+from fedgraft.server.site.certificates import make
+from fedgraft.server.site.start_server import connect
+from fedgraft.simulations.deployment.local_federation import NOBODY, Federation
+from fedgraft.simulations.deployment.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,13 +55,17 @@ def test_the_preflight_finds_the_key_registered(federation: Federation, tmp_path
     stranger = tmp_path / "stranger.key"
     stranger.write_bytes(
         ec.generate_private_key(ec.SECP384R1()).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
         )
     )
     stranger.chmod(0o600)
     found = {
         finding.what: finding
-        for finding in check_connection(connection.model_copy(update={"private_key": str(stranger)}))
+        for finding in check_connection(
+            connection.model_copy(update={"private_key": str(stranger)})
+        )
     }
     assert "does not know it" in found["node key"].found
 
@@ -70,9 +76,13 @@ def one_byte(app: Path, mark: Path, approved: str) -> None:
 
 
 def escape(app: Path, mark: Path, approved: str) -> None:
-    """A version that leads Flower's installer out of the read-only folder, to where the node may write."""
+    """A version that leads Flower's installer out of the read-only folder, to where the node may
+    write.
+    """
     project, (_, _, release) = app / "pyproject.toml", approved.split(".", 2)
-    project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../evil"'))
+    project.write_text(
+        project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../evil"')
+    )
     # `flwr run` imports it, too, at the coordinator: only the node's processes have this variable
     code = f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r}, 'w').close()\n"
     (app / "client" / "__init__.py").write_text(code)
@@ -86,16 +96,23 @@ def sent(federation: Federation, alter: Callable[[Path, Path, str], None]) -> Pa
     app = write_app(federation.folder / f"app-{alter.__name__}")
     alter(app, mark, about["folder"])
     plan = str(federation.folder / "plan.yaml")
-    connect(federation.server).submit(app, {"plan": plan, "out": str(out), "nodes-expected": len(federation.files)})
+    connect(federation.server).submit(
+        app, {"plan": plan, "out": str(out), "nodes-expected": len(federation.files)}
+    )
     return out
 
 
-def test_what_nobody_approved_is_refused(federation: Federation, seen: Callable[[str], None]) -> None:
-    """Code that differs by a byte, or that unpacks itself elsewhere, and is loaded; a plan that nobody read; a reason
-    that the coordinator is not told."""
+def test_what_nobody_approved_is_refused(
+    federation: Federation, seen: Callable[[str], None]
+) -> None:
+    """Code that differs by a byte, or that unpacks itself elsewhere, and is loaded; a plan that
+    nobody read; a reason that the coordinator is not told.
+    """
     plan = federation.folder / "plan.yaml"
     outs = [sent(federation, alter) for alter in (one_byte, escape)]
-    other_plan = federation.begin_run(plan, federation.folder / "runs" / "not-approved", "train.rounds=99")
+    other_plan = federation.begin_run(
+        plan, federation.folder / "runs" / "not-approved", "train.rounds=99"
+    )
     for out in outs:
         until("the run failed", lambda out=out: (out / "result.json").is_file(), 180)
         result = json.loads((out / "result.json").read_text())
@@ -111,7 +128,9 @@ def test_what_nobody_approved_is_refused(federation: Federation, seen: Callable[
         assert all("is not approved at this node" in words for words in refusals)
     assert not (federation.folder / "ran").exists()
     assert not list((federation.folder / "hospitals").rglob("evil*"))
-    seen("code with one more byte, code that unpacks itself elsewhere, another plan: refused at every node, with words")
+    seen(
+        "code with one more byte, code that unpacks itself elsewhere, another plan: refused at every node, with words"
+    )
 
 
 def test_it_leaves_when_told_to_and_comes_back(federation: Federation) -> None:
@@ -123,8 +142,18 @@ def test_it_leaves_when_told_to_and_comes_back(federation: Federation) -> None:
     until("it is connected again", lambda: federation.connections("west") > before, 30)
 
 
-# ── a user without any rights ────────────────────────────────────────────────────────────────────────
-AS_NOBODY = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "env", "-u", "PYTHONPATH")
+# ── a user without any rights ─────────────────────────────────────────────────────────────────────
+AS_NOBODY = (
+    "setpriv",
+    "--reuid",
+    str(NOBODY),
+    "--regid",
+    str(NOBODY),
+    "--clear-groups",
+    "env",
+    "-u",
+    "PYTHONPATH",
+)
 
 
 @pytest.fixture
@@ -139,7 +168,9 @@ def elsewhere() -> Iterator[Path]:
 
 @pytest.fixture
 def environment(elsewhere: Path) -> Path:
-    """The programs of an environment with the packages of this one, under a Python that every user can run."""
+    """The programs of an environment with the packages of this one, under a Python that every user
+    can run.
+    """
     python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     if not Path(python).exists():
         pytest.skip(f"{python} is not here, and this Python may belong to root alone")
@@ -155,7 +186,9 @@ def environment(elsewhere: Path) -> Path:
                 f"sys.exit({entry.attr}())\n"
             )
             program.chmod(0o755)
-    probe = subprocess.run([*AS_NOBODY, place / "bin" / "python", "-c", "import client, flwr, torch"], check=False)
+    probe = subprocess.run(
+        [*AS_NOBODY, place / "bin" / "python", "-c", "import fedgraft, flwr, torch"], check=False
+    )
     if probe.returncode != 0:
         pytest.skip("this checkout or its packages cannot be read by another user")
     return place / "bin"
@@ -164,22 +197,29 @@ def environment(elsewhere: Path) -> Path:
 def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
     federation: Federation, elsewhere: Path, environment: Path, seen: Callable[[str], None]
 ) -> None:
-    """A node that needs more rights than to read its files and write its store; a removed key that is still good."""
+    """A node that needs more rights than to read its files and write its store; a removed key that
+    is still good.
+    """
     make(elsewhere / "keys", hosts=[], nodes=["guest"])
     registry.add(federation.server, "guest", elsewhere / "keys" / "nodes" / "guest.pub")
     try:
         start = guest(federation, elsewhere, environment)
         approvals = elsewhere / "hospital" / "approvals"
 
-        # ── an administrator's folder that belongs to the node's user ────────────────────────────────
+        # ── an administrator's folder that belongs to the node's user ─────────────────────────────
         os.chown(approvals, NOBODY, NOBODY)
         done = subprocess.run(start, capture_output=True, text=True, check=False)
-        assert (done.returncode, "this user can change the approved code" in done.stderr) == (2, True), done
+        assert (done.returncode, "this user can change the approved code" in done.stderr) == (
+            2,
+            True,
+        ), done
         os.chown(approvals, 0, 0)
         for path in [approvals, *approvals.rglob("*")]:
-            assert subprocess.run([*AS_NOBODY, "test", "-w", path], check=False).returncode == 1, path
+            assert subprocess.run([*AS_NOBODY, "test", "-w", path], check=False).returncode == 1, (
+                path
+            )
 
-        # ── it runs, and takes part ──────────────────────────────────────────────────────────────────
+        # ── it runs, and takes part ───────────────────────────────────────────────────────────────
         federation.start_node("guest", start)
         until("it is connected", lambda: federation.connections("guest") > 0)
         federation.approve(federation.folder / "plan.yaml", *QUICK)
@@ -190,17 +230,32 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
         owners = {path.stat().st_uid for path in (elsewhere / "hospital" / "store").rglob("*")}
         assert owners == {NOBODY}
 
-        # ── removed ──────────────────────────────────────────────────────────────────────────────────
-        removed = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
+        # ── removed ───────────────────────────────────────────────────────────────────────────────
+        removed = federation.fedgraft(
+            "server", "nodes", "remove", "guest", "--server", federation.server_file
+        )
         assert removed.code == 0, removed
-        assert "guest" not in federation.fedgraft("server", "nodes", "list", "--server", federation.server_file).out
-        refused = lambda: any("does not know it" in words for words in federation.events("guest", "ended"))  # noqa: E731
+        assert (
+            "guest"
+            not in federation.fedgraft(
+                "server", "nodes", "list", "--server", federation.server_file
+            ).out
+        )
+        refused = lambda: any(
+            "does not know it" in words for words in federation.events("guest", "ended")
+        )  # noqa: E731
         until("it is refused", refused, 120)
-        seen("a node as the user nobody: takes part, cannot write what was approved; once removed it is refused")
-        again = federation.fedgraft("server", "nodes", "remove", "guest", "--server", federation.server_file)
+        seen(
+            "a node as the user nobody: takes part, cannot write what was approved; once removed it is refused"
+        )
+        again = federation.fedgraft(
+            "server", "nodes", "remove", "guest", "--server", federation.server_file
+        )
         assert (again.code, "no node of this name is registered" in again.err) == (2, True), again
         key = str(elsewhere / "keys" / "nodes" / "guest.pub")
-        again = federation.fedgraft("server", "nodes", "add", "guest", key, "--server", federation.server_file)
+        again = federation.fedgraft(
+            "server", "nodes", "add", "guest", key, "--server", federation.server_file
+        )
         assert again.code != 0, "a key that was removed came back"
         assert "Traceback" not in again.err
     finally:
@@ -211,18 +266,35 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
 
 
 def guest(federation: Federation, elsewhere: Path, environment: Path) -> list[str]:
-    """A fourth hospital with the data of the first, all but its store out of its user's reach; how it is started."""
+    """A fourth hospital with the data of the first, all but its store out of its user's reach; how
+    it is started.
+    """
     place, source = elsewhere / "hospital", elsewhere / "source.yaml"
     place.mkdir()
     data = Path(load_node(federation.files["north"]).data.path)
     (shutil.copytree if data.is_dir() else shutil.copy)(data, place / data.name)
     shutil.copy(federation.ca, place / "ca.crt")
     shutil.copy(elsewhere / "keys" / "nodes" / "guest", place / "node.key")
-    source.write_text(f"name: guest\ndata: {{path: {place / data.name}}}\nstore: {place / 'store'}\n")
-    federation.settle("guest", source, place=place, private_key=place / "node.key", root_certificates=place / "ca.crt")
+    source.write_text(
+        f"name: guest\ndata: {{path: {place / data.name}}}\nstore: {place / 'store'}\n"
+    )
+    federation.settle(
+        "guest",
+        source,
+        place=place,
+        private_key=place / "node.key",
+        root_certificates=place / "ca.crt",
+    )
     federation.approve(federation.folder / "plan.yaml", only="guest")
     for path in [place / "approvals", *(place / "approvals").rglob("*")]:
         os.chown(path, 0, 0)
     for path in (place / "node.key", place / "store"):
         os.chown(path, NOBODY, NOBODY)
-    return [*AS_NOBODY, f"HOME={elsewhere}", str(environment / "fedgraft"), "node", "start", str(place / "node.yaml")]
+    return [
+        *AS_NOBODY,
+        f"HOME={elsewhere}",
+        str(environment / "fedgraft"),
+        "node",
+        "start",
+        str(place / "node.yaml"),
+    ]

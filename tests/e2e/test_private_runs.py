@@ -1,4 +1,6 @@
-"""`fedgraft simulate pneumonia` with an ε, as people type it: what it spends, and that it cannot be spent twice."""
+"""`fedgraft simulate pneumonia` with an ε, as people type it: what it spends, and that it cannot be
+spent twice.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,32 @@ import dp_accounting as google
 import pytest
 from dp_accounting.pld import PLDAccountant
 
-import client.round
-from client.ledger import Ledger
+import fedgraft.client.round
+from fedgraft.client.privacy.ledger import Ledger
 
 ASKED = ("--set", "privacy.mode=sample", "--set", "privacy.target_epsilon=3")
-QUICK = ("--set", "adapter.method=head", "--set", "train.rounds=2")  # the same way, in a tenth of the time
-CEILING = ("--policy", "dp_required=true", "--policy", "max_epsilon_total=3", "--policy", "max_delta=1e-5")
+QUICK = (
+    "--set",
+    "adapter.method=head",
+    "--set",
+    "train.rounds=2",
+)  # the same way, in a tenth of the time
+CEILING = (
+    "--policy",
+    "dp_required=true",
+    "--policy",
+    "max_epsilon_total=3",
+    "--policy",
+    "max_delta=1e-5",
+)
 
 
 @pytest.fixture
 def pneumonia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder from which the ready plan finds its data; skips where there is none."""
-    data = Path(os.environ.get("FEDGRAFT_DATA", Path(__file__).parents[3] / "shared" / "data")).absolute()
+    data = Path(
+        os.environ.get("FEDGRAFT_DATA", Path(__file__).parents[3] / "shared" / "data")
+    ).absolute()
     if not (data / "pneumoniamnist.npz").is_file():
         pytest.skip(f"{data} has no pneumoniamnist.npz")
     monkeypatch.setenv("FEDGRAFT_DATA", str(data))
@@ -32,7 +48,9 @@ def pneumonia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def google_epsilon(history: list[list[float]], delta: float) -> float:
-    """ε of a node's whole history by Google's accountant (privacy loss distributions, pessimistic)."""
+    """ε of a node's whole history by Google's accountant (privacy loss distributions,
+    pessimistic).
+    """
     accountant = PLDAccountant()
     for sigma, rate, steps in history:
         step = google.PoissonSampledDpEvent(rate, google.GaussianDpEvent(sigma))
@@ -56,7 +74,9 @@ def spent_of(run: Path, most: float) -> dict[str, Any]:
 def test_every_node_keeps_its_epsilon_and_a_second_run_is_refused(
     pneumonia: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ε that is counted for a round, or lost with the process; a ceiling that is looked at after training."""
+    """ε that is counted for a round, or lost with the process; a ceiling that is looked at after
+    training.
+    """
     arguments = ("simulate", "pneumonia", *ASKED, *QUICK, "--ledger", "ledgers", *CEILING)
     done = command(*arguments, "--out", "one")
     assert done.code == 0, done.err
@@ -74,8 +94,10 @@ def test_every_node_keeps_its_epsilon_and_a_second_run_is_refused(
     def never(*args: Any, **options: Any) -> None:
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr(client.round, "train_privately", never)
-    for number, again in enumerate([(), ("--set", "seed=8", "--set", "simulation.partition.kind=iid")]):
+    monkeypatch.setattr(fedgraft.client.round, "train_privately", never)
+    for number, again in enumerate(
+        [(), ("--set", "seed=8", "--set", "simulation.partition.kind=iid")]
+    ):
         done = command(*arguments, *again, "--out", f"again-{number}")
         assert done.code == 1
         assert "Traceback" not in done.err

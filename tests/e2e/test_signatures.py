@@ -1,4 +1,6 @@
-"""Code that a hub serves with signatures, and a node that runs nothing that its trusted entities did not sign."""
+"""Code that a hub serves with signatures, and a node that runs nothing that its trusted entities
+did not sign.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from common.bundle import build_bundle
-from common.plan_file import load_plan, plan_yaml
-from server import nodes as registry
-from server.certificates import make
-from simulations.federation import Federation
-from simulations.processes import until
+from fedgraft.common.files.bundle import build_bundle
+from fedgraft.common.plan.plan_file import load_plan, plan_yaml
+from fedgraft.server.site import nodes as registry
+from fedgraft.server.site.certificates import make
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 WHO = "fpk_consortium"
@@ -34,7 +36,9 @@ SMALL = [
 
 
 class Hub:
-    """What Flower asks of a hub: `POST /hub/fetch-fab` → where the code is and who signed it; `GET` → the code."""
+    """What Flower asks of a hub: `POST /hub/fetch-fab` → where the code is and who signed it; `GET`
+    → the code.
+    """
 
     def __init__(self, code: bytes) -> None:
         self.code, self.signature, self.signed_at = code, b"", int(time.time())
@@ -46,7 +50,9 @@ class Hub:
                 hub.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
                 signature = base64.urlsafe_b64encode(hub.signature).decode().rstrip("=")
                 said = {"public_key_id": WHO, "signature": signature, "signed_at": hub.signed_at}
-                self.answer(json.dumps({"fab_url": f"{hub.url}/code", "verifications": [said]}).encode())
+                self.answer(
+                    json.dumps({"fab_url": f"{hub.url}/code", "verifications": [said]}).encode()
+                )
 
             def do_GET(self) -> None:
                 self.answer(hub.code)
@@ -64,8 +70,12 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def sign(self, key: Ed25519PrivateKey) -> None:
-        """As Flower 1.41 wants it: the seconds since 1970 (8 bytes, big-endian), then the code's SHA-256."""
-        self.signature = key.sign(self.signed_at.to_bytes(8, "big") + hashlib.sha256(self.code).digest())
+        """As Flower 1.41 wants it: the seconds since 1970 (8 bytes, big-endian), then the code's
+        SHA-256.
+        """
+        self.signature = key.sign(
+            self.signed_at.to_bytes(8, "big") + hashlib.sha256(self.code).digest()
+        )
 
 
 @pytest.fixture
@@ -104,4 +114,6 @@ def test_only_what_the_consortium_signed_runs(hub: Hub, tmp_path: Path, seen) ->
         done = federation.run(plan, tmp_path / "runs" / "consortium")
         assert done.code == 0, done
     assert {asked["app_id"] for asked in hub.asked} == {"@fedgraft/fedgraft"}
-    seen("code that somebody else signed: refused by a node with trusted entities; signed by the consortium: runs")
+    seen(
+        "code that somebody else signed: refused by a node with trusted entities; signed by the consortium: runs"
+    )

@@ -1,7 +1,8 @@
-"""A stranger who holds only the CA's certificate: what it can reach of a federation, through each door. Nothing.
+"""A stranger who holds only the CA's certificate: what it can reach of a federation, through each
+door. Nothing.
 
-Every attempt is made against the real SuperLink behind our gateway, and again behind nginx with the configuration
-in deploy/. After all of them the lists of nodes and runs are what they were.
+Every attempt is made against the real SuperLink behind our gateway, and again behind nginx with the
+configuration in deploy/. After all of them the lists of nodes and runs are what they were.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from common.errors import RunFailed
-from server import nodes as registry
-from server.certificates import make
-from server.flower import CONNECTION, Flower
-from simulations.federation import Federation
-from simulations.processes import free_ports, until
+from fedgraft.common.errors import RunFailed
+from fedgraft.server.site import nodes as registry
+from fedgraft.server.site.certificates import make
+from fedgraft.server.site.flower_processes import CONNECTION, Flower
+from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.processes import free_ports, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
@@ -46,7 +47,9 @@ CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
 
 @pytest.fixture(scope="module")
 def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
-    """The port of a real nginx with deploy/nginx/fedgraft.conf in front of the SuperLink; None where there is none."""
+    """The port of a real nginx with deploy/nginx/fedgraft.conf in front of the SuperLink; None
+    where there is none.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         yield None
@@ -55,8 +58,12 @@ def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> I
     text = CONF.read_text().replace("listen 9092", f"listen 127.0.0.1:{port}")
     text = text.replace("127.0.0.1:9091", f"127.0.0.1:{federation.superlink}")
     text = text.replace("/etc/fedgraft/certificates", str(federation.certificates))
-    user = "user root;" if os.geteuid() == 0 else ""  # the test's certificates belong to who runs it
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi"))
+    user = (
+        "user root;" if os.geteuid() == 0 else ""
+    )  # the test's certificates belong to who runs it
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi")
+    )
     temporary += "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("uwsgi", "scgi"))
     (folder / "nginx.conf").write_text(
         f"{user} pid {folder}/pid; daemon off; error_log {folder}/error.log; events {{}}\n"
@@ -87,7 +94,9 @@ def door(request: pytest.FixtureRequest, federation: Federation, nginx: int | No
     if request.param == "gateway":
         return federation.gateway
     if nginx is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light): its configuration was not run")
+        pytest.skip(
+            "nginx is not installed (apt-get install nginx-light): its configuration was not run"
+        )
     return nginx
 
 
@@ -102,7 +111,9 @@ def nothing_changed(federation: Federation) -> Iterator[None]:
 def inventory(federation: Federation) -> tuple[list[str], list[str]]:
     flower = Flower(federation.server.work)
     nodes = [str(node["node-id"]) for node in flower.call("supernode", "list", CONNECTION)["nodes"]]
-    return sorted(nodes), sorted(str(run["run-id"]) for run in flower.call("list", CONNECTION)["runs"])
+    return sorted(nodes), sorted(
+        str(run["run-id"]) for run in flower.call("list", CONNECTION)["runs"]
+    )
 
 
 def signed(port: int, ca: Path, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
@@ -116,14 +127,23 @@ def signed(port: int, ca: Path, key: ec.EllipticCurvePrivateKey) -> FleetHttpCli
 
 
 def test_every_other_call_is_refused(federation: Federation, door: int):
-    """One call of Flower's Control or Runtime API that the door lets through: any of them is enough."""
+    """One call of Flower's Control or Runtime API that the door lets through: any of them is
+    enough.
+    """
     with httpx.Client(verify=ssl.create_default_context(cafile=str(federation.ca))) as client:
-        for _, path in [*PROTOBUF_REQUEST_TYPES, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/health")]:
+        for _, path in [
+            *PROTOBUF_REQUEST_TYPES,
+            ("GET", "/docs"),
+            ("GET", "/openapi.json"),
+            ("GET", "/health"),
+        ]:
             for method in ("POST", "GET", "PUT", "DELETE", "OPTIONS"):
                 if path.startswith("/v1/fleet/") and method == "POST":
                     continue
                 kind = {"content-type": PROTOBUF_MEDIA_TYPE}
-                answer = client.request(method, f"https://127.0.0.1:{door}{path}", content=b"", headers=kind)
+                answer = client.request(
+                    method, f"https://127.0.0.1:{door}{path}", content=b"", headers=kind
+                )
                 assert answer.status_code == 403, (method, path, answer.text)
 
 
@@ -149,13 +169,17 @@ def test_every_other_call_is_refused(federation: Federation, door: int):
     ],
 )
 def test_other_spellings_are_refused(federation: Federation, door: int, target: str):
-    """Two programs that read one path in two ways: the door sees the Fleet API, Flower sees the Control API."""
+    """Two programs that read one path in two ways: the door sees the Fleet API, Flower sees the
+    Control API.
+    """
     answer = spoken(federation, door, f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n")
     assert answer.split()[1] in ("400", "403"), answer
 
 
 def test_a_request_within_a_request_is_not_seen(federation: Federation, door: int):
-    """Request smuggling: a body that Flower reads as the next request, to a path that the door refuses."""
+    """Request smuggling: a body that Flower reads as the next request, to a path that the door
+    refuses.
+    """
     inner = "POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     both = "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n"
     answer = spoken(federation, door, both, f"0\r\n\r\n{inner}")
@@ -179,14 +203,18 @@ def spoken(federation: Federation, port: int, head: str, body: str = "") -> str:
 
 
 def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
-    """A node that nobody registered: it registers itself, takes part, or takes another node's messages."""
+    """A node that nobody registered: it registers itself, takes part, or takes another node's
+    messages.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     client = signed(door, federation.ca, key)
     public = public_key_to_bytes(key.public_key())
     victim = int(registry.listed(federation.server)[0]["id"])
     attempts = {
         "register": lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=public)),
-        "activate": lambda: client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30)),
+        "activate": lambda: client.ActivateNode(
+            ActivateNodeRequest(public_key=public, heartbeat_interval=30)
+        ),
         "pull": lambda: client.PullMessages(PullMessagesRequest(node=Node(node_id=victim))),
         "remove": lambda: client.UnregisterNode(UnregisterNodeFleetRequest(node_id=victim)),
     }
@@ -194,7 +222,9 @@ def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
         with pytest.raises(httpx.HTTPStatusError) as refused:
             attempt()
         assert 400 <= refused.value.response.status_code < 500, name
-        assert len(refused.value.response.headers.get_list("date")) == 1, "Flower's own and the door's"
+        assert len(refused.value.response.headers.get_list("date")) == 1, (
+            "Flower's own and the door's"
+        )
 
 
 def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, door: int):
@@ -210,7 +240,9 @@ def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, 
 
 
 def test_flowers_own_commands_from_outside(federation: Federation, door: int, tmp_path: Path):
-    """`flwr` with the CA's certificate and the hospitals' address: nodes are listed and added, runs started."""
+    """`flwr` with the CA's certificate and the hospitals' address: nodes are listed and added, runs
+    started.
+    """
     flower = Flower.connect(tmp_path, f"127.0.0.1:{door}", federation.ca)
     make(tmp_path / "keys", hosts=[], nodes=["evil"])
     public = str(tmp_path / "keys" / "nodes" / "evil.pub")
@@ -227,7 +259,9 @@ def test_flowers_own_commands_from_outside(federation: Federation, door: int, tm
 
 
 def test_a_task_is_not_given_to_who_has_no_secret(federation: Federation):
-    """Somebody on the coordinator's own host, without the secret, takes a run's task and its token."""
+    """Somebody on the coordinator's own host, without the secret, takes a run's task and its
+    token.
+    """
     context = ssl.create_default_context(cafile=str(federation.ca))
     request = AcquireTaskRequest(supported_task_types=["flwr-serverapp"]).SerializeToString()
     with httpx.Client(verify=context) as client:
@@ -242,7 +276,11 @@ def test_a_task_is_not_given_to_who_has_no_secret(federation: Federation):
 
 def test_the_superlink_is_not_on_the_network(federation: Federation):
     """The Control API on an address that other hosts reach."""
-    listening = {line.split()[3] for line in listeners() if line.split()[3].endswith(f":{federation.superlink}")}
+    listening = {
+        line.split()[3]
+        for line in listeners()
+        if line.split()[3].endswith(f":{federation.superlink}")
+    }
     assert listening == {f"127.0.0.1:{federation.superlink}"}
 
 
@@ -269,10 +307,15 @@ def test_no_tls_no_answer(federation: Federation, door: int):
 
 
 @pytest.mark.parametrize(
-    ("case", "told"), [("unregistered key", "does not know it"), ("wrong CA", "not one of this federation's CA")]
+    ("case", "told"),
+    [("unregistered key", "does not know it"), ("wrong CA", "not one of this federation's CA")],
 )
-def test_a_node_that_does_not_belong_is_told_so(federation: Federation, tmp_path: Path, case: str, told: str):
-    """A node with a key that nobody registered, or that trusts another CA, that takes part, or is not told why not."""
+def test_a_node_that_does_not_belong_is_told_so(
+    federation: Federation, tmp_path: Path, case: str, told: str
+):
+    """A node with a key that nobody registered, or that trusts another CA, that takes part, or is
+    not told why not.
+    """
     make(tmp_path, hosts=["localhost"], nodes=["other"])
     ca = tmp_path / "ca.crt" if case == "wrong CA" else federation.ca
     key = tmp_path / "nodes" / "other"

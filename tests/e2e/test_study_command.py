@@ -1,4 +1,6 @@
-"""`fedgraft study`, `report`, `manifest` and `reproduce` as people type them: what they say, how they end."""
+"""`fedgraft study`, `report`, `manifest` and `reproduce` as people type them: what they say, how
+they end.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def test_from_a_question_to_a_signed_answer_that_can_be_repeated(place, command)
     assert command("report", "answer").code == 0
     assert (place / "answer" / "report.html").read_bytes() == page
 
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"],
+        check=True,
+        capture_output=True,
+    )
     assert command("manifest", "answer", "--sign", "key.pem").code == 0
     holds = command("manifest", "answer", "--verify")
     assert holds.code == 0

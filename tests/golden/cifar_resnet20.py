@@ -1,8 +1,10 @@
-"""Logits of the published CIFAR-10 ResNet-20, worked out with numpy alone in float64: the golden values beside.
+"""Logits of the published CIFAR-10 ResNet-20, worked out with numpy alone in float64: the golden
+values beside.
 
     python tests/golden/cifar_resnet20.py ../shared/data/weights/cifar10_resnet20.safetensors
 
-writes cifar_resnet20.json. Nothing of fedgraft or torch is used, so an error there cannot hide here.
+writes cifar_resnet20.json. Nothing of fedgraft or torch is used, so an error there cannot hide
+here.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ GOLDEN = Path(__file__).with_suffix(".json")
 def image(kind: int) -> np.ndarray:
     """A smooth test image, (3, 32, 32) float64, of about the range of normalised photographs."""
     row, column = np.mgrid[0:32, 0:32] / 32
-    return np.stack([1.5 * np.sin((kind + 2) * (row * (c + 1) + column * (3 - c)) + c) for c in range(3)])
+    return np.stack(
+        [1.5 * np.sin((kind + 2) * (row * (c + 1) + column * (3 - c)) + c) for c in range(3)]
+    )
 
 
 def conv3(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:
-    """3×3 convolution, padding 1, as the sum over its window: (in, H, W) → (out, H/stride, W/stride)."""
+    """3×3 convolution, padding 1, as the sum over its window: (in, H, W) → (out, H/stride,
+    W/stride).
+    """
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     windows = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::stride, ::stride]
     return np.einsum("chwij,ocij->ohw", windows, weight)
@@ -34,7 +40,10 @@ def conv3(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:
 def norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
     """BatchNorm with its stored statistics, ε = 1e-5."""
     scale = w[f"{name}.weight"] / np.sqrt(w[f"{name}.running_var"] + 1e-5)
-    return x * scale[:, None, None] + (w[f"{name}.bias"] - w[f"{name}.running_mean"] * scale)[:, None, None]
+    return (
+        x * scale[:, None, None]
+        + (w[f"{name}.bias"] - w[f"{name}.running_mean"] * scale)[:, None, None]
+    )
 
 
 def logits(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:

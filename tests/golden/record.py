@@ -1,9 +1,11 @@
-"""Record what a release computes, to hold later ones to it: hashes of shared models, and results that must not change.
+"""Record what a release computes, to hold later ones to it: hashes of shared models, and results
+that must not change.
 
     python tests/golden/record.py FILE [CASE …] [-- COMMAND …]
 
-COMMAND is how the release under test is called (default: this environment's `fedgraft`); a file that exists is added to.
-The hashes hold on one kind of processor with one release of torch, both of which are written beside them.
+COMMAND is how the release under test is called (default: this environment's `fedgraft`); a file
+that exists is added to. The hashes hold on one kind of processor with one release of torch, both of
+which are written beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DATA = Path(
+    os.environ.get("FEDGRAFT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
+)
 ROUNDS = ("--set", "train.rounds=2")
 SAMPLE = ("--set", "privacy.mode=sample", "--set", "privacy.target_epsilon=3")
 HEAD = ("--set", "adapter.method=head")
@@ -39,15 +43,36 @@ CASES: dict[str, tuple[str, ...]] = {
     "digits-full": ("digits", *ROUNDS, "--set", "adapter.method=full"),
     "digits-last-block": ("digits", *ROUNDS, "--set", "adapter.targets=last-block"),
     "digits-random": ("digits", *ROUNDS, "--set", "backbone.random=true"),
-    "digits-balanced": ("digits", *ROUNDS, "--set", "train.loss=balanced", "--set", "train.augment=flip"),
-    "digits-fedprox": ("digits", *ROUNDS, "--set", "aggregate.strategy=fedprox", "--set", "train.proximal=0.1"),
+    "digits-balanced": (
+        "digits",
+        *ROUNDS,
+        "--set",
+        "train.loss=balanced",
+        "--set",
+        "train.augment=flip",
+    ),
+    "digits-fedprox": (
+        "digits",
+        *ROUNDS,
+        "--set",
+        "aggregate.strategy=fedprox",
+        "--set",
+        "train.proximal=0.1",
+    ),
     "digits-fedadam": ("digits", *ROUNDS, "--set", "aggregate.strategy=fedadam"),
     "digits-fedyogi": ("digits", *ROUNDS, "--set", "aggregate.strategy=fedyogi"),
     "digits-fedadagrad": ("digits", *ROUNDS, "--set", "aggregate.strategy=fedadagrad"),
     "digits-fedavgm": ("digits", *ROUNDS, "--set", "aggregate.strategy=fedavgm"),
     "digits-median": ("digits", *ROUNDS, "--set", "aggregate.strategy=median"),
     "digits-trimmed-mean": ("digits", *ROUNDS, "--set", "aggregate.strategy=trimmed-mean"),
-    "digits-krum": ("digits", *ROUNDS, "--set", "aggregate.strategy=krum", "--set", "aggregate.byzantine=1"),
+    "digits-krum": (
+        "digits",
+        *ROUNDS,
+        "--set",
+        "aggregate.strategy=krum",
+        "--set",
+        "aggregate.byzantine=1",
+    ),
     "digits-freeze-a": ("digits", *ROUNDS, "--set", "aggregate.lora_aggregation=freeze-a"),
     "digits-svd": ("digits", *ROUNDS, "--set", "aggregate.lora_aggregation=svd"),
     "digits-fp16": ("digits", *ROUNDS, "--set", "aggregate.encoding=fp16"),
@@ -58,7 +83,14 @@ CASES: dict[str, tuple[str, ...]] = {
     "digits-sample-head": ("digits", *ROUNDS, *HEAD, *SAMPLE),
     "digits-sample-lora": ("digits", *ROUNDS, *SAMPLE),
     "digits-sample-bottleneck": ("digits", *ROUNDS, *SAMPLE, "--set", "adapter.method=bottleneck"),
-    "digits-sample-ghost": ("digits", *ROUNDS, *HEAD, *SAMPLE, "--set", "privacy.grad_sample_mode=ghost"),
+    "digits-sample-ghost": (
+        "digits",
+        *ROUNDS,
+        *HEAD,
+        *SAMPLE,
+        "--set",
+        "privacy.grad_sample_mode=ghost",
+    ),
     "digits-sample-rdp": ("digits", *ROUNDS, *BIAS, *SAMPLE, "--set", "privacy.accountant=rdp"),
     "digits-sample-metrics": ("digits", *ROUNDS, *HEAD, *SAMPLE, "--policy", "metrics_noise=20"),
     "digits-central": ("digits", *ROUNDS, *CENTRAL, "--set", "aggregate.fraction=0.8"),
@@ -70,7 +102,14 @@ CASES: dict[str, tuple[str, ...]] = {
     "heart-central": (*TABLES, *CENTRAL),
     "heart-local": (*TABLES, *LOCAL),
     "pneumonia-two-rounds": ("pneumonia", *ROUNDS),
-    "pneumonia-sample": ("pneumonia", *ROUNDS, *BIAS, *SAMPLE, "--set", "adapter.targets=last-block"),
+    "pneumonia-sample": (
+        "pneumonia",
+        *ROUNDS,
+        *BIAS,
+        *SAMPLE,
+        "--set",
+        "adapter.targets=last-block",
+    ),
     "pneumonia": ("pneumonia",),
 }
 BACKBONES = ("digits", "heart")
@@ -79,7 +118,11 @@ BACKBONES = ("digits", "heart")
 def processor() -> str:
     """Return the processor's name, on which the last bits of a matrix product depend."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "vendor_id"))]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith(("model name", "vendor_id"))
+    ]
     flags = [line for line in lines if line.startswith("flags")][:1]
     wide = [flag for flag in ("avx2", "avx512f", "amx_bf16") if flags and flag in flags[0].split()]
     return " ".join(dict.fromkeys([platform.machine(), *names, *wide]))
@@ -87,8 +130,16 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the bits depend on beside the code."""
-    versions = {name: version(name) for name in ("torch", "torchvision", "flwr", "opacus", "numpy", "scikit-learn")}
-    return {"processor": processor(), "threads": 1, "python": platform.python_version(), "versions": versions}
+    versions = {
+        name: version(name)
+        for name in ("torch", "torchvision", "flwr", "opacus", "numpy", "scikit-learn")
+    }
+    return {
+        "processor": processor(),
+        "threads": 1,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def essence(run: Path) -> dict[str, Any]:
@@ -106,12 +157,18 @@ def essence(run: Path) -> dict[str, Any]:
 def run(command: Sequence[str], words: Sequence[str], folder: Path) -> None:
     """Run one command of the release in a folder; a failure is shown."""
     environment = os.environ | {"FEDGRAFT_DATA": str(DATA), "FLWR_TELEMETRY_ENABLED": "0"}
-    done = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
 
 
-def record(command: Sequence[str], cases: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Any]:
+def record(
+    command: Sequence[str], cases: Mapping[str, Sequence[str]], folder: Path
+) -> dict[str, Any]:
     """Run the cases in a folder, their backbones first, and return what each came to."""
     for name in BACKBONES:
         if any(words[0] == name for words in cases.values()):

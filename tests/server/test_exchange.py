@@ -10,14 +10,16 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.exchange import exchange
+from fedgraft.server.exchange import exchange
 
 
 @pytest.fixture(autouse=True)
 def server_app(monkeypatch):
-    """A message asks for the identity of the process that makes it, and the loop waits between two pulls."""
+    """A message asks for the identity of the process that makes it, and the loop waits between two
+    pulls.
+    """
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    monkeypatch.setattr("server.exchange.POLL", 0.0)
+    monkeypatch.setattr("fedgraft.server.exchange.POLL", 0.0)
 
 
 class Moody:
@@ -35,7 +37,9 @@ class Moody:
     def pull_messages(self, ids: Any) -> list[Message]:
         self.pulls += 1
         if self._statuses:
-            answer = httpx.Response(self._statuses.pop(0), request=httpx.Request("POST", "https://superlink"))
+            answer = httpx.Response(
+                self._statuses.pop(0), request=httpx.Request("POST", "https://superlink")
+            )
             answer.raise_for_status()
         return [Message(RecordDict(), reply_to=self._sent[0])]
 

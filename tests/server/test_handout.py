@@ -8,22 +8,26 @@ from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.backbones import load_backbone
-from server import handout
-from server.exchange import Replies, _words
-from server.handout import Roster, parts_of
+from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.server import handout
+from fedgraft.server.exchange import Replies, _words
+from fedgraft.server.handout import Roster, parts_of
 
 BACKBONE = load_backbone("cifar-resnet8")
 OTHER_BYTES = "the backbone that arrived is sha256:1, not sha256:2 as offered"
 
 
 class Nodes:
-    """Nodes that answer each hand-out as written down: "stored", a refusal's reason, or None for no answer."""
+    """Nodes that answer each hand-out as written down: "stored", a refusal's reason, or None for no
+    answer.
+    """
 
     def __init__(self, answers: dict[str, list[str | None]]) -> None:
         self.answers, self.asked = answers, []
 
-    def exchange(self, grid: object, kind: str, content: RecordDict, nodes: dict[str, int], **_: object) -> Replies:
+    def exchange(
+        self, grid: object, kind: str, content: RecordDict, nodes: dict[str, int], **_: object
+    ) -> Replies:
         self.asked.append(sorted(nodes))
         replies = Replies(down=dict.fromkeys(nodes, 1000))
         for name in nodes:
@@ -38,7 +42,9 @@ class Nodes:
         return replies
 
 
-def sent(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str | None]]) -> tuple[Roster, Nodes]:
+def sent(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str | None]]
+) -> tuple[Roster, Nodes]:
     nodes, roster = Nodes(answers), Roster()
     roster.nodes = {name: number for number, name in enumerate(answers)}
     roster.down = dict.fromkeys(answers, 0)
@@ -63,7 +69,9 @@ def test_wrong_bytes_twice_are_reported(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("answer", ["policy: backbone sha256:1 is not approved at this node", None])
-def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> None:
+def test_a_policy_or_a_silent_node_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, answer: str | None
+) -> None:
     roster, nodes = sent(monkeypatch, {"a": [answer]})
     assert nodes.asked == [["a"]]
     assert len(roster.refused) == 1
@@ -72,8 +80,12 @@ def test_a_policy_or_a_silent_node_is_not_asked_again(monkeypatch: pytest.Monkey
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), most=st.integers(1, 60))
 def test_parts_hold_every_tensor_once_in_order(sizes: list[int], most: int) -> None:
-    """A tensor that is lost or sent twice; a part that is larger than it must be, or that could have held more."""
-    state = {f"{number:02}": torch.zeros(size, dtype=torch.uint8) for number, size in enumerate(sizes)}
+    """A tensor that is lost or sent twice; a part that is larger than it must be, or that could
+    have held more.
+    """
+    state = {
+        f"{number:02}": torch.zeros(size, dtype=torch.uint8) for number, size in enumerate(sizes)
+    }
     parts = list(parts_of(state, most))
     assert [name for part in parts for name in part] == list(state)
     filled = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
@@ -88,4 +100,7 @@ def test_a_nodes_own_words_are_told_without_flowers_wrapping() -> None:
     assert _words(wrapped, 5) == "the code sha256:6b that the server sent is not approved"
     assert _words("Traceback\nValueError: no", 5) == "ValueError: no"
     assert _words(None, 5) == "the node was lost"
-    assert _words("Error: Message Unavailable - The requested", 5) == "no answer within 5 s, or the node was removed"
+    assert (
+        _words("Error: Message Unavailable - The requested", 5)
+        == "no answer within 5 s, or the node was removed"
+    )

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.app import app as client_app
-from common.assembly import plan_backbone
-from common.plan import Plan
-from common.plan_file import load_plan
-from server.app import Federation, federate
-from server.run_folder import RunFolder
-from simulations.inprocess import InProcessGrid
-from simulations.partition import write_nodes
+from fedgraft.client.app import app as client_app
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.server.app import Federation, federate
+from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.engines.inprocess import InProcessGrid
+from fedgraft.simulations.partition import write_nodes
 
 PLAN = """
 name: tiny
@@ -33,7 +33,9 @@ Handle = Callable[[Message, Any], Message]
 
 @dataclass
 class Recorder(InProcessGrid):
-    """The in-process grid, with every message that went through it; `stop_before` a round ends it like Ctrl-C."""
+    """The in-process grid, with every message that went through it; `stop_before` a round ends it
+    like Ctrl-C.
+    """
 
     client_app: Any
     nodes: list[Path]
@@ -51,12 +53,19 @@ class Recorder(InProcessGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
         for message in messages:
-            if message.metadata.message_type == "train" and message.metadata.group_id == str(self.stop_before):
+            if message.metadata.message_type == "train" and message.metadata.group_id == str(
+                self.stop_before
+            ):
                 raise KeyboardInterrupt
         self.on_push(messages)
         self.down += messages
-        gone = [m.metadata.dst_node_id == self.unreachable and m.metadata.message_type == "train" for m in messages]
-        ids = iter(super().push_messages([m for m, lost in zip(messages, gone, strict=True) if not lost]))
+        gone = [
+            m.metadata.dst_node_id == self.unreachable and m.metadata.message_type == "train"
+            for m in messages
+        ]
+        ids = iter(
+            super().push_messages([m for m, lost in zip(messages, gone, strict=True) if not lost])
+        )
         return ["" if lost else next(ids) for lost in gone]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -85,11 +94,15 @@ class Tiny:
         seeded_noise: bool = False,
         **options: Any,
     ) -> tuple[dict[str, Any], Recorder]:
-        """Federate into `out`; what `federate` returns (or what it raises, with `recorder` lost) and the grid."""
+        """Federate into `out`; what `federate` returns (or what it raises, with `recorder` lost)
+        and the grid.
+        """
         plan = self.plan(*overrides)
         grid = Recorder(handle, self.nodes, **options)
         backbone = plan_backbone(plan, self.path.parent)
-        federation = Federation(plan, backbone, len(self.nodes), patience=0.0, seeded_noise=seeded_noise)
+        federation = Federation(
+            plan, backbone, len(self.nodes), patience=0.0, seeded_noise=seeded_noise
+        )
         folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
         try:
             return federate(grid, federation, folder, resume=resume), grid

@@ -7,24 +7,27 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from client.node import load_node
-from client.workplace import open_splits
-from common.assembly import plan_backbone
-from common.shared_model import load_shared_model
-from simulations.baselines import Pool, alone, pooled
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node_task import open_splits
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.model.shared_model import load_shared_model
+from fedgraft.simulations.baselines import Pool, alone, pooled
 
 # Trained so far that scores are spread: AUROC counts those within 0.015 of log-odds as equal.
 FURTHER = ("aggregate.min_nodes=1", "train.rounds=10", "train.optimizer.lr=0.05")
 
 
 def test_a_node_alone_is_a_federation_of_one_tested_on_everybody(tiny, tmp_path):
-    """A node that is tested on another's test data: each alone here trains in a federation of its own, and
-    scikit-learn measures its shared model on the test data of all three."""
+    """A node that is tested on another's test data: each alone here trains in a federation of its
+    own, and scikit-learn measures its shared model on the test data of all three.
+    """
     federation = tiny(3)
     plan = federation.plan(*FURTHER)
     backbone = plan_backbone(plan, tmp_path)
     found = alone(plan, backbone, federation.nodes)
-    tests = [open_splits(load_node(path), plan, backbone.preprocess)[1] for path in federation.nodes]
+    tests = [
+        open_splits(load_node(path), plan, backbone.preprocess)[1] for path in federation.nodes
+    ]
     inputs = torch.cat([test.inputs(torch.arange(len(test))) for test in tests])
     labels = torch.cat([test.labels for test in tests]).numpy()
     everybody = federation.nodes
@@ -37,8 +40,12 @@ def test_a_node_alone_is_a_federation_of_one_tested_on_everybody(tiny, tmp_path)
         said = found["nodes"][f"h{number}"]
         assert said["examples"] == len(labels)
         assert said["accuracy"] == pytest.approx(accuracy_score(labels, scores.argmax(1)))
-        assert said["auroc"] == pytest.approx(roc_auc_score(labels, scores[:, 1]), abs=0.01)  # a histogram's
-    assert found["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in found["nodes"].values()]))
+        assert said["auroc"] == pytest.approx(
+            roc_auc_score(labels, scores[:, 1]), abs=0.01
+        )  # a histogram's
+    assert found["accuracy"] == pytest.approx(
+        np.mean([row["accuracy"] for row in found["nodes"].values()])
+    )
     assert found["best"]["accuracy"] == max(row["accuracy"] for row in found["nodes"].values())
 
 

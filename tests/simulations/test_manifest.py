@@ -1,4 +1,6 @@
-"""The manifest: a changed byte is found and named, a signature tells who wrote it, a second run agrees."""
+"""The manifest: a changed byte is found and named, a signature tells who wrote it, a second run
+agrees.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,40 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import RunFailed, UserError
-from server.manifest import files_of, problems_in, read_manifest, sign, signer
-from simulations.reproduce import failing, reproduce, verified
-from simulations.simulate import simulate_plan
+from fedgraft.common.errors import RunFailed, UserError
+from fedgraft.server.papers.manifest import files_of, problems_in, read_manifest, sign, signer
+from fedgraft.simulations.reproduce import failing, reproduce, verified
+from fedgraft.simulations.simulate import simulate_plan
 
 PRIVATE = "privacy={mode: sample, target_epsilon: 8, delta: 1e-3}"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished private run, with its page, its ledgers and a signature by `key.pem`. Tests copy it."""
+    """A finished private run, with its page, its ledgers and a signature by `key.pem`. Tests copy
+    it.
+    """
     from tests.simulations.conftest import PLAN, write_table
 
     place = tmp_path_factory.mktemp("manifest")
     for number, name in enumerate(("north.csv", "south.csv")):
         write_table(place / name, 60, number)
     (place / "plan.yaml").write_text(PLAN.replace("FILES", "north.csv, south.csv"))
-    simulate_plan(str(place / "plan.yaml"), overrides=[PRIVATE], out=place / "run", workers=1, quiet=True)
+    simulate_plan(
+        str(place / "plan.yaml"), overrides=[PRIVATE], out=place / "run", workers=1, quiet=True
+    )
     for name in ("key", "other"):
         words = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(place / f"{name}.pem")]
         subprocess.run(words, check=True, capture_output=True)
-        words = ["openssl", "pkey", "-in", str(place / f"{name}.pem"), "-pubout", "-out", str(place / f"{name}.pub")]
+        words = [
+            "openssl",
+            "pkey",
+            "-in",
+            str(place / f"{name}.pem"),
+            "-pubout",
+            "-out",
+            str(place / f"{name}.pub"),
+        ]
         subprocess.run(words, check=True, capture_output=True)
     sign(place / "run", place / "key.pem")
     return place
@@ -49,7 +63,17 @@ def test_a_whole_folder_has_no_problems(place):
     """A manifest that does not fit what it was just written for."""
     assert problems_in(place / "run") == problems_in(place / "run", place / "key.pub") == []
     kinds = {Path(name).suffix for name, _ in files_of(place / "run")}
-    assert kinds >= {".yaml", ".json", ".jsonl", ".safetensors", ".md", ".html", ".png", ".sqlite", ".head"}
+    assert kinds >= {
+        ".yaml",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".md",
+        ".html",
+        ".png",
+        ".sqlite",
+        ".head",
+    }
 
 
 def test_a_flipped_byte_in_any_file_is_named(place):
@@ -83,10 +107,14 @@ def test_every_byte_of_the_manifest_and_its_signature_counts(place):
         path.write_bytes(whole)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_change_of_any_file_is_found_and_named(place, data):
-    """A change that nobody thought of: bytes flipped, put in, cut off, or those of another file of the folder."""
+    """A change that nobody thought of: bytes flipped, put in, cut off, or those of another file of
+    the folder.
+    """
     run = place / "run"
     names = [*(name for name, _ in files_of(run)), "manifest.json", "manifest.sig"]
     name, other = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(names))
@@ -114,7 +142,10 @@ def test_any_change_of_any_file_is_found_and_named(place, data):
                 problems_in(run)
             return
         found = problems_in(run, place / "key.pub")
-        assert any(problem.startswith(f"{name}:") for problem in found) == (changed != whole), (name, found)
+        assert any(problem.startswith(f"{name}:") for problem in found) == (changed != whole), (
+            name,
+            found,
+        )
     finally:
         path.write_bytes(whole)
 
@@ -144,7 +175,9 @@ def test_a_manifest_written_anew_needs_a_new_signature(place):
     assert problems_in(run, place / "key.pub") == ["manifest.sig: missing: nobody signed"]
 
 
-@pytest.mark.parametrize(("key", "word"), [("gone.pem", "cannot be read"), ("plan.yaml", "no private key")])
+@pytest.mark.parametrize(
+    ("key", "word"), [("gone.pem", "cannot be read"), ("plan.yaml", "no private key")]
+)
 def test_keys_that_are_none(place, key, word):
     with pytest.raises(UserError, match=word) as raised:
         sign(place / "run", place / key)
@@ -166,11 +199,15 @@ def test_it_says_what_the_run_was_made_of(place):
     assert set(content["data"]["files"]) == {"north.csv", "south.csv"}
     assert all(value.startswith("sha256:") for value in content["data"]["fingerprints"].values())
     assert {"torch", "opacus", "flwr", "numpy"} <= set(content["packages"])
-    assert {"server/manifest.py", "client/privacy.py"} <= set(content["code"]["files"])
+    assert {"server/papers/manifest.py", "client/privacy/dp_sgd.py"} <= set(
+        content["code"]["files"]
+    )
     assert content["results"]["final"] == result["final"]
     for node, entry in content["ledger"].items():
         assert entry["history"] == result["privacy"][node]["history"]
-        assert entry["head"] == (place / "run" / "ledgers" / f"{node}.sqlite.head").read_text().strip()
+        assert (
+            entry["head"] == (place / "run" / "ledgers" / f"{node}.sqlite.head").read_text().strip()
+        )
 
 
 @pytest.mark.slow
@@ -178,7 +215,14 @@ def test_a_second_run_agrees_and_other_data_does_not(place):
     """A repetition that always says yes, or one that differs by itself."""
     checks = reproduce(place / "run", workers=1, quiet=True)
     assert failing(checks) == []
-    assert {check.what for check in checks} >= {"files", "code", "data", "privacy", "shared model", "metrics"}
+    assert {check.what for check in checks} >= {
+        "files",
+        "code",
+        "data",
+        "privacy",
+        "shared model",
+        "metrics",
+    }
 
     rows = (place / "north.csv").read_text().splitlines()
     (place / "north.csv").write_text("\n".join([rows[0], *rows[2:]]) + "\n")

@@ -1,4 +1,6 @@
-"""The model card: the field's headings in its order, the run's own numbers, nothing that the run cannot know."""
+"""The model card: the field's headings in its order, the run's own numbers, nothing that the run
+cannot know.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import re
 
 from scipy import stats
 
-from server.model_card import wilson
+from fedgraft.server.papers.model_card import wilson
 
 MITCHELL = (  # Mitchell et al. 2019, figure 1
     "Model details",
@@ -32,7 +34,10 @@ def test_headings_and_numbers_are_those_of_the_paper_and_of_the_run(tiny, tmp_pa
     assert result["backbone"]["fingerprint_before"] in card
     rows = [line.split("|")[1:-1] for line in card.splitlines() if line.startswith("| ")]
     assert {len(row) for row in rows} == {5}
-    for name, metrics in {"all nodes together": result["final"]["global"], **result["final"]["nodes"]}.items():
+    for name, metrics in {
+        "all nodes together": result["final"]["global"],
+        **result["final"]["nodes"],
+    }.items():
         (row,) = [row for row in rows if row[0].strip() == name]
         assert row[1].strip() == f"{metrics['examples']:,}"
         assert row[2].strip() == f"{metrics['accuracy']:.3f}"

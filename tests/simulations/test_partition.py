@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.backbone_store import BackboneStore
-from client.data import Records, open_records
-from client.node import load_node
-from common.backbones import fingerprint_of
-from common.errors import Refused, UserError
-from common.plan import Plan, Simulation
-from common.plan_file import find_plan, load_plan
-from simulations.figures import labels_by_node
-from simulations.partition import NodeRows, partition, write_nodes
+from fedgraft.client.data.data_set import Records, open_records
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.store.backbone_store import BackboneStore
+from fedgraft.common.backbones.backbone import fingerprint_of
+from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.plan.plan import Plan, Simulation
+from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.simulations.figures import labels_by_node
+from fedgraft.simulations.partition import NodeRows, partition, write_nodes
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 KINDS = [
@@ -39,7 +39,10 @@ def _data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def digits() -> Records:
     """Five classes of about 180 images each."""
     return open_records(
-        path="sklearn:digits", kind="image-classification", classes=tuple("56789"), labels=(5, 6, 7, 8, 9)
+        path="sklearn:digits",
+        kind="image-classification",
+        classes=tuple("56789"),
+        labels=(5, 6, 7, 8, 9),
     )
 
 
@@ -58,10 +61,12 @@ def simulation(nodes: int | None, **kind: Any) -> Simulation:
 
 def counts(records: Records, nodes: list[NodeRows], split: str = "train") -> np.ndarray:
     classes = int(records.labels.max()) + 1
-    return np.stack([np.bincount(records.labels[getattr(node, split)], minlength=classes) for node in nodes])
+    return np.stack(
+        [np.bincount(records.labels[getattr(node, split)], minlength=classes) for node in nodes]
+    )
 
 
-# ── every row once ───────────────────────────────────────────────────────────────────────────────────
+# ── every row once ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["kind"])
@@ -69,7 +74,9 @@ def counts(records: Records, nodes: list[NodeRows], split: str = "train") -> np.
 def test_every_row_goes_to_one_node_in_its_own_split(
     kind: dict[str, Any], data: str, request: pytest.FixtureRequest
 ) -> None:
-    """A row at two nodes is counted twice by every guarantee; a test row in training inflates every metric."""
+    """A row at two nodes is counted twice by every guarantee; a test row in training inflates every
+    metric.
+    """
     records: Records = request.getfixturevalue(data)
     nodes = partition(simulation(5, **kind), records, seed=7)
     for split in ("train", "val", "test"):
@@ -89,7 +96,9 @@ def test_the_seed_decides(digits: Records, kind: dict[str, Any]) -> None:
 
 
 def test_a_nodes_tests_look_like_its_own_data(pneumonia: Records) -> None:
-    """Each class's test rows follow the training rows to less than one row, as largest remainders do."""
+    """Each class's test rows follow the training rows to less than one row, as largest remainders
+    do.
+    """
     nodes = partition(simulation(8, kind="dirichlet", alpha=0.5), pneumonia, seed=7)
     train, test = counts(pneumonia, nodes), counts(pneumonia, nodes, "test")
     wanted = train / train.sum(axis=0) * test.sum(axis=0)
@@ -97,16 +106,20 @@ def test_a_nodes_tests_look_like_its_own_data(pneumonia: Records) -> None:
     assert (test[train == 0] == 0).all()
 
 
-# ── as skewed as asked ───────────────────────────────────────────────────────────────────────────────
+# ── as skewed as asked ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 10.0])
 def test_dirichlet_shares_vary_as_the_distribution_says(pneumonia: Records, alpha: float) -> None:
-    """A share of Dirichlet(α·1_n) has variance (1/n)(1 − 1/n)/(nα + 1): an α that is ignored would show."""
+    """A share of Dirichlet(α·1_n) has variance (1/n)(1 − 1/n)/(nα + 1): an α that is ignored would
+    show.
+    """
     n = 8
     shares = []
     for seed in range(15):
-        nodes = partition(simulation(n, kind="dirichlet", alpha=alpha, min_examples=1), pneumonia, seed)
+        nodes = partition(
+            simulation(n, kind="dirichlet", alpha=alpha, min_examples=1), pneumonia, seed
+        )
         table = counts(pneumonia, nodes)
         shares.append(table / table.sum(axis=0))
     wanted = (1 / n) * (1 - 1 / n) / (n * alpha + 1)
@@ -134,19 +147,25 @@ def test_iid_nodes_are_alike(pneumonia: Records) -> None:
 
 def test_pathological_nodes_have_their_number_of_classes(digits: Records) -> None:
     """Two classes a node (Li et al. 2022), and no class at no node."""
-    table = counts(digits, partition(simulation(5, kind="pathological", classes_per_node=2), digits, seed=3))
+    table = counts(
+        digits, partition(simulation(5, kind="pathological", classes_per_node=2), digits, seed=3)
+    )
     assert ((table > 0).sum(axis=1) == 2).all()
     assert (table.sum(axis=0) > 0).all()
 
 
-# ── by a column, by file ─────────────────────────────────────────────────────────────────────────────
+# ── by a column, by file ──────────────────────────────────────────────────────────────────────────
 
 
 def by_column(folder: Path, text: str) -> Records:
     path = folder / "visits.csv"
     path.write_text(text)
     return open_records(
-        path=path, kind="tabular-classification", classes=("no", "yes"), columns=["age"], test_fraction=0.25
+        path=path,
+        kind="tabular-classification",
+        classes=("no", "yes"),
+        columns=["age"],
+        test_fraction=0.25,
     )
 
 
@@ -154,7 +173,9 @@ def test_by_column_each_value_is_a_node(tmp_path: Path) -> None:
     """A patient of one site must never be at another, in tests neither."""
     lines = [f"{age},{('North', 'St. Mary')[age % 2]},{age // 2 % 2}" for age in range(40)]
     records = by_column(tmp_path, "age,site,target\n" + "\n".join(lines))
-    nodes = partition(simulation(None, kind="column", column="site", min_examples=2), records, seed=0)
+    nodes = partition(
+        simulation(None, kind="column", column="site", min_examples=2), records, seed=0
+    )
     assert [node.name for node in nodes] == ["North", "St.-Mary"]
     for parity, node in enumerate(nodes):
         assert set((np.concatenate([node.train, node.test]) % 2).tolist()) == {parity}
@@ -175,7 +196,9 @@ def test_a_row_without_a_site_is_told(tmp_path: Path) -> None:
 
 def heart_plan() -> tuple[Plan, Path]:
     if not (DATA / "heart_disease").exists():
-        pytest.skip(f"{DATA}/heart_disease is missing; set FEDGRAFT_DATA to the folder that holds the data")
+        pytest.skip(
+            f"{DATA}/heart_disease is missing; set FEDGRAFT_DATA to the folder that holds the data"
+        )
     return load_plan("heart", ["simulation.partition={kind: files}"]), find_plan("heart")
 
 
@@ -189,18 +212,25 @@ def test_one_hospital_a_file(tmp_path: Path) -> None:
     assert len({node.store for node in nodes}) == len(nodes)
 
 
-# ── on disk ──────────────────────────────────────────────────────────────────────────────────────────
+# ── on disk ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_backbone_lies_on_disk_once_for_all_nodes(tmp_path: Path) -> None:
-    """Gigabytes for a hundred nodes with a large backbone; or plans and feedback of one node that another one reads."""
+    """Gigabytes for a hundred nodes with a large backbone; or plans and feedback of one node that
+    another one reads.
+    """
     plan, path = load_plan("digits"), find_plan("digits")
     for _ in range(2):  # also into a folder that is there
-        stores = [BackboneStore(load_node(file).store) for file in write_nodes(plan, path, tmp_path)]
+        stores = [
+            BackboneStore(load_node(file).store) for file in write_nodes(plan, path, tmp_path)
+        ]
     state = {"weight": torch.arange(1000.0)}
     for store in stores:
         store.put(state, fingerprint_of(state))
-    assert all(torch.equal(store.load(fingerprint_of(state))["weight"], state["weight"]) for store in stores)
+    assert all(
+        torch.equal(store.load(fingerprint_of(state))["weight"], state["weight"])
+        for store in stores
+    )
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     stores[0].put_plan("sha256:" + "0" * 64, {"plan": "one"})
     with pytest.raises(Refused, match="never offered"):
@@ -215,7 +245,9 @@ def test_written_nodes_open_to_the_partition(tmp_path: Path) -> None:
     assert [file.name for file in written] == [f"node-{k}.yaml" for k in range(len(written))]
     assert not list(tmp_path.rglob("*.part"))
     task = plan.task
-    whole = open_records(path="sklearn:digits", kind=task.kind, classes=task.classes, labels=task.labels)
+    whole = open_records(
+        path="sklearn:digits", kind=task.kind, classes=task.classes, labels=task.labels
+    )
     dealt = partition(plan.simulation, whole, plan.seed)
     for file, rows in zip(written, dealt, strict=True):
         node = load_node(file)
@@ -235,14 +267,16 @@ def test_written_nodes_open_to_the_partition(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_thousand_nodes_in_seconds(pneumonia: Records, tmp_path: Path) -> None:
     """A partitioner that is quadratic in nodes would take minutes."""
-    plan = load_plan("pneumonia", ["simulation.nodes=1000", "simulation.partition={kind: iid, min_examples: 1}"])
+    plan = load_plan(
+        "pneumonia", ["simulation.nodes=1000", "simulation.partition={kind: iid, min_examples: 1}"]
+    )
     started = time.perf_counter()
     written = write_nodes(plan, find_plan("pneumonia"), tmp_path)
     assert len(written) == 1000
     assert time.perf_counter() - started < 30
 
 
-# ── what cannot be dealt ─────────────────────────────────────────────────────────────────────────────
+# ── what cannot be dealt ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -256,7 +290,9 @@ def test_a_thousand_nodes_in_seconds(pneumonia: Records, tmp_path: Path) -> None
         (5, {"kind": "column", "column": "site"}, "no column 'site'"),
     ],
 )
-def test_partitions_that_cannot_be_are_told(digits: Records, nodes: int, kind: dict, words: str) -> None:
+def test_partitions_that_cannot_be_are_told(
+    digits: Records, nodes: int, kind: dict, words: str
+) -> None:
     """Rows that are dropped, or nodes without data, must not pass for a federation."""
     with pytest.raises(UserError) as caught:
         partition(simulation(nodes, **kind), digits, seed=0)
@@ -264,7 +300,7 @@ def test_partitions_that_cannot_be_are_told(digits: Records, nodes: int, kind: d
     assert caught.value.remedy
 
 
-# ── the picture ──────────────────────────────────────────────────────────────────────────────────────
+# ── the picture ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("nodes", "classes"), [(5, 2), (100, 10), (3, 30), (1, 2)])
@@ -274,20 +310,29 @@ def test_the_picture_is_drawn_for_any_size(tmp_path: Path, nodes: int, classes: 
 
     table = np.random.default_rng(0).integers(0, 40, (nodes, classes))
     path = tmp_path / "labels.png"
-    labels_by_node(table, [f"node-{k}" for k in range(nodes)], [f"class {k}" for k in range(classes)], path)
+    labels_by_node(
+        table, [f"node-{k}" for k in range(nodes)], [f"class {k}" for k in range(classes)], path
+    )
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert len(set(image.convert("RGB").resize((200, 80)).tobytes())) > 5
     assert [file.name for file in tmp_path.iterdir()] == ["labels.png"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:2], {"kind": "pathological", "classes_per_node": 1}], ids=lambda k: k["kind"])
+@pytest.mark.parametrize(
+    "kind", [*KINDS[:2], {"kind": "pathological", "classes_per_node": 1}], ids=lambda k: k["kind"]
+)
 def test_a_patient_is_at_one_node(kind: dict[str, Any], tmp_path: Path) -> None:
-    """Half of a patient's images at another hospital: no federation is like that, and ε by patient would be wrong."""
+    """Half of a patient's images at another hospital: no federation is like that, and ε by patient
+    would be wrong.
+    """
     lines = [f"{n},p{n // 3},{n // 3 % 2}" for n in range(600)]
     (tmp_path / "visits.csv").write_text("age,patient,target\n" + "\n".join(lines) + "\n")
     records = open_records(
-        path=tmp_path / "visits.csv", kind="tabular-classification", classes=("no", "yes"), columns=["age"]
+        path=tmp_path / "visits.csv",
+        kind="tabular-classification",
+        classes=("no", "yes"),
+        columns=["age"],
     )
     nodes = partition(simulation(4, **kind), records, seed=7)
     for split in ("train", "val", "test"):

@@ -1,4 +1,6 @@
-"""Federations on real chest X-rays: one planted to leak, others under differential privacy at ε = 1."""
+"""Federations on real chest X-rays: one planted to leak, others under differential privacy at ε =
+1.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from common.plan_file import resolve
-from simulations.benchmarks.leaks import PRIVATE, XRAYS, Finished, finished
+from fedgraft.common.errors import UserError
+from fedgraft.common.plan.plan_file import resolve
+from fedgraft.simulations.benchmarks.leaks import PRIVATE, XRAYS, Finished, finished
 
 UNLIKE = (  # six nodes with shares of their own of pneumonia
     "adapter.method=head",
@@ -52,7 +54,9 @@ def unlike(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fi
 @pytest.fixture(scope="session")
 def unlike_private(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """The same nodes, each record hidden: ε = 1 for an example."""
-    with finished(tmp_path_factory.mktemp("unlike-private"), (*UNLIKE, PRIVATE[-1]), members=300) as cell:
+    with finished(
+        tmp_path_factory.mktemp("unlike-private"), (*UNLIKE, PRIVATE[-1]), members=300
+    ) as cell:
         yield cell
 
 

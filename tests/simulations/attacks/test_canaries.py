@@ -1,4 +1,6 @@
-"""Empirical ε of the real mechanism: never above what is stated, and above it where the mechanism is broken."""
+"""Empirical ε of the real mechanism: never above what is stated, and above it where the mechanism
+is broken.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client import per_example
-from client.batches import Split
-from client.privacy import Mechanism, mechanism_for
-from common.assembly import plan_backbone, plan_model
-from common.model import GraftedModel
-from common.plan import Plan
-from common.plan_file import load_plan
-from common.randomness import Randomness
-from simulations.attacks import ATTACKS
-from simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
-from simulations.attacks.target import node_data
-from simulations.audit import Audit, audit
-from simulations.benchmarks.leaks import AUDITED
-from simulations.engine import nodes_on_disk
+from fedgraft.client.data.split import Split
+from fedgraft.client.privacy import per_example
+from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for
+from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.simulations.attacks import ATTACKS
+from fedgraft.simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit
+from fedgraft.simulations.attacks.target import node_data
+from fedgraft.simulations.benchmarks.leaks import AUDITED
+from fedgraft.simulations.engines.engine import nodes_on_disk
 
 CANARIES = 400
 
@@ -57,10 +59,12 @@ def audited(
     return audit(scores, coins, delta=1e-5), plan.privacy.target_epsilon
 
 
-# ── canaries ─────────────────────────────────────────────────────────────────────────────────────────
+# ── canaries ──────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("method", ["head", "lora", "bottleneck"])
 def test_a_canarys_gradient_is_its_own(hospital, method) -> None:
-    """Canaries that share a direction with records or with each other, or that the model learns by and by."""
+    """Canaries that share a direction with records or with each other, or that the model learns by
+    and by.
+    """
     path, split = hospital
     _, model = opened(path, f"adapter.method={method}")
     probed, data = CanaryModel(model, 6), WithCanaries(split, np.array([1, 4]), 2)
@@ -70,7 +74,9 @@ def test_a_canarys_gradient_is_its_own(hospital, method) -> None:
     at = next(k for k, p in enumerate(parameters) if p is probed.head.linear.weight)
     for position in (0, len(split), len(split) + 1):
         inputs, labels = data.inputs(torch.tensor([position])), data.labels[[position]]
-        gradients = torch.autograd.grad(F.cross_entropy(probed(inputs), labels), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(
+            F.cross_entropy(probed(inputs), labels), parameters, allow_unused=True
+        )
         squares = [0.0 if g is None else float(g.double().square().sum()) for g in gradients]
         added = gradients[at][:, probed.head.features :].double().square().sum(0)
         if position == 0:
@@ -90,15 +96,23 @@ def test_records_are_seen_as_the_plans_model_sees_them(hospital) -> None:
         assert torch.allclose(probed(inputs), model(inputs), atol=1e-5)
 
 
-# ── a correct mechanism ──────────────────────────────────────────────────────────────────────────────
+# ── a correct mechanism ───────────────────────────────────────────────────────────────────────────
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         ("privacy.target_epsilon=0.5",),
-        ("privacy.target_epsilon=2", "train.batch_size=20", "train.local_epochs=2"),  # Poisson sampling, q = 1/5
+        (
+            "privacy.target_epsilon=2",
+            "train.batch_size=20",
+            "train.local_epochs=2",
+        ),  # Poisson sampling, q = 1/5
         ("privacy.target_epsilon=4", "privacy.grad_sample_mode=ghost"),
-        ("privacy.target_epsilon=4", "adapter={method: bottleneck, targets: last-block}", "train.local_epochs=2"),
+        (
+            "privacy.target_epsilon=4",
+            "adapter={method: bottleneck, targets: last-block}",
+            "train.local_epochs=2",
+        ),
     ],
 )
 def test_a_correct_mechanism_is_never_found_above_its_epsilon(hospital, overrides) -> None:
@@ -109,7 +123,7 @@ def test_a_correct_mechanism_is_never_found_above_its_epsilon(hospital, override
         assert found.ceiling > 4  # it could have said more
 
 
-# ── a broken one ─────────────────────────────────────────────────────────────────────────────────────
+# ── a broken one ──────────────────────────────────────────────────────────────────────────────────
 def less_noise(share: float) -> Callable[[Randomness, int], np.ndarray]:
     honest = Randomness.normal
     return lambda randomness, count: share * honest(randomness, count)
@@ -124,7 +138,9 @@ def no_clipping(found: Sequence[per_example.Gradient], max_norm: float) -> dict[
 @pytest.mark.parametrize("broken", ["noise off", "a tenth of the noise", "clipping off"])
 @pytest.mark.parametrize("batch", [100, 20])
 def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -> None:
-    """An audit that any implementation passes. The code itself is broken here; the plan states ε = 2 all the same."""
+    """An audit that any implementation passes. The code itself is broken here; the plan states ε =
+    2 all the same.
+    """
     match broken:
         case "noise off":
             monkeypatch.setattr(Randomness, "normal", less_noise(0.0))
@@ -136,7 +152,7 @@ def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -
     assert found.epsilon > 1.4 * stated
 
 
-# ── on a run ─────────────────────────────────────────────────────────────────────────────────────────
+# ── on a run ──────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.slow
 def test_the_bound_is_set_beside_what_the_run_states(planted, private) -> None:
     """A stated ε that is another's, or an audit of no privacy at all that finds nothing."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from simulations.attacks import ATTACKS
-from simulations.attacks.lira import (
+from fedgraft.simulations.attacks import ATTACKS
+from fedgraft.simulations.attacks.lira import (
     Candidates,
     above_others,
     affordable,
@@ -22,14 +22,16 @@ from simulations.attacks.lira import (
     lira,
     logit_scaled,
 )
-from simulations.attacks.loss_threshold import alike
-from simulations.attacks.target import open_target
+from fedgraft.simulations.attacks.loss_threshold import alike
+from fedgraft.simulations.attacks.target import open_target
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_last_updates_are_made_again(planted, private) -> None:
-    """An attack on an update that no node ever sent. Both nodes have as many examples: the mean is the shared model."""
+    """An attack on an update that no node ever sent. Both nodes have as many examples: the mean is
+    the shared model.
+    """
     for cell in (planted, private):
         target = open_target(cell.plan, cell.run, cell.nodes)
         first, second = target.update(0), target.update(1)
@@ -42,7 +44,10 @@ def test_members_and_others_have_the_same_classes(planted) -> None:
     target = open_target(planted.plan, planted.run, planted.nodes)
     for data in target.nodes:
         mine, theirs = alike(data, np.random.default_rng(0))
-        shares = [s.labels[rows].double().mean() for s, rows in ((data.train, mine), (data.others, theirs))]
+        shares = [
+            s.labels[rows].double().mean()
+            for s, rows in ((data.train, mine), (data.others, theirs))
+        ]
         assert float(shares[0]) == pytest.approx(float(shares[1]), abs=0.01)
         assert len(mine) == len(data.train)
     assert not set(target.nodes[0].train.rows) & set(target.nodes[0].others.rows)
@@ -65,7 +70,7 @@ def test_the_loss_tells_nothing_at_epsilon_one(private) -> None:
         assert view["tpr"]["0.01"] < 0.2
 
 
-# ── LiRA ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── LiRA ──────────────────────────────────────────────────────────────────────────────────────────
 def test_confidences_on_the_scale_of_logits() -> None:
     """log(p / (1 − p)) by the definition, in float64, and no infinity where p is 1 in float32."""
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
@@ -77,7 +82,9 @@ def test_confidences_on_the_scale_of_logits() -> None:
 
 @pytest.mark.parametrize("shadows", [8, 200])
 def test_the_ratio_is_that_of_two_normal_densities(shadows) -> None:
-    """Means over the wrong shadows, or a variance that is shared where there are shadows enough. By a slow loop."""
+    """Means over the wrong shadows, or a variance that is shared where there are shadows enough. By
+    a slow loop.
+    """
     rng = np.random.default_rng(shadows)
     phi, seen = rng.normal(size=(shadows, 4)) * 2, rng.normal(size=4)
     inside = halves([Candidates(np.arange(4), np.ones(4, bool))], shadows, rng)
@@ -97,7 +104,9 @@ def test_the_ratio_is_that_of_two_normal_densities(shadows) -> None:
 
 
 def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
-    """Shadows of another size or class balance, whose models differ for that reason; or a candidate always in."""
+    """Shadows of another size or class balance, whose models differ for that reason; or a candidate
+    always in.
+    """
     target = open_target(planted.plan, planted.run, planted.nodes)
     candidates = chosen_candidates(target, np.random.default_rng(0))
     inside = halves(candidates, 8, np.random.default_rng(0))
@@ -114,7 +123,9 @@ def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
 
 
 def test_shadows_are_as_many_as_a_plan_is_worth(planted, private) -> None:
-    """Hours of shadows for a plan that trains everything; or an odd number, which cannot be halved."""
+    """Hours of shadows for a plan that trains everything; or an odd number, which cannot be
+    halved.
+    """
     target = open_target(planted.plan, planted.run, planted.nodes)
     assert affordable(target) == 16  # 48 records, 75 epochs: 3,600 passes
     long = planted.plan.train.model_copy(update={"local_epochs": 100})
@@ -124,7 +135,9 @@ def test_shadows_are_as_many_as_a_plan_is_worth(planted, private) -> None:
 
 
 def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
-    """Shadows that are trained otherwise than the run: another start, rate, order of rounds or average."""
+    """Shadows that are trained otherwise than the run: another start, rate, order of rounds or
+    average.
+    """
     target = open_target(planted.plan, planted.run, planted.nodes)
     shared, last = federated(target, [data.train for data in target.nodes], planted.plan.seed)
     for name, tensor in target.shared.items():

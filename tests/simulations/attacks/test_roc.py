@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from common.errors import UserError
-from simulations.attacks.roc import area, hits_at, measured, roc
+from fedgraft.common.errors import UserError
+from fedgraft.simulations.attacks.roc import area, hits_at, measured, roc
 
 SCORES = st.lists(st.integers(-4, 4) | st.floats(-3, 3), min_size=1, max_size=40)
 
@@ -30,7 +30,9 @@ def test_the_curve_is_scikit_learns(members, others) -> None:
 
 
 def test_few_sure_hits_show_where_the_area_does_not() -> None:
-    """One member in ten named with certainty: an area near one half, and a tenth of the members at no false alarm."""
+    """One member in ten named with certainty: an area near one half, and a tenth of the members at
+    no false alarm.
+    """
     rng = np.random.default_rng(0)
     members = np.r_[rng.normal(size=900), np.full(100, 10.0)]
     found = measured(members, rng.normal(size=1000), seed=0, draws=200)
@@ -41,7 +43,8 @@ def test_few_sure_hits_show_where_the_area_does_not() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_intervals_hold_the_truth_as_often_as_they_say(shift) -> None:
-    """Intervals that are too narrow: of 100 draws of N(shift, 1) against N(0, 1), some 95 hold Φ(shift/√2).
+    """Intervals that are too narrow: of 100 draws of N(shift, 1) against N(0, 1), some 95 hold
+    Φ(shift/√2).
 
     A binomial of 100 at 0.95 is below 88 once in 400 times.
     """
@@ -49,7 +52,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(shift) -> None:
 
     rng, truth, held = np.random.default_rng(5), norm.cdf(shift / np.sqrt(2)), 0
     for trial in range(100):
-        low, high = measured(rng.normal(shift, 1, 60), rng.normal(0, 1, 60), seed=trial, draws=200)["auc_interval"]
+        low, high = measured(rng.normal(shift, 1, 60), rng.normal(0, 1, 60), seed=trial, draws=200)[
+            "auc_interval"
+        ]
         held += low <= truth <= high
     assert held >= 88
 

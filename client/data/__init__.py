@@ -1,0 +1,1 @@
+"""A hospital's records under one plan: opened, split, batched, grouped."""

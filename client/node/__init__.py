@@ -1,0 +1,1 @@
+"""What a hospital decides and approves: its own file, its policy, who said yes to what."""

@@ -1,0 +1,1 @@
+"""Differential privacy at a node: DP-SGD, the budget, the ledger."""

@@ -1,0 +1,1 @@
+"""A node's processes and its way to the coordinator."""

@@ -1,0 +1,1 @@
+"""Local steps: optimizers, schedules, augmentation. Nothing here knows of privacy."""

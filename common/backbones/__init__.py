@@ -1,0 +1,1 @@
+"""Pre-trained networks: one family a file, one closed registry."""

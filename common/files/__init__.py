@@ -1,0 +1,1 @@
+"""Files: YAML, tensors, whole-or-nothing writing, the app bundle."""

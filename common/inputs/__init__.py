@@ -1,0 +1,1 @@
+"""Raw material: one kind a file, from what a reader reads to a prepared batch."""

@@ -1,0 +1,1 @@
+"""The grafted model: assembled, frozen, sealed, written, shared."""

@@ -1,0 +1,1 @@
+"""The plan: what all sides agree on, a section a file."""

@@ -1,0 +1,42 @@
+"""Files by path or, where they come with fedgraft, by bare name: plans and studies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.mistakes import nearest
+
+
+def ready(folder: Path) -> list[str]:
+    """The bare names of the YAML files in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find(name: str | Path, kind: str, folder: Path) -> Path:
+    """The file of a plan or a study. A file of that name in the current folder goes before a ready
+    one.
+
+    Args:
+        name: a path, or the bare name of a ready one.
+        kind: what it is called in messages, "plan" or "study".
+        folder: where the ready ones are.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path, text, names = Path(name), str(name), ready(folder)
+    if os.path.isfile(path):
+        return path
+    if text in names:
+        return folder / f"{text}.yaml"
+    if os.path.exists(path):
+        return path  # a folder: the reader says so
+    guess = nearest(path.stem[:100], names)
+    hint = f"did you mean `{guess}`? " if guess else ""
+    raise UserError(
+        f"there is no such file and no ready {kind} of this name",
+        where=text,
+        remedy=f"{hint}Give the path of a {kind}.yaml, or one of: {', '.join(names)}",
+    )

@@ -1,0 +1,1 @@
+"""Accounting, clipping and randomness that both sides share."""

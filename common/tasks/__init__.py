@@ -1,0 +1,1 @@
+"""Questions that a federation can put: one a file, one closed registry."""

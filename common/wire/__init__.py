@@ -1,0 +1,1 @@
+"""What crosses the wire, and the steps that it goes through before it leaves."""

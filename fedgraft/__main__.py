@@ -1,0 +1,5 @@
+"""`python -m fedgraft`: the command."""
+
+from fedgraft.cli import main
+
+main()

@@ -1,0 +1,386 @@
+"""fedgraft: the front door. One command, one group of verbs for each room.
+
+Exit status: 0 done; 1 the run failed; 2 the input is wrong (one message: file, key, value, what to
+write).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedgraft.client.cli import node
+from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.server.cli import server
+
+app = typer.Typer(
+    name="fedgraft",
+    help="Federated transfer learning: hospitals graft adapters onto a pre-trained backbone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+PlanArgument = Annotated[
+    str, typer.Argument(help="A plan.yaml, or the name of a ready plan: digits, heart, pneumonia.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
+
+
+@app.command()
+def validate(
+    plan: PlanArgument,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Describe every key of a plan instead.")
+    ] = False,
+) -> None:
+    """Check a plan and print its identity: the hash of its canonical form.
+
+    Example: `fedgraft validate pneumonia --set train.rounds=5`
+    """
+    from fedgraft.common.plan.plan_file import (
+        canonical,
+        describe_keys,
+        find_plan,
+        load_plan,
+        plan_hash,
+    )
+
+    if keys:
+        _print_table(
+            "every key of a plan", ["key", "type", "default", "what it is"], describe_keys()
+        )
+        return
+    checked = load_plan(plan, set_ or [])
+    if json_:
+        _print_json({"plan_hash": plan_hash(checked), "plan": json.loads(canonical(checked))})
+    else:
+        print(f"{find_plan(plan)}: a valid plan\n{plan_hash(checked)}")
+
+
+@app.command()
+def pretrain(plan: PlanArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Make the plan's backbone from its `pretrain` section, with its fingerprint and provenance.
+
+    Example: `fedgraft pretrain digits`
+    """
+    from fedgraft.common.plan.plan_file import find_plan, load_plan
+    from fedgraft.simulations.pretraining import pretrain as make
+
+    made = make(load_plan(plan, set_ or []), find_plan(plan))
+    if json_:
+        _print_json(made)
+    else:
+        print(
+            f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy {made['accuracy']:.3f}"
+        )
+
+
+@app.command()
+def simulate(
+    plan: PlanArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")
+    ] = None,
+    set_: SetOption = None,
+    engine: Annotated[
+        str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")
+    ] = "inprocess",
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Repeat with this many seeds, from the plan's.")
+    ] = 1,
+    baselines: Annotated[
+        str,
+        typer.Option(help="Comma-separated: alone, pooled, head, full, random-backbone; or `all`."),
+    ] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Nodes trained at once; default: cores.")
+    ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Train many small heads at once: faster, the same to 1e-6, not bit for bit.",
+        ),
+    ] = False,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of privacy ledgers that outlast the run; default: the run's own."
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="KEY=VALUE",
+            help="A clause of every node's policy; may be repeated.",
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run a plan's federation on this machine: the same code as a deployment.
+
+    Example: `fedgraft simulate pneumonia --set train.rounds=5 --baselines head,alone`
+    """
+    from fedgraft.simulations.simulate import simulate_plan
+
+    result = simulate_plan(
+        plan,
+        overrides=set_ or [],
+        out=out,
+        engine=engine,
+        seeds=seeds,
+        baselines=baselines,
+        resume=resume,
+        workers=workers,
+        together=together,
+        ledger=ledger,
+        policy=policy or [],
+        quiet=json_,
+    )
+    if json_:
+        _print_json(result)
+
+
+@app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A study.yaml, or the name of a ready study.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder; default runs/study-NAME.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once, a process each; default: cores.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")
+    ] = "inprocess",
+    json_: JsonOption = False,
+) -> None:
+    """Put a question to a plan: a grid over its keys and seeds, attacks on each, one table and one
+    page.
+
+    Cells that are finished are not run again: the same command goes on after an interruption.
+
+    Ready studies: utility-vs-epsilon, adapters-vs-full, non-iid, membership, few-hospitals.
+
+    Example: `fedgraft study utility-vs-epsilon --workers 2`
+    """
+    from fedgraft.simulations.study.run_study import run_study
+
+    done = run_study(study, out=out, workers=workers, engine=engine, quiet=json_)
+    if json_:
+        _print_json(done)
+    else:
+        print(
+            f"{len(done['rows'])} cells, {done['run']} of them run now, in {done['seconds']:.0f} s"
+        )
+        print(f"{done['folder']}/report.html")
+
+
+@app.command()
+def partition(
+    plan: PlanArgument,
+    out: Annotated[Path, typer.Option(help="A new folder for node-K.yaml and its row numbers.")],
+    set_: SetOption = None,
+) -> None:
+    """Deal a plan's data to nodes on disk, for `flwr run .` and for looking at: one node.yaml each,
+    and a picture.
+
+    Example: `fedgraft partition pneumonia --out nodes`
+    """
+    from fedgraft.simulations.simulate import partition_plan
+
+    paths = partition_plan(plan, set_ or [], out)
+    print(f"{len(paths)} nodes in {out}, and labels_by_node.png")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="An image, a folder of images, an .npz or a .csv."),
+    ],
+    out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),
+    backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+) -> None:
+    """Run the shared model of a run on new data and write a CSV of probabilities.
+
+    Example: `fedgraft predict runs/pneumonia-1 xrays/ --out predictions.csv`
+    """
+    from fedgraft.simulations.predict import predict as run_model
+
+    written = run_model(run, data, out, backbone)
+    print(f"{written} predictions in {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A run's or a study's folder.")],
+) -> None:
+    """Write report.html of a run or a study: one self-contained page, for people. It prints.
+
+    Example: `fedgraft report runs/study-membership`
+    """
+    from fedgraft.simulations.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def manifest(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|STUDY", help="A run's or a study's folder.")
+    ],
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Name every file that was changed; exit 1 if any.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC", help="The key that must have signed it.")
+    ] = None,
+) -> None:
+    """Sign a run's or a study's manifest, or verify it: every file, the signature, the manifest
+    itself.
+
+    A deployment's run gets its manifest here, the first time.
+
+    A key: `openssl genpkey -algorithm ed25519 -out key.pem`
+
+    Example: `fedgraft manifest runs/pneumonia-1 --sign key.pem`, then `fedgraft manifest
+        runs/pneumonia-1 --verify`
+    """
+    from fedgraft.server.papers.manifest import MANIFEST, run_facts, write_manifest
+    from fedgraft.server.papers.manifest import sign as sign_with
+    from fedgraft.simulations.reproduce import verified
+
+    if (folder / "result.json").is_file() and not (folder / MANIFEST).is_file() and not verify:
+        print(write_manifest(folder, run_facts(folder)))
+
+    if sign is not None:
+        print(sign_with(folder, sign))
+    if verify or sign is None:
+        print(verified(folder, key))
+
+
+@app.command()
+def reproduce(
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="A manifest.json, or its folder.")
+    ],
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="Of a study: only so many cells; default all.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once; default: cores.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only look whether the files are as written.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC", help="The key that must have signed it.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run again what a manifest describes, and say what agrees. Exit 1 if something does not.
+
+    Example: `fedgraft reproduce runs/pneumonia-1/manifest.json`
+    """
+    from dataclasses import asdict
+
+    from fedgraft.simulations.reproduce import failing, verified
+    from fedgraft.simulations.reproduce import reproduce as run_again
+
+    if verify or key is not None:
+        said = verified(manifest, key)
+        if verify:
+            print(said)
+            return
+    checks = run_again(manifest, cells=cells, workers=workers, quiet=json_)
+    if json_:
+        _print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print(
+                f"{'✓' if check.agrees else '✗' if check.needed else '≠'} {check.what}: {check.said}"
+            )
+    if wrong := failing(checks):
+        raise RunFailed(f"{len(wrong)} of {len(checks)} things do not agree")
+
+
+app.add_typer(
+    node, name="node", help="At a hospital: check, approve, start; what came, went and was spent."
+)
+app.add_typer(
+    server, name="server", help="At the coordinator: certificates, the server, its nodes, runs."
+)
+
+
+def main() -> None:
+    """Run the command; turn what a person did wrong into one message and status 2."""
+    try:
+        status = app(standalone_mode=False)  # Typer swallows Ctrl-C and gives its status back
+        if isinstance(status, int) and status:
+            _fail("interrupted" if status == 130 else "", status)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
+    except (Interrupted, KeyboardInterrupt) as interrupt:
+        _fail(str(interrupt) or "interrupted", 130)
+    except OSError as error:  # a full disk, a file that vanished: what was finished is in its place
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(
+            f"{where}{error.strerror or error}\n  → see that the disk has space left and can be written",
+            1,
+        )
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(2)
+        raise
+
+
+def _fail(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(title: str, head: list[str], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(
+            name, overflow="fold", no_wrap=number == 0
+        )  # a key is one word to search for
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

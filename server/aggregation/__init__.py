@@ -1,0 +1,1 @@
+"""How updates are combined: one rule a file, one closed registry."""

@@ -1,0 +1,1 @@
+"""The coordinator's own processes: certificates, gateway, nodes, supervision."""

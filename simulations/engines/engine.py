@@ -1,0 +1,185 @@
+"""The same ServerApp and ClientApp on one machine, in one process or on Flower's Simulation
+Runtime.
+
+plan → nodes on disk (node.yaml and row numbers) → engine → the run's folder
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedgraft.client.node.node_file import load_node
+from fedgraft.common.errors import Refused, RunFailed, UserError
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.plan.plan import WEIGHT_FILES, Plan
+from fedgraft.common.plan.plan_file import plan_yaml, resolve
+from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.partition import NO_CLAUSES, write_nodes
+
+ENGINES = ("inprocess", "flower")
+
+
+@contextmanager
+def nodes_on_disk(
+    plan: Plan, plan_path: Path, ledgers: Path | None = None, policy: Mapping[str, Any] = NO_CLAUSES
+) -> Iterator[list[Path]]:
+    """The plan's data dealt to its nodes, as one node.yaml each in a temporary folder.
+
+    Args:
+        ledgers: folder of the nodes' privacy ledgers; default: they are lost with the nodes.
+        policy: clauses of every node's policy.
+
+    Raises:
+        UserError: no `simulation` section, or data that is missing or not in order.
+    """
+    if plan.simulation is None:
+        raise UserError(
+            "the plan has no data to simulate with",
+            where=f"{plan_path}: simulation",
+            remedy="add `simulation: {nodes: 8, data: FILE, partition: {kind: iid}}`",
+        )
+    with tempfile.TemporaryDirectory(prefix="fedgraft-nodes-") as folder:
+        kept = activations_folder()
+        paths = write_nodes(
+            plan, plan_path, Path(folder), ledgers=ledgers, activations=kept, policy=policy
+        )
+        for path in paths if policy else ():
+            load_node(path)  # a clause that no policy has is told here
+        yield paths
+
+
+@functools.cache
+def activations_folder() -> Path:
+    """A folder for the life of this process: what one seed or baseline computed, the next ones
+    have.
+
+    With FEDGRAFT_ACTIVATIONS in the environment, that folder: the next command has them, too. It
+    holds images' activations, which are as private as the images.
+    """
+    if wanted := os.environ.get("FEDGRAFT_ACTIVATIONS"):
+        return Path(wanted).expanduser().absolute()
+    folder = tempfile.TemporaryDirectory(prefix="fedgraft-activations-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def simulate(
+    plan: Plan,
+    plan_path: Path,
+    out: Path,
+    *,
+    nodes: list[Path],
+    engine: str = "inprocess",
+    resume: bool = False,
+    workers: int | None = None,
+    together: bool = False,
+) -> dict[str, Any]:
+    """Run one federation on this machine.
+
+    Args:
+        plan: the plan, with every `--set` applied.
+        plan_path: its file; weights are looked up beside it.
+        out: the run's folder; must be new or empty, unless `resume`.
+        nodes: one node.yaml for each node.
+        engine: `inprocess` or `flower`.
+        together: train nodes at once where that is a gain: the same to about 1e-6, and not bit for
+            bit.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: the user's input is wrong; nothing was written.
+        RunFailed: the run failed; what was finished is in `out`.
+    """
+    must_be_possible(plan, plan_path)
+    if engine == "flower":
+        return _on_flower(plan, plan_path, out, nodes, resume)
+    from fedgraft.client.app import app as client_app
+    from fedgraft.client.app import train_together
+    from fedgraft.server.app import Federation, federate
+    from fedgraft.simulations.engines.allocator import keep_freed_memory
+    from fedgraft.simulations.engines.inprocess import InProcessGrid
+
+    keep_freed_memory()
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    torch.set_num_threads(plan.train.threads)
+    federation = Federation(
+        plan, plan_backbone(plan, plan_path.parent), len(nodes), seeded_noise=True
+    )
+    folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
+    grid = InProcessGrid(client_app, nodes, workers, train_together if together else None)
+    try:
+        return federate(grid, federation, folder, resume=resume)
+    finally:
+        grid.close()
+
+
+def must_be_possible(plan: Plan, plan_path: Path) -> None:
+    """What differential privacy cannot be had for is told before anything is written.
+
+    Raises:
+        UserError: a model that Opacus cannot take.
+    """
+    if plan.privacy.mode != "sample":
+        return
+    from fedgraft.client.node_task import working_model
+    from fedgraft.client.privacy.dp_sgd import must_suit
+
+    backbone = plan_backbone(plan, plan_path.parent)
+    size = backbone.preprocess.crop or backbone.preprocess.size or plan.backbone.image_size or 32
+    shape = (1, plan.task.inputs) if plan.task.columns else (1, 3, size, size)
+    try:
+        must_suit(working_model(backbone, plan), plan.privacy.grad_sample_mode, torch.zeros(shape))
+    except Refused as refused:
+        raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
+
+
+def _on_flower(
+    plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume: bool
+) -> dict[str, Any]:
+    from fedgraft.simulations.engines.flower_engine import run_on_flower
+
+    plan_backbone(
+        plan, plan_path.parent
+    )  # a mistake is told here, not in the log of another process
+    if not resume:
+        RunFolder.open_new(out, plan)
+        shutil.rmtree(out)
+    # The ServerApp runs in a process and a folder of its own: it is told where everything lies.
+    copy = nodes[0].parent / "plan.yaml"
+    copy.write_text(plan_yaml(plan))
+    weights = plan.backbone.weights
+    if weights is not None and weights.lower().endswith(WEIGHT_FILES):
+        weights = str(resolve(weights, plan_path.parent))
+    run_config = {
+        "plan": str(copy),
+        "weights": weights or "",
+        "out": str(out.resolve()),
+        "nodes": str(copy.parent),
+        "nodes-expected": len(nodes),
+        "resume": resume,
+        "seeded-noise": True,
+    }
+    try:
+        run_on_flower(run_config, nodes=len(nodes))
+    except RunFailed:
+        with contextlib.suppress(
+            OSError, ValueError, KeyError
+        ):  # the ServerApp's own words, if it came so far
+            raise RunFailed(json.loads((out / "result.json").read_text())["error"]) from None
+        raise
+    return json.loads((out / "result.json").read_text())

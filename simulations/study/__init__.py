@@ -1,0 +1,1 @@
+"""Studies: a grid over a plan's keys, run, tabled and written up."""

@@ -1,0 +1,124 @@
+"""The processes that a node's messages are worked on in: forked with their imports done, and
+otherwise alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedgraft.client.site import executor
+
+LAUNCHER = """
+import json, os, sys
+told = {"argv": sys.argv, "pid": os.getpid(), "parent": os.getppid(), "torch": "torch" in sys.modules,
+        "ours": sorted({"client", "common", "server"} & set(sys.modules)), "name": open("/proc/self/comm").read()}
+with open("told", "w") as file:
+    file.write(json.dumps(told) + "\\n")
+if "fail" in sys.argv:
+    raise ValueError("of the app")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The executor beside another launcher, which writes what it sees into a named pipe."""
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    shutil.copy(executor.__file__, tmp_path / "executor.py")
+    os.mkfifo(tmp_path / "told")
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("copied", tmp_path / "executor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def forker(module: ModuleType) -> Iterator[Any]:
+    forker = module.Forker()
+    yield forker
+    forker._process.stdin.close()
+    assert forker._process.wait(30) == 0  # it ends with the pipe, as when the SuperExec is killed
+
+
+def told() -> dict[str, Any]:
+    return json.loads(Path("told").read_text())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_process_for_each_message_with_torch_imported_and_nothing_of_ours(forker: Any) -> None:
+    """Approved code must be read by each process for itself; a process that fails takes nothing
+    with it.
+    """
+    seen = []
+    for words in (
+        ["flwr-clientapp", "--token", "a"],
+        ["flwr-clientapp", "fail"],
+        ["flwr-clientapp", "c"],
+    ):
+        forker.start(words)
+        seen.append(told())
+        assert seen[-1]["argv"][1:] == words[1:]
+    assert len({each["pid"] for each in seen}) == 3
+    assert {each["parent"] for each in seen} == {forker._process.pid}
+    assert all(
+        each["torch"] and each["ours"] == [] and each["name"] == "flwr-clientapp\n" for each in seen
+    )
+
+
+def test_where_the_forker_is_killed_the_next_message_starts_another(forker: Any) -> None:
+    first = forker._process
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(30)
+    forker.start(["flwr-clientapp", "again"])
+    assert told()["argv"][1:] == ["again"]
+    assert forker._process.pid != first.pid
+
+
+def test_words_are_those_that_flower_itself_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.superexec.executor import (
+        ExecutionSpec,
+        SubprocessExecutor,
+        subprocess_executor,
+    )
+
+    written: list[list[str]] = []
+    fake = SimpleNamespace(
+        Popen=lambda words, **_: written.append(words), DEVNULL=subprocess.DEVNULL
+    )
+    monkeypatch.setattr(subprocess_executor, "subprocess", fake)
+    for trust in (
+        {"insecure": True, "root_certificates_path": None},
+        {"insecure": False, "root_certificates_path": "ca"},
+    ):
+        spec = ExecutionSpec(
+            task_type="flwr-clientapp",  # type: ignore[arg-type]
+            runtime_api_address="127.0.0.1:1", token="t", runtime_dependency_install=False, parent_pid=7,
+            suppress_output=False, task_id=3, **trust,  # type: ignore[arg-type]
+        )  # fmt: skip
+        SubprocessExecutor().launch(spec)
+        theirs, ours = written[-1], executor.arguments(spec)
+        assert ours[:5] == theirs[:5]
+        assert sorted(ours) == sorted(theirs)
+
+
+def test_flower_still_has_what_the_executor_replaces() -> None:
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec import run_superexec
+
+    assert callable(run_superexec.get_executor)  # pyright: ignore[reportPrivateImportUsage]
+    assert TaskType.CLIENT_APP == executor.NAME
+    assert run_superexec._TASK_POLL_INTERVAL_ENV == "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"

@@ -1,0 +1,162 @@
+"""Local training against slow loops and formulas."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedgraft.client.data.split import Split
+from fedgraft.client.training.local_steps import (
+    augmented,
+    evaluate,
+    learning_rate,
+    log_shares,
+    train,
+)
+
+
+class Table:
+    """Records of a small random table."""
+
+    def __init__(self, rows: int = 40) -> None:
+        generator = np.random.default_rng(0)
+        self.values = torch.from_numpy(generator.normal(size=(rows, 5)).astype(np.float32))
+        self.labels = generator.integers(0, 3, rows)
+
+    def read(self, rows, prepare=None):
+        values = self.values[torch.from_numpy(np.asarray(rows))]
+        return values if prepare is None else prepare(values)
+
+
+def split(rows: int = 40) -> Split:
+    return Split(Table(rows), np.arange(rows), lambda values: values)  # type: ignore[arg-type]
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(5, 3)
+
+
+def test_steps_equal_a_loop_written_out():
+    """Breaks if batches, their order, the loss or the proximal term are not what they are said to
+    be.
+
+    SGD by hand: w ← w − lr · (∇CE + μ (w − w₀)), over the permutation that the same generator
+    draws.
+    """
+    lr, mu = 0.1, 0.5
+    model, reference, data = linear(), linear(), split()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    train(
+        model, data, epochs=2, batch_size=16, optimizer=optimizer, proximal=mu, augment="none",
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    start = [p.detach().clone() for p in reference.parameters()]
+    for _ in range(2):
+        order = torch.randperm(40, generator=generator)
+        for batch in (order[:16], order[16:32], order[32:]):
+            loss = F.cross_entropy(reference(data.records.read(batch.numpy())), data.labels[batch])
+            gradients = torch.autograd.grad(loss, list(reference.parameters()))
+            with torch.no_grad():
+                for p, g, s in zip(reference.parameters(), gradients, start, strict=True):
+                    p -= lr * (g + mu * (p - s))
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
+def test_every_example_is_seen_once_an_epoch(batch_size):
+    """Breaks if the last, smaller batch were dropped, or a batch larger than the data gave no
+    step.
+    """
+    seen = torch.cat(
+        [labels for _, labels in split().shuffled(batch_size, torch.Generator().manual_seed(0))]
+    )
+    assert sorted(seen.tolist()) == sorted(split().labels.tolist())
+
+
+def test_large_splits_give_the_same_batches(monkeypatch):
+    """Breaks if a split that is too large to keep in memory were read differently."""
+    kept = list(split().in_order())
+    monkeypatch.setattr("fedgraft.client.data.split.KEPT_BYTES", 1)
+    streamed = list(split().in_order())
+    for (a, _), (b, _) in zip(kept, streamed, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_empty_test_split_measures_nothing():
+    """Breaks if a node without test data ended the round."""
+    data = Split(Table(), np.arange(0), lambda values: values)  # type: ignore[arg-type]
+    summary = evaluate(linear(), data, 3).summary()
+    assert summary["examples"] == 0
+    assert summary["accuracy"] is None
+
+
+def test_cosine_schedule():
+    """Breaks if the schedule does not start at the base and halve in the middle: 0.5 (1 + cos π/2)
+    = 0.5.
+    """
+    assert learning_rate(0.2, "cosine", 1, 10) == pytest.approx(0.2)
+    assert learning_rate(0.2, "cosine", 6, 10) == pytest.approx(0.1)
+    assert learning_rate(0.2, "constant", 6, 10) == 0.2
+
+
+def test_augmentation_moves_pixels_and_invents_none():
+    """Breaks if a flip or crop changed values, shape, or drew on the global random state."""
+    images = torch.rand(32, 3, 16, 16) + 1
+    before = torch.random.get_rng_state()
+    crops = augmented(images, "flip-crop", torch.Generator().manual_seed(0))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert crops.shape == images.shape
+    for image, crop in zip(images, crops, strict=True):
+        inside = crop[crop != 0]
+        assert torch.isin(inside, image).all()
+    flips = augmented(images, "flip", torch.Generator().manual_seed(0))
+    for image, flip in zip(images, flips, strict=True):
+        assert torch.equal(image, flip) or torch.equal(image, flip.flip(-1))
+
+
+class Two:
+    """Two normal distributions on a line, at −1 and 1, in unequal numbers."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.labels = np.repeat([0, 1], [first, second])
+        spread = torch.randn((first + second, 1), generator=torch.Generator().manual_seed(0))
+        self.values = spread + torch.from_numpy(2.0 * self.labels - 1)[:, None].float()
+
+    read = Table.read
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_balanced_loss_takes_a_nodes_own_shares_out(balanced):
+    """A shared model that has learnt how frequent a class is at the larger nodes.
+
+    By Bayes' rule the classes part where 2x + log(p₁/p₀) = 0: at 0 for equal shares, at log(9)/2 =
+    1.10 for 9 : 1.
+    """
+    data = Split(Two(9000, 1000), np.arange(10_000), lambda values: values)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = nn.Linear(1, 2)
+    train(
+        model, data, epochs=6, batch_size=200, optimizer=torch.optim.Adam(model.parameters(), lr=0.03), proximal=0.0,
+        augment="none", generator=torch.Generator().manual_seed(0),
+        adjustment=log_shares(data.labels, 2) if balanced else None,
+    )  # fmt: skip
+    slope, offset = (
+        (model.weight[1] - model.weight[0]).item(),
+        (model.bias[1] - model.bias[0]).item(),
+    )
+    assert -offset / slope == pytest.approx(0.0 if balanced else np.log(9) / 2, abs=0.12)
+
+
+def test_a_class_that_a_node_does_not_have_is_not_unlearnt():
+    """A logit that every node without the class pushes down; an infinity that becomes a NaN."""
+    logits = torch.zeros(4, 3, requires_grad=True)
+    shares = log_shares(torch.tensor([0, 0, 2, 2]), 3)
+    F.cross_entropy(logits + shares, torch.tensor([0, 0, 2, 2])).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, 1] == 0).all()
+    assert log_shares(torch.empty(0, dtype=torch.int64), 2).isinf().all()

@@ -1,0 +1,186 @@
+"""Aggregation alone: formulas by hand, order, memory, and how many updates a rule needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedgraft.common.errors import RunFailed
+from fedgraft.common.plan.plan import Aggregate
+from fedgraft.common.wire.update import AdapterUpdate, Layout
+from fedgraft.server.aggregation.strategy import aggregate_round, build, cohort, memory_of, restore
+
+# A message asks for the identity of the process that makes it, which Flower's runtimes set.
+TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+
+SHAPES = {"head.weight": (2, 3), "lora.a": (4,)}
+
+
+def state_of(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def update(state: dict[str, torch.Tensor], examples: int = 10) -> AdapterUpdate:
+    return AdapterUpdate(1, state, examples, steps=1, train_loss=0.5, seconds=0.1, received=None)
+
+
+def flat(state: dict[str, torch.Tensor]) -> np.ndarray:
+    return np.concatenate([state[name].numpy().reshape(-1) for name in sorted(state)]).astype(
+        np.float64
+    )
+
+
+LAYOUT = Layout.of(state_of(0))
+
+
+def run(
+    aggregate: Aggregate,
+    sent: dict[str, torch.Tensor],
+    rounds: list[list[AdapterUpdate]],
+    stop: int = 0,
+):
+    """The state after some rounds; with `stop`, as if the server had been restarted after that
+    round.
+    """
+    strategy = build(aggregate, 0.1)
+    for number, updates in enumerate(rounds, start=1):
+        by_name = {f"n{k}": each for k, each in enumerate(updates)}
+        sent = aggregate_round(
+            strategy, aggregate, round_=number, sent=sent, updates=by_name, layout=LAYOUT
+        )
+        if number == stop:
+            memory = memory_of(strategy)
+            strategy = build(aggregate, 0.1)
+            restore(strategy, memory)
+    return sent
+
+
+def mean(updates: list[AdapterUpdate]) -> np.ndarray:
+    """Weighted by examples, in double precision."""
+    weights = np.array([each.examples for each in updates], np.float64)
+    return (
+        sum(w * flat(each.state) for w, each in zip(weights, updates, strict=True)) / weights.sum()
+    )
+
+
+ROUNDS = [[update(state_of(10 * r + k), examples=5 + 7 * k) for k in range(4)] for r in range(1, 4)]
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=2, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_fedavg_weighs_by_examples(examples):
+    """McMahan et al. 2017, algorithm 1: Σ n_k w_k / Σ n_k; not the plain mean."""
+    updates = [update(state_of(k), count) for k, count in enumerate(examples)]
+    found = flat(run(Aggregate(strategy="fedavg"), state_of(99), [updates]))
+    np.testing.assert_allclose(found, mean(updates), rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_arrival_changes_nothing():
+    """Sums in the order of arrival: another last bit on every run."""
+    updates = {f"n{k}": update(state_of(k), 3 + k) for k in range(5)}
+    turned = dict(reversed(list(updates.items())))
+    for name in ("fedavg", "median", "trimmed-mean", "krum"):
+        aggregate = Aggregate.model_validate({"strategy": name})
+        found = [
+            aggregate_round(
+                build(aggregate, 0),
+                aggregate,
+                round_=1,
+                sent=state_of(9),
+                updates=each,
+                layout=LAYOUT,
+            )
+            for each in (updates, turned)
+        ]
+        assert all(torch.equal(found[0][key], found[1][key]) for key in SHAPES)
+
+
+def test_fedavgm_is_momentum_on_the_server():
+    """Hsu et al. 2019: v ← β v + Δ, w ← w − η v, with Δ = w − mean."""
+    aggregate = Aggregate(strategy="fedavgm", server_lr=0.5, server_momentum=0.7)
+    w, v = flat(state_of(99)), 0.0
+    for updates in ROUNDS:
+        v = 0.7 * v + (w - mean(updates))
+        w = w - 0.5 * v
+    np.testing.assert_allclose(flat(run(aggregate, state_of(99), ROUNDS)), w, rtol=1e-4, atol=1e-5)
+
+
+def test_fedyogi_and_fedadagrad_follow_their_paper():
+    """Reddi et al. 2021, algorithm 2, with β1 0.9, β2 0.99, τ 1e-3 (Adagrad: no momentum); v starts
+    at 0.
+    """
+    for name, beta1 in (("fedyogi", 0.9), ("fedadagrad", 0.0)):
+        w, m, v = flat(state_of(99)), 0.0, np.zeros(10)
+        for updates in ROUNDS:
+            delta = mean(updates) - w
+            m = beta1 * m + (1 - beta1) * delta
+            v = (
+                v + delta**2
+                if name == "fedadagrad"
+                else v - 0.01 * delta**2 * np.sign(v - delta**2)
+            )
+            w = w + 0.05 * m / (np.sqrt(v) + 1e-3)
+        found = run(
+            Aggregate.model_validate({"strategy": name, "server_lr": 0.05}), state_of(99), ROUNDS
+        )
+        np.testing.assert_allclose(flat(found), w, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_restart_changes_nothing(name):
+    """Moments lost, or kept in another precision, over a restart of the server."""
+    aggregate = Aggregate(strategy=name)
+    whole, cut = (run(aggregate, state_of(99), ROUNDS, stop) for stop in (0, 2))
+    assert all(torch.equal(whole[key], cut[key]) for key in SHAPES)
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum"])
+def test_robust_rules_withstand_one_liar(name):
+    """Yin et al. 2018; Blanchard et al. 2017: one of seven sends a hundred times as much, and says
+    it has all data.
+    """
+    honest = [
+        update({key: value + 0.01 * k for key, value in state_of(1).items()}) for k in range(6)
+    ]
+    liar = update(state_of(5, scale=100.0), examples=10**6)
+    aggregate = Aggregate.model_validate({"strategy": name, "byzantine": 1})
+    found = flat(run(aggregate, state_of(99), [[*honest, liar]]))
+    lowest, highest = (
+        np.stack([flat(each.state) for each in honest]).min(0),
+        np.stack([flat(each.state) for each in honest]).max(0),
+    )
+    assert (found >= lowest - 1e-6).all()
+    assert (found <= highest + 1e-6).all()
+
+
+def test_too_few_updates_are_no_round():
+    """An average of one, or Krum with fewer than its proof needs (2f + 3)."""
+    updates = [update(state_of(k)) for k in range(4)]
+    with pytest.raises(RunFailed, match="round 1: 1 valid updates, 2 are needed"):
+        run(Aggregate(), state_of(9), [updates[:1]])
+    with pytest.raises(RunFailed, match="4 valid updates, 5 are needed"):
+        run(Aggregate(strategy="krum", byzantine=1), state_of(9), [updates])
+
+
+@given(
+    st.integers(1, 30),
+    st.floats(0.01, 1.0),
+    st.integers(1, 30),
+    st.integers(0, 5),
+    st.integers(1, 50),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_cohort_is_a_seeded_sample(count, fraction, least, seed, round_):
+    """A cohort with a name twice, of another size, or that depends on the order in which nodes
+    came.
+    """
+    names = [f"n{k}" for k in range(count)]
+    drawn = cohort(names, fraction=fraction, least=least, seed=seed, round_=round_)
+    assert drawn == cohort(names[::-1], fraction=fraction, least=least, seed=seed, round_=round_)
+    assert len(set(drawn)) == len(drawn) == min(count, max(least, round(fraction * count)))
+    assert set(drawn) <= set(names)

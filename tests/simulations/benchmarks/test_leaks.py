@@ -1,0 +1,75 @@
+"""The benchmark of leaks: what is not finished is said to be missing, and what refutes a promise
+stands out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.simulations.attacks.empirical_epsilon import Audit
+from fedgraft.simulations.benchmarks.leaks import (
+    AUDITS,
+    BROKEN,
+    EPSILONS,
+    attacks_table,
+    audited,
+    audits_table,
+    run,
+    tasks,
+)
+
+FINE = Audit(0.4, 4.8, 1e-5, 0.95, 500, 500, 300, 0.6)
+
+
+def test_nothing_that_was_not_measured_looks_measured() -> None:
+    """A cell that is empty, zero, or of the tasks that were finished."""
+    tables = audits_table({}) + attacks_table({})
+    assert tables.count("not finished") == 1 + len(EPSILONS) * (1 + len(BROKEN)) + 2 * (
+        2 * 2 * 2 + 2 + 3
+    )
+    found: dict[Any, Any] = {(audited, (2.0, "", seed)): FINE for seed in range(AUDITS - 1)}
+    assert "| 2 | not finished |" in audits_table(found)
+    found[audited, (2.0, "", AUDITS - 1)] = replace(FINE, epsilon=2.5)
+    found[audited, (2.0, "noise off", 0)] = replace(FINE, epsilon=4.8)
+    (row,) = [line for line in audits_table(found).splitlines() if line.startswith("| 2 |")]
+    assert row == "| 2 | 0.40 (0.40–2.50), **1 above** | **4.80** | not finished | not finished |"
+
+
+def test_every_task_has_its_cell() -> None:
+    """A task that is run and never shown, or shown and never run."""
+    wanted = tasks()
+    assert len(set(wanted)) == len(wanted)
+    fake: dict[Any, Any] = {
+        task: FINE if task[0] is audited else attack(task[1][0]) for task in wanted
+    }
+    assert "not finished" not in audits_table(fake) + attacks_table(fake)
+
+
+def attack(name: str) -> dict[str, Any]:
+    view = {"auc": 0.5, "auc_interval": [0.4, 0.6], "tpr": {"0.01": 0.01}}
+    return {
+        "views": {"shared model": view, "node updates": view},
+        "single": 0.5, "single_chance": 0.5, "counts": 0.7, "counts_chance": 0.7,
+        "ssim": 0.5, "ssim_mean": 0.6, "better": 1, "images": 4,
+    }  # fmt: skip
+
+
+def test_a_broken_step_is_broken_in_one_thing_only() -> None:
+    """A step without clipping that has no noise either is found out by the noise."""
+    right = Mechanism(2.0, 0.5, 3, 10.0, 0.5)
+    unclipped = BROKEN["clipping off"](right)
+    assert unclipped.max_grad_norm > 1e5
+    assert unclipped.noise_multiplier * unclipped.max_grad_norm == pytest.approx(2.0 * 0.5)
+    for broken in BROKEN.values():
+        assert (broken(right).sample_rate, broken(right).steps) == (0.5, 3)
+    assert BROKEN["noise off"](right) == replace(right, noise_multiplier=0.0)
+
+
+@pytest.mark.slow
+def test_time_that_is_up_leaves_the_rest_out(tmp_path) -> None:
+    """A benchmark that runs for hours, or that loses what was finished."""
+    assert run(tasks(), 0.0, 1) == {}
