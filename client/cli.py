@@ -58,7 +58,8 @@ def check(
         table(found)
     if bad:
         raise RunFailed(
-            f"{len(bad)} of {len(found)} checks failed: {', '.join(finding.what for finding in bad)}"
+            f"{len(bad)} of {len(found)} checks failed:"
+            f" {', '.join(finding.what for finding in bad)}"
         )
 
 
@@ -119,7 +120,8 @@ def approve(
         print(json.dumps(done, indent=1, ensure_ascii=False))
         return
     print(
-        f"✓ approved by {done['by']}, entry {done['entry']} of {opened.approvals / 'approvals.jsonl'}"
+        f"✓ approved by {done['by']}, entry {done['entry']} of"
+        f" {opened.approvals / 'approvals.jsonl'}"
     )
     print(f"✓ the code {'is in' if done['installed'] else 'was already in'} {done['folder']}")
 
@@ -241,7 +243,8 @@ def log(
         else:
             arrow = {"in": "←", "out": "→"}.get(entry.kind, " ")
             print(
-                f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%S}  {arrow}  {in_words(entry.body)}"
+                f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%S}  {arrow} "
+                f" {in_words(entry.body)}"
             )
 
 

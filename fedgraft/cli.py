@@ -84,7 +84,8 @@ def pretrain(plan: PlanArgument, set_: SetOption = None, json_: JsonOption = Fal
         _print_json(made)
     else:
         print(
-            f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy {made['accuracy']:.3f}"
+            f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy"
+            f" {made['accuracy']:.3f}"
         )
 
 
@@ -318,7 +319,8 @@ def reproduce(
     else:
         for check in checks:
             print(
-                f"{'✓' if check.agrees else '✗' if check.needed else '≠'} {check.what}: {check.said}"
+                f"{'✓' if check.agrees else '✗' if check.needed else '≠'} {check.what}:"
+                f" {check.said}"
             )
     if wrong := failing(checks):
         raise RunFailed(f"{len(wrong)} of {len(checks)} things do not agree")
@@ -347,7 +349,8 @@ def main() -> None:
     except OSError as error:  # a full disk, a file that vanished: what was finished is in its place
         where = f"{error.filename}: " if error.filename else ""
         _fail(
-            f"{where}{error.strerror or error}\n  → see that the disk has space left and can be written",
+            f"{where}{error.strerror or error}\n  → see that the disk has space left and can be"
+            " written",
             1,
         )
     except Exception as error:

@@ -75,7 +75,10 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = context.run_config
     if not config.get("plan") or not config.get("out"):
-        remedy = 'flwr run . --run-config \'plan="digits" out="/absolute/folder" nodes="/absolute/nodes"\''
+        remedy = (
+            'flwr run . --run-config \'plan="digits" out="/absolute/folder"'
+            ' nodes="/absolute/nodes"\''
+        )
         raise UserError("the run config names no plan or no out", where="run-config", remedy=remedy)
     plan_path, out = find_plan(str(config["plan"])), Path(str(config["out"]))
     plan = load_plan(plan_path)
@@ -385,8 +388,10 @@ def opening(federation: Federation, layout: Layout) -> dict[str, Any]:
         "name": plan.name,
         "plan_hash": plan_hash(plan),
         "seed": plan.seed,
-        "versions": {name: version(name) for name in ("fedgraft", "torch", "flwr")}
-        | {"python": sys.version.split()[0]},
+        "versions": (
+            {name: version(name) for name in ("fedgraft", "torch", "flwr")}
+            | {"python": sys.version.split()[0]}
+        ),
         "backbone": {
             "name": backbone.name,
             "fingerprint_before": backbone.fingerprint,

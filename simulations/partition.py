@@ -71,8 +71,10 @@ def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeR
         raise UserError(
             f"{nodes} nodes of at least {least} training examples, but {among}",
             where="simulation.nodes",
-            remedy=f"ask for at most {min(len(train) // least, len(rows))} nodes, or lower "
-            "simulation.partition.min_examples",
+            remedy=(
+                f"ask for at most {min(len(train) // least, len(rows))} nodes, or lower "
+                "simulation.partition.min_examples"
+            ),
         )
     dealt = _deal_train(simulation, records, rows, firsts, values, nodes, rng)
     names = [f"node-{number}" for number in range(nodes)]
@@ -257,7 +259,9 @@ def _deal_train(
     raise UserError(
         f"{len(rows)} training examples cannot be dealt to {nodes} nodes so ({reason})",
         where=f"simulation.partition: {simulation.partition.kind}",
-        remedy="ask for fewer nodes, a larger alpha, other classes_per_node, or a smaller min_examples",
+        remedy=(
+            "ask for fewer nodes, a larger alpha, other classes_per_node, or a smaller min_examples"
+        ),
     )
 
 
@@ -304,7 +308,8 @@ def _partitioner(
     present = len(set(table["label"]))
     if wanted.classes_per_node > present or nodes * wanted.classes_per_node < present:
         raise UserError(
-            f"{wanted.classes_per_node} classes at each of {nodes} nodes, and the data have {present}",
+            f"{wanted.classes_per_node} classes at each of {nodes} nodes, and the data have"
+            f" {present}",
             where="simulation.partition.classes_per_node",
             remedy=f"write a number from {-(-present // nodes)} to {present}",
         )

@@ -42,7 +42,10 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         raise UserError(
             "says nothing of how to make its backbone",
             where=f"{plan_path}: pretrain",
-            remedy="add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights: FILE.safetensors",
+            remedy=(
+                "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
+                " FILE.safetensors"
+            ),
         )
     wanted = plan.pretrain
     records = open_records(

@@ -84,9 +84,9 @@ def sayings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     spent = first["bytes"]
     times = spent["full_model"] / spent["adapter"]
     said.append(
-        f"one update is {size(spent['adapter'])}; full fine-tuning would send {size(spent['full_model'])}, "
-        f"{times:.0f} times as much; the backbone ({size(spent['backbone'])}) went out once to each of "
-        f"{spent['handout']['nodes']} nodes"
+        f"one update is {size(spent['adapter'])}; full fine-tuning would send"
+        f" {size(spent['full_model'])}, {times:.0f} times as much; the backbone"
+        f" ({size(spent['backbone'])}) went out once to each of {spent['handout']['nodes']} nodes"
     )
     pairs = [
         (result["final"]["global"], result["baselines"]["random-backbone"])
@@ -99,7 +99,8 @@ def sayings(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         if gains:
             said.append(
-                f"what the pre-trained backbone brings: {100 * np.mean(gains):+.1f} points of {head} over a random one"
+                f"what the pre-trained backbone brings: {100 * np.mean(gains):+.1f} points of"
+                f" {head} over a random one"
                 + (
                     f" (least {100 * min(gains):+.1f} over {len(gains)} seeds)"
                     if len(gains) > 1
@@ -111,7 +112,8 @@ def sayings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for result in results:
         for refusal in result["refused"]:
             said.append(
-                f"seed {result['seed']}, round {refusal['round']}: {refusal['node']} left out: {refusal['reason']}"
+                f"seed {result['seed']}, round {refusal['round']}: {refusal['node']} left out:"
+                f" {refusal['reason']}"
             )
     return said
 
@@ -125,8 +127,9 @@ def _privacy(results: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     worst = max(spent, key=lambda entry: entry["epsilon"])
     said = (
-        f"privacy: ε ≤ {shown(worst['epsilon'])} at δ = {worst['delta']:g} at every node, for {worst['neighbours']}; "
-        f"all rounds composed, {worst['accountant'].upper()} accountant; report.html lists what ε does not cover"
+        f"privacy: ε ≤ {shown(worst['epsilon'])} at δ = {worst['delta']:g} at every node, for"
+        f" {worst['neighbours']}; all rounds composed, {worst['accountant'].upper()} accountant;"
+        " report.html lists what ε does not cover"
     )
     ledger = results[0].get("ledger")
     return [said, f"ledger: {ledger}"] if ledger else [said]

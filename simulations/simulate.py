@@ -124,7 +124,10 @@ def simulate_plan(
             more += [word for clause in policy for word in ("--policy", clause)]
             kept = _kept(target, [*again, *more])
             if isinstance(error, KeyboardInterrupt):
-                nothing = "before the first round was finished: nothing to go on from; start anew, into another folder"
+                nothing = (
+                    "before the first round was finished: nothing to go on from; start anew, into"
+                    " another folder"
+                )
                 raise Interrupted(f"interrupted {kept or nothing}") from None
             if kept and (isinstance(error, RunFailed) or _disk_is_full(error)):
                 raise RunFailed(f"{error}\n{kept}") from error
@@ -297,7 +300,10 @@ def count_labels(plan: Plan, nodes: Sequence[Path]) -> tuple[list[list[int]], li
             raise UserError(
                 f"no node has a training example of {name!r}",
                 where=f"task.classes[{number}]",
-                remedy="take it out of task.classes, or see whether task.labels names it as the data do",
+                remedy=(
+                    "take it out of task.classes, or see whether task.labels names it as the"
+                    " data do"
+                ),
             )
     return counts, names
 
@@ -334,7 +340,8 @@ def notes(plan: Plan, counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
         return []
     shown = ", ".join(small[:5]) + (", …" if len(small) > 5 else "")
     return [
-        f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one step an epoch"
+        f"train.batch_size {plan.train.batch_size} is more than the training data of {shown}: one"
+        " step an epoch"
     ]
 
 
@@ -348,7 +355,10 @@ def _kept(out: Path, again: Sequence[str]) -> str:
     checkpoint = RunFolder(out).latest()
     if checkpoint is None:
         return ""
-    return f"{checkpoint.round} finished rounds are kept in {out}\n  → go on: fedgraft {shlex.join(again)} --resume"
+    return (
+        f"{checkpoint.round} finished rounds are kept in {out}\n  → go on: fedgraft"
+        f" {shlex.join(again)} --resume"
+    )
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -136,7 +136,10 @@ def _keep_apart(splits: Splits, patients: list[str], where: str) -> None:
     every = np.concatenate(list(splits.values())).tolist()
     nobody = sum(not patients[row] for row in every)
     if nobody:
-        remedy = "say for every record whose it is, or the same patient may be in training and in the tests"
+        remedy = (
+            "say for every record whose it is, or the same patient may be in training and in the"
+            " tests"
+        )
         raise UserError(
             f"{nobody} of {len(every)} records without a patient", where=where, remedy=remedy
         )
@@ -146,7 +149,10 @@ def _keep_apart(splits: Splits, patients: list[str], where: str) -> None:
             raise UserError(
                 f"{both} patients are in {one} and in {other}",
                 where=where,
-                remedy="give all records of a patient to one split, or leave the splits out: then they are made so",
+                remedy=(
+                    "give all records of a patient to one split, or leave the splits out: then they"
+                    " are made so"
+                ),
             )
 
 

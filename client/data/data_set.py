@@ -65,7 +65,10 @@ class Records:
         where there is none.
         """
         if self.source.column is None:
-            remedy = "columns are in tables and manifests, and arrays with a value for each image in archives (.npz)"
+            remedy = (
+                "columns are in tables and manifests, and arrays with a value for each image in"
+                " archives (.npz)"
+            )
             raise UserError(f"no column {name!r}", where=self.source.where, remedy=remedy)
         return self.source.column(name)
 
@@ -144,7 +147,10 @@ def open_records(
         raise UserError(
             "no training examples of the plan's classes",
             where=str(rows or source.where),
-            remedy=f"the data has labels {_some(source.labels)}; the plan wants {_some(labels or classes)}",
+            remedy=(
+                f"the data has labels {_some(source.labels)}; the plan wants"
+                f" {_some(labels or classes)}"
+            ),
         )
     return Records(
         labels=numbers,
@@ -308,8 +314,10 @@ def _class_numbers(
         raise UserError(
             f"label {source.labels[row]!r} is not one of the plan's {len(classes)} classes",
             where=source.place(row),
-            remedy=f"the data has labels {_some(source.labels)}, the plan classes {_some(classes)}; "
-            "name them all in task.classes, or list in task.labels the ones to use",
+            remedy=(
+                f"the data has labels {_some(source.labels)}, the plan classes {_some(classes)}; "
+                "name them all in task.classes, or list in task.labels the ones to use"
+            ),
         )
     numbers.setflags(write=False)
     return numbers

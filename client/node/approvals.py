@@ -79,7 +79,10 @@ class Approvals:
             raise UserError(
                 refusal.reason,
                 where=str(self.folder),
-                remedy="run this as the folder's owner, such as `sudo fedgraft node approve …`, never as the node",
+                remedy=(
+                    "run this as the folder's owner, such as `sudo fedgraft node approve …`, never"
+                    " as the node"
+                ),
             ) from None
 
     def install(self, bundle: Bundle, by: str = "") -> bool:

@@ -97,12 +97,18 @@ def in_words(node: Node, proposal: Proposal) -> str:
         f"  on a frozen {plan.backbone.name}, which is not changed; trained is the {_method(plan)}",
         "",
         "How long",
-        f"  {train.rounds} rounds; in each, {train.local_epochs} pass{'es' if train.local_epochs > 1 else ''} over "
-        f"this hospital's training data, {train.batch_size} records at a time",
+        (
+            f"  {train.rounds} rounds; in each, {train.local_epochs}"
+            f" pass{'es' if train.local_epochs > 1 else ''} over this hospital's training data,"
+            f" {train.batch_size} records at a time"
+        ),
         "",
         "What leaves this hospital",
-        f"  after each round {layout.values:,} numbers in {len(layout.shapes)} tensors, "
-        f"{_size(proposal.bytes_each_round)}; {_size(train.rounds * proposal.bytes_each_round)} in all",
+        (
+            f"  after each round {layout.values:,} numbers in {len(layout.shapes)} tensors,"
+            f" {_size(proposal.bytes_each_round)};"
+            f" {_size(train.rounds * proposal.bytes_each_round)} in all"
+        ),
         *_tensors(layout),
         f"  with it {BESIDE[plan.privacy.mode]}",
         f"  {_reports(node, plan)}",
@@ -180,10 +186,16 @@ def _tensors(layout: Layout) -> list[str]:
 
 def _reports(node: Node, plan: Plan) -> str:
     if node.policy.noises_metrics(plan.privacy):
-        return "counts of right and wrong answers on the test records, with noise that the ledger counts"
+        return (
+            "counts of right and wrong answers on the test records, with noise that the ledger"
+            " counts"
+        )
     if not node.policy.reports(plan.privacy):
         return "no metrics (this node's policy)"
-    return "sums over the test records (answers by class, scores, losses), from which accuracy and the like are computed"
+    return (
+        "sums over the test records (answers by class, scores, losses), from which accuracy and the"
+        " like are computed"
+    )
 
 
 def _groups(node: Node, plan: Plan) -> list[str]:
@@ -199,8 +211,14 @@ def _groups(node: Node, plan: Plan) -> list[str]:
             f"  nothing of groups of people, which the plan asks for ({why}): {'; '.join(asked)}"
         ]
     return [
-        "  after the last round the same sums for groups of people, by the columns that the plan names; of none with",
-        f"  fewer than {least} test records, nor of any that would give such a group away (min_subgroup):",
+        (
+            "  after the last round the same sums for groups of people, by the columns that the"
+            " plan names; of none with"
+        ),
+        (
+            f"  fewer than {least} test records, nor of any that would give such a group away"
+            " (min_subgroup):"
+        ),
         *(f"    {each}" for each in asked),
     ]
 

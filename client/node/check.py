@@ -96,7 +96,10 @@ def _classes(plan: Plan, which: str, split: Split) -> Finding:
     )
     missing = [name for number, name in enumerate(plan.task.classes) if not counts.get(number)]
     if missing and which == "training":
-        remedy = "see task.labels in the plan, or take part knowing that this node teaches nothing about them"
+        remedy = (
+            "see task.labels in the plan, or take part knowing that this node teaches nothing about"
+            " them"
+        )
         return wrong(f"{which} data", f"{said}: none of {', '.join(missing)}", remedy)
     return ok(f"{which} data", f"{len(split):,}: {said}")
 
@@ -106,7 +109,10 @@ def _patients(node: Node, plan: Plan, splits: tuple[Split, Split]) -> Finding:
     patients = train.records.patients(node.data.patient)
     if patients is None:
         if plan.privacy.unit == "patient" and plan.privacy.mode != "none":
-            remedy = f"name the column or array that says whose each record is as data.patient (now {node.data.patient})"
+            remedy = (
+                "name the column or array that says whose each record is as data.patient (now"
+                f" {node.data.patient})"
+            )
             return wrong(
                 "patients", "the plan protects patients, and the data does not name them", remedy
             )
@@ -117,7 +123,10 @@ def _patients(node: Node, plan: Plan, splits: tuple[Split, Split]) -> Finding:
     training, tested = {patients[row] for row in train.rows}, {patients[row] for row in test.rows}
     both = len(training & tested)
     if both:
-        remedy = "split by patient: give row numbers as data.rows, or a split column; else test results flatter"
+        remedy = (
+            "split by patient: give row numbers as data.rows, or a split column; else test results"
+            " flatter"
+        )
         return wrong(
             "patients",
             f"{both:,} of {len(training | tested):,} have records in training and in test",
@@ -214,7 +223,10 @@ def _ledger(node: Node) -> Finding:
     except Refused as refusal:
         problems = [refusal.reason]
     if problems:
-        remedy = "nothing private will run; see docs/adr/0004-privacy-ledger.md, and bring back the file from its backup"
+        remedy = (
+            "nothing private will run; see docs/adr/0004-privacy-ledger.md, and bring back the file"
+            " from its backup"
+        )
         return wrong("privacy ledger", problems[0], remedy)
     return ok("privacy ledger", "whole")
 
@@ -222,7 +234,10 @@ def _ledger(node: Node) -> Finding:
 def _audit_log(path: Path) -> Finding:
     problems = Journal(path).verify()
     if problems:
-        remedy = "every message is refused until it is set aside: keep the file and its .head as they are, find out who"
+        remedy = (
+            "every message is refused until it is set aside: keep the file and its .head as they"
+            " are, find out who"
+        )
         return wrong("audit log", problems[0], remedy)
     return ok("audit log", "whole")
 
@@ -242,7 +257,10 @@ def _approved_code(node: Node) -> list[Finding]:
         remedy = "as the administrator: fedgraft node approve PLAN --node FILE"
         return [wrong("approved code", "none: the node would refuse everything", remedy)]
     if installed(node.approvals / "apps" / about["folder"]) != about["contents"]:
-        remedy = "find out who changed it; then, as the administrator: fedgraft node approve PLAN --node FILE"
+        remedy = (
+            "find out who changed it; then, as the administrator: fedgraft node approve PLAN --node"
+            " FILE"
+        )
         return [wrong("approved code", "what is installed is not what was approved", remedy)]
     if os.geteuid() == 0:
         return [
@@ -251,7 +269,10 @@ def _approved_code(node: Node) -> list[Finding]:
             )
         ]
     if places := approvals.writable():
-        remedy = f"give it to the administrator: chown -R root {node.approvals}; chmod -R go-w {node.approvals}"
+        remedy = (
+            f"give it to the administrator: chown -R root {node.approvals}; chmod -R go-w"
+            f" {node.approvals}"
+        )
         return [wrong("approved code", f"this user can change {places[0]}", remedy)]
     same = about["contents"] == build_bundle().contents
     which = "this release's" if same else "another release's than this command"
@@ -270,7 +291,10 @@ def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[
     if fingerprint is None and node.policy.approved_backbones != "any":
         found.append(skipped("policy: backbone", "the plan names no fingerprint; the offer will"))
     else:
-        remedy = f"list {fingerprint} under policy.approved_backbones, if it is the one that was agreed on"
+        remedy = (
+            f"list {fingerprint} under policy.approved_backbones, if it is the one that was"
+            " agreed on"
+        )
         said = "any may run here" if node.policy.approved_backbones == "any" else "may run here"
         found.append(
             _clause(
@@ -286,7 +310,10 @@ def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[
         if private
         else "none asked for, none demanded"
     )
-    remedy = "the plan must offer more, or this hospital demand less: see `privacy` there and `policy` here"
+    remedy = (
+        "the plan must offer more, or this hospital demand less: see `privacy` there and `policy`"
+        " here"
+    )
     found.append(
         _clause("policy: privacy", lambda: node.policy.check_privacy(plan.privacy), said, remedy)
     )
@@ -318,7 +345,10 @@ def _clause(what: str, check: Callable[[], None], said: str, remedy: str) -> Fin
 def _budget(node: Node, plan: Plan, train: Split) -> Finding:
     from fedgraft.client.privacy.budget import Budget
 
-    remedy = "fewer rounds, more noise or a smaller target ε in the plan; or see `fedgraft node ledger` for what is left"
+    remedy = (
+        "fewer rounds, more noise or a smaller target ε in the plan; or see `fedgraft node ledger`"
+        " for what is left"
+    )
     try:
         budget = Budget.open(node, plan, train)
         budget.admit(plan)

@@ -56,8 +56,10 @@ class Data(Section):
     """Where the records are."""
 
     path: Text = Field(
-        description="an .npz file, a folder of class folders (images or DICOM), a manifest or a table (.csv, "
-        ".parquet), or sklearn:<name>"
+        description=(
+            "an .npz file, a folder of class folders (images or DICOM), a manifest or a table"
+            " (.csv, .parquet), or sklearn:<name>"
+        )
     )
     format: (
         Literal["npz", "csv", "parquet", "image-folder", "dicom", "manifest", "sklearn"] | None
@@ -75,7 +77,10 @@ class Data(Section):
     )
     patient: Text = Field(
         default="patient",
-        description="the column or array (.npz) that says whose each record is; DICOM files say it themselves",
+        description=(
+            "the column or array (.npz) that says whose each record is; DICOM files say it"
+            " themselves"
+        ),
     )
     columns: Manifest = Field(
         default=Manifest(), description="manifest only: what its columns are called"
@@ -98,29 +103,41 @@ class Policy(Section):
     )
     approved_plans: Approved | Literal["recorded"] = Field(
         default="any",
-        description="hashes of the plans that may run here (sha256:…); recorded: those that a person approved here "
-        "with `fedgraft node approve`; or any",
+        description=(
+            "hashes of the plans that may run here (sha256:…); recorded: those that a person"
+            " approved here with `fedgraft node approve`; or any"
+        ),
     )
     report_metrics: bool | None = Field(
         default=None,
-        description="whether sums of metrics may leave the node (default: not under differential privacy, whose ε "
-        "does not cover them)",
+        description=(
+            "whether sums of metrics may leave the node (default: not under differential privacy,"
+            " whose ε does not cover them)"
+        ),
     )
     metrics_noise: Positive | None = Field(
         default=None,
-        description="under sample-level privacy: counts of right and wrong answers leave the node with noise of this "
-        "standard deviation, and the ledger counts them; nothing else of the metrics does",
+        description=(
+            "under sample-level privacy: counts of right and wrong answers leave the node with"
+            " noise of this standard deviation, and the ledger counts them; nothing else of the"
+            " metrics does"
+        ),
     )
 
     min_subgroup: Count | None = Field(
         default=10,
-        description="a group of people that the plan names (evaluate.subgroups) is measured by itself where so many "
-        "test records are of it, and as many are not or none; null: never. Under differential privacy: never",
+        description=(
+            "a group of people that the plan names (evaluate.subgroups) is measured by itself where"
+            " so many test records are of it, and as many are not or none; null: never. Under"
+            " differential privacy: never"
+        ),
     )
 
     dp_required: bool = Field(
         default=False,
-        description="whether only plans run here whose noise this node adds itself: sample or local",
+        description=(
+            "whether only plans run here whose noise this node adds itself: sample or local"
+        ),
     )
     max_epsilon_run: Positive | None = Field(
         default=None, description="most ε of one plan, at the plan's δ"
@@ -140,7 +157,9 @@ class Policy(Section):
     )
     replays: Literal["refuse", "count"] = Field(
         default="refuse",
-        description="a round that was run or begun here before: refuse it, or run it and count it once more",
+        description=(
+            "a round that was run or begun here before: refuse it, or run it and count it once more"
+        ),
     )
 
     round_counts: Count = Field(
@@ -179,7 +198,8 @@ class Policy(Section):
             return
         if self.dp_required and privacy.mode == "central":
             raise Refused(
-                "policy: dp_required, and in mode central the noise is the server's, not this node's"
+                "policy: dp_required, and in mode central the noise is the server's, not this"
+                " node's"
             )
         if privacy.unit not in self.allowed_units:
             raise Refused(
@@ -316,7 +336,10 @@ class Node(Section):
     )
     approvals: Path = Field(
         default=Path("approvals"),
-        description="the administrator's folder of approved code and plans, which the node's user can only read",
+        description=(
+            "the administrator's folder of approved code and plans, which the node's user can only"
+            " read"
+        ),
     )
     store_limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -324,7 +347,9 @@ class Node(Section):
     )
     audit: bool | None = Field(
         default=None,
-        description="whether each message is written to audit.jsonl in the store (default: if connected)",
+        description=(
+            "whether each message is written to audit.jsonl in the store (default: if connected)"
+        ),
     )
     metrics: Address | None = Field(
         default=None,

@@ -92,8 +92,8 @@ class Budget:
         units -= units % coarse
         if plan.privacy.delta is None or plan.privacy.delta * units >= 1:
             raise Refused(
-                f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish one whole record at "
-                "random would satisfy it; write a smaller privacy.delta"
+                f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish"
+                " one whole record at random would satisfy it; write a smaller privacy.delta"
             )
         found = mechanism_for(plan, units, least_noise=least, beside=self._metrics(plan))
         policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
@@ -114,7 +114,8 @@ class Budget:
         run = bound(whole, wanted.delta, wanted.accountant).epsilon
         if ceilings.run is not None and run > ceilings.run:
             raise Refused(
-                f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ = {wanted.delta:g}"
+                f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ ="
+                f" {wanted.delta:g}"
             )
         begun = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
         if (
@@ -127,7 +128,8 @@ class Budget:
             > ceilings.total
         ):
             raise Refused(
-                f"policy: with this plan ε of all that was run on this data would pass {ceilings.total:g}"
+                "policy: with this plan ε of all that was run on this data would pass"
+                f" {ceilings.total:g}"
             )
 
     @contextmanager

@@ -327,9 +327,10 @@ def _hooks(model: GraftedModel, ghost: bool, max_grad_norm: float) -> Any:
         return _hooks_class(ghost)(model, loss_reduction="sum", **clip)
     except NotImplementedError:
         raise Refused(
-            f"differential privacy needs a gradient for each example, and adapter {model.method} trains layers with "
-            "buffers, such as BatchNorm's statistics over a batch, which Opacus does not take; write adapter.method: "
-            "lora, bottleneck, scale-shift, bias or head, which leave them frozen"
+            f"differential privacy needs a gradient for each example, and adapter {model.method}"
+            " trains layers with buffers, such as BatchNorm's statistics over a batch, which"
+            " Opacus does not take; write adapter.method: lora, bottleneck, scale-shift, bias or"
+            " head, which leave them frozen"
         ) from None
 
 
@@ -435,7 +436,8 @@ def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> No
             LookupError,
         ) as error:
             raise Refused(
-                f"Opacus cannot take adapter {model.method} on this backbone ({type(error).__name__}); {remedy}"
+                f"Opacus cannot take adapter {model.method} on this backbone"
+                f" ({type(error).__name__}); {remedy}"
             ) from error
         found = [gradient[p] for p in probe.trainable_parameters().values()]
         off = torch.cat([(f - w).flatten() for f, w in zip(found, wanted, strict=True)])

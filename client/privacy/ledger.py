@@ -224,8 +224,8 @@ class Ledger:
             before = book.of(data.fingerprint)
             if any(line.unit != unit for line in before):
                 raise Refused(
-                    f"privacy: this data has a history for the unit {before[0].unit}, with which one for the "
-                    f"unit {unit} cannot be composed"
+                    f"privacy: this data has a history for the unit {before[0].unit}, with which"
+                    f" one for the unit {unit} cannot be composed"
                 )
             same = [
                 line
@@ -234,8 +234,9 @@ class Ledger:
             ]
             if same and not again:
                 raise Refused(
-                    f"privacy: round {round_} of this plan was {'run' if same[-1].settled else 'begun'} here before; "
-                    "nothing is spent on it again"
+                    f"privacy: round {round_} of this plan was"
+                    f" {'run' if same[-1].settled else 'begun'} here before; nothing is spent on it"
+                    " again"
                 )
             run = [line.row for line in before if line.plan == plan]
             _must_stay("run", [*run, row], delta, ceilings.run, accountant)
@@ -300,7 +301,8 @@ class Ledger:
             writing.append("settle", {"reserve": entry.number, "steps": taken})
         if taken > reservation.steps:
             raise Refused(
-                f"privacy: {taken} steps were taken and {reservation.steps} reserved; nothing is sent"
+                f"privacy: {taken} steps were taken and {reservation.steps} reserved; nothing is"
+                " sent"
             )
 
     def book(self) -> Book:

@@ -15,8 +15,10 @@ NO_CEILINGS = Ceilings()
 NOT_COVERED = (
     "that this node took part, when, and how long a round took",
     "what is agreed on in the open: class names, the plan, the backbone",
-    "anything that was computed on these records outside this ledger, and records that are the same but were "
-    "stored anew with other bytes (converted, resized, corrected)",
+    (
+        "anything that was computed on these records outside this ledger, and records that are the"
+        " same but were stored anew with other bytes (converted, resized, corrected)"
+    ),
 )
 
 
@@ -112,8 +114,8 @@ def markdown(stated: dict[str, Any]) -> str:
         for plan in data["plans"]:
             spent = shown(math.inf if plan["epsilon"] is None else plan["epsilon"])
             lines.append(
-                f"| `{plan['plan'][:19]}…` | {plan['rounds']} | {plan['steps']} | {plan['reserved_steps']} "
-                f"| {spent} | {plan['first']} | {plan['last']} |"
+                f"| `{plan['plan'][:19]}…` | {plan['rounds']} | {plan['steps']} |"
+                f" {plan['reserved_steps']} | {spent} | {plan['first']} | {plan['last']} |"
             )
         lines += [
             "",

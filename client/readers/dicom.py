@@ -86,12 +86,18 @@ def _problem(data: Dataset) -> str:
         return "multi-frame DICOM: a series or a film is not one image; export single frames"
     kind = str(data.PhotometricInterpretation)
     if kind not in GREY + COLOUR:
-        return f"DICOM with colours as {kind if kind.isprintable() else '?'}; export as MONOCHROME2 or RGB"
+        return (
+            f"DICOM with colours as {kind if kind.isprintable() else '?'}; export as MONOCHROME2"
+            " or RGB"
+        )
     if kind in COLOUR and int(data.BitsAllocated) != 8:
         return "colour DICOM with more than 8 bits a channel"
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
-        return f"DICOM compressed as {syntax.name}, for which no decoder is installed; export uncompressed"
+        return (
+            f"DICOM compressed as {syntax.name}, for which no decoder is installed; export"
+            " uncompressed"
+        )
     if len(data.PixelData) < _least_bytes(data):
         return "cut off or corrupt"
     return ""

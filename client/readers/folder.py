@@ -44,7 +44,10 @@ def read_folder(path: Path, *, dicom: bool = False, cache: Path | None = None) -
             entries += [Entry(file, plain(label), split) for file in files]
     if not entries:
         kind = "DICOM files" if dicom else f"{', '.join(SUFFIXES[:3])} files"
-        remedy = f"put {kind} into one folder a class: {path.name}/<class>/image, or list them in a manifest (.csv)"
+        remedy = (
+            f"put {kind} into one folder a class: {path.name}/<class>/image, or list them in a"
+            " manifest (.csv)"
+        )
         raise UserError("no images in class folders", where=str(path), remedy=remedy)
     return file_source(str(path), entries, cache=cache)
 

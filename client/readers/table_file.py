@@ -96,8 +96,10 @@ def _must_have(path: Path, header: list[str], names: Sequence[str]) -> None:
             raise UserError(
                 f"no column {name!r}{did_you_mean(name, header)}",
                 where=f"{path}:1",
-                remedy=f"the file has {', '.join(header[:40])}; add the column (it may be empty) "
-                f"or change task.columns or task.target",
+                remedy=(
+                    f"the file has {', '.join(header[:40])}; add the column (it may be empty) "
+                    "or change task.columns or task.target"
+                ),
             )
 
 
@@ -262,8 +264,11 @@ def _misspelt(
 ) -> UserError:
     shown = ", ".join(repr(cell[:20]) for cell in strange[:5])
     return UserError(
-        f"column {column!r}: {unknown} of {given} values are not among the plan's categories, such as {shown}",
+        f"column {column!r}: {unknown} of {given} values are not among the plan's categories, such"
+        f" as {shown}",
         where=where,
-        remedy=f"write them as the plan does: {', '.join(str(value) for value in known[:12])}; "
-        "or ask the coordinator to add them to task.categories",
+        remedy=(
+            f"write them as the plan does: {', '.join(str(value) for value in known[:12])}; "
+            "or ask the coordinator to add them to task.categories"
+        ),
     )

@@ -48,7 +48,8 @@ def main() -> None:
             getattr(process, name, None)
         ):  # another Flower than this was written for: run nothing
             sys.exit(
-                f"this release of Flower has no {name}; its code cannot be held to what was approved"
+                f"this release of Flower has no {name}; its code cannot be held to what was"
+                " approved"
             )
         setattr(process, name, function)
     flwr_clientapp()

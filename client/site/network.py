@@ -103,10 +103,16 @@ def _tls(host: str, port: int, root: str) -> Finding:
             "TLS", error.verify_message or str(error), _certificate_remedy(error.verify_code, host)
         )
     except ssl.SSLError as error:
-        remedy = "what listens there does not speak TLS: see the port, and that the server was started with TLS"
+        remedy = (
+            "what listens there does not speak TLS: see the port, and that the server was started"
+            " with TLS"
+        )
         return wrong("TLS", f"no handshake: {error.reason or error}", remedy)
     except OSError as error:
-        remedy = "something on the way cuts the handshake off; a firewall that inspects TLS must let this host through"
+        remedy = (
+            "something on the way cuts the handshake off; a firewall that inspects TLS must let"
+            " this host through"
+        )
         return wrong("TLS", f"no handshake: {error.strerror or error}", remedy)
     left = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
     if left < EXPIRES_SOON:
@@ -120,14 +126,20 @@ def _tls(host: str, port: int, root: str) -> Finding:
 
 def _certificate_remedy(code: int, host: str) -> str:
     if code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
-        return "tell the coordinator to renew the server's certificate; if it is new, see this machine's clock"
+        return (
+            "tell the coordinator to renew the server's certificate; if it is new, see this"
+            " machine's clock"
+        )
     if code == 9:  # X509_V_ERR_CERT_NOT_YET_VALID
         return "see this machine's clock"
     if code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
         return (
             f"the certificate is not for {host}: write the name that it has as connection.superlink"
         )
-    return "connection.root_certificates is not the CA that signed it: ask the coordinator for the federation's ca.crt"
+    return (
+        "connection.root_certificates is not the CA that signed it: ask the coordinator for the"
+        " federation's ca.crt"
+    )
 
 
 def _key(connection: Connection) -> list[Finding]:
@@ -189,7 +201,10 @@ def _ask(connection: Connection, key: object) -> list[Finding]:
     except httpx.HTTPStatusError as error:
         response = error.response
     except (httpx.HTTPError, RuntimeError) as error:
-        remedy = "what listens there is no SuperLink of Flower 1.41, or a proxy does not pass /v1/fleet/ on"
+        remedy = (
+            "what listens there is no SuperLink of Flower 1.41, or a proxy does not pass"
+            " /v1/fleet/ on"
+        )
         return [wrong("node key", f"no answer from the Fleet API: {type(error).__name__}", remedy)]
     else:
         return [
@@ -206,12 +221,15 @@ def _ask(connection: Connection, key: object) -> list[Finding]:
         return [ok("node key", "the SuperLink knows it"), clock]
     if said is not None and said.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         remedy = (
-            f"send {connection.private_key}.pub to the coordinator, who runs `fedgraft server nodes add`; "
-            "never send the key itself"
+            f"send {connection.private_key}.pub to the coordinator, who runs `fedgraft server nodes"
+            " add`; never send the key itself"
         )
         return [wrong("node key", "the SuperLink does not know it", remedy), clock]
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        remedy = "the signature is refused: set the clock first; else the server runs without node authentication"
+        remedy = (
+            "the signature is refused: set the clock first; else the server runs without node"
+            " authentication"
+        )
         return [wrong("node key", "not accepted by the SuperLink", remedy), clock]
     found = f"status {response.status_code} from the Fleet API"
     return [
@@ -231,11 +249,16 @@ def _clock(date: str | None) -> Finding:
     if -SLOW < ahead < FAST:
         return ok(
             "clock",
-            "as the server's, within a second"
-            if abs(ahead) < 2
-            else f"{ahead:+.0f} s from the server's",
+            (
+                "as the server's, within a second"
+                if abs(ahead) < 2
+                else f"{ahead:+.0f} s from the server's"
+            ),
         )
-    remedy = "set it (chrony or systemd-timesyncd): the SuperLink refuses signatures from the future or the past"
+    remedy = (
+        "set it (chrony or systemd-timesyncd): the SuperLink refuses signatures from the future or"
+        " the past"
+    )
     return wrong("clock", f"{ahead:+.0f} s from the server's", remedy)
 
 
@@ -254,7 +277,10 @@ def _health(address: str | None) -> Finding:
             said = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)  # pyright: ignore[reportAttributeAccessIssue]
         except grpc.RpcError as error:
             code = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
-            remedy = "the server is down, or was started without a health address; leave connection.health out then"
+            remedy = (
+                "the server is down, or was started without a health address; leave"
+                " connection.health out then"
+            )
             return wrong("SuperLink health", f"{address}: {code}", remedy)
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(said.status)
     if name == "SERVING":

@@ -107,7 +107,10 @@ def must_start(node: Node, *, allow_root: bool) -> Connection:
             changeable; no connection or key.
     """
     if node.connection is None:
-        remedy = "add `connection: {superlink: host:port, root_certificates: ca.crt, private_key: node.key}`"
+        remedy = (
+            "add `connection: {superlink: host:port, root_certificates: ca.crt, private_key:"
+            " node.key}`"
+        )
         raise UserError("this node has no connection", where=node.name, remedy=remedy)
     for key in ("root_certificates", "private_key"):
         path = Path(getattr(node.connection, key))
@@ -135,10 +138,16 @@ def must_start(node: Node, *, allow_root: bool) -> Connection:
         raise UserError(
             "running as root, whom no file permission keeps from changing the approved code",
             where="fedgraft node start",
-            remedy="start it as a user of its own (deploy/ has the systemd unit), or add --allow-root to try it out",
+            remedy=(
+                "start it as a user of its own (deploy/ has the systemd unit), or add --allow-root"
+                " to try it out"
+            ),
         )
     if (places := approvals.writable()) and os.geteuid() != 0:
-        remedy = f"give it to the administrator: chown -R root {node.approvals}; chmod -R go-w {node.approvals}"
+        remedy = (
+            f"give it to the administrator: chown -R root {node.approvals}; chmod -R go-w"
+            f" {node.approvals}"
+        )
         raise UserError(
             "this user can change the approved code", where=str(places[0]), remedy=remedy
         )
@@ -188,7 +197,8 @@ def start(
                 stop.told = True
                 say(
                     "draining",
-                    f"a message is being worked on; at most {drain:.0f} s, or stop at once with a second signal",
+                    f"a message is being worked on; at most {drain:.0f} s, or stop at once with a"
+                    " second signal",
                 )
         _end(process)
         if stop.asked:

@@ -281,7 +281,8 @@ def _prefix_of(model: GraftedModel) -> FrozenPrefix | None:
         found = _prefixes[model] = frozen_prefix(model)
         if found is None:
             log.info(
-                "no activations are kept: nothing worth keeping is frozen in front of the first trainable layer"
+                "no activations are kept: nothing worth keeping is frozen in front of the first"
+                " trainable layer"
             )
     return _prefixes[model]
 
@@ -323,7 +324,8 @@ def _make(name: str, cache: ActivationCache, form: Form, rows: int, cut: str) ->
     if wanted > cache.max_bytes:
         if name not in _too_large:
             log.info(
-                "activations would take %d bytes, above cache.max_bytes: they are computed each time",
+                "activations would take %d bytes, above cache.max_bytes: they are computed each"
+                " time",
                 wanted,
             )
         _too_large.add(name)

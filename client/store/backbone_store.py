@@ -170,7 +170,8 @@ class BackboneStore:
     def _must_fit(self, size: int) -> None:
         if self.limit is not None and size > self.limit:
             raise Refused(
-                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has {size / 1e6:.0f}"
+                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has"
+                f" {size / 1e6:.0f}"
             )
 
     def _note(self, fingerprint: str) -> None:

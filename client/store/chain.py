@@ -172,7 +172,10 @@ class Chain:
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _tables(self, connection: sqlite3.Connection) -> None:
-        entry = "CREATE TABLE entry (number INTEGER PRIMARY KEY, kind TEXT, time TEXT, body TEXT, hash TEXT) STRICT"
+        entry = (
+            "CREATE TABLE entry (number INTEGER PRIMARY KEY, kind TEXT, time TEXT, body TEXT, hash"
+            " TEXT) STRICT"
+        )
         for statement in (entry, *filter(str.strip, self.tables.split(";"))):
             connection.execute(statement)
 
@@ -268,7 +271,8 @@ def differs(entries: list[Entry], kept: Head) -> list[str]:
     if kept.count > len(entries):
         lost = kept.count - len(entries)
         return [
-            f"the last {lost} of {kept.count} entries are gone (cut off, or restored from an older copy)"
+            f"the last {lost} of {kept.count} entries are gone (cut off, or restored from an older"
+            " copy)"
         ]
     if kept.count and entries[kept.count - 1].hash != kept.hash:
         return [f"entry {kept.count} is another one than was anchored: the log was rewritten"]

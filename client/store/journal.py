@@ -136,7 +136,8 @@ class Journal:
             return [f"its anchor {self.anchor.name} is missing"] if last else []
         if last is None or kept.count > last.count:
             return [
-                f"the last {kept.count - (last.count if last else 0)} of {kept.count} entries are gone"
+                f"the last {kept.count - (last.count if last else 0)} of {kept.count} entries are"
+                " gone"
             ]
         if kept.count == last.count and kept.hash != last.hash:
             return [f"entry {kept.count} is another one than was anchored: the log was rewritten"]

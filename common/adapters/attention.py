@@ -50,7 +50,8 @@ def _open_multihead(layer: nn.MultiheadAttention, name: str) -> None:
         or layer.add_zero_attn
     ):
         raise UserError(
-            "an attention with other widths for keys and values, extra tokens, or a batch that is not first",
+            "an attention with other widths for keys and values, extra tokens, or a batch that is"
+            " not first",
             where=name,
             remedy="leave it out of adapter.targets",
         )

@@ -248,7 +248,10 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
         raise UserError(
             f"torchvision has no weights {weights!r} for {name}",
             where="backbone.weights",
-            remedy=f"write {near[0] if near else 'DEFAULT'}, or the path of a file in {', '.join(SUFFIXES)}",
+            remedy=(
+                f"write {near[0] if near else 'DEFAULT'}, or the path of a file in"
+                f" {', '.join(SUFFIXES)}"
+            ),
         )
     entry = known[weights]
     try:
@@ -257,7 +260,9 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
         raise UserError(
             f"{entry.url} could not be fetched ({type(error).__name__}); is this machine offline?",
             where="backbone.weights",
-            remedy="fetch that file elsewhere, copy it here, and write its path as backbone.weights",
+            remedy=(
+                "fetch that file elsewhere, copy it here, and write its path as backbone.weights"
+            ),
         ) from error
 
 
@@ -337,7 +342,10 @@ def _check_fit(
         raise UserError(
             f"these are not the weights of {name}: {'; '.join(wrong[:3])}{more}",
             where=source,
-            remedy="give the weights of this network, or the name of the network that these weights belong to",
+            remedy=(
+                "give the weights of this network, or the name of the network that these weights"
+                " belong to"
+            ),
         )
 
 
@@ -435,7 +443,10 @@ def _check_mlp(
         raise UserError(
             f"weights for {file_columns} columns, and the plan names {columns}",
             where=source,
-            remedy="name the columns that the backbone was trained on, in the same order, or train it again",
+            remedy=(
+                "name the columns that the backbone was trained on, in the same order, or train it"
+                " again"
+            ),
         )
     if tuple(hidden) != file_hidden:
         raise UserError(

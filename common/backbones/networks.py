@@ -61,9 +61,11 @@ def check_name(name: str) -> None:
     raise UserError(
         f"no backbone is called {name!r}",
         where="backbone.name",
-        remedy=f"did you mean {' or '.join(near)}?"
-        if near
-        else "for instance cifar-resnet20, mlp, resnet18, vit_b_16",
+        remedy=(
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "for instance cifar-resnet20, mlp, resnet18, vit_b_16"
+        ),
     )
 
 
@@ -113,7 +115,9 @@ def _maker(
             raise UserError(
                 f"{image_size} pixels; {name} cuts images into patches of {patch}",
                 where="backbone.image_size",
-                remedy=f"give a multiple of {patch}, such as {max(patch, image_size // patch * patch)}",
+                remedy=(
+                    f"give a multiple of {patch}, such as {max(patch, image_size // patch * patch)}"
+                ),
             )
         options["image_size"] = image_size
     return lambda: models.get_model(name, weights=None, **options)

@@ -103,9 +103,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Weights only" in str(error) or "GLOBAL" in str(error):
             raise UserError(
-                "the file holds more than tensors: to load it would run code that somebody put into it; refused",
+                "the file holds more than tensors: to load it would run code that somebody put into"
+                " it; refused",
                 where=str(path),
-                remedy="save the state dict alone (torch.save(net.state_dict(), …)), or as .safetensors",
+                remedy=(
+                    "save the state dict alone (torch.save(net.state_dict(), …)), or as"
+                    " .safetensors"
+                ),
             ) from error
         raise _corrupt(path, error) from error
     except (

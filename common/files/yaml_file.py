@@ -113,7 +113,10 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, int]]:
             f"not valid YAML: {error.problem or error.context}", where=where, remedy=remedy
         ) from None
     except (yaml.YAMLError, UnicodeError) as error:
-        what = f"not valid YAML: {getattr(error, 'reason', None) or 'it holds characters that no text has'}"
+        what = (
+            "not valid YAML:"
+            f" {getattr(error, 'reason', None) or 'it holds characters that no text has'}"
+        )
         raise UserError(what, where=file, remedy="save the file as plain text in UTF-8") from None
     return value, lines
 

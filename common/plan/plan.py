@@ -53,14 +53,19 @@ class Task(Section):
     )
     categories: tuple[Category, ...] = Field(
         default=(),
-        description="tables only: the columns that hold categories, such as {column: sex, values: [f, m]}",
+        description=(
+            "tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+        ),
     )
     target: Text = Field(
         default="target", description="tables only: the column that holds the label"
     )
     labels: Labels | None = Field(
         default=None,
-        description="value in the data for each class, in order (default 0, 1, …); rows with others are left out",
+        description=(
+            "value in the data for each class, in order (default 0, 1, …); rows with others are"
+            " left out"
+        ),
     )
 
     @model_validator(mode="after")
@@ -123,14 +128,19 @@ class Backbone(Section):
     )
     weights: Annotated[Text, AfterValidator(_weights)] | None = Field(
         default=None,
-        description="a .safetensors, .pth or .pt file, or a torchvision name such as IMAGENET1K_V1; null: random",
+        description=(
+            "a .safetensors, .pth or .pt file, or a torchvision name such as IMAGENET1K_V1; null:"
+            " random"
+        ),
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
         default=None, description="if given, the loaded backbone must have this one (sha256:…)"
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
         default=None,
-        description="height and width in pixels that images are brought to (default: the weights' own)",
+        description=(
+            "height and width in pixels that images are brought to (default: the weights' own)"
+        ),
     )
     random: bool = Field(
         default=False,
@@ -145,7 +155,9 @@ class Adapter(Section):
     """The small layers that are trained and that travel."""
 
     method: Literal["head", "lora", "bottleneck", "scale-shift", "bias", "full"] = Field(
-        description="what is added; head: only a new classifier; full: everything is trained (the baseline)"
+        description=(
+            "what is added; head: only a new classifier; full: everything is trained (the baseline)"
+        )
     )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=8, description="lora: rank of the added matrices"
@@ -196,15 +208,20 @@ class Train(Section):
     )
     loss: Literal["cross-entropy", "balanced"] = Field(
         default="cross-entropy",
-        description="balanced: each node takes its own shares of the classes out of what it learns; for nodes whose "
-        "shares are unlike one another's",
+        description=(
+            "balanced: each node takes its own shares of the classes out of what it learns; for"
+            " nodes whose shares are unlike one another's"
+        ),
     )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="CPU threads for each node's training"
     )
     activations: Literal["float32", "float16"] = Field(
         default="float32",
-        description="precision in which a node keeps what its frozen layers compute; float16: half the disk, rounded",
+        description=(
+            "precision in which a node keeps what its frozen layers compute; float16: half the"
+            " disk, rounded"
+        ),
     )
 
 
@@ -228,7 +245,9 @@ class Aggregate(Section):
     min_nodes: Count = Field(default=2, description="fewest good replies that a round needs")
     server_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="fedavgm, fedadam, fedyogi, fedadagrad: the server's learning rate (default: Flower's)",
+        description=(
+            "fedavgm, fedadam, fedyogi, fedadagrad: the server's learning rate (default: Flower's)"
+        ),
     )
     server_momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="fedavgm: the server's momentum (default 0.9)"
@@ -244,12 +263,17 @@ class Aggregate(Section):
     )
     lora_aggregation: Literal["average", "freeze-a", "svd"] = Field(
         default="average",
-        description="lora: average A and B apart; freeze-a: A stays as drawn and only B travels; svd: the best update "
-        "of this rank for the mean of the products B·A",
+        description=(
+            "lora: average A and B apart; freeze-a: A stays as drawn and only B travels; svd: the"
+            " best update of this rank for the mean of the products B·A"
+        ),
     )
     encoding: Literal["none", "fp16", "int8"] = Field(
         default="none",
-        description="how updates travel: float32, half of it, or a quarter; what rounding loses comes a round later",
+        description=(
+            "how updates travel: float32, half of it, or a quarter; what rounding loses comes a"
+            " round later"
+        ),
     )
 
 
@@ -258,7 +282,9 @@ class Privacy(Section):
 
     mode: Literal["none", "sample", "central", "local"] = Field(
         default="none",
-        description="sample: DP-SGD at each node; central: noise at the server; local: noise on updates",
+        description=(
+            "sample: DP-SGD at each node; central: noise at the server; local: noise on updates"
+        ),
     )
     unit: Literal["example", "patient", "node"] = Field(
         default="example",
@@ -278,15 +304,19 @@ class Privacy(Section):
     )
     clipping: Literal["fixed", "adaptive"] = Field(
         default="fixed",
-        description="central: adaptive follows a quantile of the nodes' norms from max_update_norm on",
+        description=(
+            "central: adaptive follows a quantile of the nodes' norms from max_update_norm on"
+        ),
     )
     quantile: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="clipping adaptive: part of the updates that shall not be clipped"
     )
     noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="standard deviation of the noise over the sensitivity (the clipping norm; local: twice that), "
-        "instead of target_epsilon",
+        description=(
+            "standard deviation of the noise over the sensitivity (the clipping norm; local: twice"
+            " that), instead of target_epsilon"
+        ),
     )
     accountant: Literal["prv", "rdp"] = Field(default="prv", description="how ε is counted")
     grad_sample_mode: Literal["hooks", "ghost"] = Field(
@@ -430,8 +460,11 @@ class Evaluate(Section):
     ] = Field(default=METRICS, description="what is reported")
     subgroups: Annotated[tuple[Subgroups, ...], Field(max_length=20)] = Field(
         default=(),
-        description="groups of people to measure by themselves, such as {column: sex, values: [f, m]}; a node tells "
-        "of those that its policy's min_subgroup allows, and of none under differential privacy",
+        description=(
+            "groups of people to measure by themselves, such as {column: sex, values: [f, m]}; a"
+            " node tells of those that its policy's min_subgroup allows, and of none under"
+            " differential privacy"
+        ),
     )
 
     @model_validator(mode="after")
@@ -631,7 +664,10 @@ def _does_not_combine(plan: Plan) -> list[tuple[str, str, str]]:
         found.append(("aggregate.lora_aggregation", what, "write `lora_aggregation: freeze-a`"))
     encoding = plan.aggregate.encoding
     if encoding != "none" and lora == "svd":
-        what = f"svd makes new factors in each round, and what {encoding} lost of the old ones is none of theirs"
+        what = (
+            f"svd makes new factors in each round, and what {encoding} lost of the old ones is none"
+            " of theirs"
+        )
         found.append(("aggregate.encoding", what, "write `encoding: none`"))
     elif (
         encoding != "none"

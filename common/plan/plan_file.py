@@ -185,7 +185,10 @@ def resolve(path: str, base: Path | None, *, remedy: str = "") -> Path:
     for place in tried:
         if os.path.exists(place):
             return place
-    default = "write its absolute path into the plan, or set FEDGRAFT_DATA to the folder that holds the data"
+    default = (
+        "write its absolute path into the plan, or set FEDGRAFT_DATA to the folder that holds the"
+        " data"
+    )
     looked = ", ".join(str(place) for place in tried)
     raise UserError(f"no such file; looked for {looked}", where=path, remedy=remedy or default)
 

@@ -180,8 +180,9 @@ def noise_for(
 
     if spent > target_epsilon or count(most, accountant) > target_epsilon:
         raise UserError(
-            f"ε ≤ {target_epsilon:g} at δ = {delta:g} cannot be reached with any noise in {steps} steps at "
-            f"sample rate {sample_rate:g}" + (f": {spent:.4g} was spent before" if spent else ""),
+            f"ε ≤ {target_epsilon:g} at δ = {delta:g} cannot be reached with any noise in {steps}"
+            f" steps at sample rate {sample_rate:g}"
+            + (f": {spent:.4g} was spent before" if spent else ""),
             where="privacy.target_epsilon",
             remedy="allow a larger ε or δ, or plan fewer steps",
         )

@@ -126,9 +126,9 @@ class Sums:
             "auroc": self._one_or_mean(self._aurocs()),
             "f1": self._one_or_mean(self._f1s()),
             "loss": self.loss / whole if whole else None,
-            "calibration_error": float(np.abs(confidence - correct).sum()) / whole
-            if whole
-            else None,
+            "calibration_error": (
+                float(np.abs(confidence - correct).sum()) / whole if whole else None
+            ),
             "examples": n,
         }
 
@@ -295,7 +295,8 @@ def sums_of(logits: Tensor, labels: Tensor) -> Sums:
     truth = labels.detach().to("cpu", torch.int64)
     if not bool(torch.isfinite(scores).all()):
         raise Refused(
-            "the model's outputs are not finite (NaN, infinity): training diverged; lower train.optimizer.lr"
+            "the model's outputs are not finite (NaN, infinity): training diverged; lower"
+            " train.optimizer.lr"
         )
     log_total = torch.logsumexp(scores, dim=1)
     predicted = scores.argmax(dim=1)

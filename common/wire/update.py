@@ -29,9 +29,15 @@ from fedgraft.common.wire.encoding import decode, error_bound
 
 ADAPTER = "adapter"  # the one array of an adapter's values
 HISTORY = ("noise-multipliers", "sample-rates", "steps")  # columns of what was spent
-_SPENT = "what was spent of the privacy budget (ε, δ, noise, sample rate, steps), and the seconds that training took"
+_SPENT = (
+    "what was spent of the privacy budget (ε, δ, noise, sample rate, steps), and the seconds that"
+    " training took"
+)
 BESIDE = {  # what goes with every update, in words for people, by privacy.mode
-    "none": "the number of training examples, the steps and seconds that training took, and its mean loss",
+    "none": (
+        "the number of training examples, the steps and seconds that training took, and its mean"
+        " loss"
+    ),
     "sample": _SPENT,
     "local": _SPENT,
     "central": "the seconds that training took",
@@ -200,9 +206,11 @@ class AdapterUpdate:
             numbers["train-loss"] = self.train_loss
         content = RecordDict(
             {
-                ADAPTER: pack(self.state, layout)
-                if wire is None
-                else ArrayRecord({ADAPTER: Array(wire)}),
+                ADAPTER: (
+                    pack(self.state, layout)
+                    if wire is None
+                    else ArrayRecord({ADAPTER: Array(wire)})
+                ),
                 "train": MetricRecord(numbers),
                 "about": ConfigRecord({"round": self.round, "layout": layout.digest}),
             }
@@ -268,12 +276,16 @@ class AdapterUpdate:
             raise BadUpdate("what was spent is of the wrong type")
         return cls(
             round=round_,
-            state=unpack(arrays, layout)
-            if encoding == "none"
-            else _unpack_encoded(arrays, layout, encoding, sent),
-            rounding=0.0
-            if encoding == "none"
-            else error_bound(arrays[ADAPTER].numpy(), layout.shapes, encoding),
+            state=(
+                unpack(arrays, layout)
+                if encoding == "none"
+                else _unpack_encoded(arrays, layout, encoding, sent)
+            ),
+            rounding=(
+                0.0
+                if encoding == "none"
+                else error_bound(arrays[ADAPTER].numpy(), layout.shapes, encoding)
+            ),
             examples=examples,
             steps=steps,
             train_loss=loss,

@@ -19,14 +19,22 @@ NOT_COVERED = (  # what else is learnt about a node under differential privacy
 )
 NOT_COVERED_BY_MODE = {
     "sample": (
-        "statistics of a whole node, such as its share of sick patients: ε hides one example or patient, not what all "
-        "of a node's data have in common; only mode local hides that",
+        (
+            "statistics of a whole node, such as its share of sick patients: ε hides one example or"
+            " patient, not what all of a node's data have in common; only mode local hides that"
+        ),
         "the number of training examples or patients, rounded down, by the sample rate",
     ),
     "local": (),
     "central": (
-        "the coordinator sees each node's clipped update: this ε is for all others, who see the shared model",
-        "who was in each cohort: where fraction is below 1, ε holds for those who do not know (metrics.jsonl tells)",
+        (
+            "the coordinator sees each node's clipped update: this ε is for all others, who see the"
+            " shared model"
+        ),
+        (
+            "who was in each cohort: where fraction is below 1, ε holds for those who do not know"
+            " (metrics.jsonl tells)"
+        ),
         "what other runs of the same nodes give away: this ε is of one run",
     ),
 }
@@ -124,7 +132,10 @@ def _row(name: str, metrics: Mapping[str, Any]) -> str:
         low, high = wilson(accuracy, count)
         interval = f"{low:.3f}–{high:.3f}"
     shown_count = "–" if count is None else f"{count:,}"
-    return f"| {name} | {shown_count} | {_number(accuracy)} | {interval} | {_number(metrics.get('auroc'))} |\n"
+    return (
+        f"| {name} | {shown_count} | {_number(accuracy)} | {interval} |"
+        f" {_number(metrics.get('auroc'))} |\n"
+    )
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -149,7 +160,10 @@ def _gap(nodes: Mapping[str, Mapping[str, Any]]) -> str:
 def _people(plan: Plan, final: Mapping[str, Any]) -> str:
     """Which columns name groups of people, and whether anything was told of them."""
     if not plan.evaluate.subgroups:
-        return "the plan names no column such as sex, age or skin; whether results differ between groups is not known"
+        return (
+            "the plan names no column such as sex, age or skin; whether results differ between"
+            " groups is not known"
+        )
     named = ", ".join(
         f"{each.column} ({', '.join(each.groups)})" for each in plan.evaluate.subgroups
     )

@@ -114,7 +114,10 @@ def key_fingerprint(public: Path) -> str:
         what = f"cannot be read: {error.strerror}"
         raise UserError(what, where=str(public), remedy="give the node's .pub file") from None
     except ValueError as error:
-        remedy = "give the .pub beside the key: fedgraft server certificates --node NAME, or ssh-keygen -t ecdsa -b 384"
+        remedy = (
+            "give the .pub beside the key: fedgraft server certificates --node NAME, or ssh-keygen"
+            " -t ecdsa -b 384"
+        )
         raise UserError(
             f"is no public key of a node: {error}", where=str(public), remedy=remedy
         ) from None

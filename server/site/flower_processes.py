@@ -68,7 +68,8 @@ class Flower:
         flower.home.mkdir(parents=True, exist_ok=True)
         trust = "insecure = true" if ca is None else f"root-certificates = {json.dumps(str(ca))}"
         (flower.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress ='
+            f' "{address}"\n{trust}\n'
         )
         return flower
 

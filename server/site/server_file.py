@@ -54,7 +54,8 @@ def _loopback(text: str) -> str:
         inside = host == "localhost"
     if not inside:
         raise ValueError(
-            "it must stay on this host (127.0.0.1:9091): whoever reaches it can start runs, with no password"
+            "it must stay on this host (127.0.0.1:9091): whoever reaches it can start runs, with no"
+            " password"
         )
     return text
 
@@ -113,8 +114,10 @@ class Server(Section):
     )
     hub: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
         default=None,
-        description="URL of the consortium's hub, from which the signed code is run, for nodes with trusted_entities "
-        "(default: this release's own code, unsigned)",
+        description=(
+            "URL of the consortium's hub, from which the signed code is run, for nodes with"
+            " trusted_entities (default: this release's own code, unsigned)"
+        ),
     )
     tracking: Tracking = Field(
         default=Tracking(), description="TensorBoard and MLflow; off unless set"

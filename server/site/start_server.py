@@ -172,7 +172,10 @@ def _must_be_free(address: Address, where: str) -> None:
 def _must_be_valid(certificate: Path) -> None:
     left = expires(certificate) - datetime.datetime.now(datetime.UTC)
     if left.total_seconds() <= 0:
-        remedy = "move server.crt and server.key away, then: fedgraft server certificates FOLDER --host …"
+        remedy = (
+            "move server.crt and server.key away, then: fedgraft server certificates FOLDER"
+            " --host …"
+        )
         raise UserError(f"is over since {-left.days} days", where=str(certificate), remedy=remedy)
     if left.days < RENEW_DAYS:
         say(f"{certificate} is valid for {left.days} more days: renew it (RUNBOOK: keys)")

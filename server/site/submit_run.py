@@ -146,7 +146,8 @@ def _follow(
         with server.submitted.open("a") as file:
             file.write(json.dumps(entry | config) + "\n")
         say(
-            f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes\nfolder {folder}"
+            f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes\nfolder"
+            f" {folder}"
         )
         try:
             with (
@@ -247,7 +248,10 @@ def _keep(server: Server, plan: Plan) -> Path:
 def _expected(server: Server, plan: Plan, asked: int | None) -> int:
     expected = asked or nodes.count(server)
     if expected < plan.aggregate.min_nodes:
-        what = f"aggregate.min_nodes is {plan.aggregate.min_nodes}, and the nodes to wait for are {expected}"
+        what = (
+            f"aggregate.min_nodes is {plan.aggregate.min_nodes}, and the nodes to wait for are"
+            f" {expected}"
+        )
         raise UserError(
             what, where=plan.name, remedy="register more: fedgraft server nodes add NAME KEY.pub"
         )

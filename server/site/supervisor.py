@@ -118,7 +118,8 @@ class Supervisor:
             child.pause = 1.0
         child.again = now + child.pause
         say(
-            f"{child.name} ended {_how(code)}; starts again in {child.pause:g} s; its log: {self._log(child)}"
+            f"{child.name} ended {_how(code)}; starts again in {child.pause:g} s; its log:"
+            f" {self._log(child)}"
         )
         child.pause = min(LONGEST_PAUSE, 2 * child.pause)
 

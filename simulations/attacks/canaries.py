@@ -184,9 +184,11 @@ def canary_scores(
                 data,
                 mechanism=mechanism,
                 optimizer=optimizer,
-                patients=[np.array([k]) for k in range(len(data))]
-                if mechanism.unit == "patient"
-                else None,
+                patients=(
+                    [np.array([k]) for k in range(len(data))]
+                    if mechanism.unit == "patient"
+                    else None
+                ),
                 proximal=plan.train.proximal,
                 augment="none",
                 randomness=Randomness(
@@ -211,7 +213,8 @@ def canaries(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[st
     """
     if plan.privacy.mode in ("central", "local"):
         raise UserError(
-            f"{plan.privacy.mode}: what is noised is a node's whole update, and canaries are records",
+            f"{plan.privacy.mode}: what is noised is a node's whole update, and canaries are"
+            " records",
             where="privacy.mode",
             remedy="leave the audit out, or study a plan with `mode: sample` or `mode: none`",
         )

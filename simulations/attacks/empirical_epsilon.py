@@ -82,7 +82,8 @@ def p_value(canaries: int, guesses: int, correct: int, *, epsilon: float, delta:
     """
     if not (0 <= correct <= guesses <= canaries and epsilon >= 0 and 0 <= delta <= 1):
         raise UserError(
-            f"{correct} of {guesses} guesses right, {canaries} canaries, ε = {epsilon}, δ = {delta}",
+            f"{correct} of {guesses} guesses right, {canaries} canaries, ε = {epsilon}, δ ="
+            f" {delta}",
             remedy="give correct ≤ guesses ≤ canaries, ε ≥ 0 and δ from 0 to 1",
         )
     tail = float(stats.binom.sf(correct - 1, guesses, _right(epsilon)))

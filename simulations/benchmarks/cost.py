@@ -84,7 +84,10 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             f"adapter={ADAPTERS[row.get('adapter', 'head')]}",
-            f"simulation={{nodes: {row['nodes']}, data: {data}, partition: {{kind: iid, min_examples: 1}}}}",
+            (
+                f"simulation={{nodes: {row['nodes']}, data: {data}, partition: {{kind: iid,"
+                " min_examples: 1}}"
+            ),
             f"train.rounds={row['rounds']}",
         ]
         words += [f"backbone={row['backbone']}"] if "backbone" in row else []
@@ -114,7 +117,8 @@ def main(kind: str) -> None:
     """A table in Markdown, a line for each row as it is done."""
     print(f"{os.cpu_count()} cores, one torch thread for each of two workers")
     print(
-        "| row | wall, s | hand-out, s | rounds, s | processor, s | per node and round, ms | peak memory, MiB |"
+        "| row | wall, s | hand-out, s | rounds, s | processor, s | per node and round, ms | peak"
+        " memory, MiB |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in ROWS[kind]:

@@ -68,7 +68,10 @@ def main() -> None:
 
 
 def _private() -> None:
-    head = "| accuracy, mean over hospitals (δ = 1e-4, example) | ε, all rounds | ε, one round's accountant | accuracy |"
+    head = (
+        "| accuracy, mean over hospitals (δ = 1e-4, example) | ε, all rounds | ε, one round's"
+        " accountant | accuracy |"
+    )
     print(f"\n{head}\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(PRIVATE_ROWS):

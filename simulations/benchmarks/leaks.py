@@ -289,7 +289,8 @@ def attacks_table(found: Mapping[Task, Any]) -> str:
         ]
         mean = next((f"{each['ssim_mean']:.2f}" for each in both if each), "–")
         lines.append(
-            f"| image rebuilt, {size} × {size} | SSIM (closer than the mean image) | {' | '.join(cells)} | {mean} |"
+            f"| image rebuilt, {size} × {size} | SSIM (closer than the mean image) |"
+            f" {' | '.join(cells)} | {mean} |"
         )
     return "\n".join(lines)
 

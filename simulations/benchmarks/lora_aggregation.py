@@ -37,7 +37,8 @@ SEEDS = 2
 def main() -> None:
     """Run each way over the seeds and print a table in Markdown."""
     print(
-        "| lora_aggregation | update | no privacy: accuracy | AUROC | ε = 8, δ = 1e-4: accuracy | AUROC |"
+        "| lora_aggregation | update | no privacy: accuracy | AUROC | ε = 8, δ = 1e-4: accuracy |"
+        " AUROC |"
     )
     print("|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:

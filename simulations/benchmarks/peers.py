@@ -35,7 +35,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = environments.FOLDER / "peers.json"
 OURS = "fedgraft"
 LIMIT = 1800  # seconds for one run
-HEAD = "| who | threads | wall, s (range) | rounds, s | wall ÷ ours | rounds ÷ ours | accuracy | versions |"
+HEAD = (
+    "| who | threads | wall, s (range) | rounds, s | wall ÷ ours | rounds ÷ ours | accuracy |"
+    " versions |"
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
                 continue
             if not good:
                 rows.append(
-                    f"| {competitor.title} | {competitor.threads} | – | – | – | – | {runs[0]['failed']} |"
+                    f"| {competitor.title} | {competitor.threads} | – | – | – | – |"
+                    f" {runs[0]['failed']} |"
                 )
                 continue
             walls, rounds = [run["wall"] for run in good], [run["seconds"] for run in good]
@@ -162,9 +166,9 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
             spread = f"{min(walls):.1f}–{max(walls):.1f}"
             versions = ", ".join(f"{key} {value}" for key, value in good[0]["versions"].items())
             rows.append(
-                f"| {competitor.title} | {competitor.threads} | {statistics.median(walls):.1f} ({spread}) | "
-                f"{statistics.median(rounds):.1f} | {ratio[0]} | {ratio[1]} | {statistics.mean(accuracies):.3f} "
-                f"(n={len(good)}) | {versions} |"
+                f"| {competitor.title} | {competitor.threads} | {statistics.median(walls):.1f}"
+                f" ({spread}) | {statistics.median(rounds):.1f} | {ratio[0]} | {ratio[1]} |"
+                f" {statistics.mean(accuracies):.3f} (n={len(good)}) | {versions} |"
             )
         if rows and ours:
             lines += [f"\n**{title}**\n", HEAD, "|---|---|---:|---:|---:|---:|---:|---|", *rows]

@@ -56,10 +56,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms (median)"
+        f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms"
+        " (median)"
     )
     print(
-        f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'hooks':>7} | {'cut/full':>8} {'dp/cut':>7}"
+        f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'hooks':>7} |"
+        f" {'cut/full':>8} {'dp/cut':>7}"
     )
     for name, size in NETWORKS:
         if name in given.networks:

@@ -51,7 +51,10 @@ def overrides(adapter: str, seed: int, *, nodes: int = NODES, rounds: int = ROUN
     return [
         f"adapter={ADAPTERS[adapter]}",
         f"seed={seed}",
-        f"train={{rounds: {rounds}, local_epochs: 1, batch_size: {BATCH}, optimizer: {{name: adamw, lr: {RATE}}}}}",
+        (
+            f"train={{rounds: {rounds}, local_epochs: 1, batch_size: {BATCH}, optimizer: {{name:"
+            f" adamw, lr: {RATE}}}}}"
+        ),
         f"simulation.nodes={nodes}",
         "simulation.partition={kind: iid}",
     ]

@@ -80,8 +80,9 @@ class Federation:
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "OMP_NUM_THREADS": "1",
             # where a plan's weights are looked up: these processes have other working directories
-            "FEDGRAFT_DATA": os.environ.get("FEDGRAFT_DATA")
-            or str(Path.cwd().parent / "shared" / "data"),
+            "FEDGRAFT_DATA": (
+                os.environ.get("FEDGRAFT_DATA") or str(Path.cwd().parent / "shared" / "data")
+            ),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
@@ -95,8 +96,9 @@ class Federation:
         self.ca = self.certificates / "ca.crt"
         self.server_file = folder / "server.yaml"
         self.server_file.write_text(
-            f"certificates: certificates\nstate: state\ngateway: {{address: '{host}:{self.gateway}'}}\n"
-            f"superlink: 127.0.0.1:{self.superlink}\nhealth: 127.0.0.1:{self.health}\n{settings}"
+            "certificates: certificates\nstate: state\ngateway: {address:"
+            f" '{host}:{self.gateway}'}}\nsuperlink: 127.0.0.1:{self.superlink}\nhealth:"
+            f" 127.0.0.1:{self.health}\n{settings}"
         )
 
     # ── all together ──────────────────────────────────────────────────────────────────────────────

@@ -52,7 +52,10 @@ def start_and_follow(
         RunFailed: the run did not end as `finished:completed`; carries the last lines of Flower's
             log.
     """
-    federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_client} client-resources-num-gpus=0.0"
+    federation = (
+        f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_client}"
+        " client-resources-num-gpus=0.0"
+    )
     run_id = flower.submit(app, run_config, "--federation-config", federation)
     try:
         while not (status := flower.status(run_id)).startswith("finished"):

@@ -13,11 +13,15 @@ from fedgraft.simulations.report.pictures import roc_curves
 from fedgraft.simulations.study.study_table import numbers
 
 CAVEATS = {  # what must not be concluded from an attack
-    "inversion": "An image that does not come back is no proof that it cannot. This attack rebuilds images of 8 × 8 "
-    "and 12 × 12 pixels; at 28 × 28 it does about as well as the mean image, which anybody has. A better one may do "
-    "more.",
-    "properties": "An ε for an example or a patient does not promise to hide what is true of a whole hospital. Only "
-    "noise on its whole update does (privacy.mode: local).",
+    "inversion": (
+        "An image that does not come back is no proof that it cannot. This attack rebuilds images"
+        " of 8 × 8 and 12 × 12 pixels; at 28 × 28 it does about as well as the mean image, which"
+        " anybody has. A better one may do more."
+    ),
+    "properties": (
+        "An ε for an example or a patient does not promise to hide what is true of a whole"
+        " hospital. Only noise on its whole update does (privacy.mode: local)."
+    ),
 }
 Found = Mapping[str, Any]  # attacks.json of one run
 Named = Sequence[tuple[str, Found]]  # of several, by what tells them apart; one run has the name ""
@@ -60,9 +64,9 @@ def membership(found: Named) -> str:
     return (
         page.heading("Can it be told who was in the training data?", 3)
         + page.paragraph(
-            "An attacker holds a person's record and asks whether it was trained on. Guessing finds as many members "
-            "as it "
-            "raises false alarms: 1 % at 1 %. In brackets: 95 % intervals over the records drawn."
+            "An attacker holds a person's record and asks whether it was trained on. Guessing finds"
+            " as many members as it raises false alarms: 1 % at 1 %. In brackets: 95 % intervals"
+            " over the records drawn."
         )
         + page.bullets(meant)
         + page.table(head, rows, texts=words)
@@ -142,11 +146,10 @@ def empirical(found: Named) -> str:
     return (
         page.heading("Does the noise do what is claimed?", 3)
         + page.paragraph(
-            "Marked records (canaries) are put into one hospital's data by the toss of a coin, and somebody who sees "
-            "every "
-            "step guesses which are in (Steinke, Nasr and Jagielski 2023). From the right guesses follows a lower "
-            "bound "
-            "on ε. On a mechanism that keeps its promise it stays below the stated ε."
+            "Marked records (canaries) are put into one hospital's data by the toss of a coin, and"
+            " somebody who sees every step guesses which are in (Steinke, Nasr and Jagielski 2023)."
+            " From the right guesses follows a lower bound on ε. On a mechanism that keeps its"
+            " promise it stays below the stated ε."
         )
         + page.table(
             [*(["plan"] if several else []), *head],

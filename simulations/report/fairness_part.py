@@ -74,16 +74,16 @@ def _groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
     if not plan.evaluate.subgroups:
         return [
             page.paragraph(
-                "Not known: the plan names no column such as sex, age or scanner (evaluate.subgroups), so no site "
-                "measured the model on any group of people.",
+                "Not known: the plan names no column such as sex, age or scanner"
+                " (evaluate.subgroups), so no site measured the model on any group of people.",
                 "quiet",
             )
         ]
     if plan.privacy.mode != "none":
         return [
             page.paragraph(
-                "Not known: the plan names groups, but under differential privacy no site tells of them, because ε "
-                "would not cover it.",
+                "Not known: the plan names groups, but under differential privacy no site tells of"
+                " them, because ε would not cover it.",
                 "quiet",
             )
         ]
@@ -108,9 +108,10 @@ def _groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
         if len(known) > 1:
             parts.append(f"Worst by {column.column}: {gap_in_words(known)[1]}")
     why = (
-        "A site tells of a group only if enough of its test records are in it (min_subgroup in its own file: 10 unless "
-        "it says otherwise), and if what it does not tell cannot be worked out from what it tells. So a group may be "
-        "measured at some sites only: two groups can differ because their sites do."
+        "A site tells of a group only if enough of its test records are in it (min_subgroup in its"
+        " own file: 10 unless it says otherwise), and if what it does not tell cannot be worked out"
+        " from what it tells. So a group may be measured at some sites only: two groups can differ"
+        " because their sites do."
     )
     head = ["group", "test examples", "told by sites", "accuracy", "AUROC"]
     return [

@@ -95,7 +95,8 @@ def cards(items: Iterable[tuple[str, str, bool]]) -> str:
     return (
         "<div class=cards>"
         + "".join(
-            f"<div class='card{' warn' if warn else ''}'><b>{text(figure)}</b><span>{text(what)}</span></div>"
+            "<div"
+            f" class='card{' warn' if warn else ''}'><b>{text(figure)}</b><span>{text(what)}</span></div>"
             for figure, what, warn in items
         )
         + "</div>"
@@ -126,7 +127,10 @@ def table(
         f"<tr{' class=strong' if number == strong else ''}>{line(row, 'td')}</tr>"
         for number, row in enumerate(rows)
     )
-    return f"<div class=wide><table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        "<div"
+        f" class=wide><table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def facts(items: Iterable[tuple[str, str]]) -> str:

@@ -13,15 +13,24 @@ from fedgraft.common.privacy.accounting import shown, statement
 from fedgraft.simulations.report import attacks_part as attacks
 from fedgraft.simulations.report import page, pictures
 
-NO_PRIVACY = "No differential privacy was asked for: the updates may reveal training data, and nothing below limits how much."
+NO_PRIVACY = (
+    "No differential privacy was asked for: the updates may reveal training data, and nothing below"
+    " limits how much."
+)
 ASSUMPTIONS = (
-    "The noise comes from a source that an attacker cannot guess. In a simulation it is drawn from a seed, so that "
-    "the run "
-    "can be repeated: such a run protects nobody, it shows what a deployment would do.",
-    "A record counts as one unit. Where one patient has several records and the unit is the example, each is hidden by "
-    "itself, and all of them together less well.",
-    "Everything that was ever run on the same records is counted by each site's own ledger; what was computed on them "
-    "outside of it is not.",
+    (
+        "The noise comes from a source that an attacker cannot guess. In a simulation it is drawn"
+        " from a seed, so that the run can be repeated: such a run protects nobody, it shows what a"
+        " deployment would do."
+    ),
+    (
+        "A record counts as one unit. Where one patient has several records and the unit is the"
+        " example, each is hidden by itself, and all of them together less well."
+    ),
+    (
+        "Everything that was ever run on the same records is counted by each site's own ledger;"
+        " what was computed on them outside of it is not."
+    ),
     "The network under the adapter was trained on other data: ε says nothing about that.",
 )
 
@@ -107,7 +116,8 @@ def not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
     """What ε does not cover, in the result's own words."""
     if plan.privacy.mode == "none":
         lines = [
-            "anything: without differential privacy the updates and the shared model may reveal training records"
+            "anything: without differential privacy the updates and the shared model may reveal"
+            " training records"
         ]
     else:
         lines = list(result.get("not_covered_by_epsilon", ()))
@@ -116,7 +126,10 @@ def not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
         page.bullets(
             [
                 *lines,
-                "what a group of people have in common: a model that learns it tells it, whoever took part",
+                (
+                    "what a group of people have in common: a model that learns it tells it,"
+                    " whoever took part"
+                ),
                 "mistakes of the model, and what people do with its answers",
             ]
         ),

@@ -43,8 +43,8 @@ def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, 
     metrics = "No metrics left a site."
     if any(line.get("received") or line.get("final") for line in lines):
         metrics = (
-            "For the metrics on this page it sent sums over its test data: answers by true and given class, histograms "
-            "of scores, losses."
+            "For the metrics on this page it sent sums over its test data: answers by true and"
+            " given class, histograms of scores, losses."
         )
     if result["final"].get("subgroups"):
         metrics += " After the last round the same sums for the groups of people above."
@@ -52,10 +52,10 @@ def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, 
     return [
         page.heading("What left each building"),
         page.paragraph(
-            f"In each round a site sent its adapter, {len(tensors)} tensors (tables of numbers) of "
-            f"{size(spent['adapter'])} in all, and {BESIDE[plan.privacy.mode]}. {metrics} No image, no table row, no "
-            "file name. Nothing else is accepted by the code that writes and reads the messages; bytes below are with "
-            "their framing."
+            f"In each round a site sent its adapter, {len(tensors)} tensors (tables of numbers) of"
+            f" {size(spent['adapter'])} in all, and {BESIDE[plan.privacy.mode]}. {metrics} No"
+            " image, no table row, no file name. Nothing else is accepted by the code that writes"
+            " and reads the messages; bytes below are with their framing."
         ),
         page.details(f"The {len(tensors)} tensors", names) if len(tensors) > 12 else names,
         page.details(f"Bytes by site ({len(sent)})", by_site) if len(sent) > 12 else by_site,
@@ -68,7 +68,8 @@ def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, 
                     ("this run, everything", spent["total"]),
                 ]
             ),
-            "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the wire.",
+            "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that"
+            " crossed the wire.",
         ),
         page.facts(
             [
@@ -77,16 +78,24 @@ def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, 
                 ("backbone", result["backbone"]["fingerprint_before"]),
             ]
         ),
-        page.heading("Left out", 3) + page.bullets(refused)
-        if refused
-        else page.paragraph("No update was left out.", "quiet"),
+        (
+            page.heading("Left out", 3) + page.bullets(refused)
+            if refused
+            else page.paragraph("No update was left out.", "quiet")
+        ),
     ]
 
 
 def _approval(result: Result) -> str:
     if "engine" in result:
-        return "a simulation: the nodes were made for it and their policies approve any plan and backbone"
-    return "each site's own node file approves plans and backbones by these hashes; who did not is listed as left out"
+        return (
+            "a simulation: the nodes were made for it and their policies approve any plan and"
+            " backbone"
+        )
+    return (
+        "each site's own node file approves plans and backbones by these hashes; who did not is"
+        " listed as left out"
+    )
 
 
 def _tensors(run: Path) -> list[tuple[str, list[int], int]]:

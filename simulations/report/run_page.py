@@ -64,7 +64,10 @@ def run_page(run: Path, result: Result, plan_text: str) -> str:
 # ── in short ──────────────────────────────────────────────────────────────────────────────────────
 def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
     final, nodes = result["final"]["global"], len(result["final"]["nodes"])
-    ended = f"{result['rounds_done']} rounds, seed {result['seed']}, {result['seconds'].get('total', 0):.0f} s"
+    ended = (
+        f"{result['rounds_done']} rounds, seed {result['seed']},"
+        f" {result['seconds'].get('total', 0):.0f} s"
+    )
     status = (
         ""
         if result["status"] == "completed"
@@ -88,14 +91,18 @@ def _opening(plan: Plan, result: Result, found: attacks.Found) -> list[str]:
         boxes.append(
             (
                 f"{auc:.2f}",
-                "how well the best attack tells who was in the data (AUC; guessing: 0.50, always right: 1)",
+                (
+                    "how well the best attack tells who was in the data (AUC; guessing: 0.50,"
+                    " always right: 1)"
+                ),
                 attacks.verdict(strongest)[0] == "l",
             )
         )
     return [
         page.paragraph(
-            f"{status}{nodes} sites trained one model together to tell {page.listed(plan.task.classes)} apart. "
-            f"Their {kind} stayed where they are; a small adapter travelled.",
+            f"{status}{nodes} sites trained one model together to tell"
+            f" {page.listed(plan.task.classes)} apart. Their {kind} stayed where they are; a small"
+            " adapter travelled.",
             "lead",
         ),
         page.cards(boxes),
@@ -117,7 +124,10 @@ def _trained(plan: Plan, result: Result) -> list[str]:
             [
                 (
                     "frozen network",
-                    f"{result['backbone']['name']}, {size(result['bytes']['backbone'])}; {unchanged}",
+                    (
+                        f"{result['backbone']['name']}, {size(result['bytes']['backbone'])};"
+                        f" {unchanged}"
+                    ),
                 ),
                 (
                     "what was trained",
@@ -147,12 +157,18 @@ def told_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str]:
     if plan.privacy.mode == "none":
         return (
             known,
-            "A simulation on one machine: in a deployment only each site's total is sent, not its classes.",
+            (
+                "A simulation on one machine: in a deployment only each site's total is sent, not"
+                " its classes."
+            ),
         )
     coarse = {name: [count - count % COARSE for count in row] for name, row in known.items()}
     return (
         coarse,
-        f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class.",
+        (
+            f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by"
+            " class."
+        ),
     )
 
 
@@ -177,12 +193,11 @@ def _good(plan: Plan, result: Result, lines: list[dict[str, Any]]) -> list[str]:
     return [
         page.heading("How good is the shared model?"),
         page.paragraph(
-            f"Every row is measured on the same {examples} test examples, those of all sites together. In brackets: "
-            "95 % "
-            "intervals, for what other test examples of the same kind would show. One run tells nothing of another "
-            "seed; "
-            "a study does. AUROC: how often a case of one class is scored above one of another (guessing: 0.5). "
-            "Calibration error: how far the stated certainty is from how often it is right."
+            f"Every row is measured on the same {examples} test examples, those of all sites"
+            " together. In brackets: 95 % intervals, for what other test examples of the same kind"
+            " would show. One run tells nothing of another seed; a study does. AUROC: how often a"
+            " case of one class is scored above one of another (guessing: 0.5). Calibration error:"
+            " how far the stated certainty is from how often it is right."
         ),
         page.table(head, rows, strong=0),
         page.bullets(
@@ -222,7 +237,10 @@ def _rounds(lines: list[dict[str, Any]]) -> bytes | None:
 def _attacked(found: attacks.Found, result: Result) -> list[str]:
     parts = [attacks.membership([("", found)]), attacks.others([("", found)])]
     if not any(parts):
-        what = "No attack was run against this model. `fedgraft study membership` runs some on a plan like this."
+        what = (
+            "No attack was run against this model. `fedgraft study membership` runs some on a plan"
+            " like this."
+        )
         return [page.heading("What attackers found"), page.paragraph(what)]
     return [page.heading("What attackers found"), *parts]
 
@@ -233,14 +251,14 @@ def _repeat(result: Result, plan_text: str, run: Path) -> list[str]:
     return [
         page.heading("How to repeat it"),
         page.paragraph(
-            "manifest.json beside this page holds the hashes of the plan, the code, the data, the backbone, the "
-            "packages, "
-            "the ledgers and every file. This runs everything again and says what agrees:"
+            "manifest.json beside this page holds the hashes of the plan, the code, the data, the"
+            " backbone, the packages, the ledgers and every file. This runs everything again and"
+            " says what agrees:"
         ),
         page.listing(command),
         page.paragraph(
-            "Whoever answers for this page signs the manifest (fedgraft manifest … --sign KEY). Whoever receives it "
-            "checks that no byte was changed since, and by whom it was signed:"
+            "Whoever answers for this page signs the manifest (fedgraft manifest … --sign KEY)."
+            " Whoever receives it checks that no byte was changed since, and by whom it was signed:"
         ),
         page.listing(shlex.join(["fedgraft", "manifest", run.name, "--verify"])),
         page.facts(

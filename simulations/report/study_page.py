@@ -100,9 +100,9 @@ def _opening(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     )
     return [
         page.paragraph(
-            f"The plan {first.name}: {first.backbone.name} with adapters, to tell "
-            f"{listed(first.task.classes)} "
-            "apart. Each cell of the study is a whole federation on one machine; no cell saw another's data or model.",
+            f"The plan {first.name}: {first.backbone.name} with adapters, to tell"
+            f" {listed(first.task.classes)} apart. Each cell of the study is a whole federation on"
+            " one machine; no cell saw another's data or model.",
             "lead",
         ),
         page.cards(boxes),
@@ -239,9 +239,9 @@ def _against(study: Study, groups: Sequence[Group]) -> list[str]:
     return [
         page.heading("Against each baseline"),
         page.paragraph(
-            "The federation less the baseline, in points, seed by seed on the same data, with 95 % intervals. alone: "
-            "each hospital by itself, the mean of their models, without privacy. pooled: all data in one place, "
-            "without privacy; what privacy and distance cost."
+            "The federation less the baseline, in points, seed by seed on the same data, with 95 %"
+            " intervals. alone: each hospital by itself, the mean of their models, without privacy."
+            " pooled: all data in one place, without privacy; what privacy and distance cost."
         ),
         page.table(["plan", "baseline", "accuracy", "AUROC"], rows, texts=[1]),
     ]
@@ -273,8 +273,8 @@ def _beside(study: Study, groups: Sequence[Group]) -> list[str]:
     return [
         page.heading(f"Against {next(iter(study.cases))}"),
         page.paragraph(
-            "In points, seed by seed on the same data, with 95 % intervals. Of many comparisons some leave zero out by "
-            "chance."
+            "In points, seed by seed on the same data, with 95 % intervals. Of many comparisons"
+            " some leave zero out by chance."
         ),
         page.table(["plan", *(WORDS[column] for column in columns)], rows, texts=[1, 2, 3]),
     ]
@@ -291,7 +291,8 @@ def _sites(groups: Sequence[Group]) -> list[str]:
     return [
         page.heading("Does it serve every site?"),
         page.paragraph(
-            "A small site has few test examples: the worst of many small sites is far below the best by chance alone."
+            "A small site has few test examples: the worst of many small sites is far below the"
+            " best by chance alone."
         ),
         page.table(["plan", "accuracy at the worst site", "between best and worst site"], rows),
     ]
@@ -330,7 +331,10 @@ def _attacked(study: Study, found: Mapping[str, attacks.Found]) -> list[str]:
     parts = [attacks.membership(named), attacks.others(named)]
     if not any(parts):
         return []
-    words = f"Means over {_seeds(study)}, with the widest interval of any of them; curves of the first seed."
+    words = (
+        f"Means over {_seeds(study)}, with the widest interval of any of them; curves of the first"
+        " seed."
+    )
     if len(study.seeds) == 1:
         words = "Of one seed. Intervals are over the records that were attacked."
     return [page.heading("What attackers found"), page.paragraph(words, "quiet"), *parts]
@@ -343,7 +347,10 @@ def _seeds(study: Study) -> str:
 def _caption(study: Study, column: str) -> str:
     several = f"means over {_seeds(study)} with 95 % intervals"
     name = WORDS.get(column, column)
-    return f"{name[0].upper()}{name[1:]}: {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
+    return (
+        f"{name[0].upper()}{name[1:]}:"
+        f" {several if len(study.seeds) > 1 else 'of one seed, without an interval'}."
+    )
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
@@ -379,9 +386,9 @@ def _repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list[str]:
     return [
         page.heading("How to repeat it"),
         page.paragraph(
-            "table.csv and table.parquet beside this page hold every number; manifest.json holds the hashes of the "
-            "plans, "
-            "the code, the data, the packages and every file. This runs every cell again and says what agrees:"
+            "table.csv and table.parquet beside this page hold every number; manifest.json holds"
+            " the hashes of the plans, the code, the data, the packages and every file. This runs"
+            " every cell again and says what agrees:"
         ),
         page.listing(f"fedgraft reproduce {folder.name}/manifest.json"),
         page.details(

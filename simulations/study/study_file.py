@@ -198,7 +198,10 @@ def cells_of(
             continue
         cell = Cell(_folder(labels, plan), labels, tuple(texts), plan, plan_hash(plan))
         if cell.plan_hash in twins:
-            what = f"the cells {_named(twins[cell.plan_hash].labels)} and {_named(labels)} are the same plan"
+            what = (
+                f"the cells {_named(twins[cell.plan_hash].labels)} and {_named(labels)} are the"
+                " same plan"
+            )
             told = UserError(what, where=file or study.name, remedy="take one of them out")
             mistakes[str(told)] = told
         twins[cell.plan_hash] = cell

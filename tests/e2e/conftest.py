@@ -189,7 +189,8 @@ def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[Federati
     settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
     with Federation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
         seen(
-            "made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with the Fleet API only"
+            "made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with"
+            " the Fleet API only"
         )
         kept = ", ".join(
             f"{name} ({Path(load_node(path).data.path).name})" for name, path in files.items()

@@ -47,7 +47,8 @@ def test_the_same_model_as_in_one_process(federation: Federation, in_process, se
         assert results[0][key] == results[1][key], key
 
     seen(
-        f"pneumonia, 3 rounds at 3 hospitals: {digest(out)}; in one process: {digest(in_process)}; the same bits"
+        f"pneumonia, 3 rounds at 3 hospitals: {digest(out)}; in one process: {digest(in_process)};"
+        " the same bits"
     )
 
     again = federation.fedgraft("server", "resume", out, "--server", federation.server_file)

@@ -111,5 +111,6 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, see
     assert f"{kept} finished rounds" in err
     assert kept > max(missed)
     seen(
-        f"a SuperNode killed while it trained: left out in {len(missed)} rounds, restarted by itself, trains again"
+        f"a SuperNode killed while it trained: left out in {len(missed)} rounds, restarted by"
+        " itself, trains again"
     )

@@ -105,7 +105,8 @@ def test_a_large_backbone(tmp_path, capsys):
     handout = first["bytes"]["handout"]
     with capsys.disabled():
         print(
-            f"\nbackbone {size:,} bytes to 2 nodes: {first['seconds']['handout']:.1f} s, {handout['down']:,} bytes down"
+            f"\nbackbone {size:,} bytes to 2 nodes: {first['seconds']['handout']:.1f} s,"
+            f" {handout['down']:,} bytes down"
         )
         for program, most in watch.peaks.items():
             print(f"  {program:<18} peak {most / 1e6:7.0f} MB")

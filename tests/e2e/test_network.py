@@ -125,6 +125,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
         assert running.returncode == 130, said + err
         assert federation.alive("far")
     seen(
-        f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains again"
+        f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains"
+        " again"
     )
     assert trained(out, "north") >= set(range(1, missed + 1)), "the others did not go on"

@@ -84,7 +84,10 @@ def escape(app: Path, mark: Path, approved: str) -> None:
         project.read_text().replace('version = "0.1.0"', f'version = "{release}/../../../../evil"')
     )
     # `flwr run` imports it, too, at the coordinator: only the node's processes have this variable
-    code = f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r}, 'w').close()\n"
+    code = (
+        f"import os\nif {launcher.APPROVALS!r} in os.environ:\n    open({str(mark)!r},"
+        " 'w').close()\n"
+    )
     (app / "client" / "__init__.py").write_text(code)
 
 
@@ -129,7 +132,8 @@ def test_what_nobody_approved_is_refused(
     assert not (federation.folder / "ran").exists()
     assert not list((federation.folder / "hospitals").rglob("evil*"))
     seen(
-        "code with one more byte, code that unpacks itself elsewhere, another plan: refused at every node, with words"
+        "code with one more byte, code that unpacks itself elsewhere, another plan: refused at"
+        " every node, with words"
     )
 
 
@@ -182,8 +186,8 @@ def environment(elsewhere: Path) -> Path:
         if entry.dist is not None and entry.dist.name in ("flwr", "fedgraft"):
             program = place / "bin" / entry.name
             program.write_text(
-                f"#!{place}/bin/python\nimport sys\nfrom {entry.module} import {entry.attr.split('.')[0]}\n"
-                f"sys.exit({entry.attr}())\n"
+                f"#!{place}/bin/python\nimport sys\nfrom {entry.module} import"
+                f" {entry.attr.split('.')[0]}\nsys.exit({entry.attr}())\n"
             )
             program.chmod(0o755)
     probe = subprocess.run(
@@ -246,7 +250,8 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
         )  # noqa: E731
         until("it is refused", refused, 120)
         seen(
-            "a node as the user nobody: takes part, cannot write what was approved; once removed it is refused"
+            "a node as the user nobody: takes part, cannot write what was approved; once removed it"
+            " is refused"
         )
         again = federation.fedgraft(
             "server", "nodes", "remove", "guest", "--server", federation.server_file

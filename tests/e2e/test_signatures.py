@@ -115,5 +115,6 @@ def test_only_what_the_consortium_signed_runs(hub: Hub, tmp_path: Path, seen) ->
         assert done.code == 0, done
     assert {asked["app_id"] for asked in hub.asked} == {"@fedgraft/fedgraft"}
     seen(
-        "code that somebody else signed: refused by a node with trusted entities; signed by the consortium: runs"
+        "code that somebody else signed: refused by a node with trusted entities; signed by the"
+        " consortium: runs"
     )

@@ -181,7 +181,10 @@ def test_a_request_within_a_request_is_not_seen(federation: Federation, door: in
     refuses.
     """
     inner = "POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-    both = "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n"
+    both = (
+        "POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:"
+        " chunked\r\nContent-Length: 4\r\n"
+    )
     answer = spoken(federation, door, both, f"0\r\n\r\n{inner}")
     codes = [line.split()[1] for line in answer.splitlines() if line.startswith("HTTP/1.1")]
     assert "200" not in codes, answer

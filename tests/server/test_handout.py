@@ -96,7 +96,10 @@ def test_parts_hold_every_tensor_once_in_order(sizes: list[int], most: int) -> N
 
 def test_a_nodes_own_words_are_told_without_flowers_wrapping() -> None:
     """As Flower 1.41 wrote it when a node's launcher refused other code."""
-    wrapped = "<class '__main__.BundleRefused'>:<'the code sha256:6b that the server sent is not approved'>"
+    wrapped = (
+        "<class '__main__.BundleRefused'>:<'the code sha256:6b that the server sent is not"
+        " approved'>"
+    )
     assert _words(wrapped, 5) == "the code sha256:6b that the server sent is not approved"
     assert _words("Traceback\nValueError: no", 5) == "ValueError: no"
     assert _words(None, 5) == "the node was lost"

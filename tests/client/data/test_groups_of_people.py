@@ -106,7 +106,10 @@ def asking(*more: str) -> Plan:
         (
             "{}",
             (),
-            "nor of any that would give such a group away (min_subgroup):\n    sex (women, men)\n    scanner (a, b)",
+            (
+                "nor of any that would give such a group away (min_subgroup):\n    sex (women,"
+                " men)\n    scanner (a, b)"
+            ),
             "told of: women, men",
         ),
         ("{min_subgroup: 20}", (), "fewer than 20 test records", "told of: none"),
@@ -120,7 +123,10 @@ def asking(*more: str) -> Plan:
         (
             "{report_metrics: true}",
             ("privacy={mode: sample, target_epsilon: 1}",),
-            "nothing of groups of people, which the plan asks for (ε would not cover it): sex (women, men)",
+            (
+                "nothing of groups of people, which the plan asks for (ε would not cover it): sex"
+                " (women, men)"
+            ),
             "",
         ),
     ],

@@ -116,8 +116,8 @@ def test_the_approved_bundle_is_let_in_however_it_was_packed(approvals: Approval
         {"client/extra.py": b""},
         {"sitecustomize.py": b"print('hello')"},
         {
-            "pyproject.toml": unpacked(BUNDLE)["pyproject.toml"].replace(
-                b"0.1.0", b"0.1.0/../../../store/x"
+            "pyproject.toml": (
+                unpacked(BUNDLE)["pyproject.toml"].replace(b"0.1.0", b"0.1.0/../../../store/x")
             )
         },
     ],

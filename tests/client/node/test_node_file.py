@@ -41,7 +41,10 @@ def test_absolute_paths_and_bundled_data_stay(tmp_path: Path) -> None:
 
 def test_all_mistakes_at_once_with_line_and_key(tmp_path: Path) -> None:
     """A misspelt policy key that is ignored is a policy that does not hold."""
-    text = "name: a b\ndata: {path: x.npz, format: xlsx}\nstore: s\npolicy:\n  min_exampels: 50\nthreads: 0\n"
+    text = (
+        "name: a b\ndata: {path: x.npz, format: xlsx}\nstore: s\npolicy:\n  min_exampels:"
+        " 50\nthreads: 0\n"
+    )
     with pytest.raises(UserError) as caught:
         load_node(write(tmp_path, text))
     told = str(caught.value)

@@ -36,7 +36,10 @@ from fedgraft.server.exchange import exchange
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
-POLICY = "dp_required: true, max_epsilon_run: 2, max_epsilon_total: 3, max_delta: 1.0e-4, min_noise_multiplier: 0.6"
+POLICY = (
+    "dp_required: true, max_epsilon_run: 2, max_epsilon_total: 3, max_delta: 1.0e-4,"
+    " min_noise_multiplier: 0.6"
+)
 PRIVACY = {"mode": "sample", "target_epsilon": 2.0, "delta": 1e-4, "accountant": "rdp"}
 
 

@@ -384,20 +384,31 @@ def full(ledger: Ledger) -> None:
 
 
 CHANGES = {
-    "steps lowered": "UPDATE entry SET body = replace(body, '\"steps\":100', '\"steps\":1') WHERE number = 2",
-    "noise raised": "UPDATE entry SET body = replace(body, '\"noise_multiplier\":1.0', '\"noise_multiplier\":9.0')",
+    "steps lowered": (
+        "UPDATE entry SET body = replace(body, '\"steps\":100', '\"steps\":1') WHERE number = 2"
+    ),
+    "noise raised": (
+        "UPDATE entry SET body = replace(body, '\"noise_multiplier\":1.0',"
+        " '\"noise_multiplier\":9.0')"
+    ),
     "time moved": "UPDATE entry SET time = '1.0' WHERE number = 3",
     "made a settlement": "UPDATE entry SET kind = 'settle' WHERE number = 7",
     "not JSON": "UPDATE entry SET body = 'x' WHERE number = 2",
     "one removed": "DELETE FROM entry WHERE number = 3",
     "the first removed": "DELETE FROM entry WHERE number = 1",
-    "removed and closed up": "DELETE FROM entry WHERE number = 3;UPDATE entry SET number = number - 1 WHERE number > 3",
-    "two exchanged": "UPDATE entry SET number = -2 WHERE number = 2; UPDATE entry SET number = 2 WHERE number = 5;"
-    "UPDATE entry SET number = 5 WHERE number = -2",
+    "removed and closed up": (
+        "DELETE FROM entry WHERE number = 3;UPDATE entry SET number = number - 1 WHERE number > 3"
+    ),
+    "two exchanged": (
+        "UPDATE entry SET number = -2 WHERE number = 2; UPDATE entry SET number = 2 WHERE number ="
+        " 5;UPDATE entry SET number = 5 WHERE number = -2"
+    ),
     "the last cut off": "DELETE FROM entry WHERE number = 7",
     "the tail cut off": "DELETE FROM entry WHERE number > 2",
     "all removed": "DELETE FROM entry",
-    "one repeated": "INSERT INTO entry SELECT 8, kind, time, body, hash FROM entry WHERE number = 7",
+    "one repeated": (
+        "INSERT INTO entry SELECT 8, kind, time, body, hash FROM entry WHERE number = 7"
+    ),
     "another format": "PRAGMA user_version = 9",
 }
 UNCHAINED = {

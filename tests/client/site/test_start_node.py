@@ -79,7 +79,8 @@ def test_a_key_that_is_still_held_is_told_from_other_trouble() -> None:
     assert not watch.refused
     other = Watch(lambda event, what: None)
     other.line(
-        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer"
+        " certificate"
     )
     assert "not one of this federation's CA" in other.trouble
     assert not other.refused
@@ -191,8 +192,8 @@ def test_it_waits_out_a_held_key_and_answers_before_it_leaves(started) -> None:
     process, log, finish = started
     said = until(log, "train, run 77")
     assert (
-        "the SuperLink holds this key (up to a minute after a crash), or does not know it; again in 1 s"
-        in said
+        "the SuperLink holds this key (up to a minute after a crash), or does not know it; again"
+        " in 1 s" in said
     )
     assert said.count("ended") == 2, "refused, then not reached: it tried again both times"
     process.send_signal(signal.SIGTERM)

@@ -52,8 +52,9 @@ def test_training_imports_no_compiler():
     optimizers.
     """
     program = (
-        "import sys, torch; from fedgraft.client.training.optimizers import new_optimizer; from fedgraft.common.plan.plan import Optimizer\n"
-        "p = torch.nn.Parameter(torch.ones(2)); o = new_optimizer([p], Optimizer(), 0.1)\n"
-        "p.sum().backward(); o.step(); sys.exit('torch._dynamo' in sys.modules)"
+        "import sys, torch; from fedgraft.client.training.optimizers import new_optimizer; from"
+        " fedgraft.common.plan.plan import Optimizer\np = torch.nn.Parameter(torch.ones(2)); o ="
+        " new_optimizer([p], Optimizer(), 0.1)\np.sum().backward(); o.step();"
+        " sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

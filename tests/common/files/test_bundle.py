@@ -112,13 +112,18 @@ def test_only_what_runs_at_a_hospital_is_in_it() -> None:
         ({}, "does not say what it is"),
         (
             {
-                "pyproject.toml": b'[project]\nname = "a"\nversion = "1/../../x"\n[tool.flwr.app]\npublisher = "p"'
+                "pyproject.toml": (
+                    b'[project]\nname = "a"\nversion = "1/../../x"\n[tool.flwr.app]\npublisher'
+                    b' = "p"'
+                )
             },
             "calls",
         ),
         (
             {
-                "pyproject.toml": b'[project]\nname = "../a"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"'
+                "pyproject.toml": (
+                    b'[project]\nname = "../a"\nversion = "1"\n[tool.flwr.app]\npublisher = "p"'
+                )
             },
             "calls",
         ),

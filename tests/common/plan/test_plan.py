@@ -421,14 +421,15 @@ def test_unknown_plans_are_refused_with_the_nearest_name(
         ),
         (
             PLAN
-            + "privacy:\n  mode: central\n  target_epsilon: 3\n  delta: 1e-5\n  grad_sample_mode: ghost",
+            + "privacy:\n  mode: central\n  target_epsilon: 3\n  delta: 1e-5\n  grad_sample_mode:"
+            " ghost",
             "plan.yaml:10",
             "belongs to mode sample",
             "hooks",
         ),
         (
-            PLAN
-            + "privacy: {mode: sample, unit: patient, target_epsilon: 3, delta: 1e-5, grad_sample_mode: ghost}",
+            PLAN + "privacy: {mode: sample, unit: patient, target_epsilon: 3, delta: 1e-5,"
+            " grad_sample_mode: ghost}",
             "plan.yaml:6",
             "not of a patient's",
             "unit: example",
@@ -470,8 +471,8 @@ def test_unknown_plans_are_refused_with_the_nearest_name(
             "column:",
         ),
         (
-            PLAN
-            + "simulation: {data: d, nodes: 4, partition: {kind: pathological, classes_per_node: 3}}",
+            PLAN + "simulation: {data: d, nodes: 4, partition: {kind: pathological,"
+            " classes_per_node: 3}}",
             "plan.yaml:6",
             "3 of 2 classes",
             "at most 2",

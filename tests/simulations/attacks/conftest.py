@@ -15,7 +15,10 @@ from fedgraft.simulations.benchmarks.leaks import PRIVATE, XRAYS, Finished, fini
 
 UNLIKE = (  # six nodes with shares of their own of pneumonia
     "adapter.method=head",
-    "train={rounds: 2, local_epochs: 2, batch_size: 10, optimizer: {name: sgd, lr: 0.05, momentum: 0.0}}",
+    (
+        "train={rounds: 2, local_epochs: 2, batch_size: 10, optimizer: {name: sgd, lr: 0.05,"
+        " momentum: 0.0}}"
+    ),
     "simulation.nodes=6",
     "simulation.partition={kind: dirichlet, alpha: 0.8, min_examples: 20}",
 )

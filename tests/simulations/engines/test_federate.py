@@ -764,7 +764,8 @@ def test_encoded_updates_are_smaller_and_arrive(tiny, tmp_path, encoding, most):
     [
         ["aggregate.lora_aggregation=svd"],
         [
-            "privacy={mode: central, unit: node, noise_multiplier: 1.0, delta: 1e-3, clipping: adaptive}"
+            "privacy={mode: central, unit: node, noise_multiplier: 1.0, delta: 1e-3, clipping:"
+            " adaptive}"
         ],
     ],
 )

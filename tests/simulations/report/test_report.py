@@ -211,7 +211,7 @@ def test_what_is_not_protected_says_what_an_epsilon_does_not_hide(mode):
     hidden.
     """
     plan = load_plan("pneumonia", [f"privacy={{mode: {mode}, target_epsilon: 1, delta: 1.0e-3}}"])
-    (_, said) = privacy.not_protected(plan, {"not_covered_by_epsilon": not_covered(plan)})
+    _, said = privacy.not_protected(plan, {"not_covered_by_epsilon": not_covered(plan)})
     assert ("share of sick patients" in said) == (mode == "sample")
 
 
@@ -255,9 +255,10 @@ def test_no_plan_is_called_better_where_it_may_be_chance():
         group("best", [0.90, 0.91, 0.92]),
     ]
     said = standing(groups, "accuracy", "accuracy")
-    assert said == (
-        "Highest mean accuracy: best, 0.910. Seed by seed, each with 95 % confidence, steady is below it. "
-        "chance, or not cannot be told from it with 3 seeds."
+    assert (
+        said
+        == "Highest mean accuracy: best, 0.910. Seed by seed, each with 95 % confidence, steady is"
+        " below it. chance, or not cannot be told from it with 3 seeds."
     )
     assert "not known" in standing([group("a", [0.8]), group("b", [0.9])], "accuracy", "accuracy")
     assert standing([group("a", [None])], "accuracy", "accuracy") == ""
