@@ -36,7 +36,7 @@ from fedgraft.client.store.audit_log import Audit
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.backbones.backbone import backbone_from_state
-from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
@@ -70,17 +70,23 @@ def answered(handle: Handler) -> Callable[[Message, Context], Message]:
             audit = Audit(_node(context).audit_path)
             audit.came(message)
             content = handle(message, context)
-        except (Refused, BadUpdate) as refusal:
-            content = _refusal(str(refusal), context)
+        except Refused as refusal:
+            content = _refusal(refusal.code, refusal.reason, context)
+        except BadUpdate as refusal:
+            content = _refusal(Code.MISMATCH, str(refusal), context)
         except UserError as error:  # it may name files or values of this hospital: they stay here
             log.error("%s", error)
             content = _refusal(
-                "this node's own set-up or data is not in order; its log says what", context
+                Code.SETUP,
+                "this node's own set-up or data is not in order; its log says what",
+                context,
             )
         # an error in our code must not take the round, or a traceback's values, with it
         except Exception as error:
             log.exception("message failed")
-            content = _refusal(f"{type(error).__name__} at this node; its log says more", context)
+            content = _refusal(
+                Code.FAILURE, f"{type(error).__name__} at this node; its log says more", context
+            )
         answer = Message(content, reply_to=message)
         try:
             layout, seconds = getattr(_models, "layout", None), time.perf_counter() - started
@@ -88,7 +94,7 @@ def answered(handle: Handler) -> Callable[[Message, Context], Message]:
                 answer, message, layout=layout, seconds=seconds, left=_left(content, context)
             )
         except Refused as refusal:  # what was not written down does not leave
-            return Message(_refusal(str(refusal), context), reply_to=message)
+            return Message(_refusal(refusal.code, refusal.reason, context), reply_to=message)
         return answer
 
     return reply
@@ -105,7 +111,9 @@ def offer(message: Message, context: Context) -> RecordDict:
     node.check(plan_hash=identity, backbone=offered["fingerprint"])
     train, _ = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     if len(train) < node.policy.min_examples:
-        raise Refused(f"policy: fewer than {node.policy.min_examples} training examples")
+        raise Refused(
+            Code.POLICY, f"policy: fewer than {node.policy.min_examples} training examples"
+        )
     node.policy.check_privacy(plan.privacy)
     if plan.privacy.at_node:
         _budget(_node_path(context), offered["plan"], offered["preprocess"]).admit(plan)
@@ -126,7 +134,7 @@ def backbone(message: Message, context: Context) -> RecordDict:
     fingerprint, part, parts = str(about["fingerprint"]), about.get("part"), about.get("parts")
     node.check(plan_hash=None, backbone=fingerprint)
     if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
-        raise Refused(f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone")
+        raise Refused(Code.MISMATCH, f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone")
     state = message.content.array_records["backbone"].to_torch_state_dict()
     _store(node).put_part(state, fingerprint, part, parts)
     said = {"stored": fingerprint} if part == parts else {"part": part}
@@ -185,7 +193,9 @@ def _round(message: Message, plan: Plan) -> int:
     """The round that a message is for."""
     round_ = int(str(message.content.config_records["about"]["round"]))
     if not 1 <= round_ <= plan.train.rounds:
-        raise Refused(f"round {round_}: the plan has rounds 1 to {plan.train.rounds}")
+        raise Refused(
+            Code.MISMATCH, f"round {round_}: the plan has rounds 1 to {plan.train.rounds}"
+        )
     return round_
 
 
@@ -224,11 +234,11 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     place, _, state = _open(message, context)
     policy, privacy = _node(context).policy, place.plan.privacy
     if not _tells_metrics(context, place.plan):
-        raise Refused("policy: this node reports no metrics")
+        raise Refused(Code.POLICY, "policy: this node reports no metrics")
     measured, groups = measure_groups(place, state, policy.least_in_group(privacy))
     sums = _reported(context, place, measured, place.plan.train.rounds, "evaluation")
     if sums is None:
-        raise Refused("privacy: nothing is left for metrics, or they were told before")
+        raise Refused(Code.BUDGET, "privacy: nothing is left for metrics, or they were told before")
     return RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
 
 
@@ -261,7 +271,9 @@ def _clip(message: Message) -> float | None:
     if said is None:
         return None
     if not isinstance(said, float) or not 0 < said < math.inf:
-        raise Refused(f"a clipping norm of {str(said)[:20]}; a number above 0 was agreed on")
+        raise Refused(
+            Code.MISMATCH, f"a clipping norm of {str(said)[:20]}; a number above 0 was agreed on"
+        )
     return said
 
 
@@ -277,7 +289,10 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     node.policy.check_privacy(plan.privacy)
     model, layout, frozen = _model(plan, identity, offered, store)
     if about["layout"] != layout.digest:
-        raise Refused(f"layout {about['layout']}: this plan's adapter has layout {layout.digest}")
+        raise Refused(
+            Code.MISMATCH,
+            f"layout {about['layout']}: this plan's adapter has layout {layout.digest}",
+        )
     state = unpack(message.content.array_records[ADAPTER], layout)
     train_split, test_split = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     budget = None
@@ -357,7 +372,8 @@ def _node_path(context: Context) -> Path:
             / f"node-{context.node_config['partition-id']}.yaml"
         )
     raise Refused(
-        "this node was started without its file: --node-config 'node=\"/path/node.yaml\"'"
+        Code.SETUP,
+        "this node was started without its file: --node-config 'node=\"/path/node.yaml\"'",
     )
 
 
@@ -389,8 +405,8 @@ def _node(context: Context) -> Node:
     return _load_node(_node_path(context))
 
 
-def _refusal(reason: str, context: Context) -> RecordDict:
-    said = {"reason": reason[:2000]}
+def _refusal(code: Code, reason: str, context: Context) -> RecordDict:
+    said = {"code": str(code), "reason": reason[:2000]}
     with contextlib.suppress(Exception):  # a node whose own file cannot be read has no name
         said["node"] = _node(context).name
     return RecordDict({"refused": ConfigRecord(dict(said))})

@@ -21,7 +21,7 @@ from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.dp_sgd import train_privately
 from fedgraft.client.training import local_steps as training
 from fedgraft.client.training.optimizers import Steps, new_optimizer
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.clipping import applied, clipped, noise_like, update_of
 from fedgraft.common.tasks.classification_sums import Groups, Sums
@@ -193,7 +193,8 @@ def _told(
 def _budget(place: Workplace) -> Budget:
     if place.budget is None:
         raise Refused(
-            f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained"
+            Code.BUDGET,
+            f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained",
         )
     return place.budget
 
@@ -241,4 +242,6 @@ def must_be_frozen(place: Workplace, *, read: bool) -> None:
     """
     if not place.model.frozen_as(place.fingerprint, read=read):
         found = place.model.frozen_fingerprint()
-        raise Refused(f"the frozen backbone is {found}, not {place.fingerprint}; nothing is sent")
+        raise Refused(
+            Code.FROZEN, f"the frozen backbone is {found}, not {place.fingerprint}; nothing is sent"
+        )

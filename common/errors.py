@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 
 class UserError(Exception):
@@ -34,10 +35,39 @@ class UserErrors(UserError):
         super().__init__("\n".join(str(error) for error in self.errors))
 
 
-class Refused(Exception):
-    """A node will not do what it was asked to do; the coordinator sees the reason."""
+class Code(StrEnum):
+    """Why a node refused, for programs: a closed set that travels beside the words for people."""
 
-    def __init__(self, reason: str) -> None:
+    POLICY = "policy"  # this node's policy or approvals forbid it
+    BUDGET = "budget"  # the privacy budget or its ledger does not allow it
+    REPLAY = "replay"  # this round was run or begun here before
+    DAMAGED = "damaged"  # what arrived is not what was announced; another copy may help
+    MISSING = "missing"  # what the message speaks of is not here; to offer it again may help
+    STORAGE = "storage"  # no room on this node's disk, or a record of it cannot be written
+    MISMATCH = "mismatch"  # the message does not fit what was agreed on
+    FROZEN = "frozen"  # the frozen part of the model is not what was agreed on
+    MODEL = "model"  # differential privacy cannot be had for this model
+    OUTPUT = "output"  # the model gives values that are not finite
+    SETUP = "setup"  # this node's own files or data are not in order; its log says what
+    FAILURE = "failure"  # an error in the node's code; its log says more
+    UNKNOWN = "unknown"  # a node of another release gave no code, or one that is not listed here
+
+    @classmethod
+    def read(cls, text: object) -> Code:
+        """Return the code of a reply; `UNKNOWN` where it has none of these."""
+        return cls(text) if text in cls._value2member_map_ else cls.UNKNOWN
+
+
+class Refused(Exception):
+    """A node will not do what it was asked to do; the coordinator sees code and reason.
+
+    Args:
+        code: why, for programs.
+        reason: why, in words for people; no data of the node in it.
+    """
+
+    def __init__(self, code: Code, reason: str) -> None:
+        self.code = code
         self.reason = reason
         super().__init__(reason)
 

@@ -23,7 +23,7 @@ from typing import Any
 from fedgraft.client.site.launcher import installed
 from fedgraft.client.store.chain import Entry
 from fedgraft.client.store.journal import Journal
-from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.files.bundle import Bundle, unpacked
 from fedgraft.common.files.whole_files import write_whole
 
@@ -46,7 +46,8 @@ class Approvals:
         problems = self.journal.verify()
         if problems:
             raise Refused(
-                f"policy: this node's record of approvals does not verify ({problems[0]})"
+                Code.POLICY,
+                f"policy: this node's record of approvals does not verify ({problems[0]})",
             )
         approved: set[str] = set()
         for entry in self.journal.entries():

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fedgraft.client.privacy.ledger import Ceilings
 from fedgraft.client.readers.bundled import PREFIX
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.plan import Privacy
 from fedgraft.common.plan.section import Count, Section, Text, checked, unique
@@ -194,19 +194,25 @@ class Policy(Section):
         """
         if privacy.mode == "none":
             if self.dp_required:
-                raise Refused("policy: dp_required, and the plan has no differential privacy")
+                raise Refused(
+                    Code.POLICY, "policy: dp_required, and the plan has no differential privacy"
+                )
             return
         if self.dp_required and privacy.mode == "central":
             raise Refused(
+                Code.POLICY,
                 "policy: dp_required, and in mode central the noise is the server's, not this"
-                " node's"
+                " node's",
             )
         if privacy.unit not in self.allowed_units:
             raise Refused(
-                f"policy: the unit {privacy.unit} is not among {', '.join(self.allowed_units)}"
+                Code.POLICY,
+                f"policy: the unit {privacy.unit} is not among {', '.join(self.allowed_units)}",
             )
         if self.max_delta is not None and (privacy.delta is None or privacy.delta > self.max_delta):
-            raise Refused(f"policy: δ {privacy.delta} is above max_delta {self.max_delta:g}")
+            raise Refused(
+                Code.POLICY, f"policy: δ {privacy.delta} is above max_delta {self.max_delta:g}"
+            )
         noise = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
         if (
             self.min_noise_multiplier is not None
@@ -214,7 +220,8 @@ class Policy(Section):
             and noise < self.min_noise_multiplier
         ):
             raise Refused(
-                f"policy: the noise is below min_noise_multiplier {self.min_noise_multiplier:g}"
+                Code.POLICY,
+                f"policy: the noise is below min_noise_multiplier {self.min_noise_multiplier:g}",
             )
 
     def reports(self, privacy: Privacy) -> bool:
@@ -269,7 +276,7 @@ class Policy(Section):
             if found is None or approved == "any":
                 continue
             if found not in (recorded() if approved == "recorded" else approved):
-                raise Refused(f"policy: {what} {found} is not approved at this node")
+                raise Refused(Code.POLICY, f"policy: {what} {found} is not approved at this node")
 
 
 class Connection(Section):

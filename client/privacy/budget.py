@@ -20,7 +20,7 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for, positions_by_patient
 from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.privacy.accounting import Row, Spent, bound, merged
@@ -57,8 +57,9 @@ class Budget:
             identities = records.patients(node.data.patient)
             if identities is None:
                 raise Refused(
+                    Code.SETUP,
                     "privacy.unit: patient, and this node's data has no patient for each record; "
-                    "name its column as data.patient in the node's file, or plan for unit: example"
+                    "name its column as data.patient in the node's file, or plan for unit: example",
                 )
             patients = positions_by_patient(identities, train.rows, records.source.where)
         return cls(node, DataSet.of(records), len(train), patients)
@@ -88,12 +89,16 @@ class Budget:
             return mechanism_for(plan, 1, least_noise=least)
         units = self.examples if self.patients is None else len(self.patients)
         if units < max(coarse, policy.min_examples if self.patients is None else 1):
-            raise Refused(f"policy: too few training {plan.privacy.unit}s for differential privacy")
+            raise Refused(
+                Code.POLICY,
+                f"policy: too few training {plan.privacy.unit}s for differential privacy",
+            )
         units -= units % coarse
         if plan.privacy.delta is None or plan.privacy.delta * units >= 1:
             raise Refused(
+                Code.POLICY,
                 f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish"
-                " one whole record at random would satisfy it; write a smaller privacy.delta"
+                " one whole record at random would satisfy it; write a smaller privacy.delta",
             )
         found = mechanism_for(plan, units, least_noise=least, beside=self._metrics(plan))
         policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
@@ -114,8 +119,9 @@ class Budget:
         run = bound(whole, wanted.delta, wanted.accountant).epsilon
         if ceilings.run is not None and run > ceilings.run:
             raise Refused(
+                Code.POLICY,
                 f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ ="
-                f" {wanted.delta:g}"
+                f" {wanted.delta:g}",
             )
         begun = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
         if (
@@ -128,8 +134,9 @@ class Budget:
             > ceilings.total
         ):
             raise Refused(
+                Code.POLICY,
                 "policy: with this plan ε of all that was run on this data would pass"
-                f" {ceilings.total:g}"
+                f" {ceilings.total:g}",
             )
 
     @contextmanager

@@ -34,7 +34,7 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.privacy.per_example import Rows, Tape, clip_and_sum, mean_by_owner, takes
 from fedgraft.client.training.local_steps import augmented
 from fedgraft.client.training.optimizers import Steps
-from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import Row, noise_for
@@ -307,8 +307,9 @@ def wrapped(
     ghost = mechanism.grad_sample_mode == "ghost"
     if ghost and mechanism.unit == "patient":
         raise Refused(
+            Code.MODEL,
             "ghost clipping knows the norm of an example's gradient, not of a patient's; "
-            "write privacy.grad_sample_mode: hooks, or unit: example"
+            "write privacy.grad_sample_mode: hooks, or unit: example",
         )
     hooks = None
     try:
@@ -327,10 +328,11 @@ def _hooks(model: GraftedModel, ghost: bool, max_grad_norm: float) -> Any:
         return _hooks_class(ghost)(model, loss_reduction="sum", **clip)
     except NotImplementedError:
         raise Refused(
+            Code.MODEL,
             f"differential privacy needs a gradient for each example, and adapter {model.method}"
             " trains layers with buffers, such as BatchNorm's statistics over a batch, which"
             " Opacus does not take; write adapter.method: lora, bottleneck, scale-shift, bias or"
-            " head, which leave them frozen"
+            " head, which leave them frozen",
         ) from None
 
 
@@ -436,14 +438,16 @@ def must_suit(model: GraftedModel, grad_sample_mode: str, example: Tensor) -> No
             LookupError,
         ) as error:
             raise Refused(
+                Code.MODEL,
                 f"Opacus cannot take adapter {model.method} on this backbone"
-                f" ({type(error).__name__}); {remedy}"
+                f" ({type(error).__name__}); {remedy}",
             ) from error
         found = [gradient[p] for p in probe.trainable_parameters().values()]
         off = torch.cat([(f - w).flatten() for f, w in zip(found, wanted, strict=True)])
         if not float(off.norm()) < tolerance * _PROBE_NORM:
             raise Refused(
-                f"Opacus does not see every layer that adapter {model.method} trains here; {remedy}"
+                Code.MODEL,
+                f"Opacus does not see every layer that adapter {model.method} trains here; {remedy}",
             )
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.store.chain import Chain, Entry, Head, Transaction, differs
-from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.privacy.accounting import Accountant, Bound, Row, bound, shown
 
 _TABLES = """
@@ -224,8 +224,9 @@ class Ledger:
             before = book.of(data.fingerprint)
             if any(line.unit != unit for line in before):
                 raise Refused(
+                    Code.BUDGET,
                     f"privacy: this data has a history for the unit {before[0].unit}, with which"
-                    f" one for the unit {unit} cannot be composed"
+                    f" one for the unit {unit} cannot be composed",
                 )
             same = [
                 line
@@ -234,9 +235,10 @@ class Ledger:
             ]
             if same and not again:
                 raise Refused(
+                    Code.REPLAY,
                     f"privacy: round {round_} of this plan was"
                     f" {'run' if same[-1].settled else 'begun'} here before; nothing is spent on it"
-                    " again"
+                    " again",
                 )
             run = [line.row for line in before if line.plan == plan]
             _must_stay("run", [*run, row], delta, ceilings.run, accountant)
@@ -293,16 +295,21 @@ class Ledger:
                 None,
             )
             if entry is None or entry.body["token"] != _sha256(reservation.token.encode()):
-                raise Refused(f"privacy: no reservation {reservation.number} of this process")
+                raise Refused(
+                    Code.BUDGET, f"privacy: no reservation {reservation.number} of this process"
+                )
             if any(
                 e.kind == "settle" and e.body["reserve"] == entry.number for e in writing.entries
             ):
-                raise Refused(f"privacy: reservation {reservation.number} is settled already")
+                raise Refused(
+                    Code.BUDGET, f"privacy: reservation {reservation.number} is settled already"
+                )
             writing.append("settle", {"reserve": entry.number, "steps": taken})
         if taken > reservation.steps:
             raise Refused(
+                Code.BUDGET,
                 f"privacy: {taken} steps were taken and {reservation.steps} reserved; nothing is"
-                " sent"
+                " sent",
             )
 
     def book(self) -> Book:
@@ -359,7 +366,7 @@ class Ledger:
         """
         with self._chain.reading() as (connection, entries, problems):
             if problems:
-                raise Refused(f"the privacy ledger does not verify: {problems[0]}")
+                raise Refused(Code.BUDGET, f"the privacy ledger does not verify: {problems[0]}")
             shared = _sharing(connection, data.records)
         return [line for line in _book(entries, _head(entries)).lines if line.data in shared]
 
@@ -383,7 +390,8 @@ def _must_stay(
         )
         whole = {"run": "this plan's run", "total": "all that was run on this data"}[which]
         raise Refused(
-            f"privacy: ε of {whole} would pass the ceiling of {ceiling:g} at δ = {delta:g}"
+            Code.POLICY,
+            f"privacy: ε of {whole} would pass the ceiling of {ceiling:g} at δ = {delta:g}",
         )
 
 

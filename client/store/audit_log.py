@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedgraft.client.store.journal import Journal
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.wire.update import ADAPTER, Layout, message_bytes
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Audit:
             self.journal.append(kind, body)
         except Refused as refusal:
             raise Refused(
-                f"this node cannot keep its audit log ({refusal.reason}); nothing is done"
+                Code.STORAGE,
+                f"this node cannot keep its audit log ({refusal.reason}); nothing is done",
             ) from None
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedgraft.common.backbones.backbone import fingerprint_of
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.whole_files import replacing, write_whole
 
 IN_USE = 3600.0  # seconds since it was last used
@@ -79,7 +79,8 @@ class BackboneStore:
             here = [folder / f"{number:05d}" for number in range(1, part)]
             if not all(path.is_file() for path in here):
                 raise Refused(
-                    f"part {part} of the backbone came, and the ones before it are not here"
+                    Code.MISSING,
+                    f"part {part} of the backbone came, and the ones before it are not here",
                 )
             self._must_fit(
                 sum(path.stat().st_size for path in here) + sum(t.nbytes for t in state.values())
@@ -118,18 +119,21 @@ class BackboneStore:
         """
         path = self._backbone(fingerprint)
         if not path.is_file():
-            raise Refused(f"backbone {fingerprint} is not in this node's store")
+            raise Refused(Code.MISSING, f"backbone {fingerprint} is not in this node's store")
         verified = self._is_noted(fingerprint)
         try:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             self._remove(path)
             raise Refused(
-                f"backbone {fingerprint} cannot be read from this node's store; removed"
+                Code.DAMAGED,
+                f"backbone {fingerprint} cannot be read from this node's store; removed",
             ) from error
         if not verified and fingerprint_of(state) != fingerprint:
             self._remove(path)
-            raise Refused(f"backbone {fingerprint} has changed in this node's store; removed")
+            raise Refused(
+                Code.DAMAGED, f"backbone {fingerprint} has changed in this node's store; removed"
+            )
         with contextlib.suppress(OSError):  # a note that cannot be written costs time only
             self._note(fingerprint)
         return state
@@ -145,7 +149,9 @@ class BackboneStore:
         try:
             found = path.stat()
         except FileNotFoundError:
-            raise Refused(f"plan {plan_hash} was never offered to this node") from None
+            raise Refused(
+                Code.MISSING, f"plan {plan_hash} was never offered to this node"
+            ) from None
         return _offer(path, found.st_mtime_ns, found.st_ino)
 
     def _make_room(self, size: int) -> None:
@@ -160,18 +166,20 @@ class BackboneStore:
                 return
             if time.time() - _used(path) < IN_USE:
                 raise Refused(
-                    "this node's store is full of backbones that are in use; offer it again later"
+                    Code.STORAGE,
+                    "this node's store is full of backbones that are in use; offer it again later",
                 )
             total -= path.stat().st_size
             self._remove(path)
         if total + size > self.limit:
-            raise Refused("this node's store has no room for the backbone")
+            raise Refused(Code.STORAGE, "this node's store has no room for the backbone")
 
     def _must_fit(self, size: int) -> None:
         if self.limit is not None and size > self.limit:
             raise Refused(
+                Code.STORAGE,
                 f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has"
-                f" {size / 1e6:.0f}"
+                f" {size / 1e6:.0f}",
             )
 
     def _note(self, fingerprint: str) -> None:
@@ -216,7 +224,9 @@ class BackboneStore:
 
 def _must_be(state: Mapping[str, Tensor], fingerprint: str) -> None:
     if (found := fingerprint_of(state)) != fingerprint:
-        raise Refused(f"the backbone that arrived is {found}, not {fingerprint} as offered")
+        raise Refused(
+            Code.DAMAGED, f"the backbone that arrived is {found}, not {fingerprint} as offered"
+        )
 
 
 def _stamp(path: Path) -> list[int]:
@@ -245,5 +255,5 @@ def _hex(fingerprint: str) -> str:
     """
     digits = fingerprint.removeprefix("sha256:")
     if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
-        raise Refused(f"{fingerprint[:80]!r} is not a sha256 fingerprint")
+        raise Refused(Code.MISMATCH, f"{fingerprint[:80]!r} is not a sha256 fingerprint")
     return digits

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 
 SCHEMA = 1
 PATIENCE = 60.0  # seconds to wait for another writer
@@ -123,7 +123,7 @@ class Chain:
             connection.execute("BEGIN IMMEDIATE")
             entries, problems = self._read(connection)
             if problems:
-                raise Refused(f"the privacy ledger does not verify: {problems[0]}")
+                raise Refused(Code.BUDGET, f"the privacy ledger does not verify: {problems[0]}")
             if not _version(connection):
                 self._create(connection)
             transaction = Transaction(connection, entries)
@@ -134,7 +134,7 @@ class Chain:
                 self._put_anchor(transaction.head)
         except (sqlite3.Error, OSError) as error:
             raise Refused(
-                f"the privacy ledger cannot be written: {type(error).__name__}"
+                Code.BUDGET, f"the privacy ledger cannot be written: {type(error).__name__}"
             ) from error
         finally:
             if connection is not None:
@@ -157,7 +157,9 @@ class Chain:
                     self._tables(connection)
                 yield connection, entries, problems
         except sqlite3.Error as error:
-            raise Refused(f"the privacy ledger {self.path.name} cannot be read: {error}") from error
+            raise Refused(
+                Code.BUDGET, f"the privacy ledger {self.path.name} cannot be read: {error}"
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)

@@ -28,7 +28,7 @@ from fedgraft.client.store.chain import (
     head,
     put_anchor,
 )
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 
 SEGMENT = 32 * 1024 * 1024  # bytes
 _LONGEST = 8 * 1024 * 1024  # bytes of one line
@@ -79,7 +79,8 @@ class Journal:
                     )
         except OSError as error:
             raise Refused(
-                f"{self.path.name} cannot be written: {error.strerror or type(error).__name__}"
+                Code.STORAGE,
+                f"{self.path.name} cannot be written: {error.strerror or type(error).__name__}",
             ) from error
         return Entry(last.count + 1, kind, now, json.loads(text), found)
 
@@ -169,7 +170,9 @@ class Journal:
                 if len(lines) > 1:
                     entry, _ = parsed(lines[-2])
                     if entry is None:
-                        raise Refused(f"the last entry of {self.path.name} is not readable")
+                        raise Refused(
+                            Code.STORAGE, f"the last entry of {self.path.name} is not readable"
+                        )
                     last = Head(entry.number, entry.hash)
                 elif (
                     len(self.segments()) > 1
@@ -177,7 +180,7 @@ class Journal:
                     self.path.unlink()
                     return self._last()
         if problems := self._against_anchor(last):
-            raise Refused(f"{self.path.name} does not verify: {problems[0]}")
+            raise Refused(Code.STORAGE, f"{self.path.name} does not verify: {problems[0]}")
         return last or Head(0, GENESIS)
 
     def _write(self, line: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 
 BINS = 1024
 REACH = 10.0  # of asinh(score): scores up to ±11,013 keep their order
@@ -295,8 +295,9 @@ def sums_of(logits: Tensor, labels: Tensor) -> Sums:
     truth = labels.detach().to("cpu", torch.int64)
     if not bool(torch.isfinite(scores).all()):
         raise Refused(
+            Code.OUTPUT,
             "the model's outputs are not finite (NaN, infinity): training diverged; lower"
-            " train.optimizer.lr"
+            " train.optimizer.lr",
         )
     log_total = torch.logsumexp(scores, dim=1)
     predicted = scores.argmax(dim=1)
