@@ -45,13 +45,13 @@ from fedgraft.common.wire.update import (
     read_groups,
     read_sums,
 )
-from fedgraft.server.aggregation import strategy as strategies
-from fedgraft.server.aggregation.central_privacy import Central
+from fedgraft.server.aggregation.aggregation import begin_aggregation
 from fedgraft.server.aggregation.merged_groups import MergedGroups
 from fedgraft.server.exchange import Replies, exchange
 from fedgraft.server.handout import Roster, gather
 from fedgraft.server.papers.model_card import model_card, not_covered
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
+from fedgraft.server.rounds import Round
 
 app = ServerApp()
 log = logging.getLogger("fedgraft.server")
@@ -111,14 +111,12 @@ def federate(
     model = plan_model(backbone, plan)
     state = model.adapter_state()
     layout = Layout.of(state, model.drawn_state())
-    strategy = strategies.build(plan.aggregate, plan.train.proximal)
     first_round, memory = 1, {}
     result = opening(federation, layout)
     if resume:  # from the last finished round; a run that was cut off before it starts anew
         if (checkpoint := folder.latest()) is not None:
             state, result, first_round = checkpoint.adapter, checkpoint.so_far, checkpoint.round + 1
             memory = checkpoint.memory
-            strategies.restore(strategy, memory)
         folder.drop_lines_after(first_round - 1)
 
     seconds = result["seconds"]
@@ -132,31 +130,23 @@ def federate(
         note_handout(result, roster)
         seconds["handout"] = seconds.get("handout", 0.0) + time.perf_counter() - clock
 
-        central = None
-        if plan.privacy.mode == "central":
-            central = Central.begin(plan, len(roster.nodes), seeded=federation.seeded_noise)
-            if memory:
-                central.restore(memory)
+        aggregation = begin_aggregation(
+            plan, len(roster.nodes), seeded_noise=federation.seeded_noise
+        )
+        if memory:
+            aggregation.restore(memory)
 
         # ── rounds ────────────────────────────────────────────────────────────────────────────────
         clock, before = time.perf_counter(), seconds.get("rounds", 0.0)
         for round_ in range(first_round, plan.train.rounds + 1):
             roster.refresh(grid, plan, backbone)  # nodes that came later
             note_handout(result, roster)
-            if central is None:
-                names = strategies.cohort(
-                    list(roster.nodes),
-                    fraction=plan.aggregate.fraction,
-                    least=plan.aggregate.min_nodes,
-                    seed=plan.seed,
-                    round_=round_,
-                )
-            else:
-                names = central.cohort(list(roster.nodes), round_)
+            names = aggregation.choose_cohort(list(roster.nodes), round_)
+            sent = Round(plan, round_, layout, state, names, aggregation.clip)
             replies = exchange(
                 grid,
                 "train",
-                message_content(state, layout, plan, round_, clip=central and central.clip),
+                message_content(state, layout, plan, round_, clip=sent.clip),
                 {name: roster.nodes[name] for name in names},
                 group=str(round_),
                 timeout=plan.aggregate.round_timeout,
@@ -172,32 +162,13 @@ def federate(
                 offered=roster.examples,
                 sent=state,
             )
-            if central is None:
-                combined = strategies.aggregate_round(
-                    strategy,
-                    plan.aggregate,
-                    round_=round_,
-                    sent=state,
-                    updates=updates,
-                    layout=layout,
-                )
-            else:
-                combined = strategies.aggregate_centrally(
-                    strategy,
-                    central,
-                    plan.aggregate,
-                    round_=round_,
-                    drawn=len(names),
-                    sent=state,
-                    updates=updates,
-                    layout=layout,
-                )
-                spent = central.spent(round_).to_json()
-                result["privacy"] = dict.fromkeys(sorted(result["nodes"]), spent)
+            combined = aggregation.aggregate(sent, updates)
+            if (spent := aggregation.spent(round_)) is not None:
+                result["privacy"] = dict.fromkeys(sorted(result["nodes"]), spent.to_json())
             must_be_finite(combined, round_)
             seconds["rounds"] = before + time.perf_counter() - clock
             seconds["total"] = earlier + time.perf_counter() - started
-            memory = strategies.memory_of(strategy) | (central.memory() if central else {})
+            memory = aggregation.memory()
             folder.save_round(
                 Checkpoint(round_, combined, memory, result | {"rounds_done": round_})
             )

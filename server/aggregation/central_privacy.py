@@ -1,5 +1,4 @@
-"""Node-level differential privacy of one run, at a server that the nodes trust: cohort, noise,
-clipping norm, ε.
+"""Node-level differential privacy of one run, at a server that the nodes trust.
 
     coins → cohort → clipped updates → their sum + noise, divided by the cohort expected → next
     clipping norm
@@ -18,21 +17,27 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import Row, Spent, bound, noise_for
+from fedgraft.common.privacy.accounting import Spent, bound, noise_for
 from fedgraft.common.privacy.clipping import State, applied, norm_of, update_of
 from fedgraft.common.privacy.randomness import Randomness, poisson_sample
-from fedgraft.server.aggregation.averages import next_clip, noisy_mean, split_noise
+from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
+from fedgraft.server.aggregation.rule import Memory
 
 NEIGHBOURS = "one node's updates left out"
-_AT_THE_NORM = (
-    1 - 1e-3
-)  # adapters travel as float32: a clipped update's norm is the clipping norm but for rounding
+# adapters travel as float32: a clipped update's norm is the clipping norm but for rounding
+_AT_THE_NORM = 1 - 1e-3
 
 
 @dataclass
-class Central:
+class CentralPrivacy:
     """What the server draws, adds and counts.
+
+        privacy = CentralPrivacy.begin(plan, nodes=8)
+        cohort = privacy.choose_cohort(names, 1)
+        state = privacy.average(sent, states, 1)
+        privacy.spent(1).epsilon
 
     Attributes:
         expected: fraction · nodes at the first round: the denominator, for the whole run.
@@ -48,45 +53,42 @@ class Central:
     seeded: bool = field(default=False, repr=False)
 
     @classmethod
-    def begin(cls, plan: Plan, nodes: int, *, seeded: bool = False) -> Central:
-        """Noise for all rounds of the plan. Raises `UserError` where none is enough for its
-        target.
+    def begin(cls, plan: Plan, nodes: int, *, seeded: bool = False) -> CentralPrivacy:
+        """Find the noise for all rounds of the plan.
+
+        Raises:
+            UserError: no noise is enough for the plan's ε.
         """
-        privacy, rate = plan.privacy, plan.aggregate.fraction
+        privacy = plan.privacy
+        rate = plan.aggregate.fraction
         noise = privacy.noise_multiplier
         if noise is None:
-            assert privacy.target_epsilon is not None  # the plan's door sees to these
-            assert privacy.delta is not None
-            noise = noise_for(
-                privacy.target_epsilon, privacy.delta, rate, plan.train.rounds, privacy.accountant
-            )
+            epsilon = _given(privacy.target_epsilon, "target_epsilon")
+            delta = _given(privacy.delta, "delta")
+            noise = noise_for(epsilon, delta, rate, plan.train.rounds, privacy.accountant)
         return cls(plan, rate * nodes, noise, privacy.max_update_norm, seeded)
 
-    def cohort(self, names: Sequence[str], round_: int) -> list[str]:
-        """The nodes of a round, each by its own coin; there may be none."""
+    def choose_cohort(self, names: Sequence[str], number: int) -> list[str]:
+        """Return the nodes of a round, each drawn by its own coin; there may be none."""
         ordered = sorted(names)
-        drawn = poisson_sample(
-            len(ordered), self.plan.aggregate.fraction, self._randomness(round_, "cohort")
-        )
-        return [ordered[number] for number in drawn.tolist()]
+        coins = self._randomness(number, "cohort")
+        drawn = poisson_sample(len(ordered), self.plan.aggregate.fraction, coins)
+        return [ordered[position] for position in drawn.tolist()]
 
-    def aggregate(self, sent: State, states: Mapping[str, State], round_: int) -> dict[str, Tensor]:
-        """The noisy average of what the nodes made of `sent`, as an adapter; moves the clipping
-        norm if it adapts.
+    def average(self, sent: State, states: Mapping[str, State], number: int) -> dict[str, Tensor]:
+        """Return the noisy average of what nodes made of `sent`, as an adapter.
+
+        Moves the clipping norm if it adapts.
         """
         updates = [update_of(states[name], sent) for name in sorted(states)]
-        noise, clip = self.noise_multiplier, self.clip
-        randomness = self._randomness(round_, "noise")
+        noise = self.noise_multiplier
+        clip = self.clip
+        randomness = self._randomness(number, "noise")
         if self.plan.privacy.clipping == "adaptive":
             noise, on_bits = split_noise(noise, self.expected)
-            self.clip = next_clip(
-                clip,
-                [norm_of(update) < clip * _AT_THE_NORM for update in updates],
-                quantile=self.plan.privacy.quantile,
-                deviation=on_bits,
-                expected=self.expected,
-                randomness=randomness,
-            )
+            quantile = Quantile(self.plan.privacy.quantile, on_bits, self.expected)
+            within = [norm_of(update) < clip * _AT_THE_NORM for update in updates]
+            self.clip = quantile.next_clip(clip, within, randomness)
         mean = noisy_mean(
             updates,
             sent,
@@ -98,25 +100,30 @@ class Central:
         return applied(sent, mean)
 
     def spent(self, rounds: int) -> Spent:
-        """ε of each node after so many rounds."""
-        privacy = self.plan.privacy
-        assert privacy.delta is not None
-        history: tuple[Row, ...] = ((self.noise_multiplier, self.plan.aggregate.fraction, rounds),)
-        found = bound(history, privacy.delta, privacy.accountant)
-        return Spent(found.epsilon, privacy.delta, "node", found.accountant, history, NEIGHBOURS)
+        """Return ε of each node after so many rounds."""
+        delta = _given(self.plan.privacy.delta, "delta")
+        history = ((self.noise_multiplier, self.plan.aggregate.fraction, rounds),)
+        spent = bound(history, delta, self.plan.privacy.accountant)
+        return Spent(spent.epsilon, delta, "node", spent.accountant, history, NEIGHBOURS)
 
-    def memory(self) -> dict[str, np.ndarray]:
-        """What must survive a restart, for the checkpoint."""
+    def memory(self) -> Memory:
+        """Return what must survive a restart, for the checkpoint."""
         return {"central": np.array([self.expected, self.noise_multiplier, self.clip])}
 
-    def restore(self, memory: Mapping[str, np.ndarray]) -> None:
-        """Take over what `memory` said."""
+    def restore(self, memory: Memory) -> None:
+        """Take over what `memory` gave."""
         self.expected, self.noise_multiplier, self.clip = map(float, memory["central"])
 
-    def _randomness(self, round_: int, purpose: str) -> Randomness:
-        """The system's own, unless a simulation seeds it."""
+    def _randomness(self, number: int, purpose: str) -> Randomness:
+        """Return the system's own randomness, unless a simulation seeds it."""
         if not self.seeded:
             return Randomness()
-        return Randomness(
-            hashlib.sha256(f"{self.plan.seed}/{round_}/server/{purpose}".encode()).digest()
-        )
+        key = f"{self.plan.seed}/{number}/server/{purpose}"
+        return Randomness(hashlib.sha256(key.encode()).digest())
+
+
+def _given(value: float | None, key: str) -> float:
+    """Return a number of the plan's `privacy` section. Raises `UserError` where it has none."""
+    if value is None:
+        raise UserError("missing", where=f"privacy.{key}", remedy="mode central needs it")
+    return value

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.yaml_file import read_yaml, validate
-from fedgraft.common.plan.section import Section, Text, checked
+from fedgraft.common.plan.section import Problem, Section, Text, check_together
 from fedgraft.server.site.certificates import MAKE_THEM
 
 
@@ -125,23 +125,23 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Server:
+        addresses = {
+            "superlink": self.superlink,
+            "gateway.address": self.gateway.address if self.gateway.enabled else None,
+            "health": self.health,
+            "metrics": self.metrics,
+        }
         taken: dict[int, str] = {}
-        found = []
-        for key, text in (
-            ("superlink", self.superlink),
-            ("gateway.address", self.gateway.address if self.gateway.enabled else None),
-            ("health", self.health),
-            ("metrics", self.metrics),
-        ):
+        problems = []
+        for key, text in addresses.items():
             if text is None:
                 continue
             port = split_address(text).port
             if port in taken:
-                found.append(
-                    (key, f"port {port} is {taken[port]}'s, too", "give each a port of its own")
-                )
+                what = f"port {port} is {taken[port]}'s, too"
+                problems.append(Problem(key, what, "give each a port of its own"))
             taken[port] = key
-        return checked(self, found)
+        return check_together(self, problems)
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────
     @property

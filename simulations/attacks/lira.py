@@ -28,7 +28,8 @@ from fedgraft.client.data.split import Split
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import AdapterUpdate, Layout
-from fedgraft.server.aggregation import strategy as strategies
+from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
+from fedgraft.server.rounds import Round
 from fedgraft.simulations.attacks.loss_threshold import alike
 from fedgraft.simulations.attacks.roc import measured
 from fedgraft.simulations.attacks.target import State, Target, open_target
@@ -201,17 +202,11 @@ def federated(target: Target, splits: Sequence[Split], seed: int) -> tuple[State
     attack is weaker.
     """
     plan, state = target.plan, target.first
-    layout, strategy = Layout.of(state), strategies.build(plan.aggregate, plan.train.proximal)
+    layout, aggregation = Layout.of(state), PlainAggregation(plan)
     numbers = {data.node.name: number for number, data in enumerate(target.nodes)}
     for round_ in range(1, plan.train.rounds + 1):
         received = state
-        names = strategies.cohort(
-            list(numbers),
-            fraction=plan.aggregate.fraction,
-            least=plan.aggregate.min_nodes,
-            seed=plan.seed,
-            round_=round_,
-        )
+        names = aggregation.choose_cohort(list(numbers), round_)
         sent = {
             name: target.trained(numbers[name], splits[numbers[name]], received, round_, seed)
             for name in names
@@ -228,9 +223,7 @@ def federated(target: Target, splits: Sequence[Split], seed: int) -> tuple[State
             )
             for name in names
         }
-        state = strategies.aggregate_round(
-            strategy, plan.aggregate, round_=round_, sent=received, updates=updates, layout=layout
-        )
+        state = aggregation.aggregate(Round(plan, round_, layout, received, names), updates)
     last = [
         sent[name]
         if name in sent

@@ -21,8 +21,9 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import noise_for
 from fedgraft.common.privacy.clipping import applied, clipped, norm_of, update_of
 from fedgraft.common.privacy.randomness import Randomness
-from fedgraft.server.aggregation.averages import next_clip, noisy_mean, split_noise, svd_mean
-from fedgraft.server.aggregation.central_privacy import Central
+from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
+from fedgraft.server.aggregation.central_privacy import CentralPrivacy
+from fedgraft.server.aggregation.lora_factors import svd_mean
 
 State = dict[str, Tensor]
 SHAPES = {"a.adapter.lora_A.weight": (8, 16, 3, 3), "head.weight": (120, 200), "head.bias": (7,)}
@@ -73,14 +74,14 @@ def test_moments_of_the_noise_of_a_real_average(answered: int, clipping: str) ->
     are longer than C, shorter than C, and zero.
     """
     z, clip = 1.3, 0.4
-    central = Central.begin(
+    central = CentralPrivacy.begin(
         plan(noise_multiplier=z, max_update_norm=clip, clipping=clipping), nodes=5
     )
     sent = state_of(99, 0.01)
     updates = [state_of(k, scale) for k, scale in enumerate([1.0, 1e-3, 0.0, 3.0, 1e-4][:answered])]
     states = {f"n{k}": applied(sent, update) for k, update in enumerate(updates)}
     received = [update_of(state, sent) for state in states.values()]  # float32 on the way
-    noise = flat(update_of(central.aggregate(sent, states, 1), sent)) - by_hand(received, clip) / 5
+    noise = flat(update_of(central.average(sent, states, 1), sent)) - by_hand(received, clip) / 5
     k, spread = len(noise), z * clip / 5 / (math.sqrt(0.9) if clipping == "adaptive" else 1)
     assert k == 25_159
     assert abs(noise.mean()) < 5 * spread / math.sqrt(k)
@@ -95,8 +96,8 @@ def test_noise_is_fresh_unless_seeded() -> None:
     """A restart, or a second run with the plan's seed, that draws the same noise again."""
 
     def mean(seeded: bool, round_: int = 1) -> np.ndarray:
-        central = Central.begin(plan(noise_multiplier=1.0), nodes=4, seeded=seeded)
-        return flat(central.aggregate(state_of(0), {}, round_))
+        central = CentralPrivacy.begin(plan(noise_multiplier=1.0), nodes=4, seeded=seeded)
+        return flat(central.average(state_of(0), {}, round_))
 
     assert np.array_equal(mean(True), mean(True))
     assert not np.array_equal(mean(True), mean(True, round_=2))
@@ -142,9 +143,9 @@ def test_cohorts_are_poisson_samples() -> None:
     """Cohorts of a fixed size, or at least `min_nodes`, do not have the ε that is counted: sizes
     are B(40, 0.1).
     """
-    central = Central.begin(plan(noise_multiplier=1.0, fraction=0.1), nodes=40)
+    central = CentralPrivacy.begin(plan(noise_multiplier=1.0, fraction=0.1), nodes=40)
     names, times = [f"n{k:02}" for k in range(40)], 2000
-    drawn = [central.cohort(names, round_) for round_ in range(times)]
+    drawn = [central.choose_cohort(names, round_) for round_ in range(times)]
     sizes = np.bincount([len(each) for each in drawn], minlength=41)
     wanted = times * stats.binom.pmf(np.arange(41), 40, 0.1)
     kept = wanted > 5
@@ -152,8 +153,8 @@ def test_cohorts_are_poisson_samples() -> None:
     assert stats.chisquare(observed, np.array(expected) * times / sum(expected)).pvalue > 1e-4
     assert sizes[0] > 0, "an empty cohort is a cohort"
     assert central.expected == 4.0
-    everybody = Central.begin(plan(noise_multiplier=1.0), nodes=40)
-    assert everybody.cohort(names, 1) == names
+    everybody = CentralPrivacy.begin(plan(noise_multiplier=1.0), nodes=40)
+    assert everybody.choose_cohort(names, 1) == names
 
 
 # ── ε ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,7 +163,9 @@ def test_cohorts_are_poisson_samples() -> None:
 )
 def test_epsilon_of_a_run_as_google_counts_it(fraction: float, rounds: int, target: float) -> None:
     """Noise for one round only; sampling that is counted and not done, or done and not counted."""
-    central = Central.begin(plan(target_epsilon=target, fraction=fraction, rounds=rounds), nodes=30)
+    central = CentralPrivacy.begin(
+        plan(target_epsilon=target, fraction=fraction, rounds=rounds), nodes=30
+    )
     spent = central.spent(rounds)
     assert (spent.unit, spent.delta) == ("node", 1e-5)
     assert spent.history == ((central.noise_multiplier, fraction, rounds),)
@@ -195,7 +198,9 @@ def test_updates_and_quantile_together_cost_what_is_counted(noise: float, expect
 
 def test_sigma_is_that_of_all_rounds() -> None:
     """The same noise as the accountant's own search, from the plan's rounds and fraction."""
-    central = Central.begin(plan(target_epsilon=4.0, delta=1e-6, fraction=0.2, rounds=50), nodes=10)
+    central = CentralPrivacy.begin(
+        plan(target_epsilon=4.0, delta=1e-6, fraction=0.2, rounds=50), nodes=10
+    )
     assert central.noise_multiplier == noise_for(4.0, 1e-6, 0.2, 50)
 
 
@@ -208,14 +213,8 @@ def test_the_clipping_norm_finds_its_quantile(quantile: float) -> None:
     norms = np.random.default_rng(0).lognormal(0.0, 0.5, 200)
     for clip in (0.01, 100.0):
         for _ in range(300):
-            clip = next_clip(
-                clip,
-                [bool(norm <= clip) for norm in norms],
-                quantile=quantile,
-                deviation=0.0,
-                expected=200.0,
-                randomness=Randomness(),
-            )
+            within = [bool(norm <= clip) for norm in norms]
+            clip = Quantile(quantile, 0.0, 200.0).next_clip(clip, within, Randomness())
         assert float(np.mean(norms <= clip)) == pytest.approx(quantile, abs=0.01)
 
 
@@ -224,10 +223,9 @@ def test_the_noise_on_the_quantile() -> None:
     = 2.
     """
     randomness = Randomness(b"bits")
-    options = {"quantile": 0.5, "deviation": 2.0, "expected": 20.0, "randomness": randomness}
-    logs = np.array(
-        [math.log(next_clip(1.0, [True] * 15 + [False] * 5, **options)) for _ in range(4000)]
-    )  # type: ignore[arg-type]
+    aim = Quantile(target=0.5, deviation=2.0, expected=20.0)
+    within = [True] * 15 + [False] * 5
+    logs = np.array([math.log(aim.next_clip(1.0, within, randomness)) for _ in range(4000)])
     part = 0.5 - logs / 0.2
     middle = part[
         (part > 0.5) & (part < 1.0)
@@ -238,9 +236,9 @@ def test_the_noise_on_the_quantile() -> None:
 
 def test_a_restart_keeps_the_norm_and_the_denominator() -> None:
     """A resumed run that starts from the first clipping norm, or counts the nodes anew."""
-    one = Central.begin(plan(noise_multiplier=1.0, clipping="adaptive"), nodes=9)
-    one.aggregate(state_of(0), {"n": state_of(1)}, 1)
-    two = Central.begin(plan(noise_multiplier=1.0, clipping="adaptive"), nodes=3)
+    one = CentralPrivacy.begin(plan(noise_multiplier=1.0, clipping="adaptive"), nodes=9)
+    one.average(state_of(0), {"n": state_of(1)}, 1)
+    two = CentralPrivacy.begin(plan(noise_multiplier=1.0, clipping="adaptive"), nodes=3)
     two.restore(one.memory())
     assert (two.expected, two.clip, two.noise_multiplier) == (9.0, one.clip, 1.0)
     assert one.clip != 1.0

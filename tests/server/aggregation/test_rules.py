@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgraft.common.errors import RunFailed
-from fedgraft.common.plan.plan import Aggregate
+from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import AdapterUpdate, Layout
-from fedgraft.server.aggregation.strategy import aggregate_round, build, cohort, memory_of, restore
+from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
+from fedgraft.server.aggregation.rules import RULES
+from fedgraft.server.rounds import Round
 
 # A message asks for the identity of the process that makes it, which Flower's runtimes set.
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
@@ -38,8 +41,21 @@ def flat(state: dict[str, torch.Tensor]) -> np.ndarray:
 LAYOUT = Layout.of(state_of(0))
 
 
+def plan_of(aggregate: AggregateSection, seed: int = 0) -> Plan:
+    content = {
+        "name": "tiny",
+        "task": {"kind": "image-classification", "classes": ["no", "yes"]},
+        "backbone": {"name": "cifar-resnet8"},
+        "adapter": {"method": "lora"},
+        "seed": seed,
+        "train": {"proximal": 0.1},
+        "aggregate": aggregate,
+    }
+    return Plan.model_validate(content)
+
+
 def run(
-    aggregate: Aggregate,
+    aggregate: AggregateSection,
     sent: dict[str, torch.Tensor],
     rounds: list[list[AdapterUpdate]],
     stop: int = 0,
@@ -47,16 +63,15 @@ def run(
     """The state after some rounds; with `stop`, as if the server had been restarted after that
     round.
     """
-    strategy = build(aggregate, 0.1)
+    plan = plan_of(aggregate)
+    aggregation = PlainAggregation(plan)
     for number, updates in enumerate(rounds, start=1):
         by_name = {f"n{k}": each for k, each in enumerate(updates)}
-        sent = aggregate_round(
-            strategy, aggregate, round_=number, sent=sent, updates=by_name, layout=LAYOUT
-        )
+        sent = aggregation.aggregate(Round(plan, number, LAYOUT, sent, list(by_name)), by_name)
         if number == stop:
-            memory = memory_of(strategy)
-            strategy = build(aggregate, 0.1)
-            restore(strategy, memory)
+            memory = aggregation.memory()
+            aggregation = PlainAggregation(plan)
+            aggregation.restore(memory)
     return sent
 
 
@@ -76,7 +91,7 @@ ROUNDS = [[update(state_of(10 * r + k), examples=5 + 7 * k) for k in range(4)] f
 def test_fedavg_weighs_by_examples(examples):
     """McMahan et al. 2017, algorithm 1: Σ n_k w_k / Σ n_k; not the plain mean."""
     updates = [update(state_of(k), count) for k, count in enumerate(examples)]
-    found = flat(run(Aggregate(strategy="fedavg"), state_of(99), [updates]))
+    found = flat(run(AggregateSection(strategy="fedavg"), state_of(99), [updates]))
     np.testing.assert_allclose(found, mean(updates), rtol=1e-5, atol=1e-6)
 
 
@@ -85,24 +100,16 @@ def test_the_order_of_arrival_changes_nothing():
     updates = {f"n{k}": update(state_of(k), 3 + k) for k in range(5)}
     turned = dict(reversed(list(updates.items())))
     for name in ("fedavg", "median", "trimmed-mean", "krum"):
-        aggregate = Aggregate.model_validate({"strategy": name})
-        found = [
-            aggregate_round(
-                build(aggregate, 0),
-                aggregate,
-                round_=1,
-                sent=state_of(9),
-                updates=each,
-                layout=LAYOUT,
-            )
-            for each in (updates, turned)
-        ]
+        aggregate = AggregateSection.model_validate({"strategy": name})
+        plan = plan_of(aggregate)
+        round_ = Round(plan, 1, LAYOUT, state_of(9), list(updates))
+        found = [PlainAggregation(plan).aggregate(round_, each) for each in (updates, turned)]
         assert all(torch.equal(found[0][key], found[1][key]) for key in SHAPES)
 
 
 def test_fedavgm_is_momentum_on_the_server():
     """Hsu et al. 2019: v ← β v + Δ, w ← w − η v, with Δ = w − mean."""
-    aggregate = Aggregate(strategy="fedavgm", server_lr=0.5, server_momentum=0.7)
+    aggregate = AggregateSection(strategy="fedavgm", server_lr=0.5, server_momentum=0.7)
     w, v = flat(state_of(99)), 0.0
     for updates in ROUNDS:
         v = 0.7 * v + (w - mean(updates))
@@ -126,7 +133,9 @@ def test_fedyogi_and_fedadagrad_follow_their_paper():
             )
             w = w + 0.05 * m / (np.sqrt(v) + 1e-3)
         found = run(
-            Aggregate.model_validate({"strategy": name, "server_lr": 0.05}), state_of(99), ROUNDS
+            AggregateSection.model_validate({"strategy": name, "server_lr": 0.05}),
+            state_of(99),
+            ROUNDS,
         )
         np.testing.assert_allclose(flat(found), w, rtol=1e-3, atol=1e-4)
 
@@ -134,7 +143,7 @@ def test_fedyogi_and_fedadagrad_follow_their_paper():
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_a_restart_changes_nothing(name):
     """Moments lost, or kept in another precision, over a restart of the server."""
-    aggregate = Aggregate(strategy=name)
+    aggregate = AggregateSection(strategy=name)
     whole, cut = (run(aggregate, state_of(99), ROUNDS, stop) for stop in (0, 2))
     assert all(torch.equal(whole[key], cut[key]) for key in SHAPES)
 
@@ -148,7 +157,7 @@ def test_robust_rules_withstand_one_liar(name):
         update({key: value + 0.01 * k for key, value in state_of(1).items()}) for k in range(6)
     ]
     liar = update(state_of(5, scale=100.0), examples=10**6)
-    aggregate = Aggregate.model_validate({"strategy": name, "byzantine": 1})
+    aggregate = AggregateSection.model_validate({"strategy": name, "byzantine": 1})
     found = flat(run(aggregate, state_of(99), [[*honest, liar]]))
     lowest, highest = (
         np.stack([flat(each.state) for each in honest]).min(0),
@@ -162,9 +171,9 @@ def test_too_few_updates_are_no_round():
     """An average of one, or Krum with fewer than its proof needs (2f + 3)."""
     updates = [update(state_of(k)) for k in range(4)]
     with pytest.raises(RunFailed, match="round 1: 1 valid updates, 2 are needed"):
-        run(Aggregate(), state_of(9), [updates[:1]])
+        run(AggregateSection(), state_of(9), [updates[:1]])
     with pytest.raises(RunFailed, match="4 valid updates, 5 are needed"):
-        run(Aggregate(strategy="krum", byzantine=1), state_of(9), [updates])
+        run(AggregateSection(strategy="krum", byzantine=1), state_of(9), [updates])
 
 
 @given(
@@ -180,7 +189,26 @@ def test_a_cohort_is_a_seeded_sample(count, fraction, least, seed, round_):
     came.
     """
     names = [f"n{k}" for k in range(count)]
-    drawn = cohort(names, fraction=fraction, least=least, seed=seed, round_=round_)
-    assert drawn == cohort(names[::-1], fraction=fraction, least=least, seed=seed, round_=round_)
+    aggregation = PlainAggregation(
+        plan_of(AggregateSection(fraction=fraction, min_nodes=least), seed)
+    )
+    drawn = aggregation.choose_cohort(names, round_)
+    assert drawn == aggregation.choose_cohort(names[::-1], round_)
     assert len(set(drawn)) == len(drawn) == min(count, max(least, round(fraction * count)))
     assert set(drawn) <= set(names)
+
+
+# ── the seam ──────────────────────────────────────────────────────────────────────────────────────
+def test_the_plan_and_the_server_know_the_same_rules():
+    """A rule that no plan can name, or one that a plan takes for an average and that is none: the
+    noise of mode central would not be scaled to it.
+    """
+    assert RULES.names == tuple(STRATEGIES)
+    for name, strategy in STRATEGIES.items():
+        assert RULES[name].is_average == strategy.is_average, name
+
+
+def test_what_a_rule_must_see():
+    """A rule of single updates behind a secure sum, where nobody sees them."""
+    single = {name for name in RULES if RULES[name].sees == "single updates"}
+    assert single == {"median", "trimmed-mean", "krum"}
