@@ -42,15 +42,10 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_from_json, plan_hash
 from fedgraft.common.privacy.clipping import update_of
-from fedgraft.common.tasks.classification_sums import Sums
-from fedgraft.common.wire.update import (
-    ADAPTER,
-    AdapterUpdate,
-    BadUpdate,
-    Layout,
-    group_records,
-    unpack,
-)
+from fedgraft.common.tasks.task import Sums
+from fedgraft.common.wire.layout import ADAPTER, BadUpdate, Layout, unpack
+from fedgraft.common.wire.metric_records import group_records
+from fedgraft.common.wire.update import AdapterUpdate
 
 app = ClientApp()
 log = logging.getLogger("fedgraft.client")

@@ -1,66 +1,81 @@
-"""What a node needs to work on a plan: the grafted model and the two splits of its own data."""
+"""What a node works on: one plan, its grafted model, and the two splits of the node's own data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedgraft.client.data.data_set import Records, open_records
+from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.store.activations import ActivationCache, behind_prefix
+from fedgraft.client.store.activations import ActivationCache, Cut, behind_prefix
+from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone
-from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.wire.layout import Layout
 
 
-@dataclass
-class Workplace:
+@dataclass(frozen=True, eq=False)
+class NodeTask:
     """One node, one plan. The model may be shared with other nodes: each round loads its own
     adapter first.
+
+        outcome = run_round(NodeTask("north", plan, model, train, test, fingerprint), state, 1)
+
+    Attributes:
+        node: the node's name.
+        fingerprint: of the frozen part, as it must stay.
+        budget: what differential privacy may spend.
+        cache: where activations are kept; None: they are computed each time.
+        layout: of the adapter on the wire.
+        memory: what rounding updates lost so far, where they are encoded.
     """
 
     node: str
-    plan: Plan
+    plan: Agreement
     model: GraftedModel
-    train: Split
-    test: Split
-    fingerprint: str  # of the frozen part, as it must stay
-    budget: Budget | None = None  # what differential privacy may spend
-    cache: ActivationCache | None = (
-        None  # where activations are kept; None: they are computed each time
-    )
+    train: Examples
+    test: Examples
+    fingerprint: str
+    budget: Budget | None = field(default=None, repr=False)
+    cache: ActivationCache | None = None
+    layout: Layout | None = field(default=None, repr=False)
+    memory: Feedback | None = None
 
-    def for_training(self) -> tuple[GraftedModel, Split]:
-        """What is trained, and on what: from the first trainable layer on, unless images are
+    def for_training(self) -> tuple[GraftedModel, Examples]:
+        """Return what is trained, and on what: from the first trainable layer on, unless inputs are
         augmented.
         """
-        return (
-            (self.model, self.train)
-            if self.plan.train.augment != "none"
-            else self._behind_prefix(self.train)
-        )
+        if self.plan.train.augment != "none":
+            return self.model, self.train
+        return self._behind_prefix(self.train)
 
-    def for_tests(self) -> tuple[GraftedModel, Split]:
-        """What is measured, and on what."""
+    def for_tests(self) -> tuple[GraftedModel, Examples]:
+        """Return what is measured, and on what."""
         return self._behind_prefix(self.test)
 
-    def _behind_prefix(self, split: Split) -> tuple[GraftedModel, Split]:
-        identity = {"backbone": self.plan.backbone.name, "fingerprint": self.fingerprint}
-        dtype = self.plan.train.activations
-        return behind_prefix(self.model, split, identity=identity, dtype=dtype, cache=self.cache)
+    def _behind_prefix(self, examples: Examples) -> tuple[GraftedModel, Examples]:
+        cut = Cut(
+            backbone=self.plan.backbone.name,
+            fingerprint=self.fingerprint,
+            dtype=self.plan.train.activations,
+        )
+        return behind_prefix(self.model, examples, cut, self.cache)
 
 
-def open_data(node: Node, plan: Plan) -> Records:
-    """A node's data under the plan's task.
+def open_data(node: Node, plan: Agreement) -> Records:
+    """Return a node's data under the plan's task.
 
     Raises:
         UserError: the data is missing, unreadable, or does not fit the task.
     """
-    data, task = node.data, plan.task
+    data = node.data
+    task = plan.task
     return open_records(
         path=data.path,
         format=data.format,
@@ -79,18 +94,17 @@ def open_data(node: Node, plan: Plan) -> Records:
     )
 
 
-def open_splits(node: Node, plan: Plan, preprocess: Preprocess) -> tuple[Split, Split]:
-    """Train and test split of a node's data, under the plan's task. Raises as `open_data`."""
+def open_splits(node: Node, plan: Agreement, preparation: Preparation) -> tuple[Split, Split]:
+    """Return train and test split of a node's data under the plan's task. Raise as `open_data`."""
     records = open_data(node, plan)
-    return (
-        Split(records, records.splits["train"], preprocess),
-        Split(records, records.splits["test"], preprocess),
-    )
+    train = Split(records, records.splits["train"], preparation)
+    test = Split(records, records.splits["test"], preparation)
+    return train, test
 
 
-def working_model(backbone: Backbone, plan: Plan) -> GraftedModel:
-    """The plan's model as a node trains it: convolutions with LoRA are fused, unless Opacus needs
-    them apart.
+def working_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
+    """Return the plan's model as a node trains it: convolutions with LoRA are fused, unless
+    per-example gradients need them apart.
     """
     model = plan_model(backbone, plan)
     if plan.privacy.mode != "sample":

@@ -1,6 +1,6 @@
 """One round at one node, as one script.
 
-    the model as received → its metrics → local training (DP) → the adapter that goes back
+    the model as received → its metrics → local training (DP) → release → the adapter that goes back
 
 The frozen part is fingerprinted before and after; if it moved, nothing is sent.
 """
@@ -10,43 +10,57 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedgraft.client.data.groups_of_people import group_sums
-from fedgraft.client.node_task import Workplace
+from fedgraft.client.data.split import Split
+from fedgraft.client.node_task import NodeTask
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.privacy.dp_sgd import train_privately
-from fedgraft.client.training import local_steps as training
+from fedgraft.client.privacy.dp_sgd import Mechanism, train_privately
+from fedgraft.client.release.chain import release
+from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
+from fedgraft.client.training import local_steps
 from fedgraft.client.training.optimizers import Steps, new_optimizer
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.privacy.accounting import Spent
-from fedgraft.common.privacy.clipping import applied, clipped, noise_like, update_of
-from fedgraft.common.tasks.classification_sums import Groups, Sums
+from fedgraft.common.wire.metric_records import Groups
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The adapter after local training, and what was measured on the way."""
+    """The adapter after local training, and what was measured on the way.
+
+    Attributes:
+        state: the adapter that leaves, tensors by name.
+        encoded: what travels instead of it, where updates are encoded.
+        examples: the weight that the node claims.
+        train_loss: mean loss over the local steps, nats; None under differential privacy.
+        seconds: the round took.
+        received: metric sums of the model as it was received; None: not measured.
+    """
 
     state: dict[str, Tensor]
     examples: int
     steps: int
     train_loss: float | None
     seconds: float
-    received: Sums | None
+    received: Any
     spent: Spent | None = None
+    encoded: np.ndarray | None = None
 
 
 def run_round(
-    place: Workplace,
+    task: NodeTask,
     received: Mapping[str, Tensor],
     round_: int,
     *,
     clip: float | None = None,
-    measured_too: bool = True,
+    measure: bool = True,
 ) -> Outcome:
     """Train the received adapter on this node's data for one round.
 
@@ -54,194 +68,180 @@ def run_round(
         received: the shared adapter, tensors by name.
         round_: number of the round, from 1.
         clip: L2 norm that the update is clipped to in mode central; default the plan's.
-        measured_too: whether the model is measured as received; not where the policy lets out no
+        measure: whether the model is measured as received; not where the policy lets out no
             metrics.
 
     Raises:
         Refused: the backbone is not the one agreed on, or moved while training; or the privacy
             budget does not allow this round, before any gradient.
     """
-    plan, model = place.plan, place.model
+    plan = task.plan
+    model = task.model
     started = time.perf_counter()
 
     # ── the model as received ─────────────────────────────────────────────────────────────────────
-    must_be_frozen(place, read=False)  # the last round's end read every byte, as this one's will
+    # the last round's end read every byte, as this one's will
+    check_frozen(task, read=False)
     model.load_adapter_state(received)
     measured = None
-    if measured_too and (round_ - 1) % plan.evaluate.every == 0:
-        measured = training.evaluate(
-            *place.for_tests(), len(plan.task.classes), silent=plan.privacy.at_node
-        )
+    if measure and is_measured(task, round_):
+        tail, tests = task.for_tests()
+        silent = plan.privacy.at_node
+        measured = local_steps.evaluate(tail, tests, plan.task, silent=silent)
 
     # ── local training ────────────────────────────────────────────────────────────────────────────
-    rate = training.learning_rate(
-        plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds
-    )
-    optimizer = new_optimizer(model.trainable_parameters().values(), plan.train.optimizer, rate)
+    optimizer = new_round_optimizer(task, round_)
+    terms = ReleaseTerms(plan, round_, clip, layout=task.layout, memory=task.memory)
     if plan.privacy.mode == "sample":
-        return _privately(place, round_, optimizer, measured, started)
-    if plan.privacy.mode == "local":
-        return _noised(place, received, round_, optimizer, measured, started)
-    trained = _train(place, round_, optimizer)
+        trained = _train_privately(task, round_, optimizer)
+    elif plan.privacy.mode == "local":
+        trained, mechanism = _train_under_budget(task, round_, optimizer)
+        randomness = require_budget(task).randomness(plan, round_)
+        terms = replace(terms, mechanism=mechanism, randomness=randomness)
+    else:
+        trained = _train(task, round_, optimizer)
 
     # ── what goes back ────────────────────────────────────────────────────────────────────────────
-    must_be_frozen(place, read=True)
-    state, central = model.adapter_state(), plan.privacy.mode == "central"
-    if central:
-        state = applied(
-            received, clipped(update_of(state, received), clip or plan.privacy.max_update_norm)
-        )
-    return Outcome(
-        state=state,
-        examples=1 if central else len(place.train),  # under privacy all nodes weigh the same
-        steps=1 if central else trained.steps,  # steps tell the number of examples
-        train_loss=None if central else trained.loss,
-        seconds=time.perf_counter() - started,
+    check_frozen(task, read=True)
+    outgoing = release(Outgoing(model.adapter_state(), received), terms)
+    seconds = time.perf_counter() - started
+    return compose_outcome(task, outgoing, trained, measured=measured, seconds=seconds)
+
+
+def is_measured(task: NodeTask, round_: int) -> bool:
+    """Whether the plan measures the shared model as it is received in a round."""
+    return (round_ - 1) % task.plan.evaluate.every == 0
+
+
+def new_round_optimizer(task: NodeTask, round_: int) -> Steps:
+    """Return the plan's optimizer at a round's learning rate, over what is trained."""
+    section = task.plan.train
+    rate = local_steps.learning_rate(section.optimizer.lr, section.schedule, round_, section.rounds)
+    return new_optimizer(task.model.trainable_parameters().values(), section.optimizer, rate)
+
+
+def compose_outcome(
+    task: NodeTask,
+    outgoing: Outgoing,
+    trained: local_steps.Trained,
+    *,
+    measured: Any,
+    seconds: float,
+) -> Outcome:
+    """Return what goes back of a round: under differential privacy no loss and no count of
+    examples, and the weight of every other node.
+    """
+    privacy = task.plan.privacy
+    outcome = Outcome(
+        state=outgoing.state(),
+        encoded=outgoing.encoded,
+        examples=len(task.train),
+        steps=trained.steps,
+        train_loss=trained.loss,
+        seconds=seconds,
         received=measured,
     )
+    if privacy.mode == "none":
+        return outcome
+    outcome = replace(outcome, examples=1, train_loss=None)
+    if privacy.mode == "central":
+        # steps tell the number of examples
+        return replace(outcome, steps=1)
+    return replace(outcome, spent=require_budget(task).spent(task.plan))
 
 
-def _train(place: Workplace, round_: int, optimizer: Steps) -> training.Trained:
-    """Local steps without noise, on the model as it is loaded."""
-    plan = place.plan
-    return training.train(
-        *place.for_training(),
-        adjustment=adjustment(place),
-        epochs=plan.train.local_epochs,
-        batch_size=plan.train.batch_size,
-        optimizer=optimizer,
-        proximal=plan.train.proximal,
-        augment=plan.train.augment,
-        generator=generator_of(plan.seed, round_, place.node),
-    )
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
+def _train(task: NodeTask, round_: int, optimizer: Steps) -> local_steps.Trained:
+    """Take local steps without noise, on the model as it is loaded."""
+    plan = task.plan
+    model, examples = task.for_training()
+    training = local_steps.local_training(plan, task.train.labels)
+    generator = round_generator(plan.seed, round_, task.node)
+    return local_steps.train(model, examples, training, optimizer=optimizer, generator=generator)
 
 
-def adjustment(place: Workplace) -> Tensor | None:
-    """What the plan's loss adds to the logits at this node."""
-    if place.plan.train.loss == "cross-entropy":
-        return None
-    return training.log_shares(place.train.labels, len(place.plan.task.classes))
+def _train_under_budget(
+    task: NodeTask, round_: int, optimizer: Steps
+) -> tuple[local_steps.Trained, Mechanism]:
+    """Take the same steps for an update that is noised as a whole: reserve, train, settle."""
+    budget = require_budget(task)
+    with budget.spending(task.plan, round_) as mechanism:
+        trained = _train(task, round_, optimizer)
+    return replace(trained, steps=mechanism.steps), mechanism
 
 
-def _privately(
-    place: Workplace, round_: int, optimizer: Steps, measured: Sums | None, started: float
-) -> Outcome:
-    """The same round under sample-level differential privacy: no loss and no count of examples goes
-    back.
-    """
-    plan, budget = place.plan, _budget(place)
-    # ── reserve, train, settle ────────────────────────────────────────────────────────────────────
+def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_steps.Trained:
+    """Take noisy steps under sample-level differential privacy: reserve, train, settle."""
+    plan = task.plan
+    budget = require_budget(task)
+    model, examples = task.for_training()
     with budget.spending(plan, round_) as mechanism:
         train_privately(
-            *place.for_training(),
+            model,
+            examples,
             mechanism=mechanism,
             optimizer=optimizer,
             patients=budget.patients,
             proximal=plan.train.proximal,
-            augment=plan.train.augment,
+            augment=local_steps.augmentation_of(plan),
             randomness=budget.randomness(plan, round_),
         )
-
-    # ── what goes back ────────────────────────────────────────────────────────────────────────────
-    must_be_frozen(place, read=True)
-    return _told(place, place.model.adapter_state(), mechanism.steps, measured, started)
+    return local_steps.Trained(steps=mechanism.steps, loss=0.0)
 
 
-def _noised(
-    place: Workplace,
-    received: Mapping[str, Tensor],
-    round_: int,
-    optimizer: Steps,
-    measured: Sums | None,
-    started: float,
-) -> Outcome:
-    """The same round under local differential privacy: the whole update is clipped, and noised
-    before it leaves.
-
-    Whatever this node's data are, two updates are at most twice the clipping norm apart: the noise
-    is scaled to that.
-    """
-    budget = _budget(place)
-    with budget.spending(place.plan, round_) as mechanism:
-        _train(place, round_, optimizer)
-        most = mechanism.max_grad_norm
-        update = clipped(update_of(place.model.adapter_state(), received), most)
-        deviation = mechanism.noise_multiplier * 2 * most
-        noise = noise_like(update, deviation, budget.randomness(place.plan, round_))
-        state = applied(received, {name: update[name] + noise[name] for name in update})
-    must_be_frozen(place, read=True)
-    return _told(place, state, mechanism.steps, measured, started)
+def require_budget(task: NodeTask) -> Budget:
+    """Return what the node may spend. Raise `Refused` where it has no ledger."""
+    if task.budget is None:
+        mode = task.plan.privacy.mode
+        what = f"privacy.mode {mode}: this node has no ledger; nothing was trained"
+        raise Refused(Code.BUDGET, what)
+    return task.budget
 
 
-def _told(
-    place: Workplace, state: dict[str, Tensor], steps: int, measured: Sums | None, started: float
-) -> Outcome:
-    """What goes back where this node's own noise protects it: no loss, and the weight of every
-    other node.
-    """
-    return Outcome(
-        state=state,
-        examples=1,
-        steps=steps,
-        train_loss=None,
-        seconds=time.perf_counter() - started,
-        received=measured,
-        spent=_budget(place).spent(place.plan),
-    )
-
-
-def _budget(place: Workplace) -> Budget:
-    if place.budget is None:
-        raise Refused(
-            Code.BUDGET,
-            f"privacy.mode {place.plan.privacy.mode}: this node has no ledger; nothing was trained",
-        )
-    return place.budget
-
-
-def measure(place: Workplace, received: Mapping[str, Tensor]) -> Sums:
-    """Metrics of a received adapter on this node's test split, without training. Raises as
+# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
+def measure(task: NodeTask, received: Mapping[str, Tensor]) -> Any:
+    """Return metrics of a received adapter on this node's test split, without training. Raise as
     `run_round`.
     """
-    return measure_groups(place, received, None)[0]
+    sums, _ = measure_groups(task, received, None)
+    return sums
 
 
 def measure_groups(
-    place: Workplace, received: Mapping[str, Tensor], least: int | None
-) -> tuple[Sums, Groups]:
-    """As `measure`, and of the groups of people that the plan names; see
+    task: NodeTask, received: Mapping[str, Tensor], least: int | None
+) -> tuple[Any, Groups]:
+    """Return as `measure`, and of the groups of people that the plan names; see
     `client/data/groups_of_people.py`.
 
     Args:
         least: fewest test records of a group of which anything is told; None: nothing is told of
             any.
     """
-    must_be_frozen(place, read=True)
-    place.model.load_adapter_state(received)
-    (model, test), asked = place.for_tests(), place.plan.evaluate.subgroups
-    logits = [torch.empty((0, len(place.plan.task.classes)))]
-    sums = training.evaluate(
-        model, test, len(place.plan.task.classes), logits.append, silent=place.plan.privacy.at_node
-    )
-    if least is None or not asked:
+    plan = task.plan
+    check_frozen(task, read=True)
+    task.model.load_adapter_state(received)
+    model, tests = task.for_tests()
+    outputs: list[Tensor] = []
+    silent = plan.privacy.at_node
+    sums = local_steps.evaluate(model, tests, plan.task, outputs.append, silent=silent)
+    columns = plan.evaluate.subgroups
+    if least is None or not columns or not outputs or not isinstance(task.test, Split):
         return sums, {}
-    return sums, group_sums(asked, test, torch.cat(logits), least)
+    return sums, group_sums(columns, task.test, torch.cat(outputs), plan.task, least)
 
 
-def generator_of(seed: int, round_: int, node: str) -> torch.Generator:
-    """The randomness of one node's round: the same on any engine, whichever process or thread runs
-    it.
+# ── randomness and the frozen part ────────────────────────────────────────────────────────────────
+def round_generator(seed: int, round_: int, node: str) -> torch.Generator:
+    """Return the randomness of one node's round: the same on any engine, whichever process or
+    thread runs it.
     """
     digest = hashlib.sha256(f"{seed}/{round_}/{node}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def must_be_frozen(place: Workplace, *, read: bool) -> None:
-    """Raises `Refused` where the frozen part is not what was agreed on; `read`: every byte of
-    it.
-    """
-    if not place.model.frozen_as(place.fingerprint, read=read):
-        found = place.model.frozen_fingerprint()
-        raise Refused(
-            Code.FROZEN, f"the frozen backbone is {found}, not {place.fingerprint}; nothing is sent"
-        )
+def check_frozen(task: NodeTask, *, read: bool) -> None:
+    """Raise `Refused` where the frozen part is not what was agreed on; `read`: every byte of it."""
+    if not task.model.frozen_as(task.fingerprint, read=read):
+        found = task.model.frozen_fingerprint()
+        what = f"the frozen backbone is {found}, not {task.fingerprint}; nothing is sent"
+        raise Refused(Code.FROZEN, what)

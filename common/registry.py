@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from fedgraft.common.errors import UserError
 
 Member = TypeVar("Member")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a registry; with more fields, what must be known of a member without importing it.
+
+    Attributes:
+        member: "module:attribute".
+    """
+
+    member: str
 
 
 class Registry(Generic[Member]):
@@ -26,13 +38,15 @@ class Registry(Generic[Member]):
     Args:
         key: of the plan or file that holds the name, for messages.
         what: a member is called in messages.
-        members: name → "module:attribute".
+        members: name → "module:attribute", or a `Line`.
     """
 
-    def __init__(self, key: str, what: str, members: Mapping[str, str]) -> None:
+    def __init__(self, key: str, what: str, members: Mapping[str, str | Line]) -> None:
         self.key = key
         self.what = what
-        self._members = dict(members)
+        self._members: dict[str, str] = {}
+        for name, line in members.items():
+            self._members[name] = line.member if isinstance(line, Line) else line
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -50,13 +50,8 @@ def validate(
 
     Example: `fedgraft validate pneumonia --set train.rounds=5`
     """
-    from fedgraft.common.plan.plan_file import (
-        canonical,
-        describe_keys,
-        find_plan,
-        load_plan,
-        plan_hash,
-    )
+    from fedgraft.common.plan.plan_file import canonical, find_plan, load_plan, plan_hash
+    from fedgraft.common.plan.plan_keys import describe_keys
 
     if keys:
         _print_table(

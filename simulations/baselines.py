@@ -27,8 +27,10 @@ from fedgraft.client.round import measure, run_round
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.plan import Plan, Privacy
-from fedgraft.common.tasks.classification_sums import Sums, zero
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.tasks.classification_sums import zero
+from fedgraft.common.tasks.task import Sums
 
 BASELINES = ("alone", "pooled", "head", "full", "random-backbone")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -149,7 +151,7 @@ class Together(Workplace):
 
 def _without_privacy(plan: Plan) -> Plan:
     """What nobody sends needs no noise: these baselines are as good as their data."""
-    return plan.model_copy(update={"privacy": Privacy()})
+    return plan.model_copy(update={"privacy": PrivacySection()})
 
 
 def _places(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[Workplace]:

@@ -24,8 +24,9 @@ from fedgraft.client.data.data_set import Records, format_of, open_records
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
-from fedgraft.common.plan.plan import Plan, Simulation
-from fedgraft.common.plan.plan_file import resolve
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.simulation_section import SimulationSection
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
 ATTEMPTS = 20  # draws before a partition is given up; Dirichlet tries eleven times within each
@@ -41,7 +42,7 @@ class NodeRows:
     test: np.ndarray
 
 
-def partition(simulation: Simulation, records: Records, seed: int) -> list[NodeRows]:
+def partition(simulation: SimulationSection, records: Records, seed: int) -> list[NodeRows]:
     """Deal one file's rows to nodes. The same seed gives the same rows.
 
     Every row of the task goes to exactly one node, in the split that it was in.
@@ -192,7 +193,7 @@ def write_nodes(
     return paths
 
 
-def _open(plan: Plan, simulation: Simulation, file: str) -> Records:
+def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
     return open_records(
         path=file,
         test_fraction=simulation.test_fraction,
@@ -209,7 +210,7 @@ def _open(plan: Plan, simulation: Simulation, file: str) -> Records:
 
 
 def _deal_train(
-    simulation: Simulation,
+    simulation: SimulationSection,
     records: Records,
     rows: np.ndarray,
     firsts: np.ndarray,
@@ -288,13 +289,13 @@ def _with_all_rows(
     return [rows[np.isin(firsts[rows], part)] for part in parts]
 
 
-def _depends_on_draw(simulation: Simulation) -> bool:
+def _depends_on_draw(simulation: SimulationSection) -> bool:
     """Whether another draw may give the smallest node more rows."""
     return simulation.partition.kind in ("dirichlet", "pathological")
 
 
 def _partitioner(
-    simulation: Simulation, table: dict[str, list], nodes: int, seed: int, least: int
+    simulation: SimulationSection, table: dict[str, list], nodes: int, seed: int, least: int
 ) -> Any:
     from flwr_datasets import partitioner as flower
 
@@ -370,7 +371,7 @@ def _apportion(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.
 # ── names, columns, files ─────────────────────────────────────────────────────────────────────────
 
 
-def _column(simulation: Simulation, records: Records) -> list[str]:
+def _column(simulation: SimulationSection, records: Records) -> list[str]:
     """Whose each row is, as text; every row of the task must say."""
     name = simulation.partition.column or ""
     values = records.column(name)
@@ -406,7 +407,7 @@ def _names(wanted: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_files(simulation: Simulation, opened: Sequence[Records]) -> None:
+def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:
     least = simulation.partition.min_examples
     for records in opened:
         if len(records.splits["train"]) < least:

@@ -24,8 +24,9 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import plan_hash, resolve
+from fedgraft.common.plan.plan_file import plan_hash
 
 
 def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:

@@ -16,15 +16,8 @@ from typing import Any
 
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
-from fedgraft.server.papers.manifest import (
-    code,
-    machine,
-    packages,
-    problems_in,
-    read_manifest,
-    run_facts,
-    signer,
-)
+from fedgraft.server.papers.manifest import problems_in, read_manifest, run_facts, signer
+from fedgraft.server.papers.surroundings import code, machine, packages
 from fedgraft.simulations.study.run_study import Job, found_by_attacks, run_jobs
 from fedgraft.simulations.study.study_file import Cell
 from fedgraft.simulations.study.study_table import numbers

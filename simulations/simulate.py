@@ -18,11 +18,14 @@ from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import parse_yaml
 from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import find_plan, load_plan, resolve
-from fedgraft.server.papers.manifest import run_facts, sha256_of, write_manifest
+from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.common.result import DataFacts, Result, SeedResults
+from fedgraft.server.papers.manifest import run_facts, write_manifest
 from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.server.papers.surroundings import sha256_of
 from fedgraft.simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
 from fedgraft.simulations.engines.engine import ENGINES, nodes_on_disk, simulate
 from fedgraft.simulations.results_table import print_table, round_bytes
@@ -88,7 +91,7 @@ def simulate_plan(
             "exists and is not empty", where=f"--out {folder}", remedy="name a new folder"
         )
 
-    results = []
+    results: list[Result] = []
     for seed in range(first.seed, first.seed + seeds):
         chosen = [*overrides, f"seed={seed}"]
         target = folder / f"seed-{seed}" if seeds > 1 else folder
@@ -133,12 +136,12 @@ def simulate_plan(
                 raise RunFailed(f"{error}\n{kept}") from error
             raise
     if not quiet:
-        print_table(results, Console())
+        print_table([result.to_json() for result in results], Console())
         Console().print(f"[bold]{folder}[/bold]", soft_wrap=True)
     if seeds == 1:
-        return results[0]
-    rewrite(folder / "result.json", {"schema": 1, "seeds": results})
-    return {"seeds": results}
+        return results[0].to_json()
+    RunFolder(folder).write_result(SeedResults(schema_=1, seeds=tuple(results)))
+    return {"seeds": [result.to_json() for result in results]}
 
 
 def run_seed(
@@ -155,7 +158,7 @@ def run_seed(
     quiet: bool,
     pages: bool = True,
     together: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """The federation of one seed and its baselines; with `pages`, its picture and its page."""
     from fedgraft.simulations.figures import labels_by_node
     from fedgraft.simulations.report import write_report
@@ -181,17 +184,16 @@ def run_seed(
                 workers=workers,
                 together=together,
             )
-        result["engine"] = f"{engine}, nodes together" if together else engine
+        result = result.but(engine=f"{engine}, nodes together" if together else engine)
         if plan.privacy.at_node:
-            result["ledger"] = (
-                str(ledger) if ledger else "this run's own, in ledgers/: it started empty"
-            )
-        result["notes"] = notes(plan, counts, names)
-        result["data"] = {
-            "labels": dict(zip(names, counts, strict=True)),
-            "classes": list(plan.task.classes),
-        }
-        result["data"] |= data_facts(plan, path, nodes)
+            own = "this run's own, in ledgers/: it started empty"
+            result = result.but(ledger=str(ledger) if ledger else own)
+        data = DataFacts(
+            labels=dict(zip(names, counts, strict=True)),
+            classes=list(plan.task.classes),
+            **data_facts(plan, path, nodes),
+        )
+        result = result.but(notes=tuple(notes(plan, counts, names)), data=data)
         if pages:
             labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
 
@@ -214,10 +216,10 @@ def run_seed(
                         workers=workers,
                         together=together,
                     )
-                found = ran["final"]["global"] | {
-                    "bytes": round_bytes(ran["bytes"]),
-                    "adapter_bytes": ran["bytes"]["adapter"],
-                    "nodes": ran["final"]["nodes"],
+                found = ran.final.global_ | {
+                    "bytes": round_bytes(ran.bytes.model_dump()),
+                    "adapter_bytes": ran.bytes.adapter,
+                    "nodes": ran.final.nodes,
                 }
             else:
                 if baseline == "alone":
@@ -228,9 +230,9 @@ def run_seed(
                         found = pooled(plan, backbone, nodes)
                         step()
             seconds[baseline] = time.perf_counter() - clock
-            result["baselines"][baseline] = found
-    result["seconds"] |= seconds
-    rewrite(out / "result.json", result)
+            result = result.but(baselines=result.baselines | {baseline: found})
+    result = result.but(seconds=result.seconds | seconds)
+    RunFolder(out).write_result(result)
     if pages:
         write_report(out)
         beside = {

@@ -19,33 +19,42 @@ from fedgraft.client.data.data_set import Records
 from fedgraft.client.data.split import Split
 from fedgraft.client.readers.source import plain
 from fedgraft.common.errors import UserError
-from fedgraft.common.plan.plan import Subgroups
-from fedgraft.common.tasks.classification_sums import Groups, sums_of
+from fedgraft.common.plan.evaluate_section import SubgroupsSection
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.wire.metric_records import Groups
 
 log = logging.getLogger("fedgraft.client")
 
 
-def group_sums(asked: Sequence[Subgroups], test: Split, logits: Tensor, least: int) -> Groups:
-    """Sums of each group of which something may be told, by the numbers of its column and of
+def group_sums(
+    columns: Sequence[SubgroupsSection],
+    test: Split,
+    outputs: Tensor,
+    task: TaskSection,
+    least: int,
+) -> Groups:
+    """Return sums of each group of which something may be told, by the numbers of its column and of
     itself.
 
     Args:
-        logits: `(n, classes)` of the split's records, in its order.
+        outputs: `(n, …)` of the split's records, in its order.
         least: fewest records of a group, and of what is left of all without those that are told of.
     """
-    found: Groups = {}
-    for number, column in enumerate(asked):
-        member = members(column, test.records, test.rows)
-        if member is None:
+    sums_of = TASKS[task.question].sums
+    sums: Groups = {}
+    for number, column in enumerate(columns):
+        membership = members(column, test.records, test.rows)
+        if membership is None:
             log.warning("no column %r here: nothing is told of its groups", column.column)
             continue
-        for group in told(member, len(column.groups), least):
-            mine = torch.from_numpy(member == group)
-            found[number, group] = sums_of(logits[mine], test.labels[mine])
-    return found
+        for group in told(membership, len(column.groups), least):
+            mine = torch.from_numpy(membership == group)
+            sums[number, group] = sums_of(outputs[mine], test.labels[mine])
+    return sums
 
 
-def members(column: Subgroups, records: Records, rows: np.ndarray) -> np.ndarray | None:
+def members(column: SubgroupsSection, records: Records, rows: np.ndarray) -> np.ndarray | None:
     """The group of each of these rows, int64 `(n,)`, −1 for none; None where the data has no such
     column.
     """

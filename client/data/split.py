@@ -1,82 +1,82 @@
-"""One split of a hospital's records as batches that are ready for the model.
+"""One split of a hospital's records as examples that are ready for the model.
 
-Prepared inputs are kept in memory while they fit `KEPT_BYTES` and preprocessing is cheap to undo by
+Prepared inputs are kept in memory while they fit `KEPT_BYTES` and preparation is cheap to undo by
 asking again; a larger split is read and prepared batch by batch, so that memory stays flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedgraft.client.data.data_set import Records
-from fedgraft.common.backbones.backbone import Preprocess
+from fedgraft.client.data.examples import EVALUATION_BATCH, Examples
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.material import Preparation
 
 KEPT_BYTES = 256 * 2**20
-EVALUATION_BATCH = 256
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Split:
     """The rows of one split, prepared on demand.
 
-    Args:
+        split = Split(records, records.splits["train"], backbone.preprocess)
+        split.inputs(torch.arange(8))["image"].shape, split.labels[:8]
+
+    Attributes:
         records: the hospital's data set.
         rows: row numbers of the split, int64 `(n,)`.
-        preprocess: the backbone's own preprocessing.
+        preparation: the backbone's own.
     """
 
-    records: Records
-    rows: np.ndarray
-    preprocess: Preprocess
-
-    def __post_init__(self) -> None:
-        self.labels = torch.from_numpy(self.records.labels[self.rows].astype(np.int64))
-        self._kept: Tensor | None = None
-        self._too_large = False
+    records: Records = field(repr=False)
+    rows: np.ndarray = field(repr=False)
+    preparation: Preparation
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def inputs(self, positions: Tensor) -> Tensor:
-        """Prepared inputs `(len(positions), …)` float32 of these positions within the split."""
-        if self._kept is None and not self._too_large:
-            self._keep()
+    @cached_property
+    def labels(self) -> Tensor:
+        """The targets, int64 `(n,)`."""
+        return torch.from_numpy(self.records.labels[self.rows].astype(np.int64))
+
+    def inputs(self, positions: Tensor) -> Batch:
+        """Return prepared inputs of these positions within the split."""
         if self._kept is not None:
             return self._kept[positions]
-        return self._prepare(self.rows[positions.numpy()])
+        return self.prepare(self.rows[positions.numpy()])
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `(inputs, labels)` in the split's order, for evaluation."""
-        for start in range(0, len(self), EVALUATION_BATCH):
-            positions = torch.arange(start, min(start + EVALUATION_BATCH, len(self)))
-            yield self.inputs(positions), self.labels[positions]
+    def prepare(self, rows: np.ndarray) -> Batch:
+        """Return prepared inputs of these rows of the data set."""
+        return self.records.read(rows, prepare=self.preparation)
 
-    def shuffled(
-        self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one epoch in an order drawn from `generator`; the last one may be smaller."""
-        order = torch.randperm(len(self), generator=generator)
-        for positions in torch.split(order, batch_size):
-            yield self.inputs(positions), self.labels[positions]
+    def through(self, change: Callable[[Examples], Examples]) -> Examples:
+        """Return what `change` makes of the split."""
+        return change(self)
 
-    def _prepare(self, rows: np.ndarray) -> Tensor:
-        return self.records.read(rows, prepare=self.preprocess)
+    @property
+    def nbytes(self) -> int:
+        """Return the size of what is kept in memory, bytes."""
+        kept = self.__dict__.get("_kept")
+        return self.rows.nbytes + (kept.nbytes if kept is not None else 0)
 
-    def _keep(self) -> None:
+    @cached_property
+    def _kept(self) -> Batch | None:
+        """All prepared inputs; None where they are too large to be kept."""
         if len(self) == 0:
-            self._kept = torch.empty(0)
-            return
-        first = self._prepare(self.rows[:1])
+            return Batch({"nothing": torch.empty(0)})
+        first = self.prepare(self.rows[:1])
         if first.nbytes * len(self) > KEPT_BYTES:
-            self._too_large = True
-            return
-        kept = torch.empty((len(self), *first.shape[1:]))
+            return None
+        kept = first.empty_like(len(self))
         for start in range(0, len(self), EVALUATION_BATCH):
             rows = self.rows[start : start + EVALUATION_BATCH]
-            kept[start : start + len(rows)] = self._prepare(rows)
-        self._kept = kept
+            kept.write(slice(start, start + len(rows)), self.prepare(rows))
+        return kept

@@ -20,7 +20,8 @@ from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_hash
-from fedgraft.common.wire.update import BESIDE, Layout
+from fedgraft.common.wire.layout import Layout
+from fedgraft.common.wire.update import BESIDE
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fedgraft.client.privacy.ledger import Ceilings
 from fedgraft.client.readers.bundled import PREFIX
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.yaml_file import read_yaml, validate
-from fedgraft.common.plan.plan import Privacy
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Count, Section, Text, checked, unique
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Policy(Section):
                 found.append((key, "an ε says nothing without its δ", "add `max_delta: 1e-5`"))
         return checked(self, found)
 
-    def check_privacy(self, privacy: Privacy, *, noise_multiplier: float | None = None) -> None:
+    def check_privacy(self, privacy: PrivacySection, *, noise_multiplier: float | None = None) -> None:
         """Whether a plan protects this node's data as the policy demands.
 
         Args:
@@ -224,19 +224,19 @@ class Policy(Section):
                 f"policy: the noise is below min_noise_multiplier {self.min_noise_multiplier:g}",
             )
 
-    def reports(self, privacy: Privacy) -> bool:
+    def reports(self, privacy: PrivacySection) -> bool:
         """Whether sums of metrics may leave this node as they are under such a plan."""
         if self.noises_metrics(privacy):
             return False
         return privacy.mode == "none" if self.report_metrics is None else self.report_metrics
 
-    def least_in_group(self, privacy: Privacy) -> int | None:
+    def least_in_group(self, privacy: PrivacySection) -> int | None:
         """Fewest test records of a group whose sums may leave; None: no group's may. ε would not
         cover them.
         """
         return self.min_subgroup if privacy.mode == "none" and self.reports(privacy) else None
 
-    def noises_metrics(self, privacy: Privacy) -> bool:
+    def noises_metrics(self, privacy: PrivacySection) -> bool:
         """Whether counts leave this node with noise: only one example's weight in them is known to
         be 1.
         """
@@ -246,7 +246,7 @@ class Policy(Section):
             and privacy.unit == "example"
         )
 
-    def ceilings(self, privacy: Privacy) -> Ceilings:
+    def ceilings(self, privacy: PrivacySection) -> Ceilings:
         """The stricter of plan and policy, for the ledger."""
         run = [most for most in (privacy.target_epsilon, self.max_epsilon_run) if most is not None]
         return Ceilings(

@@ -25,7 +25,7 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.privacy.accounting import Row, Spent, bound, merged
 from fedgraft.common.privacy.randomness import Randomness
-from fedgraft.common.tasks.classification_sums import Sums
+from fedgraft.common.tasks.task import Sums
 
 log = logging.getLogger("fedgraft.budget")
 

@@ -24,17 +24,18 @@ import tempfile
 import threading
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.readers.source import Source
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel
 
@@ -78,43 +79,58 @@ class ActivationCache:
             sizes.pop(0)
 
 
-class Activations(Split):
-    """A split that gives what enters the first trainable layer instead of prepared inputs.
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Examples as they enter the first trainable layer, instead of prepared inputs.
 
-    Args:
+        model, examples = behind_prefix(model, split, cut, cache)
+        model(examples.inputs(positions))  # the same outputs as the whole model's
+
+    Attributes:
         split: the records.
         prefix: what is frozen in front of that layer.
         form: shape and layout of its output.
         kept: where rows are kept; None: they are computed each time they are asked for.
     """
 
-    def __init__(self, split: Split, prefix: FrozenPrefix, form: Form, kept: Kept | None) -> None:
-        self.records, self.rows, self.preprocess = split.records, split.rows, split.preprocess
-        self.labels = split.labels
-        self.prefix, self.form, self.kept = prefix, form, kept
+    split: Split
+    prefix: FrozenPrefix
+    form: Form
+    kept: Kept | None
 
-    def inputs(self, positions: Tensor) -> Tensor:
-        """Activations `(len(positions), …)` float32 of these positions within the split."""
-        rows = self.rows[positions.numpy()]
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def labels(self) -> Tensor:
+        """The targets, int64 `(n,)`."""
+        return self.split.labels
+
+    def through(self, change: Callable[[Examples], Examples]) -> Examples:
+        """Return what `change` makes of the examples."""
+        return change(self)
+
+    def inputs(self, positions: Tensor) -> Batch:
+        """Return activations `(len(positions), …)` float32 of these positions within the split."""
+        rows = self.split.rows[positions.numpy()]
         if self.kept is None:
-            return self.form.read(self._computed(rows))
+            return Batch({"activation": self.form.read(self._computed(rows))})
         values, missing = self.kept.read(rows)
         if missing.any():
-            wanted = np.unique(rows[missing])
-            more = self.kept.claim(
-                -len(wanted) % BLOCK, after=int(wanted[-1])
-            )  # empty places of the last block
-            filled = np.concatenate([wanted, more])
+            unknown = np.unique(rows[missing])
+            # empty places of the last block
+            more = self.kept.claim(-len(unknown) % BLOCK, after=int(unknown[-1]))
+            filled = np.concatenate([unknown, more])
             computed = self._computed(filled)
             self.kept.write(filled, computed)
-            values[missing] = computed[np.searchsorted(wanted, rows[missing])]
-        return self.form.read(values)
+            values[missing] = computed[np.searchsorted(unknown, rows[missing])]
+        return Batch({"activation": self.form.read(values)})
 
     def _computed(self, rows: np.ndarray) -> np.ndarray:
-        """The prefix's output for these rows, flat, in the precision that is kept."""
+        """Return the prefix's output for these rows, flat, in the precision that is kept."""
         parts = [np.empty((0, self.form.values), self.form.dtype)]
         for start in range(0, len(rows), BLOCK):
-            x = self.records.read(rows[start : start + BLOCK], prepare=self.preprocess)
+            x = self.split.prepare(rows[start : start + BLOCK]).only
             block = torch.zeros((BLOCK, *x.shape[1:]))
             block[: len(x)] = x
             parts.append(self.form.flat(self.prefix(block))[: len(x)])
@@ -223,32 +239,62 @@ def _checksum(value: np.ndarray) -> int:
 
 
 # ── the cut of a model, and the file for it ───────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Cut:
+    """What names the activations of one backbone.
+
+    Attributes:
+        backbone: its name.
+        fingerprint: of its values.
+        dtype: "float32", or "float16" for half the bytes and rounded activations.
+    """
+
+    backbone: str
+    fingerprint: str
+    dtype: str
+
+
 def behind_prefix(
-    model: GraftedModel,
-    split: Split,
-    *,
-    identity: Mapping[str, Any],
-    dtype: str,
-    cache: ActivationCache | None,
-) -> tuple[GraftedModel, Split]:
-    """A model's part behind its frozen prefix, and the split as it enters there; both as given
-    where there is no cut.
+    model: GraftedModel, examples: Examples, cut: Cut, cache: ActivationCache | None
+) -> tuple[GraftedModel, Examples]:
+    """Return a model's part behind its frozen prefix, and the examples as they enter there; both as
+    given where there is no cut.
 
     Args:
-        identity: what names the backbone and its values.
-        dtype: "float32", or "float16" for half the bytes and rounded activations.
         cache: where to keep them; None: computed each time, with the same result.
     """
     prefix = _prefix_of(model)
-    if prefix is None or len(split) == 0:
-        return model, split
+    if prefix is None or len(examples) == 0:
+        return model, examples
+    uncut: list[Examples] = []
+
+    def enter(part: Examples) -> Examples:
+        form, kept = None, None
+        if isinstance(part, Split):
+            form, kept = _form_and_file(model, prefix, part, cut, cache)
+        if form is None or not isinstance(part, Split):
+            uncut.append(part)
+            return part
+        return Activations(part, prefix, form, kept)
+
+    entering = examples.through(enter)
+    if uncut:
+        return model, examples
+    return prefix.tail, entering
+
+
+def _form_and_file(
+    model: GraftedModel, prefix: FrozenPrefix, split: Split, cut: Cut, cache: ActivationCache | None
+) -> tuple[Form | None, Kept | None]:
+    """Return how a split's activations lie in memory (None: no cut is exact), and their file."""
     source = split.records.source
     key = {
-        **identity,
+        "backbone": cut.backbone,
+        "fingerprint": cut.fingerprint,
         "cut": prefix.name,
-        "preprocess": split.preprocess.to_json(),
+        "preprocess": split.preparation.to_json(),
         "data": _fingerprint(source),
-        "dtype": dtype,
+        "dtype": cut.dtype,
         "block": BLOCK,
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -258,12 +304,10 @@ def behind_prefix(
     with _opening:
         kept, form = _opened(name, cache, len(source))
         if form is None:
-            form = _tried(name, prefix, model, split, dtype)
+            form = _tried(name, prefix, model, split, cut.dtype)
             if form is not None and cache is not None:
                 kept = _make(name, cache, form, len(source), prefix.name)
-    if form is None:
-        return model, split
-    return prefix.tail, Activations(split, prefix, form, kept)
+    return form, kept
 
 
 _opening = threading.Lock()
@@ -372,7 +416,7 @@ def _tried(
     bits; or None.
     """
     if name not in _forms:
-        example = split.records.read(split.rows[:1], prepare=split.preprocess)
+        example = split.prepare(split.rows[:1]).only
         draw = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         block = prefix(draw.expand(BLOCK, *draw.shape[1:]).contiguous())
         channels_last = block.ndim == 4 and not block.is_contiguous()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.errors import Code, Refused
-from fedgraft.common.wire.update import ADAPTER, Layout, message_bytes
+from fedgraft.common.wire.layout import ADAPTER, Layout
+from fedgraft.common.wire.message_size import message_bytes
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedgraft.common.backbones.backbone import fingerprint_of
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.files.whole_files import replacing, write_whole
 
 IN_USE = 3600.0  # seconds since it was last used

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import read_tensors, write_tensors
 from fedgraft.common.wire.encoding import decode, encode
-from fedgraft.common.wire.update import Layout
+from fedgraft.common.wire.layout import Layout
 
 
 @dataclass(frozen=True)

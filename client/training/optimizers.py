@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from fedgraft.common.plan.plan import Optimizer
+from fedgraft.common.plan.train_section import OptimizerSection
 
 
 class Steps(Protocol):
@@ -31,7 +31,7 @@ class Steps(Protocol):
 class _Steps:
     """Parameters that take steps; those without a gradient stay."""
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
         self.parameters = list(parameters)
         self.lr, self.chosen = lr, chosen
 
@@ -54,7 +54,7 @@ class Adam(_Steps):
     2019) by name.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
         super().__init__(parameters, chosen, lr)
         self._first = [torch.zeros_like(p) for p in self.parameters]
         self._second = [torch.zeros_like(p) for p in self.parameters]
@@ -86,7 +86,7 @@ class Adam(_Steps):
 class Sgd(_Steps):
     """Stochastic gradient descent with momentum."""
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
         super().__init__(parameters, chosen, lr)
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
@@ -113,6 +113,6 @@ class Sgd(_Steps):
             self._momentum[number] = buffer
 
 
-def new_optimizer(parameters: Iterable[Tensor], chosen: Optimizer, lr: float) -> Adam | Sgd:
+def new_optimizer(parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> Adam | Sgd:
     """The plan's optimizer over these parameters, at this round's learning rate."""
     return Sgd(parameters, chosen, lr) if chosen.name == "sgd" else Adam(parameters, chosen, lr)

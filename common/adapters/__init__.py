@@ -1,31 +1,38 @@
 """Adapters: small trainable modules beside frozen layers; one method a file, one closed registry.
 
-A method is a function `(net, options) → None` that places its modules on a copy of the backbone.
-The copy shares every frozen tensor, and the modules it has keep their names; an adapter is the
-child `adapter` of the layer or block that it serves, called by a forward hook. So a frozen tensor
-is called the same with and without adapters.
+A method attaches its modules to a copy of the backbone. The copy shares every frozen tensor, and the
+modules it has keep their names; an adapter is the child `adapter` of the layer or block that it
+serves, called by a forward hook. So a frozen tensor is called the same with and without adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
+from fedgraft.common.registry import Line, Registry
 
-from fedgraft.common.adapters.bias import place_bias
-from fedgraft.common.adapters.bottleneck import place_bottleneck
-from fedgraft.common.adapters.ends import place_full, place_head
-from fedgraft.common.adapters.lora import place_lora
-from fedgraft.common.adapters.options import Options
-from fedgraft.common.adapters.scale_shift import place_scale_shift
+if TYPE_CHECKING:
+    from fedgraft.common.adapters.method import Method
 
-METHODS: dict[str, Callable[[nn.Module, Options], None]] = {
-    "head": place_head,
-    "lora": place_lora,
-    "bottleneck": place_bottleneck,
-    "scale-shift": place_scale_shift,
-    "bias": place_bias,
-    "full": place_full,
+
+@dataclass(frozen=True)
+class MethodLine(Line):
+    """A method, and what a plan must know of it without importing it.
+
+    Attributes:
+        has_factors: whether its updates are products of two factors, which may be combined as such.
+    """
+
+    has_factors: bool = False
+
+
+METHOD_LINES = {
+    "head": MethodLine("fedgraft.common.adapters.ends:HEAD"),
+    "lora": MethodLine("fedgraft.common.adapters.lora:LORA", has_factors=True),
+    "bottleneck": MethodLine("fedgraft.common.adapters.bottleneck:BOTTLENECK"),
+    "scale-shift": MethodLine("fedgraft.common.adapters.scale_shift:SCALE_SHIFT"),
+    "bias": MethodLine("fedgraft.common.adapters.bias:BIAS"),
+    "full": MethodLine("fedgraft.common.adapters.ends:FULL"),
 }
-
-__all__ = ["METHODS", "Options"]
+METHODS: Registry[Method] = Registry("adapter.method", "adapter method", METHOD_LINES)

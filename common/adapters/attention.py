@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import served
+from fedgraft.common.adapters.host import served
 from fedgraft.common.adapters.targets import around
 from fedgraft.common.errors import UserError
 

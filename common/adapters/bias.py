@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import Adapter, Affine, place
 from fedgraft.common.adapters.attention import open_attention
-from fedgraft.common.adapters.options import Options
+from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.method import Attachment, Method
 from fedgraft.common.adapters.targets import layers, select
 
 
@@ -32,26 +32,34 @@ class AddedBias(Adapter):
 
     def forward(self, y: Tensor) -> Tensor:
         """(n, channels, H, W) or (n, …, channels) → the same shape."""
-        return y + (self.bias if self.last else self.bias.view(-1, 1, 1))
+        if self.last:
+            return y + self.bias
+        return y + self.bias.view(-1, 1, 1)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """The vector joins the bias, or becomes it."""
-        return weight, self.bias if bias is None else bias + self.bias
+        if bias is None:
+            return weight, self.bias
+        return weight, bias + self.bias
 
 
-def place_bias(net: nn.Module, options: Options) -> None:
+def attach_bias(net: nn.Module, attachment: Attachment) -> None:
     """Put a zero vector after every target."""
-    chosen = select(layers(net), options.targets, net)
+    chosen = select(layers(net), attachment.targets, net)
     open_attention(net, chosen)
     for layer in chosen.values():
-        place(layer, AddedBias(*output_axis(layer)))
+        channels, last = output_axis(layer)
+        place(layer, AddedBias(channels, last))
 
 
 def output_axis(layer: nn.Module) -> tuple[int, bool]:
-    """Channels of a layer's output, and whether they are its last axis."""
+    """Return the channels of a layer's output, and whether they are its last axis."""
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, False
     if isinstance(layer, nn.MultiheadAttention):
         return 3 * layer.embed_dim, True
     assert isinstance(layer, nn.Linear)
     return layer.out_features, True
+
+
+BIAS = Method("bias", attach_bias, describe=lambda options: "added biases and the classifier")

@@ -10,13 +10,32 @@ them keeps it from merging into a frozen layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import place
-from fedgraft.common.adapters.options import Options, new_conv, new_linear
+from fedgraft.common.adapters.host import place
+from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
+from fedgraft.common.adapters.method import Attachment, Method
 from fedgraft.common.adapters.targets import block_channels, blocks, channels_last, select
 from fedgraft.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class BottleneckOptions:
+    """Options of `adapter.method: bottleneck`.
+
+    Attributes:
+        width: of the narrow layer.
+    """
+
+    width: int = 8
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            what = f"{self.width} is too small"
+            raise UserError(what, where="adapter.width", remedy="give 1 or more")
 
 
 class Bottleneck(nn.Module):
@@ -26,37 +45,49 @@ class Bottleneck(nn.Module):
 
     def __init__(self, down: nn.Module, up: nn.Module) -> None:
         super().__init__()
-        self.down, self.up = down, up
+        self.down = down
+        self.up = up
 
     def forward(self, y: Tensor) -> Tensor:
         """(n, channels, H, W) or (n, …, channels) → the same shape."""
         return y + self.up(F.relu(self.down(y)))
 
 
-def place_bottleneck(net: nn.Module, options: Options) -> None:
-    """Put a bottleneck after every targeted block. Raises `UserError` for a network without
-    residual blocks.
+def attach_bottleneck(net: nn.Module, attachment: Attachment) -> None:
+    """Put a bottleneck after every targeted block. Raise `UserError` for a network without residual
+    blocks.
     """
-    found = blocks(net)
-    if not found:
+    candidates = blocks(net)
+    if not candidates:
         raise UserError(
             "a bottleneck goes after residual blocks, and none are known in this backbone",
             where="adapter.method",
             remedy="write lora, scale-shift, bias, head or full",
         )
-    for name, block in select(found, options.targets, net).items():
-        place(block, _new_bottleneck(name, block, options))
+    for name, block in select(candidates, attachment.targets, net).items():
+        place(block, _new_bottleneck(name, block, attachment))
 
 
-def _new_bottleneck(name: str, block: nn.Module, options: Options) -> Bottleneck:
-    channels, width, seed = block_channels(block), options.width, options.seed
-    down, up = f"{name}.down", f"{name}.up"
+def _new_bottleneck(name: str, block: nn.Module, attachment: Attachment) -> Bottleneck:
+    channels = block_channels(block)
+    width = attachment.options.width
+    seed = attachment.seed
+    down = f"{name}.down"
+    up = f"{name}.up"
     if channels_last(block):
         return Bottleneck(
             new_linear(channels, width, bias=True, seed=seed, name=down),
             new_linear(width, channels, bias=True, seed=None, name=up),
         )
     return Bottleneck(
-        new_conv(None, channels, width, groups=1, bias=True, seed=seed, name=down),
-        new_conv(None, width, channels, groups=1, bias=True, seed=None, name=up),
+        new_conv(ConvShape(channels, width, bias=True), seed=seed, name=down),
+        new_conv(ConvShape(width, channels, bias=True), seed=None, name=up),
     )
+
+
+BOTTLENECK = Method(
+    "bottleneck",
+    attach_bottleneck,
+    describe=lambda options: f"bottleneck adapter of width {options.width} and the classifier",
+    options=BottleneckOptions,
+)

@@ -6,32 +6,41 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedgraft.common.adapters.options import Options
+from fedgraft.common.adapters.method import Attachment, Method, Targets
 from fedgraft.common.errors import UserError
 
 
-def place_head(net: nn.Module, options: Options) -> None:
-    """Nothing beside the head, which every method has."""
-    _refuse_targets("head", options)
+def attach_head(net: nn.Module, attachment: Attachment) -> None:
+    """Attach nothing beside the head, which every method has."""
+    refuse_targets("head", attachment.targets)
 
 
-def place_full(net: nn.Module, options: Options) -> None:
+def attach_full(net: nn.Module, attachment: Attachment) -> None:
     """Replace every frozen parameter by a trainable copy. Buffers (BatchNorm's statistics) stay
     frozen.
     """
-    _refuse_targets("full", options)
+    refuse_targets("full", attachment.targets)
     copies: dict[int, nn.Parameter] = {}
     for module in net.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
-                module._parameters[name] = copy
+            if parameter is None:
+                continue
+            if id(parameter) not in copies:
+                copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
+            module._parameters[name] = copies[id(parameter)]
 
 
-def _refuse_targets(method: str, options: Options) -> None:
-    if options.targets != "auto":
-        raise UserError(
-            f"{method} takes no targets, and the plan names {options.targets!r}",
-            where="adapter.targets",
-            remedy="leave targets out",
-        )
+def refuse_targets(method: str, targets: Targets) -> None:
+    """Raise `UserError` where a plan names targets for a method that has none."""
+    if targets != "auto":
+        what = f"{method} takes no targets, and the plan names {targets!r}"
+        raise UserError(what, where="adapter.targets", remedy="leave targets out")
+
+
+HEAD = Method("head", attach_head, describe=lambda options: "new classifier only")
+FULL = Method(
+    "full",
+    attach_full,
+    describe=lambda options: "whole network: all of it is trained and travels",
+    trains_all=True,
+)

@@ -16,7 +16,7 @@ import types
 
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import call, place_hook
+from fedgraft.common.adapters.host import call, place_hook
 from fedgraft.common.adapters.lora import Lora
 
 CHEAPER = 0.5

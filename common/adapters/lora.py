@@ -14,13 +14,52 @@ learning").
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import Adapter, Affine, place
 from fedgraft.common.adapters.attention import open_attention
-from fedgraft.common.adapters.options import Options, Targets, new_conv, new_linear
+from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
+from fedgraft.common.adapters.method import Attachment, Method, Targets
+from fedgraft.common.adapters.peft_layout import PEFT_LAYOUT
 from fedgraft.common.adapters.targets import around, is_depthwise, layers, select
+from fedgraft.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Options of `adapter.method: lora`.
+
+    Attributes:
+        rank: of the added matrices.
+        alpha: the update is scaled by alpha / rank; None gives 2 · rank.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            what = f"{self.rank} is too small"
+            raise UserError(what, where="adapter.rank", remedy="give 1 or more")
+        if not (math.isfinite(self.numerator) and self.numerator > 0):
+            what = f"{self.numerator} is no scale"
+            raise UserError(what, where="adapter.alpha", remedy="give a number above 0")
+
+    @property
+    def numerator(self) -> float:
+        """Return alpha, the plan's or its default."""
+        if self.alpha is None:
+            return 2.0 * self.rank
+        return float(self.alpha)
+
+    @property
+    def scaling(self) -> float:
+        """Return the factor of an update, alpha / rank."""
+        return self.numerator / self.rank
 
 
 class Lora(Adapter):
@@ -37,7 +76,9 @@ class Lora(Adapter):
         self, lora_A: nn.Linear | nn.Conv2d, lora_B: nn.Linear | nn.Conv2d, scaling: float
     ) -> None:
         super().__init__()
-        self.lora_A, self.lora_B, self.scaling = lora_A, lora_B, scaling
+        self.lora_A = lora_A
+        self.lora_B = lora_B
+        self.scaling = scaling
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's input → what is added to its output."""
@@ -45,7 +86,8 @@ class Lora(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """W + (alpha / rank) · B A, group by group; the bias stays."""
-        down, up = self.lora_A.weight, self.lora_B.weight
+        down = self.lora_A.weight
+        up = self.lora_B.weight
         if isinstance(self.lora_A, nn.Conv2d):
             groups = self.lora_A.groups
             down = down.reshape(groups, down.shape[0] // groups, -1)
@@ -56,53 +98,80 @@ class Lora(Adapter):
         return weight + self.scaling * update, bias
 
 
-def place_lora(net: nn.Module, options: Options) -> None:
+def attach_lora(net: nn.Module, attachment: Attachment) -> None:
     """Put a LoRA update on every target: Linear, Conv2d, and the projections of an attention."""
-    chosen = select(_candidates(net, options.targets), options.targets, net)
+    targets = attachment.targets
+    chosen = select(_candidates(net, targets), targets, net)
     open_attention(net, chosen)
     for name, layer in chosen.items():
-        adapter = _new_lora(name, layer, options)
-        adapter.lora_A.requires_grad_(not options.freeze_a)
+        adapter = _new_lora(name, layer, attachment)
+        adapter.lora_A.requires_grad_(not attachment.freeze_drawn)
         place(layer, adapter)
 
 
 def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:
-    """All layers, but for two kinds that must be asked for by name.
+    """Return all layers, but for two kinds that must be asked for by name.
 
     Depthwise convolutions, and the output projection of a MultiheadAttention, to which PEFT 0.21
     adds the update twice (its pull request 3774): what we save would mean something else there.
     """
-    patterns = (
-        ()
-        if targets in ("auto", "last-block")
-        else (targets,)
-        if isinstance(targets, str)
-        else tuple(targets)
-    )
+    patterns = _patterns(targets)
     output_named = any(pattern.endswith("out_proj") for pattern in patterns)
-    return {
-        name: layer
-        for name, layer in layers(net).items()
-        if not (is_depthwise(layer) and not patterns)
-        and not (isinstance(around(net, name), nn.MultiheadAttention) and not output_named)
-    }
+    candidates: dict[str, nn.Module] = {}
+    for name, layer in layers(net).items():
+        if is_depthwise(layer) and not patterns:
+            continue
+        if isinstance(around(net, name), nn.MultiheadAttention) and not output_named:
+            continue
+        candidates[name] = layer
+    return candidates
 
 
-def _new_lora(name: str, layer: nn.Module, options: Options) -> Lora:
-    rank, seed = options.rank, options.seed
-    a, b = f"{name}.lora_A", f"{name}.lora_B"
+def _patterns(targets: Targets) -> tuple[str, ...]:
+    if targets in ("auto", "last-block"):
+        return ()
+    if isinstance(targets, str):
+        return (targets,)
+    return tuple(targets)
+
+
+def _new_lora(name: str, layer: nn.Module, attachment: Attachment) -> Lora:
+    options: LoraOptions = attachment.options
     if isinstance(layer, nn.Conv2d):
-        groups = layer.groups
-        total = -(-rank // groups) * groups
-        down = new_conv(
-            layer, layer.in_channels, total, groups=groups, bias=False, seed=seed, name=a
-        )
-        up = new_conv(None, total, layer.out_channels, groups=groups, bias=False, seed=None, name=b)
-        return Lora(down, up, options.scaling)
+        return _new_conv_lora(name, layer, attachment)
     if isinstance(layer, nn.MultiheadAttention):
-        inputs, outputs = layer.embed_dim, 3 * layer.embed_dim
+        inputs = layer.embed_dim
+        outputs = 3 * layer.embed_dim
+    elif isinstance(layer, nn.Linear):
+        inputs = layer.in_features
+        outputs = layer.out_features
     else:
-        assert isinstance(layer, nn.Linear)
-        inputs, outputs = layer.in_features, layer.out_features
-    down = new_linear(inputs, rank, bias=False, seed=seed, name=a)
-    return Lora(down, new_linear(rank, outputs, bias=False, seed=None, name=b), options.scaling)
+        raise TypeError(f"{type(layer).__name__} is no layer that LoRA serves")
+    seed = attachment.seed
+    down = new_linear(inputs, options.rank, bias=False, seed=seed, name=f"{name}.lora_A")
+    up = new_linear(options.rank, outputs, bias=False, seed=None, name=f"{name}.lora_B")
+    return Lora(down, up, options.scaling)
+
+
+def _new_conv_lora(name: str, layer: nn.Conv2d, attachment: Attachment) -> Lora:
+    options: LoraOptions = attachment.options
+    groups = layer.groups
+    # rounded up to a multiple of the groups
+    rank = -(-options.rank // groups) * groups
+    down = new_conv(
+        ConvShape(layer.in_channels, rank, groups),
+        seed=attachment.seed,
+        name=f"{name}.lora_A",
+        like=layer,
+    )
+    up = new_conv(ConvShape(rank, layer.out_channels, groups), seed=None, name=f"{name}.lora_B")
+    return Lora(down, up, options.scaling)
+
+
+LORA = Method(
+    "lora",
+    attach_lora,
+    describe=lambda options: f"LoRA adapter of rank {options.rank} and the classifier",
+    options=LoraOptions,
+    layout=PEFT_LAYOUT,
+)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import Adapter, Affine, place
 from fedgraft.common.adapters.attention import open_attention
 from fedgraft.common.adapters.bias import output_axis
-from fedgraft.common.adapters.options import Options
+from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.method import Attachment, Method
 from fedgraft.common.adapters.targets import layers, select
 
 
@@ -39,12 +39,22 @@ class ScaleShift(Adapter):
     def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """γ·(W x + b) + β = (γ W) x + (γ b + β)."""
         scaled = weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
-        return scaled, self.shift if bias is None else bias * self.scale + self.shift
+        if bias is None:
+            return scaled, self.shift
+        return scaled, bias * self.scale + self.shift
 
 
-def place_scale_shift(net: nn.Module, options: Options) -> None:
+def attach_scale_shift(net: nn.Module, attachment: Attachment) -> None:
     """Put γ = 1, β = 0 after every target."""
-    chosen = select(layers(net), options.targets, net)
+    chosen = select(layers(net), attachment.targets, net)
     open_attention(net, chosen)
     for layer in chosen.values():
-        place(layer, ScaleShift(*output_axis(layer)))
+        channels, last = output_axis(layer)
+        place(layer, ScaleShift(channels, last))
+
+
+SCALE_SHIFT = Method(
+    "scale-shift",
+    attach_scale_shift,
+    describe=lambda options: "scale and shift of each channel and the classifier",
+)

@@ -9,28 +9,18 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fedgraft.common.adapters.options import Targets
+from fedgraft.common.adapters.method import Targets
+from fedgraft.common.backbones import FAMILIES
+from fedgraft.common.backbones.family import kind_of
 from fedgraft.common.errors import UserError
 
-# Residual blocks, and whether their output has its channels last. The last Linear or Conv2d of each
-# gives as many channels as the block itself.
-_BLOCKS = {
-    "fedgraft.common.backbones.cifar_resnet.BasicBlock": False,
-    "fedgraft.common.backbones.mlp.Layer": True,
-    "torchvision.models.resnet.BasicBlock": False,
-    "torchvision.models.resnet.Bottleneck": False,
-    "torchvision.models.regnet.ResBottleneckBlock": False,
-    "torchvision.models.mobilenetv2.InvertedResidual": False,
-    "torchvision.models.mobilenetv3.InvertedResidual": False,
-    "torchvision.models.mnasnet._InvertedResidual": False,
-    "torchvision.models.efficientnet.MBConv": False,
-    "torchvision.models.efficientnet.FusedMBConv": False,
-    "torchvision.models.convnext.CNBlock": False,
-    "torchvision.models.densenet._DenseLayer": False,
-    "torchvision.models.vision_transformer.EncoderBlock": True,
-    "torchvision.models.swin_transformer.SwinTransformerBlock": True,
-    "torchvision.models.swin_transformer.SwinTransformerBlockV2": True,
-}
+
+def block_types() -> dict[str, bool]:
+    """Return the residual blocks of all families, and whether their output has channels last."""
+    types: dict[str, bool] = {}
+    for family in FAMILIES.values():
+        types |= family.block_types
+    return types
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -54,12 +44,13 @@ def around(net: nn.Module, name: str) -> nn.Module:
 
 def blocks(net: nn.Module) -> dict[str, nn.Module]:
     """Residual blocks by name, in order."""
-    return {name: module for name, module in net.named_modules() if _kind(module) in _BLOCKS}
+    types = block_types()
+    return {name: module for name, module in net.named_modules() if kind_of(module) in types}
 
 
 def channels_last(block: nn.Module) -> bool:
     """Whether a block's output is (n, …, channels) rather than (n, channels, H, W)."""
-    return _BLOCKS[_kind(block)]
+    return block_types()[kind_of(block)]
 
 
 def block_channels(block: nn.Module) -> int:
@@ -119,7 +110,3 @@ def _some(candidates: Mapping[str, nn.Module]) -> str:
     names = list(candidates)
     shown = names if len(names) <= 5 else [*names[:3], "…", *names[-2:]]
     return ", ".join(shown) or "none"
-
-
-def _kind(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

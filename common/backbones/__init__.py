@@ -1,1 +1,53 @@
-"""Pre-trained networks: one family a file, one closed registry."""
+"""Pre-trained networks: one family a file, one closed registry; no dotted paths out of a plan."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedgraft.common.registry import Line, Registry
+
+if TYPE_CHECKING:
+    from fedgraft.common.backbones.family import Family
+
+
+@dataclass(frozen=True)
+class FamilyLine(Line):
+    """A family, and what a plan must know of it without importing it.
+
+    Attributes:
+        pattern: a regular expression that all of its names match, and no earlier family's.
+        material: the member of `common.inputs.INPUTS` that it takes.
+    """
+
+    pattern: str
+    material: str
+
+
+FAMILY_LINES = {
+    "cifar": FamilyLine("fedgraft.common.backbones.cifar:CIFAR", r"cifar-resnet\d+", "image"),
+    "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular"),
+    "torchvision": FamilyLine(
+        "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
+    ),
+}
+FAMILIES: Registry[Family] = Registry("backbone.name", "family", FAMILY_LINES)
+
+
+def family_line(backbone: str) -> FamilyLine:
+    """Return the line of the family that a backbone's name belongs to."""
+    return FAMILY_LINES[family_name(backbone)]
+
+
+def family_of(backbone: str) -> Family:
+    """Return the family that a backbone's name belongs to."""
+    return FAMILIES[family_name(backbone)]
+
+
+def family_name(backbone: str) -> str:
+    """Return which family a backbone's name belongs to: the first whose pattern it matches."""
+    for name, line in FAMILY_LINES.items():
+        if re.fullmatch(line.pattern, backbone):
+            return name
+    raise FAMILIES.unknown(backbone)

@@ -1,4 +1,4 @@
-"""A name and weights → a frozen backbone in eval mode, with its preprocessing and its fingerprint.
+"""A name and weights → a frozen backbone in eval mode, with its preparation and its fingerprint.
 
 The classifier is taken out and `nn.Identity` stands in its place: a backbone gives features. Its
 tensors are read-only by agreement: every grafted model shares them, in every thread.
@@ -7,10 +7,9 @@ tensors are read-only by agreement: every grafted model shares them, in every th
 from __future__ import annotations
 
 import json
-import urllib.error
-from collections import OrderedDict
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.backbones.networks import (
-    CIFAR,
-    build,
-    check_name,
-    classifier_of,
-    current_name,
-    is_torchvision,
-    known_networks,
-)
+from fedgraft.common.backbones import FAMILIES, family_line, family_of
+from fedgraft.common.backbones.family import NetworkShape, State, last_linear
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import (
     SUFFIXES,
@@ -35,24 +27,20 @@ from fedgraft.common.files.tensor_files import (
     write_beside,
     write_tensors,
 )
-from fedgraft.common.inputs.image import Preprocess, for_images
+from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.material import Preparation
 
-__all__ = [
-    "Backbone",
-    "Preprocess",
-    "backbone_from_state",
-    "backbone_state",
-    "fingerprint_of",
-    "known_backbones",
-    "load_backbone",
-    "preprocess_of",
-    "save_backbone",
-]
+LARGEST_IMAGE = 4096  # pixels
+MOST_NAMED = 3  # tensors that do not fit, in one message
+_random_state = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A frozen network that turns inputs into features.
+
+        backbone = load_backbone("cifar-resnet20", weights="cifar10_resnet20.safetensors")
+        backbone.net(backbone.preprocess(images).only)  # (n, features)
 
     Attributes:
         name: its name in the registry.
@@ -60,7 +48,7 @@ class Backbone:
             classifier sat.
         head_name: dotted name of that place (`fc`, `linear`, `classifier.3`, `heads.head`, …).
         features: length of the feature vector.
-        preprocess: what images go through first.
+        preprocess: what its inputs go through first.
         fingerprint: SHA-256 over all parameters and buffers of `net`.
     """
 
@@ -68,144 +56,134 @@ class Backbone:
     net: nn.Module
     head_name: str
     features: int
-    preprocess: Preprocess
+    preprocess: Preparation
     fingerprint: str
 
 
-def known_backbones() -> list[str]:
-    """Names that `load_backbone` takes (imports torchvision)."""
-    return list(known_networks())
+@dataclass(frozen=True)
+class BackboneRequest:
+    """Which backbone is wanted.
 
-
-def load_backbone(
-    name: str,
-    *,
-    weights: str | Path | None = None,
-    image_size: int | None = None,
-    random: bool = False,
-    hidden: tuple[int, ...] = (64, 64),
-    columns: int = 0,
-    seed: int = 0,
-    fingerprint: str | None = None,
-) -> Backbone:
-    """Build a backbone and give it its values. Deterministic; leaves the global random state alone.
-
-    Args:
+    Attributes:
         name: one of `known_backbones`.
         weights: a `.safetensors`, `.pth` or `.pt` file, the name of torchvision's weights
             (IMAGENET1K_V1; fetched once, then kept by torch), or None for the network's own random
             initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
-        random: keep shape and preprocessing, throw away what was learnt (the random-backbone
-            baseline; `mlp` keeps its standardisation, which is preprocessing).
+        random: keep shape and preparation, throw away what was learnt (the random-backbone
+            baseline).
         hidden: widths of the hidden layers (`mlp`).
-        columns: feature columns (`mlp`); 0 takes the number from the weights.
+        columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
+        seed: of a random initialisation.
         fingerprint: what the backbone must be; None accepts any.
+    """
+
+    name: str
+    weights: str | Path | None = None
+    image_size: int | None = None
+    random: bool = False
+    hidden: tuple[int, ...] = (64, 64)
+    columns: int = 0
+    seed: int = 0
+    fingerprint: str | None = None
+
+
+def known_backbones() -> list[str]:
+    """Return the names that `load_backbone` takes (imports torchvision)."""
+    return [name for family in FAMILIES.values() for name in family.names()]
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` for a name that no backbone has, with the nearest ones that exist."""
+    if name in family_of(name).names():
+        return
+    near = get_close_matches(name, known_backbones(), n=3, cutoff=0.5)
+    remedy = "for instance cifar-resnet20, mlp, resnet18, vit_b_16"
+    if near:
+        remedy = f"did you mean {' or '.join(near)}?"
+    raise UserError(f"no backbone is called {name!r}", where="backbone.name", remedy=remedy)
+
+
+def load_backbone(name: str, **wanted: Any) -> Backbone:
+    """Build a backbone and give it its values. Deterministic; leaves the global random state alone.
+
+    Args:
+        name: one of `known_backbones`.
+        wanted: the other fields of `BackboneRequest`.
 
     Raises:
         UserError: an unknown name, weights that are missing, damaged, not allowed or of another
             network, no network to fetch them, or another fingerprint.
     """
+    request = BackboneRequest(name, **wanted)
     check_name(name)
-    if image_size is not None and not 1 <= image_size <= 4096:
-        raise UserError(
-            f"{image_size} pixels", where="backbone.image_size", remedy="give 1 to 4096"
-        )
-    state, sidecar = _learnt(name, weights)
-    if sidecar and image_size is None:
-        preprocess = Preprocess.from_json(sidecar["preprocess"])
+    size = request.image_size
+    if size is not None and not 1 <= size <= LARGEST_IMAGE:
+        remedy = f"give 1 to {LARGEST_IMAGE}"
+        raise UserError(f"{size} pixels", where="backbone.image_size", remedy=remedy)
+    state, sidecar = _read_weights(request)
+    if sidecar and size is None:
+        preparation = preparation_from_json(name, sidecar["preprocess"])
     else:
-        preprocess = preprocess_of(name, weights, image_size)
-    source = str(weights)
-    if state is None:
-        if name == "mlp" and columns < 1:
-            raise UserError(
-                "an mlp without columns", where="task.columns", remedy="name the feature columns"
-            )
-        net = build(name, seed=seed, columns=columns, hidden=hidden, image_size=preprocess.crop)
-        made = _finish(name, net, preprocess)
-    else:
-        if name == "mlp":
-            _check_mlp(state, source, columns, hidden)
-        made = _with_state(name, state, preprocess, source)
-        if random:
-            made = _randomised(made, seed)
-    if fingerprint is not None and made.fingerprint != fingerprint:
+        preparation = preparation_of(name, request.weights, size)
+    backbone = _give_values(request, state, preparation)
+    if request.fingerprint not in (None, backbone.fingerprint):
         raise UserError(
-            f"the backbone's fingerprint is {made.fingerprint}, and the plan wants {fingerprint}",
+            f"the backbone's fingerprint is {backbone.fingerprint}, and the plan wants"
+            f" {request.fingerprint}",
             where="backbone.fingerprint",
             remedy="use the weights that were agreed on, or correct the plan",
         )
-    return made
+    return backbone
 
 
-def preprocess_of(
+def preparation_of(
     name: str, weights: str | Path | None = None, image_size: int | None = None
-) -> Preprocess:
-    """What a network's images go through: torchvision's preset for the weights (the default ones
-    for a file).
+) -> Preparation:
+    """Return what a network's inputs go through: as its weights were trained, or as is usual."""
+    named = weights if isinstance(weights, str) else None
+    return family_of(name).preparation(name, named, image_size)
 
-    Another `image_size` keeps the preset's proportion between resizing and cropping.
+
+def preparation_from_json(name: str, data: Mapping[str, Any]) -> Preparation:
+    """Return the preparation of a backbone's inputs that `to_json` wrote.
+
+    Raises:
+        UserError: it is none.
     """
-    if name == "mlp":
-        return Preprocess()
-    if name in CIFAR:
-        return for_images(image_size or 32)
-    from torchvision import models
-
-    known = models.get_model_weights(name)
-    entry = (
-        known[weights]
-        if isinstance(weights, str) and weights in known.__members__
-        else known["DEFAULT"]
-    )
-    preset = entry.transforms()
-    size, crop = int(preset.resize_size[0]), int(preset.crop_size[0])
-    if image_size is not None:
-        size, crop = round(size * image_size / crop), image_size
-    return Preprocess(
-        size=size,
-        crop=crop,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-        antialias=bool(preset.antialias),
-    )
+    return INPUTS[family_line(name).material].read_preparation(data)
 
 
 def backbone_state(backbone: Backbone) -> dict[str, Tensor]:
-    """All parameters and buffers by name, sorted: what is handed out, what the fingerprint covers.
-    No copies.
+    """Return all parameters and buffers by name, sorted: what is handed out, what the fingerprint
+    covers. No copies.
     """
-    return _state(backbone.net)
+    return _state_of(backbone.net)
 
 
-def backbone_from_state(name: str, state: Mapping[str, Tensor], preprocess: Preprocess) -> Backbone:
-    """A backbone from tensors that came over the wire or from a store.
+def backbone_from_state(name: str, state: State, preparation: Preparation) -> Backbone:
+    """Return a backbone from tensors that came over the wire or from a store.
 
     Raises:
         UserError: an unknown name, or tensors that are not this network's.
     """
     check_name(name)
-    return _with_state(name, dict(state), preprocess, f"backbone {name}")
+    return _with_state(name, state, NetworkShape(), preparation, f"backbone {name}")
 
 
 def save_backbone(backbone: Backbone, path: str | Path, provenance: Mapping[str, Any]) -> None:
-    """Write `path` (.safetensors) and beside it `path`.json: name, fingerprint, preprocessing and
+    """Write `path` (.safetensors) and beside it `path`.json: name, fingerprint, preparation and
     provenance.
 
-    `load_backbone` takes the preprocessing from there. Each file is written whole or not at all.
+    `load_backbone` takes the preparation from there. Each file is written whole or not at all.
 
     Raises:
         UserError: another suffix, or a folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(
-            "a backbone is kept as .safetensors",
-            where=str(path),
-            remedy="end the name in .safetensors",
-        )
+        remedy = "end the name in .safetensors"
+        raise UserError("a backbone is kept as .safetensors", where=str(path), remedy=remedy)
     about = {
         "name": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -213,57 +191,22 @@ def save_backbone(backbone: Backbone, path: str | Path, provenance: Mapping[str,
         "provenance": dict(provenance),
     }
     write_tensors(backbone_state(backbone), path, {"fingerprint": backbone.fingerprint})
-    write_beside((json.dumps(about, indent=2, sort_keys=True) + "\n").encode(), _sidecar(path))
+    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    write_beside(text.encode(), _sidecar(path))
 
 
 # ── where values come from ────────────────────────────────────────────────────────────────────────
-
-
-def _learnt(
-    name: str, weights: str | Path | None
-) -> tuple[dict[str, Tensor] | None, Mapping[str, Any]]:
-    """Tensors of the weights (None: no weights) and what `save_backbone` wrote beside them ({}:
-    nothing).
+def _read_weights(request: BackboneRequest) -> tuple[State | None, Mapping[str, Any]]:
+    """Return tensors of the weights (None: no weights) and what `save_backbone` wrote beside them
+    ({}: nothing).
     """
+    weights = request.weights
     if weights is None:
         return None, {}
     if isinstance(weights, Path) or Path(weights).suffix in SUFFIXES or "/" in weights:
         path = Path(weights)
-        return read_tensors(path), _read_sidecar(path, name)
-    if not is_torchvision(name):
-        raise UserError(
-            f"{name} has no weights called {weights!r}",
-            where="backbone.weights",
-            remedy=f"give a file in {', '.join(SUFFIXES)}, or null for a random initialisation",
-        )
-    return _download(name, weights), {}
-
-
-def _download(name: str, weights: str) -> dict[str, Tensor]:
-    from torchvision import models
-
-    known = models.get_model_weights(name)
-    if weights not in known.__members__:
-        near = get_close_matches(weights.upper(), known.__members__, n=1, cutoff=0.0)
-        raise UserError(
-            f"torchvision has no weights {weights!r} for {name}",
-            where="backbone.weights",
-            remedy=(
-                f"write {near[0] if near else 'DEFAULT'}, or the path of a file in"
-                f" {', '.join(SUFFIXES)}"
-            ),
-        )
-    entry = known[weights]
-    try:
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"{entry.url} could not be fetched ({type(error).__name__}); is this machine offline?",
-            where="backbone.weights",
-            remedy=(
-                "fetch that file elsewhere, copy it here, and write its path as backbone.weights"
-            ),
-        ) from error
+        return read_tensors(path), _read_sidecar(path, request.name)
+    return family_of(request.name).fetch(request.name, weights), {}
 
 
 def _sidecar(path: Path) -> Path:
@@ -274,103 +217,103 @@ def _read_sidecar(path: Path, name: str) -> Mapping[str, Any]:
     beside = _sidecar(path)
     if not beside.is_file():
         return {}
+    what = "what stands beside the weights cannot be read"
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
-        made_for, _ = about["name"], Preprocess.from_json(about["preprocess"])
+        made_for = about["name"]
+        if made_for == name:
+            preparation_from_json(name, about["preprocess"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        raise UserError(
-            "what stands beside the weights cannot be read",
-            where=str(beside),
-            remedy="save the backbone again",
-        ) from error
+        raise UserError(what, where=str(beside), remedy="save the backbone again") from error
     if made_for != name:
-        raise UserError(
-            f"weights of {made_for}, not of {name}",
-            where=str(path),
-            remedy=f"write backbone.name: {made_for}",
-        )
+        what = f"weights of {made_for}, not of {name}"
+        raise UserError(what, where=str(path), remedy=f"write backbone.name: {made_for}")
     return about
 
 
 # ── values into a network ─────────────────────────────────────────────────────────────────────────
+def _give_values(
+    request: BackboneRequest, state: State | None, preparation: Preparation
+) -> Backbone:
+    """Return the backbone with the weights' values, or with random ones."""
+    shape = NetworkShape(_side_of(preparation), request.columns, request.hidden)
+    if state is None:
+        return _finish(request.name, _build(request.name, shape, request.seed), preparation)
+    learnt = _with_state(request.name, state, shape, preparation, str(request.weights))
+    if request.random:
+        return _randomise(learnt, request.seed)
+    return learnt
+
+
+def _build(name: str, shape: NetworkShape, seed: int | None) -> nn.Module:
+    """Return a network, classifier included.
+
+    Neither way touches the global random state in the end: torch's initialisers know no other, so
+    it is forked under a lock.
+
+    Args:
+        seed: for its own random initialisation; None gives tensors without values, for weights to
+            come: no time is spent on an initialisation that they replace.
+    """
+    family = family_of(name)
+    if seed is None:
+        try:
+            with torch.device("meta"):
+                return family.build(name, shape)
+        except NotImplementedError:
+            # a constructor that looks at values (RegNet): they are replaced later
+            seed = 0
+    with _random_state, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return family.build(name, shape)
 
 
 def _with_state(
-    name: str, state: Mapping[str, Tensor], preprocess: Preprocess, source: str
+    name: str, state: State, shape: NetworkShape, preparation: Preparation, where: str
 ) -> Backbone:
-    """The network with `state` for values, classifier left out; checks every name and shape."""
-    if is_torchvision(name):
-        state = {
-            new: tensor for old, tensor in state.items() if (new := current_name(old)) is not None
-        }
-    if name == "mlp":
-        columns, hidden = mlp_shape(state, source)
-        net = build(name, seed=None, columns=columns, hidden=hidden)
-    else:
-        net = build(name, seed=None, image_size=preprocess.crop)
-        if name.startswith("vit_"):
-            state = _fit_positions(net, state)
-    head_name, _ = classifier_of(net)
-    wanted = {
-        key: value for key, value in net.state_dict().items() if not key.startswith(f"{head_name}.")
-    }
-    given = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
-    for (
-        key,
-        tensor,
-    ) in wanted.items():  # counters of training steps that older files lack; unused in eval mode
+    """Return the network with `state` for values, classifier left out; check names and shapes."""
+    family = family_of(name)
+    shape = family.read_shape(state, replace(shape, image_size=_side_of(preparation)), where)
+    net = _build(name, shape, None)
+    state = family.fit(net, state)
+    head_name, _ = last_linear(net)
+    wanted = _without(net.state_dict(), head_name)
+    given = _without(state, head_name)
+    for key, tensor in wanted.items():
+        # counters of training steps that older files lack; unused in eval mode
         if key.endswith(".num_batches_tracked") and key not in given:
             given[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    _check_fit(name, wanted, given, source)
+    _check_fit(name, wanted, given, where)
     for key, tensor in wanted.items():
         _put(net, key, given[key].to(tensor.dtype).contiguous())
-    return _finish(name, net, preprocess)
+    return _finish(name, net, preparation)
 
 
-def _check_fit(
-    name: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str
-) -> None:
-    wrong = [f"{key} is missing" for key in wanted if key not in given]
-    wrong += [f"{key} is not of this network" for key in given if key not in wanted]
-    wrong += [
-        f"{key} is {list(given[key].shape)} and should be {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in given and given[key].shape != tensor.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"these are not the weights of {name}: {'; '.join(wrong[:3])}{more}",
-            where=source,
-            remedy=(
-                "give the weights of this network, or the name of the network that these weights"
-                " belong to"
-            ),
-        )
+def _without(state: State, head_name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
 
 
-def _fit_positions(net: Any, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A vision transformer's table of positions, interpolated where the images have another
-    size.
-    """
-    from torchvision.models.vision_transformer import interpolate_embeddings
-
-    key = "encoder.pos_embedding"
-    wanted = net.encoder.pos_embedding.shape
-    if (
-        key not in state
-        or state[key].ndim != 3
-        or state[key].shape[1] == wanted[1]
-        or state[key].shape[2] != wanted[2]
-    ):
-        return state
-    try:
-        fitted = interpolate_embeddings(
-            net.image_size, net.patch_size, OrderedDict({key: state[key]})
-        )
-    except ValueError:
-        return state  # `_check_fit` says what does not fit
-    return {**state, key: fitted[key]}
+def _check_fit(name: str, wanted: State, given: State, where: str) -> None:
+    """Raise `UserError` where tensors are missing, strange or of another shape."""
+    problems = [f"{key} is missing" for key in wanted if key not in given]
+    problems += [f"{key} is not of this network" for key in given if key not in wanted]
+    for key, tensor in wanted.items():
+        if key in given and given[key].shape != tensor.shape:
+            shape = list(given[key].shape)
+            problems.append(f"{key} is {shape} and should be {list(tensor.shape)}")
+    if not problems:
+        return
+    listed = "; ".join(problems[:MOST_NAMED])
+    if len(problems) > MOST_NAMED:
+        listed += f"; and {len(problems) - MOST_NAMED} more"
+    raise UserError(
+        f"these are not the weights of {name}: {listed}",
+        where=where,
+        remedy=(
+            "give the weights of this network, or the name of the network that these weights"
+            " belong to"
+        ),
+    )
 
 
 def _put(net: nn.Module, key: str, tensor: Tensor) -> None:
@@ -382,75 +325,30 @@ def _put(net: nn.Module, key: str, tensor: Tensor) -> None:
         owner._buffers[last] = tensor
 
 
-def _finish(name: str, net: nn.Module, preprocess: Preprocess) -> Backbone:
-    head_name, classifier = classifier_of(net)
+def _finish(name: str, net: nn.Module, preparation: Preparation) -> Backbone:
+    head_name, classifier = last_linear(net)
     features = classifier.in_features
     net.set_submodule(head_name, nn.Identity())
     net.eval().requires_grad_(False)
-    return Backbone(name, net, head_name, features, preprocess, fingerprint_of(_state(net)))
+    return Backbone(name, net, head_name, features, preparation, fingerprint_of(_state_of(net)))
 
 
-def _state(net: nn.Module) -> dict[str, Tensor]:
+def _state_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in sorted(net.state_dict().items())}
 
 
-def _randomised(learnt: Backbone, seed: int) -> Backbone:
-    """The same network with its own random initialisation instead of what it learnt."""
+def _randomise(learnt: Backbone, seed: int) -> Backbone:
+    """Return the same network with its own random initialisation instead of what it learnt."""
     state = backbone_state(learnt)
-    columns, hidden = mlp_shape(state, learnt.name) if learnt.name == "mlp" else (0, ())
-    net = build(
-        learnt.name, seed=seed, columns=columns, hidden=hidden, image_size=learnt.preprocess.crop
-    )
-    for key in ("standardise.mean", "standardise.std"):
-        if key in state:
-            _put(net, key, state[key].clone())
+    family = family_of(learnt.name)
+    side = _side_of(learnt.preprocess)
+    shape = family.read_shape(state, NetworkShape(side), learnt.name)
+    net = _build(learnt.name, shape, seed)
+    for key in family.kept_when_random:
+        _put(net, key, state[key].clone())
     return _finish(learnt.name, net, learnt.preprocess)
 
 
-# ── the mlp's shape is in its weights ─────────────────────────────────────────────────────────────
-
-
-def mlp_shape(state: Mapping[str, Tensor], source: str) -> tuple[int, tuple[int, ...]]:
-    """Columns and hidden widths of the mlp that these tensors belong to. Raises `UserError` if to
-    none.
-    """
-    try:
-        columns = int(state["standardise.mean"].shape[0])
-        depth = sum(
-            1 for key in state if key.startswith("layers.") and key.endswith(".linear.weight")
-        )
-        hidden = tuple(int(state[f"layers.{i}.linear.weight"].shape[0]) for i in range(depth))
-    except (KeyError, IndexError) as error:
-        raise UserError(
-            "these are not the weights of an mlp",
-            where=source,
-            remedy="make them with fedgraft pretrain",
-        ) from error
-    if not hidden or not columns:
-        raise UserError(
-            "these are not the weights of an mlp",
-            where=source,
-            remedy="make them with fedgraft pretrain",
-        )
-    return columns, hidden
-
-
-def _check_mlp(
-    state: Mapping[str, Tensor], source: str, columns: int, hidden: tuple[int, ...]
-) -> None:
-    file_columns, file_hidden = mlp_shape(state, source)
-    if columns and columns != file_columns:
-        raise UserError(
-            f"weights for {file_columns} columns, and the plan names {columns}",
-            where=source,
-            remedy=(
-                "name the columns that the backbone was trained on, in the same order, or train it"
-                " again"
-            ),
-        )
-    if tuple(hidden) != file_hidden:
-        raise UserError(
-            f"weights with hidden layers {list(file_hidden)}, and the plan says {list(hidden)}",
-            where=source,
-            remedy=f"write backbone.hidden: {list(file_hidden)}",
-        )
+def _side_of(preparation: Preparation) -> int | None:
+    """Return the side of prepared images, pixels; None where it is not fixed."""
+    return getattr(preparation, "crop", None)

@@ -1,84 +1,83 @@
-"""A multi-layer perceptron for tables that have holes.
-
-The columns are standardised inside the network, with constants that are part of the backbone and of
-its
-fingerprint: all hospitals scale alike, and none has to tell its own means. A missing value becomes
-    the mean (0 after standardising), and an indicator for each column says that it was missing.
-"""
+"""The family of multi-layer perceptrons for tables: one name, `mlp`; its shape is in its weights."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fedgraft.common.backbones.cifar import keep_state, refuse_to_fetch
+from fedgraft.common.backbones.family import Family, NetworkShape, State
+from fedgraft.common.backbones.mlp_network import Mlp
+from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.table import TablePreparation
+
+_HERE = "fedgraft.common.backbones.mlp_network"
 
 
-class Standardise(nn.Module):
-    """(n, columns), NaN where missing → (n, 2·columns): standardised values, then 1 where one was
-    missing.
+def build(name: str, shape: NetworkShape) -> nn.Module:
+    """Return a network with torch's own initialisation. Raise `UserError` without columns."""
+    if shape.columns < 1:
+        what = "an mlp without columns"
+        raise UserError(what, where="task.columns", remedy="name the feature columns")
+    return Mlp(shape.columns, shape.hidden)
+
+
+def prepare_rows(name: str, weights: str | None, image_size: int | None) -> TablePreparation:
+    """Return what rows go through: nothing but a cast."""
+    return TablePreparation()
+
+
+def read_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
+    """Return columns and hidden widths of the mlp that these tensors belong to.
+
+    Raises:
+        UserError: they belong to none, or the plan says something else.
     """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(columns))
-        self.register_buffer("std", torch.ones(columns))
-
-    @torch.no_grad()
-    def fit(self, table: Tensor) -> None:
-        """Take mean and standard deviation (population) of each column of `table` (n, columns), NaN
-        left out.
-
-        A column without values gets mean 0, and one without spread a standard deviation of 1.
-        """
-        known = ~table.isnan()
-        count = known.sum(0).clamp(min=1)
-        values = torch.where(known, table, 0.0).double()
-        mean = values.sum(0) / count
-        variance = (torch.where(known, values - mean, 0.0) ** 2).sum(0) / count
-        std = variance.sqrt()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1.0), std, 1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Whatever is missing becomes the mean and is marked."""
-        missing = x.isnan()
-        values = torch.where(missing, 0.0, (x - self.mean) / self.std)
-        return torch.cat([values, missing.to(values.dtype)], dim=1)
+    columns, hidden = shape_of_tensors(state, where)
+    if shape.columns and columns != shape.columns:
+        raise UserError(
+            f"weights for {columns} columns, and the plan names {shape.columns}",
+            where=where,
+            remedy=(
+                "name the columns that the backbone was trained on, in the same order, or train it"
+                " again"
+            ),
+        )
+    if shape.hidden and hidden != shape.hidden:
+        raise UserError(
+            f"weights with hidden layers {list(hidden)}, and the plan says {list(shape.hidden)}",
+            where=where,
+            remedy=f"write backbone.hidden: {list(hidden)}",
+        )
+    return replace(shape, columns=columns, hidden=hidden)
 
 
-class Layer(nn.Module):
-    """Linear map and ReLU: (n, in) → (n, out)."""
+def shape_of_tensors(state: State, where: str) -> tuple[int, tuple[int, ...]]:
+    """Return columns and hidden widths. Raise `UserError` where these are no mlp's tensors."""
+    remedy = "make them with fedgraft pretrain"
+    try:
+        columns = int(state["standardise.mean"].shape[0])
+        hidden: list[int] = []
+        while f"layers.{len(hidden)}.linear.weight" in state:
+            hidden.append(int(state[f"layers.{len(hidden)}.linear.weight"].shape[0]))
+    except (KeyError, IndexError) as error:
+        what = "these are not the weights of an mlp"
+        raise UserError(what, where=where, remedy=remedy) from error
+    if not hidden or not columns:
+        raise UserError("these are not the weights of an mlp", where=where, remedy=remedy)
+    return columns, tuple(hidden)
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
-        self.relu = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, in) → (n, out), never negative."""
-        return self.relu(self.linear(x))
-
-
-class Mlp(nn.Module):
-    """Standardise, hidden layers, classifier `head`.
-
-    Args:
-        columns: feature columns of the table.
-        hidden: width of each hidden layer.
-        classes: outputs of `head`.
-    """
-
-    def __init__(self, columns: int, hidden: tuple[int, ...], classes: int = 2) -> None:
-        super().__init__()
-        widths = (2 * columns, *hidden)
-        self.standardise = Standardise(columns)
-        self.layers = nn.Sequential(*(Layer(a, b) for a, b in pairwise(widths)))
-        self.head = nn.Linear(widths[-1], classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tables (n, columns) with NaN for missing values → logits (n, classes)."""
-        return self.head(self.layers(self.standardise(x)))
+MLP = Family(
+    names=lambda: ("mlp",),
+    build=build,
+    preparation=prepare_rows,
+    fetch=refuse_to_fetch,
+    read_shape=read_shape,
+    fit=keep_state,
+    block_types={f"{_HERE}.Layer": True},
+    order={f"{_HERE}.Mlp": ("standardise", "layers", "head")},
+    # the standardisation is preparation: it stays in a random backbone
+    kept_when_random=("standardise.mean", "standardise.std"),
+)

@@ -1,1 +1,43 @@
 """Raw material: one kind a file, from what a reader reads to a prepared batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedgraft.common.registry import Line, Registry
+
+if TYPE_CHECKING:
+    from fedgraft.common.inputs.material import Input
+
+
+@dataclass(frozen=True)
+class InputLine(Line):
+    """A raw material, and what a plan must know of it without importing it.
+
+    Attributes:
+        has_columns: whether the plan names the columns that are the inputs.
+        has_pixels: whether it has a size in pixels, and can be flipped and cropped.
+        example: a backbone that takes it, to be named where another was written.
+    """
+
+    has_columns: bool
+    has_pixels: bool
+    example: str
+
+
+INPUT_LINES = {
+    "image": InputLine(
+        "fedgraft.common.inputs.image:IMAGE",
+        has_columns=False,
+        has_pixels=True,
+        example="write `name: cifar-resnet20`, or a torchvision model's name",
+    ),
+    "tabular": InputLine(
+        "fedgraft.common.inputs.table:TABLE",
+        has_columns=True,
+        has_pixels=False,
+        example="write `name: mlp`",
+    ),
+}
+INPUTS: Registry[Input] = Registry("task.kind", "raw material", INPUT_LINES)

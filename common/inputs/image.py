@@ -16,15 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.material import Input, Preparation
+from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.task_section import TaskSection
 
+# what integer pixels have at their brightest
+WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+LARGEST_SIDE = 4096  # pixels
+PADDING = 4  # pixels that a crop may move by
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What is done to images before a backbone sees them; nothing but a cast to float32 for tables
-    (`mean` empty).
+    """What is done to images before a backbone sees them.
+
+        preprocess = Preprocess(size=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        preprocess(images)["image"].shape  # uint8 (n, 1 or 3, H, W) → (n, 3, 224, 224)
 
     Attributes:
         size: length of the shorter side after resizing, pixels; None leaves it.
@@ -42,31 +52,32 @@ class Preprocess:
     interpolation: str = "bilinear"
     antialias: bool = True
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, raw: Tensor) -> Batch:
         """Images (n, 1 or 3, H, W), uint8, uint16 or float on 0–1 → float32 (n, 3, crop, crop).
 
-        A grey image becomes three equal channels. Tables (n, columns) only become float32.
+        A grey image becomes three equal channels.
+
+        Raises:
+            UserError: another shape.
         """
-        if not self.mean:
-            return images.to(torch.float32)
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
+        if raw.ndim != 4 or raw.shape[1] not in (1, 3):
             raise UserError(
-                f"images of shape {tuple(images.shape)}; 1 (grey) or 3 (RGB) channels are needed",
+                f"images of shape {tuple(raw.shape)}; 1 (grey) or 3 (RGB) channels are needed",
                 remedy="give images as (n, channels, height, width)",
             )
-        whole = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(images.dtype)
-        pixels = images.to(torch.float32)
+        white = WHITE.get(raw.dtype)
+        pixels = raw.to(torch.float32)
         if self.size is not None:
-            pixels = self._resize(pixels, whole)
+            pixels = self._resize(pixels, white)
         if self.crop is not None:
             pixels = _centre_crop(pixels, self.crop)
-        if whole is not None:
-            pixels = pixels / whole
+        if white is not None:
+            pixels = pixels / white
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
-        return (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std
+        return Batch({"image": (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std})
 
-    def _resize(self, pixels: Tensor, whole: float | None) -> Tensor:
+    def _resize(self, pixels: Tensor, white: float | None) -> Tensor:
         height, width = pixels.shape[-2:]
         short, long = min(height, width), max(height, width)
         target = int(self.size or short)
@@ -78,47 +89,43 @@ class Preprocess:
             pixels, shape, mode=self.interpolation, align_corners=False, antialias=self.antialias
         )
         # pixels that came as integers stay integers, as in torchvision
-        return pixels if whole is None else pixels.clamp(0.0, whole).round()
+        return pixels if white is None else pixels.clamp(0.0, white).round()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
+        """Return plain numbers, strings and lists."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
-        """The opposite of `to_json`. Raises `UserError` for anything that `to_json` would not have
-        written.
-        """
+        """Return the opposite of `to_json`. Raise `UserError` for what it would not have written."""
+        remedy = "save the backbone again"
         try:
-            made = cls(
-                **{
-                    **data,
-                    "mean": tuple(map(float, data["mean"])),
-                    "std": tuple(map(float, data["std"])),
-                }
-            )
+            mean = tuple(map(float, data["mean"]))
+            std = tuple(map(float, data["std"]))
+            preprocess = cls(**{**data, "mean": mean, "std": std})
         except (TypeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"a preprocessing that cannot be read ({error})", remedy="save the backbone again"
-            ) from error
-        sides_fit = all(
-            v is None or (isinstance(v, int) and 1 <= v <= 4096) for v in (made.size, made.crop)
+            what = f"a preprocessing that cannot be read ({error})"
+            raise UserError(what, remedy=remedy) from error
+        if not preprocess.is_possible():
+            raise UserError(f"a preprocessing that cannot be: {preprocess}", remedy=remedy)
+        return preprocess
+
+    def is_possible(self) -> bool:
+        """Whether every value is of its type and in its range."""
+        for side in (self.size, self.crop):
+            if side is not None and not (isinstance(side, int) and 1 <= side <= LARGEST_SIDE):
+                return False
+        if not all(map(math.isfinite, self.mean)):
+            return False
+        if not all(math.isfinite(deviation) and deviation > 0 for deviation in self.std):
+            return False
+        channels = len(self.mean)
+        return (
+            channels == len(self.std)
+            and channels in (0, 3)
+            and self.interpolation in ("bilinear", "bicubic")
+            and isinstance(self.antialias, bool)
         )
-        numbers_fit = all(map(math.isfinite, made.mean)) and all(
-            math.isfinite(s) and s > 0 for s in made.std
-        )
-        if not (
-            sides_fit
-            and numbers_fit
-            and len(made.mean) == len(made.std)
-            and len(made.mean) in (0, 3)
-            and made.interpolation in ("bilinear", "bicubic")
-            and isinstance(made.antialias, bool)
-        ):
-            raise UserError(
-                f"a preprocessing that cannot be: {made}", remedy="save the backbone again"
-            )
-        return made
 
 
 def for_images(size: int) -> Preprocess:
@@ -136,3 +143,41 @@ def _centre_crop(pixels: Tensor, side: int) -> Tensor:
         height, width = pixels.shape[-2:]
     top, left = round((height - side) / 2), round((width - side) / 2)
     return pixels[..., top : top + side, left : left + side]
+
+
+def example_image(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
+    """Return one black image of the size that a plan's backbone sees."""
+    size = None
+    if isinstance(preparation, Preprocess):
+        size = preparation.crop or preparation.size
+    size = size or backbone.image_size or 32
+    return Batch({"image": torch.zeros(1, 3, size, size)})
+
+
+def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
+    """Flip, or flip and crop (4 pixels of padding), images `(n, channels, H, W)`, each by its own
+    draw from `generator`.
+    """
+    if augment == "none":
+        return batch
+    images = batch.only
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+    if augment == "flip":
+        return Batch({"image": images})
+    size = images.shape[-1]
+    padded = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
+    corners = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator).tolist()
+    crops: list[Tensor] = []
+    for image, (top, left) in zip(padded, corners, strict=True):
+        crops.append(image[:, top : top + size, left : left + size])
+    return Batch({"image": torch.stack(crops)})
+
+
+IMAGE = Input(
+    name="image",
+    plural="X-rays or other images",
+    read_preparation=Preprocess.from_json,
+    example=example_image,
+    augment=augment_images,
+)

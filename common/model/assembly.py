@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fedgraft.common.backbones.backbone import Backbone, backbone_state, load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
-from fedgraft.common.plan.plan import WEIGHT_FILES, Plan
-from fedgraft.common.plan.plan_file import resolve
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks import TASKS
 
 
 def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbone:
@@ -22,55 +24,54 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     Raises:
         UserError: weights that are missing, damaged or of another network; says what to do.
     """
-    wanted = plan.backbone
-    source: str | Path | None = weights or wanted.weights
-    if (
-        weights is None
-        and wanted.weights is not None
-        and wanted.weights.lower().endswith(WEIGHT_FILES)
-    ):
+    section = plan.backbone
+    source: str | Path | None = weights or section.weights
+    if weights is None and section.weights_file is not None:
         remedy = "copy the file there, or name another as backbone.weights"
         if plan.pretrain is not None:
             remedy = f"make it: fedgraft pretrain {plan.name}"
-        source = resolve(wanted.weights, base, remedy=remedy)
+        source = resolve(section.weights_file, base, remedy=remedy)
     return load_backbone(
-        wanted.name,
+        section.name,
         weights=source,
-        image_size=wanted.image_size,
-        random=wanted.random,
-        hidden=wanted.hidden,
+        image_size=section.image_size,
+        random=section.random,
+        hidden=section.hidden,
         columns=plan.task.inputs,
         seed=plan.seed,
-        fingerprint=wanted.fingerprint,
+        fingerprint=section.fingerprint,
     )
 
 
-def plan_model(backbone: Backbone, plan: Plan) -> GraftedModel:
-    """The plan's adapter and a fresh head on a backbone, with the same initial values on every
-    side.
+def plan_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
+    """Return the plan's adapter and a fresh head on a backbone, with the same initial values on
+    every side.
     """
-    adapter = plan.adapter
+    options = plan.adapter.model_dump(exclude={"method", "targets"})
     return graft(
         backbone,
-        method=adapter.method,
-        classes=len(plan.task.classes),
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        width=adapter.width,
-        targets=adapter.targets,
+        method=plan.adapter.method,
+        classes=count_outputs(plan),
+        targets=plan.adapter.targets,
         seed=plan.seed,
         freeze_a=plan.aggregate.lora_aggregation == "freeze-a",
+        **options,
     )
+
+
+def count_outputs(plan: Agreement) -> int:
+    """Return how many values the head of a plan's model gives for one record."""
+    return TASKS[plan.task.question].outputs(plan.task)
 
 
 def backbone_bytes(backbone: Backbone) -> int:
-    """Size of the backbone's tensors, buffers included."""
+    """Return the size of the backbone's tensors, buffers included."""
     return sum(tensor.nbytes for tensor in backbone_state(backbone).values())
 
 
-def full_model_bytes(backbone: Backbone, classes: int) -> int:
-    """What full fine-tuning would send each way: all parameters of the backbone and a head, no
-    buffers.
+def full_model_bytes(backbone: Backbone, outputs: int) -> int:
+    """Return what full fine-tuning would send each way: all parameters of the backbone and a head,
+    no buffers.
     """
-    head = 4 * classes * (backbone.features + 1)
+    head = 4 * outputs * (backbone.features + 1)
     return head + sum(parameter.nbytes for parameter in backbone.net.parameters())

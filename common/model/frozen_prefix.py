@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.attachment import call
+from fedgraft.common.adapters.host import call
+from fedgraft.common.backbones import FAMILIES
+from fedgraft.common.backbones.family import kind_of
 from fedgraft.common.model.grafted_model import GraftedModel
 
 LEAST_SHARE = (
@@ -82,14 +83,17 @@ def frozen_prefix(model: GraftedModel) -> FrozenPrefix | None:
 
 
 def _stages(net: nn.Module) -> Iterator[Stage]:
-    kind = f"{type(net).__module__}.{type(net).__qualname__}"
-    for number, step in enumerate(_ORDER.get(kind, ())):
-        if isinstance(step, str):
-            yield from _inside(step, net.get_submodule(step))
-        else:
-            used = [net.get_submodule(name) for name in _USES.get(step, ())]
-            trains, count = any(map(_trains, used)), sum(map(_layers, used))
-            yield Stage(f"step-{number}", functools.partial(step, net), trains, count)
+    """Yield what a network does, in its order; nothing where that is not known."""
+    kind = kind_of(net)
+    for family in FAMILIES.values():
+        for number, step in enumerate(family.order.get(kind, ())):
+            if isinstance(step, str):
+                yield from _inside(step, net.get_submodule(step))
+                continue
+            used = [net.get_submodule(name) for name in family.used_by_steps.get(step, ())]
+            trains = any(map(_trains, used))
+            layers = sum(map(_layers, used))
+            yield Stage(f"step-{number}", functools.partial(step, net), trains, layers)
 
 
 def _inside(name: str, module: nn.Module) -> Iterator[Stage]:
@@ -143,120 +147,6 @@ def _trains_itself(module: nn.Module) -> bool:
     return any(p is not None and p.requires_grad for p in module._parameters.values())
 
 
-# ── the order in which the known networks call their children ─────────────────────────────────────
 def _grown(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer of a dense block: its output behind all that came before it."""
     return torch.cat([x, layer(x)], 1)
-
-
-def _relu(net: Any, x: Tensor) -> Tensor:
-    return F.relu(x)
-
-
-def _mean(net: Any, x: Tensor) -> Tensor:
-    return x.mean([2, 3])
-
-
-def _pooled(net: Any, x: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(x, (1, 1))
-
-
-def _flat(net: Any, x: Tensor) -> Tensor:
-    return torch.flatten(x, 1)
-
-
-def _pixels(net: Any, x: Tensor) -> Tensor:
-    return net._transform_input(x)
-
-
-def _tokens(net: Any, x: Tensor) -> Tensor:
-    x = net._process_input(x)
-    x = torch.cat([net.class_token.expand(len(x), -1, -1), x], dim=1)
-    return net.encoder.dropout(x + net.encoder.pos_embedding)
-
-
-def _class_token(net: Any, x: Tensor) -> Tensor:
-    return x[:, 0]
-
-
-_USES: dict[Callable[[Any, Tensor], Tensor], tuple[str, ...]] = {_tokens: ("conv_proj",)}
-_VISION = "torchvision.models"
-_ORDER: dict[str, tuple[Step, ...]] = {
-    "fedgraft.common.backbones.cifar_resnet.CifarResNet": (
-        "conv1",
-        "bn1",
-        _relu,
-        "layer1",
-        "layer2",
-        "layer3",
-        _mean,
-        "linear",
-    ),
-    "fedgraft.common.backbones.mlp.Mlp": ("standardise", "layers", "head"),
-    f"{_VISION}.resnet.ResNet": (
-        *("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"),
-        *(_flat, "fc"),
-    ),
-    f"{_VISION}.regnet.RegNet": ("stem", "trunk_output", "avgpool", _flat, "fc"),
-    f"{_VISION}.mobilenetv2.MobileNetV2": ("features", _pooled, _flat, "classifier"),
-    f"{_VISION}.mobilenetv3.MobileNetV3": ("features", "avgpool", _flat, "classifier"),
-    f"{_VISION}.efficientnet.EfficientNet": ("features", "avgpool", _flat, "classifier"),
-    f"{_VISION}.mnasnet.MNASNet": ("layers", _mean, "classifier"),
-    f"{_VISION}.convnext.ConvNeXt": ("features", "avgpool", "classifier"),
-    f"{_VISION}.densenet.DenseNet": ("features", _relu, _pooled, _flat, "classifier"),
-    f"{_VISION}.vision_transformer.VisionTransformer": (
-        *(_tokens, "encoder.layers", "encoder.ln", _class_token, "heads"),
-    ),
-    f"{_VISION}.swin_transformer.SwinTransformer": (
-        "features",
-        "norm",
-        "permute",
-        "avgpool",
-        "flatten",
-        "head",
-    ),
-    f"{_VISION}.maxvit.MaxVit": ("stem", "blocks", "classifier"),
-    f"{_VISION}.vgg.VGG": ("features", "avgpool", _flat, "classifier"),
-    f"{_VISION}.alexnet.AlexNet": ("features", "avgpool", _flat, "classifier"),
-    f"{_VISION}.shufflenetv2.ShuffleNetV2": (
-        *("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5", _mean, "fc"),
-    ),
-    f"{_VISION}.googlenet.GoogLeNet": (
-        *(
-            _pixels,
-            "conv1",
-            "maxpool1",
-            "conv2",
-            "conv3",
-            "maxpool2",
-            "inception3a",
-            "inception3b",
-            "maxpool3",
-        ),
-        *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
-        *("inception5a", "inception5b", "avgpool", _flat, "dropout", "fc"),
-    ),
-    f"{_VISION}.inception.Inception3": (
-        *(
-            _pixels,
-            "Conv2d_1a_3x3",
-            "Conv2d_2a_3x3",
-            "Conv2d_2b_3x3",
-            "maxpool1",
-            "Conv2d_3b_1x1",
-            "Conv2d_4a_3x3",
-        ),
-        *(
-            "maxpool2",
-            "Mixed_5b",
-            "Mixed_5c",
-            "Mixed_5d",
-            "Mixed_6a",
-            "Mixed_6b",
-            "Mixed_6c",
-            "Mixed_6d",
-            "Mixed_6e",
-        ),
-        *("Mixed_7a", "Mixed_7b", "Mixed_7c", "avgpool", "dropout", _flat, "fc"),
-    ),
-}

@@ -8,20 +8,22 @@ once.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.adapters import METHODS, Options
-from fedgraft.common.adapters.attachment import Adapter, merge_into
+from fedgraft.common.adapters import METHODS
 from fedgraft.common.adapters.attention import close_attention, stays_beside
+from fedgraft.common.adapters.host import Adapter, merge_into
+from fedgraft.common.adapters.initial_values import new_linear
 from fedgraft.common.adapters.lora import Lora
-from fedgraft.common.adapters.options import new_linear
+from fedgraft.common.adapters.method import Attachment, Targets
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.seal import Seal
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
@@ -30,7 +32,7 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class GraftedModel(nn.Module):
-    """A network whose frozen part is a backbone's; call it with inputs to get logits (n, classes).
+    """A network whose frozen part is a backbone's; call it with a batch to get outputs.
 
     Made by `graft`. Always in eval mode: a frozen BatchNorm or Dropout never trains. After
     `train()`, which Opacus wants, only layers that hold trainable tensors and behave the same in
@@ -38,33 +40,30 @@ class GraftedModel(nn.Module):
 
     Attributes:
         net: the network, adapters and head in place.
-        method, classes, head_name: as given to `graft`.
-        alpha, rank, width: as given to `graft`.
+        method: the name of the method of adapting.
+        options: the method's own.
+        outputs: of the head.
+        head_name: dotted name of the head.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        *,
-        method: str,
-        classes: int,
-        head_name: str,
-        rank: int,
-        alpha: float,
-        width: int,
+        self, net: nn.Module, *, method: str, options: Any, outputs: int, head_name: str
     ) -> None:
         super().__init__()
         self.net = net
-        self.method, self.classes, self.head_name = method, classes, head_name
-        self.rank, self.alpha, self.width = rank, alpha, width
+        self.method = method
+        self.options = options
+        self.outputs = outputs
+        self.head_name = head_name
         self.steps: tuple[Callable[[Tensor], Tensor], ...] = (
             net,
         )  # fewer in the tail of a model, see prefix.py
         self._seal: Seal | None = None
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Preprocessed inputs (n, 3, H, W) or (n, columns) → logits (n, classes)."""
+    def forward(self, inputs: Batch | Tensor) -> Tensor:
+        """Return the outputs (n, outputs) for a prepared batch, or for its only tensor (n, …)."""
+        x = inputs if isinstance(inputs, Tensor) else inputs.only
         for step in self.steps:
             x = step(x)
         return x
@@ -200,12 +199,10 @@ def graft(
     *,
     method: str,
     classes: int,
-    rank: int = 8,
-    alpha: float | None = None,
-    width: int = 8,
-    targets: str | Sequence[str] = "auto",
+    targets: Targets = "auto",
     seed: int = 0,
     freeze_a: bool = False,
+    **options: Any,
 ) -> GraftedModel:
     """Put adapters and a fresh head on a backbone; the backbone is not touched and its tensors are
     shared.
@@ -214,55 +211,31 @@ def graft(
     read nor moved.
 
     Args:
-        method: head, lora, bottleneck, scale-shift, bias or full.
+        method: a member of `common.adapters.METHODS`.
         classes: outputs of the head.
-        rank: of the LoRA updates.
-        alpha: LoRA updates are scaled by alpha / rank; None gives 2·rank.
-        width: of the bottlenecks.
         targets: "auto", "last-block", or `fnmatch` patterns of module names.
         seed: of the initial values.
-        freeze_a: A of the LoRA updates stays as the seed draws it and does not travel.
+        freeze_a: values that the seed draws stay so and do not travel (A of LoRA updates).
+        options: the method's own, such as `rank=8`; those of other methods are passed over.
 
     Raises:
         UserError: an unknown method, targets that match nothing, an adapter that the backbone
             cannot take, or a number out of its range.
     """
-    if method not in METHODS:
-        raise UserError(
-            f"no adapter method is called {method!r}",
-            where="adapter.method",
-            remedy=f"write one of {', '.join(METHODS)}",
-        )
-    alpha = 2.0 * rank if alpha is None else float(alpha)
-    for key, value, least in (
-        ("adapter.rank", rank, 1),
-        ("adapter.width", width, 1),
-        ("task.classes", classes, 2),
-    ):
-        if value < least:
-            raise UserError(f"{value} is too small", where=key, remedy=f"give {least} or more")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise UserError(
-            f"{alpha} is no scale", where="adapter.alpha", remedy="give a number above 0"
-        )
+    if classes < 2:
+        what = f"{classes} is too small"
+        raise UserError(what, where="task.classes", remedy="give 2 or more")
+    chosen = METHODS[method]
+    own = chosen.read_options(options)
     net = copy_sharing(backbone.net, lambda parameter: True)
-    options = Options(
-        rank=rank, scaling=alpha / rank, width=width, targets=targets, seed=seed, freeze_a=freeze_a
-    )
-    METHODS[method](net, options)
+    chosen.attach(net, Attachment(own, targets, seed, freeze_drawn=freeze_a))
     head = new_linear(backbone.features, classes, bias=True, seed=seed, name=backbone.head_name)
     net.set_submodule(backbone.head_name, head)
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             module.register_forward_pre_hook(_contiguous)
     return GraftedModel(
-        net,
-        method=method,
-        classes=classes,
-        head_name=backbone.head_name,
-        rank=rank,
-        alpha=alpha,
-        width=width,
+        net, method=method, options=own, outputs=classes, head_name=backbone.head_name
     )
 
 

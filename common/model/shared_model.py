@@ -1,9 +1,9 @@
 """The shared model on disk: what the hospitals receive, and the one function that opens it again.
 
-adapter_model.safetensors, adapter_config.json   the adapter and the head (LoRA: as PEFT lays it
-out) model.json                                       classes, preprocessing, backbone by
-fingerprint, plan backbone.safetensors                             the backbone itself, so that the
-folder stands alone MODEL_CARD.md                                    for people
+adapter_model.safetensors, adapter_config.json   the adapter and the head (LoRA: as PEFT does)
+model.json                                       classes, preparation, backbone, plan
+backbone.safetensors                             so that the folder stands alone
+MODEL_CARD.md                                    for people
 """
 
 from __future__ import annotations
@@ -23,33 +23,44 @@ from fedgraft.common.backbones.backbone import (
     Backbone,
     backbone_from_state,
     backbone_state,
-    fingerprint_of,
+    preparation_from_json,
 )
 from fedgraft.common.errors import UserError
-from fedgraft.common.files.tensor_files import read_tensors, write_tensors
-from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.files.tensor_files import fingerprint_of, read_tensors, write_tensors
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_from_json
+from fedgraft.common.tasks import TASKS
+
+FOLDER = "shared_model"
+BACKBONE = "backbone.safetensors"
+ABOUT = "model.json"
+CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A shared model that is ready to use."""
+    """A shared model that is ready to use.
+
+    shared = load_shared_model("runs/pneumonia-20261123-221500")
+    shared.probabilities(images)  # uint8 (n, 1 or 3, H, W) → (n, classes)
+    """
 
     model: GraftedModel
-    preprocess: Preprocess
+    preprocess: Preparation
     plan: Plan
     classes: tuple[str, ...]
 
     @torch.inference_mode()
     def probabilities(self, raw: Tensor) -> Tensor:
-        """Raw images `(n, 1 or 3, H, W)` uint8, or tables `(n, columns)` → class probabilities `(n,
-        classes)`.
+        """Raw images `(n, 1 or 3, H, W)` uint8, or tables `(n, columns)` → class probabilities
+        `(n, classes)`.
         """
-        return self.model(self.preprocess(raw)).softmax(dim=1)
+        task = TASKS[self.plan.task.question]
+        return task.predict(self.model(self.preprocess(raw)))
 
 
 def save_shared_model(
@@ -60,7 +71,7 @@ def save_shared_model(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_adapter(model, part)
-    write_tensors(backbone_state(backbone), part / "backbone.safetensors", {"name": backbone.name})
+    write_tensors(backbone_state(backbone), part / BACKBONE, {"name": backbone.name})
     about = {
         "schema": 1,
         "classes": list(plan.task.classes),
@@ -72,14 +83,14 @@ def save_shared_model(
         },
         "plan": json.loads(canonical(plan)),
     }
-    (part / "model.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    (part / "MODEL_CARD.md").write_text(card)
+    (part / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    (part / CARD).write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
 def load_shared_model(folder: str | Path, backbone: str | Path | None = None) -> SharedModel:
-    """Open a shared model; gives the same outputs as the model that was saved.
+    """Open a shared model; it gives the same outputs as the model that was saved.
 
     Args:
         folder: a `shared_model` folder, or the run's folder it lies in.
@@ -88,31 +99,38 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
     Raises:
         UserError: no shared model there, or files that are damaged or do not belong together.
     """
-    place = Path(folder)
-    if (place / "shared_model").is_dir():
-        place = place / "shared_model"
+    inside = Path(folder)
+    if (inside / FOLDER).is_dir():
+        inside = inside / FOLDER
     try:
-        about: Mapping[str, Any] = json.loads((place / "model.json").read_text())
+        about: Mapping[str, Any] = json.loads((inside / ABOUT).read_text())
         plan = plan_from_json(json.dumps(about["plan"]))
-        wanted, preprocess = about["backbone"], Preprocess.from_json(about["preprocess"])
+        described = about["backbone"]
+        preparation = preparation_from_json(described["name"], about["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "holds no shared model that can be read",
             where=str(folder),
             remedy="give the folder of a finished run, such as runs/NAME-TIME",
         ) from error
-    file = Path(backbone) if backbone else place / "backbone.safetensors"
+    file = Path(backbone) if backbone else inside / BACKBONE
+    opened = _open_backbone(file, described, preparation)
+    model = plan_model(opened, plan)
+    load_adapter(model, inside)
+    return SharedModel(model, preparation, plan, tuple(about["classes"]))
+
+
+def _open_backbone(file: Path, described: Mapping[str, Any], preparation: Preparation) -> Backbone:
+    """Return the backbone in a file. Raise `UserError` where it is not the one described."""
     try:
-        net = backbone_from_state(wanted["name"], read_tensors(file), preprocess)
+        backbone = backbone_from_state(described["name"], read_tensors(file), preparation)
     except UserError as error:
         raise UserError(error.what, where=str(file), remedy=error.remedy) from error
-    found = fingerprint_of(backbone_state(net))
-    if found != wanted["fingerprint"]:
+    fingerprint = fingerprint_of(backbone_state(backbone))
+    if fingerprint != described["fingerprint"]:
         raise UserError(
-            f"is backbone {found}; this model was grafted onto {wanted['fingerprint']}",
+            f"is backbone {fingerprint}; this model was grafted onto {described['fingerprint']}",
             where=str(file),
             remedy="give the backbone that the run used",
         )
-    model = plan_model(net, plan)
-    load_adapter(model, place)
-    return SharedModel(model, preprocess, plan, tuple(about["classes"]))
+    return backbone

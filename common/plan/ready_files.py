@@ -9,14 +9,13 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.files.mistakes import nearest
 
 
-def ready(folder: Path) -> list[str]:
-    """The bare names of the YAML files in a folder."""
+def ready_names(folder: Path) -> list[str]:
+    """Return the bare names of the YAML files in a folder."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def find(name: str | Path, kind: str, folder: Path) -> Path:
-    """The file of a plan or a study. A file of that name in the current folder goes before a ready
-    one.
+def find_file(name: str | Path, kind: str, folder: Path) -> Path:
+    """Return the file of a plan or a study. One in the current folder goes before a ready one.
 
     Args:
         name: a path, or the bare name of a ready one.
@@ -26,7 +25,9 @@ def find(name: str | Path, kind: str, folder: Path) -> Path:
     Raises:
         UserError: there is neither.
     """
-    path, text, names = Path(name), str(name), ready(folder)
+    path = Path(name)
+    text = str(name)
+    names = ready_names(folder)
     if os.path.isfile(path):
         return path
     if text in names:

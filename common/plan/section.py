@@ -5,7 +5,8 @@ key.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -23,28 +24,35 @@ class Section(BaseModel):
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Compared as they are written: 1 and "1" would be the same label in a CSV file. Raises
-    ValueError.
+    """Return the values. Raise ValueError for one that is there twice, as they are written: 1 and
+    "1" would be the same label in a CSV file.
     """
-    twice = [word for word, times in Counter(str(value) for value in values).items() if times > 1]
-    if twice:
-        raise ValueError(f"{shown(twice[0])} is there more than once")
+    counts = Counter(map(str, values))
+    for word, times in counts.items():
+        if times > 1:
+            raise ValueError(f"{shown(word)} is there more than once")
     return values
 
 
 def readable(text: str) -> str:
-    """Text that can stand in a table, a file or a log. Raises ValueError."""
+    """Return text that can stand in a table, a file or a log. Raise ValueError for other text."""
     if not text.isprintable() or text != text.strip():
         raise ValueError("it must be printable text that neither begins nor ends with a space")
     return text
 
 
-def checked(section: T, found: list[tuple[str, str, str]]) -> T:
-    """The section, or Contradictions if keys do not fit together: (key, what is wrong, what to
-    write instead).
-    """
-    if found:
-        raise Contradictions(found)
+class Problem(NamedTuple):
+    """Keys that do not fit together: the key to name, what is wrong, what to write instead."""
+
+    key: str
+    what: str
+    remedy: str
+
+
+def check_together(section: T, problems: Sequence[Problem]) -> T:
+    """Return the section. Raise `Contradictions` where keys do not fit together."""
+    if problems:
+        raise Contradictions(problems)
     return section
 
 

@@ -44,7 +44,7 @@ _KEYS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class ClassificationSums:
     """What a set of predictions adds up to, for K classes.
 
     Attributes:
@@ -66,12 +66,12 @@ class Sums:
     negatives: np.ndarray
     calibration: np.ndarray
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: ClassificationSums) -> ClassificationSums:
         if self.classes != other.classes:
             raise ValueError(
                 f"sums over {self.classes} and over {other.classes} classes do not add up"
             )
-        return Sums(
+        return ClassificationSums(
             classes=self.classes,
             confusion=self.confusion + other.confusion,
             loss=self.loss + other.loss,
@@ -81,7 +81,12 @@ class Sums:
             calibration=self.calibration + other.calibration,
         )
 
-    def within(self, other: Sums) -> bool:
+    @property
+    def cells(self) -> int:
+        """How many counts of true and predicted class there are: one example is in one of them."""
+        return self.classes**2
+
+    def within(self, other: ClassificationSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up; 1e-6 for
         rounding.
         """
@@ -94,7 +99,7 @@ class Sums:
         )
         return all(bool((some <= all_ + 1e-6 * (1 + all_)).all()) for some, all_ in pairs)
 
-    def only_counts(self, noise: np.ndarray) -> Sums:
+    def only_counts(self, noise: np.ndarray) -> ClassificationSums:
         """The confusion counts alone with noise `(classes²,)` added, as whole numbers not below 0.
 
         Loss, AUROC and calibration of such sums are undefined.
@@ -189,7 +194,7 @@ class Sums:
         return flat
 
     @classmethod
-    def from_flat(cls, flat: Mapping[str, Any], classes: int) -> Sums:
+    def from_flat(cls, flat: Mapping[str, Any], classes: int) -> ClassificationSums:
         """Read and check what came over the wire.
 
         Raises:
@@ -260,14 +265,9 @@ class Sums:
                 raise ValueError(what)
 
 
-Groups = dict[
-    tuple[int, int], Sums
-]  # of groups of people: by the number of the plan's column and of its group
-
-
-def zero(classes: int) -> Sums:
+def zero(classes: int) -> ClassificationSums:
     """The sums of no predictions at all."""
-    return Sums(
+    return ClassificationSums(
         classes=classes,
         confusion=np.zeros((classes, classes), np.int64),
         loss=0.0,
@@ -278,8 +278,8 @@ def zero(classes: int) -> Sums:
     )
 
 
-def sums_of(logits: Tensor, labels: Tensor) -> Sums:
-    """Sums of a batch of predictions.
+def sums_of(logits: Tensor, labels: Tensor) -> ClassificationSums:
+    """ClassificationSums of a batch of predictions.
 
     Args:
         logits: `(n, K)` float, K ≥ 2.
@@ -315,7 +315,7 @@ def sums_of(logits: Tensor, labels: Tensor) -> Sums:
         np.bincount(bin_of, weights=weights, minlength=CALIBRATION_BINS)
         for weights in (np.ones(n), confidence, (predicted == truth).double().numpy())
     ]
-    return Sums(
+    return ClassificationSums(
         classes=classes,
         confusion=confusion.reshape(classes, classes).astype(np.int64),
         loss=float((log_total - scores.gather(1, truth[:, None]).squeeze(1)).clamp(min=0.0).sum()),

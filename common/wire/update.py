@@ -1,39 +1,41 @@
-"""AdapterUpdate ⇄ Flower RecordDict: the only door through which anything leaves a node.
-
-All adapter tensors travel as one flat float32 array, in the order of a `Layout` that both sides
-derive from the plan and the backbone. Forty small arrays would cost about 400 bytes of framing
-each; one costs 400 in all. The layout's digest travels with it, so that two sides which disagree on
-a name, an order or a shape find out.
-"""
+"""AdapterUpdate ⇄ Flower RecordDict: the only door through which anything leaves a node."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedgraft.common.files.tensor_files import fingerprint_of
-from fedgraft.common.privacy.accounting import NEIGHBOURS, Spent
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.clipping import applied
-from fedgraft.common.tasks.classification_sums import Groups, Sums, zero
 from fedgraft.common.wire.encoding import decode, error_bound
+from fedgraft.common.wire.layout import (
+    ADAPTER,
+    BadUpdate,
+    Layout,
+    check_believable,
+    check_keys,
+    pack,
+    reading_foreign_bytes,
+    unpack,
+)
+from fedgraft.common.wire.metric_records import read_sums
+from fedgraft.common.wire.spent_record import read_spent, spent_record
 
-ADAPTER = "adapter"  # the one array of an adapter's values
-HISTORY = ("noise-multipliers", "sample-rates", "steps")  # columns of what was spent
+RECORDS = {ADAPTER, "train", "about", "received", "privacy"}
 _SPENT = (
     "what was spent of the privacy budget (ε, δ, noise, sample rate, steps), and the seconds that"
     " training took"
 )
-BESIDE = {  # what goes with every update, in words for people, by privacy.mode
+# what goes with every update, in words for people, by privacy.mode
+BESIDE = {
     "none": (
         "the number of training examples, the steps and seconds that training took, and its mean"
         " loss"
@@ -42,137 +44,49 @@ BESIDE = {  # what goes with every update, in words for people, by privacy.mode
     "local": _SPENT,
     "central": "the seconds that training took",
 }
-LARGEST = (
-    1.0e4  # no adapter value that training can reach is larger; 1e30 from a broken node is refused
-)
-
-
-class BadUpdate(Exception):
-    """What came over the wire is not the adapter that was agreed on: wrong keys, shape, dtype, or
-    not finite.
-    """
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names and shapes of the tensors that travel, in their order on the wire.
+class Expected:
+    """What a reply must be to be read.
 
     Attributes:
-        drawn: fingerprint of the adapter tensors that do not travel, since both sides draw them
-            from the seed; else empty.
+        layout: of the adapter.
+        round: that it belongs to, from 1.
+        task: whose metrics it may bring.
+        encoding: how the update travels; see `common/wire/encoding.py`.
+        sent: the adapter that it was made of; needed for an encoded update.
     """
 
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    drawn: str = ""
-
-    @classmethod
-    def of(cls, state: Mapping[str, Tensor], drawn: Mapping[str, Tensor] | None = None) -> Layout:
-        """The layout of an adapter state. Raises `BadUpdate` for a tensor that is not float32."""
-        for name, tensor in state.items():
-            if tensor.dtype != torch.float32:
-                raise BadUpdate(f"{name} is {tensor.dtype}; adapters travel as float32")
-        shapes = tuple((name, tuple(state[name].shape)) for name in sorted(state))
-        return cls(shapes, fingerprint_of(drawn) if drawn else "")
-
-    @property
-    def values(self) -> int:
-        """How many numbers travel."""
-        return sum(math.prod(shape) for _, shape in self.shapes)
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hex digits that two sides compare: they agree on every name, order and shape, or
-        they differ.
-        """
-        return hashlib.sha256((json.dumps(self.shapes) + self.drawn).encode()).hexdigest()[:16]
+    layout: Layout
+    round: int
+    task: TaskSection
+    encoding: str = "none"
+    sent: Mapping[str, Tensor] | None = None
 
 
-def pack(state: Mapping[str, Tensor], layout: Layout) -> ArrayRecord:
-    """Adapter tensors → one flat float32 array."""
-    flat = torch.cat([state[name].detach().reshape(-1) for name, _ in layout.shapes])
-    return ArrayRecord({ADAPTER: Array(flat.cpu().numpy())})
+class Numbers(NamedTuple):
+    """What a reply tells beside the adapter."""
 
-
-def unpack(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
-    """One flat array → adapter tensors by name.
-
-    Raises:
-        BadUpdate: other keys, another dtype or length, or values that are not finite or absurdly
-            large.
-    """
-    if list(record.keys()) != [ADAPTER]:
-        raise BadUpdate(f"arrays {sorted(record.keys())[:5]}; only {ADAPTER!r} is agreed on")
-    array = record[ADAPTER]
-    if array.dtype != "float32" or tuple(array.shape) != (layout.values,):
-        raise BadUpdate(f"{array.dtype}{list(array.shape)}; float32[{layout.values}] was agreed on")
-    try:
-        flat = torch.from_numpy(np.array(array.numpy()))
-    except (ValueError, TypeError, OSError, EOFError) as error:  # bytes that are no array
-        raise BadUpdate(f"the array cannot be read ({type(error).__name__})") from error
-    if flat.dtype != torch.float32 or tuple(flat.shape) != (
-        layout.values,
-    ):  # the bytes, not the label
-        raise BadUpdate(f"{flat.dtype}{list(flat.shape)}; float32[{layout.values}] was agreed on")
-    _must_be_believable(flat)
-    return split_flat(flat, layout)
-
-
-def _unpack_encoded(
-    record: ArrayRecord, layout: Layout, encoding: str, sent: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """An encoded update → the adapter that was sent, moved by it. Raises as `unpack`."""
-    if list(record.keys()) != [ADAPTER] or sent is None:
-        raise BadUpdate(f"arrays {sorted(record.keys())[:5]}; only {ADAPTER!r} is agreed on")
-    try:
-        update = decode(record[ADAPTER].numpy(), layout.shapes, encoding)
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise BadUpdate(f"the array cannot be read as {encoding} ({error})") from error
-    state = applied(sent, update)
-    _must_be_believable(torch.cat([tensor.reshape(-1) for tensor in state.values()]))
-    return state
-
-
-@contextlib.contextmanager
-def _somebodys_bytes() -> Iterator[None]:
-    """Whatever else reading them raises is a `BadUpdate`, too: an infinite count, an archive, a
-    header of petabytes.
-
-    One bad reply must not stop the others, and what strange bytes can raise in Flower, NumPy and
-    zipfile is no list.
-    """
-    try:
-        yield
-    except BadUpdate:
-        raise
-    except Exception as error:
-        raise BadUpdate(f"it cannot be read ({type(error).__name__})") from error
-
-
-def _must_be_believable(flat: Tensor) -> None:
-    largest = float(flat.abs().max()) if flat.numel() else 0.0  # NaN if one of them is
-    if not math.isfinite(largest):
-        raise BadUpdate("values that are not finite (NaN or infinity)")
-    if largest > LARGEST:
-        raise BadUpdate(f"a value of {largest:.3g}; none above {LARGEST:g} is believable")
-
-
-def split_flat(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """A flat float32 tensor `(layout.values,)` → its tensors by name."""
-    sizes = [math.prod(shape) for _, shape in layout.shapes]
-    parts = zip(layout.shapes, torch.split(flat, sizes), strict=True)
-    return {name: part.reshape(shape).clone() for (name, shape), part in parts}
+    examples: int
+    steps: int
+    train_loss: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
 class AdapterUpdate:
     """What one node sends back after one round.
 
+        content = update.to_record(layout)
+        AdapterUpdate.from_record(content, Expected(layout, round=3, task=plan.task))
+
     Attributes:
         round: the round it belongs to, from 1.
         state: the adapter's tensors after local training.
         examples: training examples behind it (the weight of the average).
         steps: optimizer steps taken.
-        train_loss: mean cross-entropy over the local steps, nats; None under differential privacy.
+        train_loss: mean loss over the local steps, nats; None under differential privacy.
         seconds: time of local training.
         received: sums of metrics of the model as it was *received*, on the node's test split, or
             None.
@@ -186,15 +100,15 @@ class AdapterUpdate:
     steps: int
     train_loss: float | None
     seconds: float
-    received: Sums | None
+    received: Any
     spent: Spent | None = None
     rounding: float = 0.0
 
-    def to_record(self, layout: Layout, wire: np.ndarray | None = None) -> RecordDict:
-        """The reply's content: one array and a few numbers; nothing else.
+    def to_record(self, layout: Layout, encoded: np.ndarray | None = None) -> RecordDict:
+        """Return the reply's content: one array and a few numbers; nothing else.
 
         Args:
-            wire: the update as `common/wire/encoding.py` encodes it, to travel instead of the
+            encoded: the update as `common/wire/encoding.py` encodes it, to travel instead of the
                 state.
         """
         numbers: dict[str, Any] = {
@@ -204,13 +118,13 @@ class AdapterUpdate:
         }
         if self.train_loss is not None:
             numbers["train-loss"] = self.train_loss
+        if encoded is None:
+            arrays = pack(self.state, layout)
+        else:
+            arrays = ArrayRecord({ADAPTER: Array(encoded)})
         content = RecordDict(
             {
-                ADAPTER: (
-                    pack(self.state, layout)
-                    if wire is None
-                    else ArrayRecord({ADAPTER: Array(wire)})
-                ),
+                ADAPTER: arrays,
                 "train": MetricRecord(numbers),
                 "about": ConfigRecord({"round": self.round, "layout": layout.digest}),
             }
@@ -222,170 +136,80 @@ class AdapterUpdate:
         return content
 
     @classmethod
-    @_somebodys_bytes()
-    def from_record(
-        cls,
-        content: RecordDict,
-        layout: Layout,
-        round_: int,
-        classes: int,
-        *,
-        encoding: str = "none",
-        sent: Mapping[str, Tensor] | None = None,
-    ) -> AdapterUpdate:
-        """Read and check a reply. Raises `BadUpdate` with what is wrong, in words for the result's
-        `refused`.
+    @reading_foreign_bytes()
+    def from_record(cls, content: RecordDict, expected: Expected) -> AdapterUpdate:
+        """Read and check a reply.
 
-        Args:
-            encoding: how the update travels.
-            sent: the adapter that it was made of; needed for an encoded update.
+        Raises:
+            BadUpdate: with what is wrong, in words for the result's `refused`.
         """
-        allowed = {ADAPTER, "train", "about", "received", "privacy"}
-        if extra := set(content.keys()) - allowed:
+        if extra := set(content.keys()) - RECORDS:
             raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
-        try:
-            arrays = content.array_records[ADAPTER]
-            about = content.config_records["about"]
-            numbers = content.metric_records["train"]
-            said_round, digest = int(about["round"]), str(about["layout"])  # type: ignore[arg-type]
-            examples, steps = int(numbers["num-examples"]), int(numbers["steps"])  # type: ignore[arg-type]
-            said_loss, seconds = numbers.get("train-loss"), float(numbers["seconds"])  # type: ignore[arg-type]
-            loss = None if said_loss is None else float(said_loss)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadUpdate(
-                f"a part of the reply is missing or of the wrong type ({error})"
-            ) from error
-        if said_round != round_:
-            raise BadUpdate(f"a reply of round {said_round} in round {round_}")
-        if digest != layout.digest:
-            raise BadUpdate(
-                f"layout {digest}; {layout.digest} was agreed on (other names or shapes)"
-            )
-        if (
-            examples < 1
-            or steps < 0
-            or not math.isfinite(loss or 0.0)
-            or not math.isfinite(seconds)
-        ):
-            raise BadUpdate(f"{examples} examples, {steps} steps, loss {loss}: not believable")
-        received, spent = (
-            content.metric_records.get("received"),
-            content.config_records.get("privacy"),
-        )
+        numbers = _read_numbers(content, expected)
+        received = content.metric_records.get("received")
+        spent = content.config_records.get("privacy")
         if ("privacy" in content) != (spent is not None):
             raise BadUpdate("what was spent is of the wrong type")
+        state, rounding = _read_state(content.array_records[ADAPTER], expected)
         return cls(
-            round=round_,
-            state=(
-                unpack(arrays, layout)
-                if encoding == "none"
-                else _unpack_encoded(arrays, layout, encoding, sent)
-            ),
-            rounding=(
-                0.0
-                if encoding == "none"
-                else error_bound(arrays[ADAPTER].numpy(), layout.shapes, encoding)
-            ),
-            examples=examples,
-            steps=steps,
-            train_loss=loss,
-            seconds=seconds,
-            received=None if received is None else read_sums(received, classes),
+            round=expected.round,
+            state=state,
+            rounding=rounding,
+            examples=numbers.examples,
+            steps=numbers.steps,
+            train_loss=numbers.train_loss,
+            seconds=numbers.seconds,
+            received=None if received is None else read_sums(received, expected.task),
             spent=None if spent is None else read_spent(spent),
         )
 
 
-@_somebodys_bytes()
-def read_sums(record: MetricRecord, classes: int) -> Sums:
-    """Metric sums from the wire. Raises `BadUpdate` where they contradict themselves."""
+def _read_numbers(content: RecordDict, expected: Expected) -> Numbers:
+    """Return what a reply tells beside the adapter. Raise `BadUpdate` for what cannot be."""
     try:
-        return Sums.from_flat(dict(record), classes)
-    except ValueError as error:
-        raise BadUpdate(f"metrics: {error}") from error
+        content.array_records[ADAPTER]
+        about: dict[str, Any] = dict(content.config_records["about"])
+        values: dict[str, Any] = dict(content.metric_records["train"])
+        round_ = int(about["round"])
+        digest = str(about["layout"])
+        examples = int(values["num-examples"])
+        steps = int(values["steps"])
+        seconds = float(values["seconds"])
+        loss = values.get("train-loss")
+        if loss is not None:
+            loss = float(loss)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"a part of the reply is missing or of the wrong type ({error})"
+        raise BadUpdate(what) from error
+    if round_ != expected.round:
+        raise BadUpdate(f"a reply of round {round_} in round {expected.round}")
+    agreed = expected.layout.digest
+    if digest != agreed:
+        raise BadUpdate(f"layout {digest}; {agreed} was agreed on (other names or shapes)")
+    finite = math.isfinite(loss or 0.0) and math.isfinite(seconds)
+    if examples < 1 or steps < 0 or not finite:
+        raise BadUpdate(f"{examples} examples, {steps} steps, loss {loss}: not believable")
+    return Numbers(examples, steps, loss, seconds)
 
 
-def group_records(groups: Groups) -> dict[str, MetricRecord]:
-    """Metric sums of groups of people, as they travel: under the numbers of column and group in the
-    plan, no name.
-    """
-    return {_group(at): MetricRecord(sums.to_flat()) for at, sums in groups.items()}
+def _read_state(arrays: ArrayRecord, expected: Expected) -> tuple[dict[str, Tensor], float]:
+    """Return the adapter of a reply, and which part of the update its encoding may have lost."""
+    if expected.encoding == "none":
+        return unpack(arrays, expected.layout), 0.0
+    state = _unpack_encoded(arrays, expected)
+    shapes = expected.layout.shapes
+    return state, error_bound(arrays[ADAPTER].numpy(), shapes, expected.encoding)
 
 
-@_somebodys_bytes()
-def read_groups(content: RecordDict, sizes: Sequence[int], whole: Sums) -> Groups:
-    """What an evaluation tells of groups beside `received`.
-
-    Args:
-        sizes: how many groups each column of the plan has; empty where none were asked for.
-        whole: the sums of all the node's test records.
-
-    Raises:
-        BadUpdate: other records, sums that contradict themselves, or a column's groups together
-            more than all.
-    """
-    asked = {
-        _group((column, group)): (column, group)
-        for column, size in enumerate(sizes)
-        for group in range(size)
-    }
-    if extra := set(content.keys()) - {"received", *asked}:
-        raise BadUpdate(f"unexpected records {sorted(map(str, extra))[:5]}")
-    groups = {at: read_sums(content.metric_records[name], whole.classes) for name, at in asked.items()
-              if name in content.metric_records}  # fmt: skip
-    if len(groups) + 1 != len(content):
-        raise BadUpdate("a group's sums are of the wrong type")
-    for column in range(len(sizes)):
-        together = sum(
-            (sums for at, sums in groups.items() if at[0] == column), zero(whole.classes)
-        )
-        if not together.within(whole):
-            raise BadUpdate(f"the groups of column {column} are together more than all records")
-    return groups
-
-
-def _group(at: tuple[int, int]) -> str:
-    return f"subgroup.{at[0]}.{at[1]}"
-
-
-def spent_record(spent: Spent) -> ConfigRecord:
-    """What was spent, as it travels; `read_spent` reads it."""
-    said: dict[str, Any] = spent.to_json()
-    columns = {name: [row[at] for row in spent.history] for at, name in enumerate(HISTORY)}
-    del said["history"]
-    return ConfigRecord({**said, **columns})
-
-
-def read_spent(record: ConfigRecord) -> Spent:
-    """What was spent, from the wire. Raises `BadUpdate` where it is no ε of any history."""
+def _unpack_encoded(arrays: ArrayRecord, expected: Expected) -> dict[str, Tensor]:
+    """Return the adapter that was sent, moved by an encoded update. Raise as `unpack`."""
+    check_keys(arrays)
+    if expected.sent is None:
+        raise BadUpdate("an encoded update, and no adapter that it was made of")
     try:
-        said: dict[str, Any] = dict(record)
-        columns = [list(said[name]) for name in HISTORY]
-        history = tuple((float(s), float(q), int(n)) for s, q, n in zip(*columns, strict=True))
-        spent = Spent(
-            float(said["epsilon"]), float(said["delta"]), said["unit"], said["accountant"], history
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise BadUpdate(f"what was spent is missing or of the wrong type ({error})") from error
-    rows = 0 < len(history) <= 10_000 and all(
-        0 <= s < math.inf and 0 < q <= 1 and n > 0 for s, q, n in history
-    )
-    named = spent.unit in NEIGHBOURS and spent.accountant in ("prv", "rdp")
-    if not (rows and named and 0 <= spent.epsilon < math.inf and 0 < spent.delta < 1):
-        raise BadUpdate("what was spent is no ε of any history")
-    return spent
-
-
-def message_bytes(message: Message) -> int:
-    """Size of a message in bytes as Flower serialises it: its header, records, arrays and chunks.
-
-    Children are summed as often as they are referred to: Flower sends a chunk once for each message
-    and de-duplicates inside it only, which matters for all-zero tensors; they are counted once
-    here, too.
-    """
-    from flwr.supercore.inflatable.inflatable_object import (
-        get_all_nested_objects,
-        no_object_id_recompute,
-    )
-
-    with no_object_id_recompute():  # or Flower serialises a child anew for each of its parents
-        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+        update = decode(arrays[ADAPTER].numpy(), expected.layout.shapes, expected.encoding)
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise BadUpdate(f"the array cannot be read as {expected.encoding} ({error})") from error
+    state = applied(expected.sent, update)
+    check_believable(torch.cat([tensor.reshape(-1) for tensor in state.values()]))
+    return state

@@ -27,7 +27,8 @@ from torch import Tensor
 from fedgraft.client.data.split import Split
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.wire.update import AdapterUpdate, Layout
+from fedgraft.common.wire.layout import Layout
+from fedgraft.common.wire.update import AdapterUpdate
 from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
 from fedgraft.server.rounds import Round
 from fedgraft.simulations.attacks.loss_threshold import alike

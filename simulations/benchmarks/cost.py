@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.common.plan.plan_file import find_plan, load_plan, resolve
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.simulations.benchmarks.workload import ADAPTERS, PLAN
 
 PER_NODE = 24  # training examples of a node while their number grows
@@ -94,7 +95,7 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
         plan = load_plan(PLAN, words)
         with nodes_on_disk(plan, find_plan(PLAN)) as nodes:
             before = resource.getrusage(resource.RUSAGE_SELF)
-            result = simulate(
+            run = simulate(
                 plan,
                 find_plan(PLAN),
                 Path(folder) / "run",
@@ -102,6 +103,7 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
                 together=row.get("together", False),
             )
             after = resource.getrusage(resource.RUSAGE_SELF)
+    result = run.to_json()
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "total": result["seconds"]["total"],

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
-from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_yaml, resolve
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_yaml
 from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, program
 from fedgraft.server.site.start_server import connect
 from fedgraft.simulations.benchmarks.project import write_project
@@ -89,7 +90,7 @@ def ours(federation: Federation, weights: str) -> tuple[float, dict[str, float]]
     plan = str(federation.folder / "plan.yaml")
     flower = connect(federation.server)
     config = {"plan": plan, "weights": weights, "out": str(out), "nodes-expected": NODES}
-    run(flower, flower.bundled(), config, look)
+    run(flower, flower.make_app(), config, look)
     parts = [part for node in federation.files for part in parts_of(federation, node, out, ends)]
     return json.loads((out / "result.json").read_text())["seconds"]["rounds"] / ROUNDS, {
         what: statistics.mean(part[what] for part in parts) for what in parts[0]

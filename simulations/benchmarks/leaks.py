@@ -32,8 +32,9 @@ import numpy as np
 
 from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for
 from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import load_plan, resolve
+from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.canaries import CANARIES, canary_scores
 from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit

@@ -21,7 +21,8 @@ def run(adapter: str, seed: int, workers: int) -> None:
     """Simulate and report."""
     plan = the_plan(adapter, seed)
     with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, find_plan(PLAN)) as nodes:
-        result = simulate(plan, find_plan(PLAN), Path(folder) / "run", nodes=nodes, workers=workers)
+        run = simulate(plan, find_plan(PLAN), Path(folder) / "run", nodes=nodes, workers=workers)
+    result = run.to_json()
     sent = result["bytes"]["rounds"][-1]
     report(
         accuracy=result["final"]["global"]["accuracy"],

@@ -28,10 +28,10 @@ from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
-from fedgraft.common.plan.plan import Optimizer
+from fedgraft.common.plan.train_section import OptimizerSection
 
 BATCH = 32
-ADAMW = Optimizer(name="adamw")
+ADAMW = OptimizerSection(name="adamw")
 NETWORKS = (("cifar-resnet20", 32), ("resnet18", 64))
 ADAPTERS = (
     ("full", "auto"),

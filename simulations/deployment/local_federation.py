@@ -33,7 +33,7 @@ from fedgraft.common.errors import RunFailed
 from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.site import nodes as registry
-from fedgraft.server.site.certificates import make
+from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.server_file import Server, load_server
 from fedgraft.simulations.deployment.processes import free_ports, processes, running, until
 
@@ -92,7 +92,7 @@ class Federation:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         self.certificates = folder / "certificates"
-        make(self.certificates, hosts=["localhost", host], nodes=list(nodes))
+        make_certificates(self.certificates, hosts=["localhost", host], nodes=list(nodes))
         self.ca = self.certificates / "ca.crt"
         self.server_file = folder / "server.yaml"
         self.server_file.write_text(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
@@ -24,8 +23,11 @@ import torch
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import Refused, RunFailed, UserError
 from fedgraft.common.model.assembly import plan_backbone
-from fedgraft.common.plan.plan import WEIGHT_FILES, Plan
-from fedgraft.common.plan.plan_file import plan_yaml, resolve
+from fedgraft.common.plan.backbone_section import WEIGHT_FILES
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import plan_yaml
+from fedgraft.common.result import Result
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.partition import NO_CLAUSES, write_nodes
 
@@ -86,7 +88,7 @@ def simulate(
     resume: bool = False,
     workers: int | None = None,
     together: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Run one federation on this machine.
 
     Args:
@@ -99,7 +101,7 @@ def simulate(
             bit.
 
     Returns:
-        The content of result.json.
+        What result.json says.
 
     Raises:
         UserError: the user's input is wrong; nothing was written.
@@ -110,7 +112,8 @@ def simulate(
         return _on_flower(plan, plan_path, out, nodes, resume)
     from fedgraft.client.app import app as client_app
     from fedgraft.client.app import train_together
-    from fedgraft.server.app import Federation, federate
+    from fedgraft.server.app import federate
+    from fedgraft.server.federation import Federation
     from fedgraft.simulations.engines.allocator import keep_freed_memory
     from fedgraft.simulations.engines.inprocess import InProcessGrid
 
@@ -148,9 +151,7 @@ def must_be_possible(plan: Plan, plan_path: Path) -> None:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 
 
-def _on_flower(
-    plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume: bool
-) -> dict[str, Any]:
+def _on_flower(plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume: bool) -> Result:
     from fedgraft.simulations.engines.flower_engine import run_on_flower
 
     plan_backbone(
@@ -177,9 +178,9 @@ def _on_flower(
     try:
         run_on_flower(run_config, nodes=len(nodes))
     except RunFailed:
-        with contextlib.suppress(
-            OSError, ValueError, KeyError
-        ):  # the ServerApp's own words, if it came so far
-            raise RunFailed(json.loads((out / "result.json").read_text())["error"]) from None
+        with contextlib.suppress(OSError, ValueError):
+            # the ServerApp's own words, if it came so far
+            if error := RunFolder(out).read_result().error:
+                raise RunFailed(error) from None
         raise
-    return json.loads((out / "result.json").read_text())
+    return RunFolder(out).read_result()

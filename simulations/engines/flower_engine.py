@@ -39,7 +39,7 @@ def run_on_flower(run_config: RunConfig, *, nodes: int, cpus_per_client: int = 1
         superlink(Path(folder)) as flower,
     ):
         start_and_follow(
-            flower.bundled(), run_config, flower, nodes=nodes, cpus_per_client=cpus_per_client
+            flower.make_app(), run_config, flower, nodes=nodes, cpus_per_client=cpus_per_client
         )
 
 

@@ -35,9 +35,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
-from fedgraft.common.plan.plan import Plan, Privacy
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.server.papers.manifest import run_facts, write_manifest
+from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.engines.engine import ENGINES, nodes_on_disk
 from fedgraft.simulations.report import write_report
 from fedgraft.simulations.study.study_file import Cell, Study, load_study, study_yaml
@@ -265,9 +267,9 @@ def _federate(job: Job) -> None:
     for name in missing:
         file = _shared(job, name)
         file.parent.mkdir(exist_ok=True)
-        rewrite(file, result["baselines"][name])
+        rewrite(file, result.baselines[name])
     if known:
-        rewrite(job.run / "result.json", result | {"baselines": known | result["baselines"]})
+        RunFolder(job.run).write_result(result.but(baselines=known | result.baselines))
 
 
 def _attack(job: Job) -> None:
@@ -294,7 +296,7 @@ def _shared(job: Job, name: str) -> Path:
     """
     plan: Plan = job.cell.plan
     if name in UNPROTECTED:
-        plan = plan.model_copy(update={"privacy": Privacy()})
+        plan = plan.model_copy(update={"privacy": PrivacySection()})
     digest = hashlib.sha256(f"{name} {plan_hash(plan)}".encode()).hexdigest()[:16]
     return job.out / "baselines" / f"{name}-{digest}.json"
 

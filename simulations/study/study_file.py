@@ -22,7 +22,6 @@ from fedgraft.common.files.mistakes import KeyPath, nearest
 from fedgraft.common.files.yaml_file import dump_yaml, read_yaml, validate
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash
-from fedgraft.common.plan.ready_files import find, ready
 from fedgraft.common.plan.section import Section, Seed, Text, checked, unique
 from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.baselines import BASELINES

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from fedgraft.client.node.node_file import Node, load_node
-from fedgraft.common.plan.plan_file import describe_keys
+from fedgraft.common.plan.plan_keys import describe_keys
 from fedgraft.server.site.server_file import Server, load_server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

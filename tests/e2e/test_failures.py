@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgraft.server.site.submit_run import lines
+from fedgraft.server.papers.metric_lines import read_lines
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import until
 
@@ -26,14 +26,14 @@ def begin(federation: Federation, out: Path, *changes: str) -> subprocess.Popen[
 
 def trained(run: Path, node: str) -> set[int]:
     """Rounds in which a node's update was counted."""
-    return {row["round"] for row in lines(run) if row["node"] == node and "train" in row}
+    return {row["round"] for row in read_lines(run) if row["node"] == node and "train" in row}
 
 
 def refused(run: Path, node: str) -> dict[int, str]:
     """Why a node was left out, by round."""
     return {
         row["round"]: row["refused"]
-        for row in lines(run)
+        for row in read_lines(run)
         if row["node"] == node and "refused" in row
     }
 

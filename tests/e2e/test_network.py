@@ -16,7 +16,7 @@ import pytest
 
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.site import nodes as registry
-from fedgraft.server.site.certificates import make
+from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import until
 from fedgraft.simulations.partition import write_nodes
@@ -97,7 +97,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
     north, south, _ = write_nodes(load_plan(plan), plan, tmp_path / "nodes")
     out = tmp_path / "runs" / "cut"
     with Federation(tmp_path, {"near": north}, plan, *CHANGES, host=cable.host) as federation:
-        make(tmp_path / "keys", hosts=[], nodes=["far"])
+        make_certificates(tmp_path / "keys", hosts=[], nodes=["far"])
         registry.add(federation.server, "far", tmp_path / "keys" / "nodes" / "far.pub")
         federation.settle("far", south, private_key=tmp_path / "keys" / "nodes" / "far")
         federation.approve(plan, *CHANGES, only="far")

@@ -28,7 +28,7 @@ from fedgraft.client.site import launcher
 from fedgraft.client.site.network import check_connection
 from fedgraft.common.files.bundle import write_app
 from fedgraft.server.site import nodes as registry
-from fedgraft.server.site.certificates import make
+from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.start_server import connect
 from fedgraft.simulations.deployment.local_federation import NOBODY, Federation
 from fedgraft.simulations.deployment.processes import until
@@ -204,7 +204,7 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
     """A node that needs more rights than to read its files and write its store; a removed key that
     is still good.
     """
-    make(elsewhere / "keys", hosts=[], nodes=["guest"])
+    make_certificates(elsewhere / "keys", hosts=[], nodes=["guest"])
     registry.add(federation.server, "guest", elsewhere / "keys" / "nodes" / "guest.pub")
     try:
         start = guest(federation, elsewhere, environment)
@@ -266,7 +266,7 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
     finally:
         if "guest" in federation.files:
             federation.forget("guest")
-        if any(row["name"] == "guest" for row in registry.listed(federation.server)):
+        if any(row["name"] == "guest" for row in registry.list_nodes(federation.server)):
             registry.remove(federation.server, "guest")
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.plan.plan_file import load_plan, plan_yaml
 from fedgraft.server.site import nodes as registry
-from fedgraft.server.site.certificates import make
+from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import until
 
@@ -98,7 +98,7 @@ def test_only_what_the_consortium_signed_runs(hub: Hub, tmp_path: Path, seen) ->
     plan.write_text(plan_yaml(load_plan("digits", SMALL)))
     (tmp_path / "node.yaml").write_text("name: a\ndata: {path: 'sklearn:digits'}\nstore: store\n")
     with Federation(tmp_path, {}, plan, settings=f"hub: {hub.url}\n") as federation:
-        make(tmp_path / "keys", hosts=[], nodes=["a"])
+        make_certificates(tmp_path / "keys", hosts=[], nodes=["a"])
         registry.add(federation.server, "a", tmp_path / "keys" / "nodes" / "a.pub")
         key = tmp_path / "keys" / "nodes" / "a"
         federation.settle("a", tmp_path / "node.yaml", private_key=key, trusted_entities=trusted)

@@ -36,7 +36,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedgraft.common.errors import RunFailed
 from fedgraft.server.site import nodes as registry
-from fedgraft.server.site.certificates import make
+from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.flower_processes import CONNECTION, Flower
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import free_ports, until
@@ -212,7 +212,7 @@ def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
     key = ec.generate_private_key(ec.SECP384R1())
     client = signed(door, federation.ca, key)
     public = public_key_to_bytes(key.public_key())
-    victim = int(registry.listed(federation.server)[0]["id"])
+    victim = int(registry.list_nodes(federation.server)[0]["id"])
     attempts = {
         "register": lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=public)),
         "activate": lambda: client.ActivateNode(
@@ -236,7 +236,7 @@ def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, 
     key = serialization.load_ssh_private_key(private, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     client = signed(door, federation.ca, key)
-    ids = {row["name"]: int(row["id"]) for row in registry.listed(federation.server)}
+    ids = {row["name"]: int(row["id"]) for row in registry.list_nodes(federation.server)}
     with pytest.raises(httpx.HTTPStatusError) as refused:
         client.PullMessages(PullMessagesRequest(node=Node(node_id=ids["south"])))
     assert refused.value.response.status_code == 401
@@ -247,7 +247,7 @@ def test_flowers_own_commands_from_outside(federation: Federation, door: int, tm
     started.
     """
     flower = Flower.connect(tmp_path, f"127.0.0.1:{door}", federation.ca)
-    make(tmp_path / "keys", hosts=[], nodes=["evil"])
+    make_certificates(tmp_path / "keys", hosts=[], nodes=["evil"])
     public = str(tmp_path / "keys" / "nodes" / "evil.pub")
     for words in (
         ("supernode", "list", CONNECTION),
@@ -257,7 +257,7 @@ def test_flowers_own_commands_from_outside(federation: Federation, door: int, tm
         with pytest.raises(RunFailed):
             flower.call(*words)
     with pytest.raises(RunFailed):
-        flower.submit(flower.bundled(), {"plan": "digits", "out": str(tmp_path / "out")})
+        flower.submit(flower.make_app(), {"plan": "digits", "out": str(tmp_path / "out")})
     assert not (tmp_path / "out").exists()
 
 
@@ -319,7 +319,7 @@ def test_a_node_that_does_not_belong_is_told_so(
     """A node with a key that nobody registered, or that trusts another CA, that takes part, or is
     not told why not.
     """
-    make(tmp_path, hosts=["localhost"], nodes=["other"])
+    make_certificates(tmp_path, hosts=["localhost"], nodes=["other"])
     ca = tmp_path / "ca.crt" if case == "wrong CA" else federation.ca
     key = tmp_path / "nodes" / "other"
     federation.settle("stranger", federation.files["north"], private_key=key, root_certificates=ca)

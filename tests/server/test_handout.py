@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.errors import Code
+from fedgraft.common.plan.plan import Plan
 from fedgraft.server import handout
 from fedgraft.server.exchange import Replies, _words
 from fedgraft.server.handout import Roster, parts_of
@@ -17,12 +22,17 @@ BACKBONE = load_backbone("cifar-resnet8")
 OTHER_BYTES = "the backbone that arrived is sha256:1, not sha256:2 as offered"
 
 
+Answer = tuple[Code, str] | str | None
+POLICY = (Code.POLICY, "policy: backbone sha256:1 is not approved at this node")
+WRONG = (Code.DAMAGED, OTHER_BYTES)
+
+
 class Nodes:
-    """Nodes that answer each hand-out as written down: "stored", a refusal's reason, or None for no
+    """Nodes that answer each hand-out as written down: "stored", a refusal, or None for no
     answer.
     """
 
-    def __init__(self, answers: dict[str, list[str | None]]) -> None:
+    def __init__(self, answers: dict[str, list[Answer]]) -> None:
         self.answers, self.asked = answers, []
 
     def exchange(
@@ -38,43 +48,42 @@ class Nodes:
             elif answer is None:
                 replies.refused[name] = "no answer within 600 s"
             else:
-                replies.refused[name] = replies.called[name] = answer
+                replies.codes[name], replies.refused[name] = answer
         return replies
 
 
 def sent(
-    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str | None]]
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Answer]]
 ) -> tuple[Roster, Nodes]:
-    nodes, roster = Nodes(answers), Roster()
+    nodes = Nodes(answers)
+    roster = Roster(cast(Grid, None), cast(Plan, None), BACKBONE)
     roster.nodes = {name: number for number, name in enumerate(answers)}
-    roster.down = dict.fromkeys(answers, 0)
-    roster.up = dict.fromkeys(answers, 0)
     monkeypatch.setattr(handout, "exchange", nodes.exchange)
-    roster._send(None, BACKBONE, dict(roster.nodes))  # pyright: ignore[reportArgumentType]
+    roster.send_backbone(dict(roster.nodes))
     return roster, nodes
 
 
 def test_wrong_bytes_are_sent_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [OTHER_BYTES, "stored"]})
+    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [WRONG, "stored"]})
     assert nodes.asked == [["a", "b"], ["b"]]
-    assert (sorted(roster.sent), roster.refused) == (["a", "b"], [])
-    assert roster.down == {"a": 1000, "b": 2000}, "the second sending is counted, too"
+    assert (sorted(roster.handout.sent), roster.handout.refused) == (["a", "b"], [])
+    assert roster.handout.down == {"a": 1000, "b": 2000}, "the second sending is counted, too"
 
 
 def test_wrong_bytes_twice_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [OTHER_BYTES, OTHER_BYTES]})
+    roster, nodes = sent(monkeypatch, {"a": ["stored"], "b": [WRONG, WRONG]})
     assert nodes.asked == [["a", "b"], ["b"]]
-    assert roster.refused == [("b", f"sent twice; {OTHER_BYTES}")]
+    assert roster.handout.refused == [("b", f"sent twice; {OTHER_BYTES}")]
     assert set(roster.nodes) == {"a"}
 
 
-@pytest.mark.parametrize("answer", ["policy: backbone sha256:1 is not approved at this node", None])
+@pytest.mark.parametrize("answer", [POLICY, None])
 def test_a_policy_or_a_silent_node_is_not_asked_again(
-    monkeypatch: pytest.MonkeyPatch, answer: str | None
+    monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
     roster, nodes = sent(monkeypatch, {"a": [answer]})
     assert nodes.asked == [["a"]]
-    assert len(roster.refused) == 1
+    assert len(roster.handout.refused) == 1
     assert not roster.nodes
 
 

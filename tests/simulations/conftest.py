@@ -105,7 +105,7 @@ class Tiny:
         )
         folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
         try:
-            return federate(grid, federation, folder, resume=resume), grid
+            return federate(grid, federation, folder, resume=resume).to_json(), grid
         finally:
             grid.close()
 

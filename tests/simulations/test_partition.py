@@ -15,10 +15,11 @@ import torch
 from fedgraft.client.data.data_set import Records, open_records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.backbone_store import BackboneStore
-from fedgraft.common.backbones.backbone import fingerprint_of
 from fedgraft.common.errors import Refused, UserError
-from fedgraft.common.plan.plan import Plan, Simulation
+from fedgraft.common.files.tensor_files import fingerprint_of
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.simulations.figures import labels_by_node
 from fedgraft.simulations.partition import NodeRows, partition, write_nodes
 
@@ -55,8 +56,8 @@ def pneumonia() -> Records:
     return open_records(path=path, kind="image-classification", classes=("normal", "pneumonia"))
 
 
-def simulation(nodes: int | None, **kind: Any) -> Simulation:
-    return Simulation.model_validate({"nodes": nodes, "data": "x.npz", "partition": kind})
+def simulation(nodes: int | None, **kind: Any) -> SimulationSection:
+    return SimulationSection.model_validate({"nodes": nodes, "data": "x.npz", "partition": kind})
 
 
 def counts(records: Records, nodes: list[NodeRows], split: str = "train") -> np.ndarray:

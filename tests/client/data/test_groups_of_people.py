@@ -17,11 +17,12 @@ from fedgraft.client.node.approve import in_words, propose
 from fedgraft.client.node.check import check_node
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import UserErrors
-from fedgraft.common.plan.plan import Plan, Subgroups
+from fedgraft.common.plan.evaluate_section import SubgroupsSection
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import amended, load_plan
 
-BY_SEX = Subgroups(column="sex", values=("f", "m"), names=("women", "men"))
-BY_AGE = Subgroups(column="age", edges=(50, 65))
+BY_SEX = SubgroupsSection(column="sex", values=("f", "m"), names=("women", "men"))
+BY_AGE = SubgroupsSection(column="age", edges=(50, 65))
 
 
 def table(folder: Path, women: int = 12, men: int = 30) -> Records:
@@ -53,7 +54,7 @@ def test_each_row_is_in_the_group_of_its_own_value(tmp_path: Path) -> None:
     ages = [40 + 40 * at // 44 for at in range(43)]
     assert by_age.tolist() == [0 if age < 50 else 1 if age < 65 else 2 for age in ages] + [-1]
     assert BY_AGE.groups == ("below 50", "50 to below 65", "65 and above")
-    assert members(Subgroups(column="scanner", values=("a",)), records, rows) is None
+    assert members(SubgroupsSection(column="scanner", values=("a",)), records, rows) is None
 
 
 @given(

@@ -31,7 +31,8 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_hash
 from fedgraft.common.privacy.accounting import epsilon
-from fedgraft.common.wire.update import ADAPTER, Layout, pack, read_spent
+from fedgraft.common.wire.layout import ADAPTER, Layout, pack
+from fedgraft.common.wire.spent_record import read_spent
 from fedgraft.server.exchange import exchange
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 

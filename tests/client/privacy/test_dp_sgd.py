@@ -34,7 +34,8 @@ from fedgraft.client.training.optimizers import new_optimizer
 from fedgraft.common.backbones.backbone import Backbone, load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.model.grafted_model import GraftedModel, graft
-from fedgraft.common.plan.plan import Optimizer, Plan
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.train_section import OptimizerSection
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 METHODS = ("head", "lora", "bottleneck", "scale-shift", "bias")
@@ -181,8 +182,8 @@ def test_layers_see_contiguous_memory(ghost: bool) -> None:
 @pytest.mark.parametrize(
     ("chosen", "kind"),
     [
-        (Optimizer(name="sgd", momentum=0.9, weight_decay=0.01), torch.optim.SGD),
-        (Optimizer(name="adamw", weight_decay=0.01), torch.optim.AdamW),
+        (OptimizerSection(name="sgd", momentum=0.9, weight_decay=0.01), torch.optim.SGD),
+        (OptimizerSection(name="adamw", weight_decay=0.01), torch.optim.AdamW),
     ],
 )
 @pytest.mark.parametrize(

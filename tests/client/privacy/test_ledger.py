@@ -24,7 +24,7 @@ from fedgraft.client.privacy.ledger import Ceilings, DataSet, Ledger, Reservatio
 from fedgraft.client.privacy.statement import markdown, statement
 from fedgraft.client.store import chain
 from fedgraft.common.errors import Refused, UserError
-from fedgraft.common.plan.plan import Privacy
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import epsilon
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -567,7 +567,7 @@ STRICT = Policy(
     min_noise_multiplier=0.5,
     allowed_units=("patient",),
 )
-PRIVATE = Privacy(mode="sample", unit="patient", target_epsilon=5.0, delta=1e-5)
+PRIVATE = PrivacySection(mode="sample", unit="patient", target_epsilon=5.0, delta=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -584,17 +584,17 @@ def test_a_laxer_plan_is_refused(changed: dict[str, Any], clause: str) -> None:
     """A server can not loosen what the hospital demands."""
     STRICT.check_privacy(PRIVATE)
     with pytest.raises(Refused, match=clause):
-        STRICT.check_privacy(Privacy(**(PRIVATE.model_dump() | changed)))
+        STRICT.check_privacy(PrivacySection(**(PRIVATE.model_dump() | changed)))
     with pytest.raises(Refused, match="min_noise_multiplier"):
         STRICT.check_privacy(PRIVATE, noise_multiplier=0.49)
-    Policy().check_privacy(Privacy())
+    Policy().check_privacy(PrivacySection())
 
 
 def test_the_stricter_ceiling_wins() -> None:
     """Plan 5, policy 3: it is 3; plan 2: it is 2; neither: none."""
     assert STRICT.ceilings(PRIVATE) == Ceilings(3.0, 8.0, 1e-5)
     assert STRICT.ceilings(PRIVATE.model_copy(update={"target_epsilon": 2.0})).run == 2.0
-    assert Policy().ceilings(Privacy()) == Ceilings(None, None, None)
+    assert Policy().ceilings(PrivacySection()) == Ceilings(None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from fedgraft.client.site.node_metrics import Tally, serve
 from fedgraft.client.store.audit_log import Audit, in_words
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.errors import Refused, UserError
-from fedgraft.common.wire.update import ADAPTER, AdapterUpdate, Layout
+from fedgraft.common.wire.layout import ADAPTER, Layout
+from fedgraft.common.wire.update import AdapterUpdate
 
 STATE = {"head.weight": torch.full((2, 3), 0.123456), "head.bias": torch.tensor([7.25, -3.5])}
 LAYOUT = Layout.of(STATE)

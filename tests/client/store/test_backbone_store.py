@@ -15,8 +15,8 @@ import torch
 
 from fedgraft.client.store import backbone_store
 from fedgraft.client.store.backbone_store import IN_USE, BackboneStore
-from fedgraft.common.backbones.backbone import fingerprint_of
 from fedgraft.common.errors import Refused
+from fedgraft.common.files.tensor_files import fingerprint_of
 
 
 def made(seed: int, values: int = 25_000) -> tuple[dict[str, torch.Tensor], str]:

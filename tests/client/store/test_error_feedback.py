@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.wire.encoding import decode, encode, error_bound
-from fedgraft.common.wire.update import Layout
+from fedgraft.common.wire.layout import Layout
 
 SHAPES = (("a", (3, 2)), ("b", (5,)), ("c", ()))
 

@@ -10,7 +10,7 @@ import torch
 
 from fedgraft.client.training.local_steps import build_optimizer
 from fedgraft.client.training.optimizers import new_optimizer
-from fedgraft.common.plan.plan import Optimizer
+from fedgraft.common.plan.train_section import OptimizerSection
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
@@ -19,7 +19,7 @@ def test_same_bits_as_torch(name, decay):
     """Another order of operations, a forgotten bias correction, decay in the wrong place, a lost
     momentum.
     """
-    chosen = Optimizer(name=name, weight_decay=decay)
+    chosen = OptimizerSection(name=name, weight_decay=decay)
     generator = torch.Generator().manual_seed(1)
     ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
@@ -40,7 +40,7 @@ def test_same_bits_as_torch(name, decay):
 def test_a_parameter_without_a_gradient_stays():
     """Weight decay or momentum that moves what the loss does not touch."""
     still, moved = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    optimizer = new_optimizer([still, moved], Optimizer(weight_decay=0.5), 0.1)
+    optimizer = new_optimizer([still, moved], OptimizerSection(weight_decay=0.5), 0.1)
     moved.sum().backward()
     optimizer.step()
     assert torch.equal(still, torch.ones(2))
@@ -54,7 +54,7 @@ def test_training_imports_no_compiler():
     program = (
         "import sys, torch; from fedgraft.client.training.optimizers import new_optimizer; from"
         " fedgraft.common.plan.plan import Optimizer\np = torch.nn.Parameter(torch.ones(2)); o ="
-        " new_optimizer([p], Optimizer(), 0.1)\np.sum().backward(); o.step();"
+        " new_optimizer([p], OptimizerSection(), 0.1)\np.sum().backward(); o.step();"
         " sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

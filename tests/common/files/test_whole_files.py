@@ -27,6 +27,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.files.tensor_files import fingerprint_of, write_tensors
 from fedgraft.common.files.whole_files import replacing, write_whole
+from fedgraft.common.result import SeedResults
 from fedgraft.server.papers.manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.figures import labels_by_node
@@ -82,7 +83,9 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path_factory, old, size, space
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "weights": lambda folder: write_tensors(STATE, folder / "file"),
-    "result": lambda folder: RunFolder(folder).result({"a": "x" * LARGE}),
+    "result": lambda folder: RunFolder(folder).write_result(
+        SeedResults.model_validate({"seeds": [], "a": "x" * LARGE})
+    ),
     "results of a study": lambda folder: rewrite(folder / "file", {"a": "x" * LARGE}),
     "page": lambda folder: write_page(folder / "file", "ε" * LARGE),
     "manifest": lambda folder: write_manifest(folder, {"a": "x" * LARGE}),

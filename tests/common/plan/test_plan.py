@@ -19,20 +19,21 @@ from pydantic import ValidationError
 
 from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.files.yaml_file import parse_yaml, validate
-from fedgraft.common.plan.plan import METRICS, Plan
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.evaluate_section import METRICS
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import (
     READY_PLANS,
     amended,
     canonical,
-    describe_keys,
     find_plan,
     load_plan,
     plan_from_json,
     plan_hash,
     plan_yaml,
     ready_plans,
-    resolve,
 )
+from fedgraft.common.plan.plan_keys import describe_keys
 
 PLAN = """\
 name: small

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from fedgraft.common.errors import Refused
 from fedgraft.common.tasks.classification_sums import (
     CALIBRATION_BINS,
-    Sums,
     bins_of,
     log_odds,
     sums_of,
     zero,
 )
+from fedgraft.common.tasks.classification_sums import ClassificationSums as Sums
 
 
 def predictions(

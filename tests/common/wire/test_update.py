@@ -12,19 +12,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgraft.common.plan.plan import Privacy
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import Spent
-from fedgraft.common.wire.update import (
-    ADAPTER,
-    BESIDE,
-    AdapterUpdate,
-    BadUpdate,
-    Layout,
-    message_bytes,
-    pack,
-    spent_record,
-    unpack,
-)
+from fedgraft.common.wire.layout import ADAPTER, BadUpdate, Layout, pack, unpack
+from fedgraft.common.wire.message_size import message_bytes
+from fedgraft.common.wire.spent_record import spent_record
+from fedgraft.common.wire.update import BESIDE, AdapterUpdate
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([0.5, -0.5])}
 LAYOUT = Layout.of(STATE)
@@ -189,4 +182,4 @@ def test_what_goes_with_an_update_is_what_people_are_told():
     assert set(numbers) == set(told)
     assert all(word in BESIDE["none"] for word in told.values())
     assert set(reply().keys()) == {ADAPTER, "train", "about"}
-    assert set(BESIDE) == set(typing.get_args(Privacy.model_fields["mode"].annotation))
+    assert set(BESIDE) == set(typing.get_args(PrivacySection.model_fields["mode"].annotation))

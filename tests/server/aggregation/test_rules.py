@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.wire.update import AdapterUpdate, Layout
+from fedgraft.common.wire.layout import Layout
+from fedgraft.common.wire.update import AdapterUpdate
 from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
 from fedgraft.server.aggregation.rules import RULES
 from fedgraft.server.rounds import Round

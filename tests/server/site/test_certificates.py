@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedgraft.common.errors import UserError
-from fedgraft.server.site.certificates import key_fingerprint, make
+from fedgraft.server.site.certificates import key_fingerprint, make_certificates
 
 
 def handshake(folder, name: str, trust) -> str:
@@ -50,8 +50,8 @@ def handshake(folder, name: str, trust) -> str:
 
 def test_tls_accepts_the_names_and_no_other(tmp_path):
     """A certificate that hospitals' TLS refuses, or that is good for names it was not made for."""
-    make(tmp_path / "a", hosts=["fl.example.org", "192.0.2.10"], nodes=[])
-    make(tmp_path / "b", hosts=["fl.example.org"], nodes=[])
+    make_certificates(tmp_path / "a", hosts=["fl.example.org", "192.0.2.10"], nodes=[])
+    make_certificates(tmp_path / "b", hosts=["fl.example.org"], nodes=[])
     ca = tmp_path / "a" / "ca.crt"
     for name in ("fl.example.org", "192.0.2.10", "localhost", "127.0.0.1"):
         assert handshake(tmp_path / "a", name, ca) == "ok", name
@@ -63,7 +63,7 @@ def test_private_files_are_private_and_lifetimes_sane(tmp_path):
     """A key that others on the host can read; a certificate for ever, or one that a clock an hour
     late refuses.
     """
-    for path in make(tmp_path / "c", hosts=["h"], nodes=["x"]):
+    for path in make_certificates(tmp_path / "c", hosts=["h"], nodes=["x"]):
         secret = path.suffix not in (".crt", ".pub")
         assert path.stat().st_mode & 0o777 == (0o600 if secret else 0o644), path
     server = x509.load_pem_x509_certificate((tmp_path / "c" / "server.crt").read_bytes())
@@ -78,7 +78,7 @@ def test_node_keys_are_what_flower_reads(tmp_path):
     """Keys of another kind or format: `flower-supernode` ends, or the SuperLink refuses to register
     them.
     """
-    make(tmp_path, hosts=[], nodes=["hospital-a"])
+    make_certificates(tmp_path, hosts=[], nodes=["hospital-a"])
     private = serialization.load_ssh_private_key(
         (tmp_path / "nodes" / "hospital-a").read_bytes(), None
     )
@@ -91,7 +91,7 @@ def test_node_keys_are_what_flower_reads(tmp_path):
 
 def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path):
     """Two people who compare fingerprints on the telephone see different ones."""
-    make(tmp_path, hosts=[], nodes=["a"])
+    make_certificates(tmp_path, hosts=[], nodes=["a"])
     public = tmp_path / "nodes" / "a.pub"
     try:
         said = subprocess.run(
@@ -104,26 +104,26 @@ def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     """A second run makes a new CA over the old one, and every hospital is shut out."""
-    make(tmp_path, hosts=["h"], nodes=["a"])
+    make_certificates(tmp_path, hosts=["h"], nodes=["a"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for hosts, nodes, told in ((["h"], [], "server.crt"), ([], ["b", "a"], "nodes/a")):
         with pytest.raises(UserError, match=told):
-            make(tmp_path, hosts=hosts, nodes=nodes)
+            make_certificates(tmp_path, hosts=hosts, nodes=nodes)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_same_ca_signs_again(tmp_path):
     """Renewing the server's certificate needs a new CA, and a visit to every hospital."""
-    make(tmp_path, hosts=["h"], nodes=[])
+    make_certificates(tmp_path, hosts=["h"], nodes=[])
     ca = (tmp_path / "ca.crt").read_bytes()
     (tmp_path / "server.crt").unlink()
     (tmp_path / "server.key").unlink()
-    make(tmp_path, hosts=["new.example.org"], nodes=[])
+    make_certificates(tmp_path, hosts=["new.example.org"], nodes=[])
     assert (tmp_path / "ca.crt").read_bytes() == ca
     assert handshake(tmp_path, "new.example.org", tmp_path / "ca.crt") == "ok"
     (tmp_path / "ca.key").unlink()
     with pytest.raises(UserError, match="without its ca"):
-        make(tmp_path, hosts=["h"], nodes=[])
+        make_certificates(tmp_path, hosts=["h"], nodes=[])
 
 
 @pytest.mark.parametrize(
@@ -139,5 +139,5 @@ def test_the_same_ca_signs_again(tmp_path):
 def test_what_is_no_name(tmp_path, hosts, nodes, told):
     """A certificate for a name that no TLS client asks for; a key written outside the folder."""
     with pytest.raises(UserError, match=told):
-        make(tmp_path, hosts=hosts, nodes=nodes)
+        make_certificates(tmp_path, hosts=hosts, nodes=nodes)
     assert not list(tmp_path.iterdir())

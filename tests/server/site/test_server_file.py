@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedgraft.common.errors import UserError
-from fedgraft.server.site.certificates import make
-from fedgraft.server.site.server_file import load_server, must_have_certificates, split_address
+from fedgraft.server.site.certificates import make_certificates
+from fedgraft.server.site.server_file import load_server, check_certificates, split_address
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "server.example.yaml"
 
@@ -65,9 +65,9 @@ def test_certificates_are_looked_at_first(tmp_path):
     with pytest.raises(
         UserError, match=r"ca.crt: is missing[^→]*→ make it: fedgraft server certificates"
     ):
-        must_have_certificates(server)
-    make(server.certificates, hosts=["h"], nodes=[])
-    must_have_certificates(server)
+        check_certificates(server)
+    make_certificates(server.certificates, hosts=["h"], nodes=[])
+    check_certificates(server)
     (server.certificates / "server.key").chmod(0o640)
     with pytest.raises(UserError, match="chmod 600"):
-        must_have_certificates(server)
+        check_certificates(server)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedgraft.common.errors import UserError
-from fedgraft.common.plan.plan_file import resolve
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.simulations.benchmarks.leaks import PRIVATE, XRAYS, Finished, finished
 
 UNLIKE = (  # six nodes with shares of their own of pneumonia

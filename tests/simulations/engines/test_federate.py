@@ -24,8 +24,9 @@ from fedgraft.client.node_task import open_splits
 from fedgraft.common.errors import RunFailed, UserErrors
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.model.shared_model import load_shared_model
+from fedgraft.common.result import Result
 from fedgraft.common.tasks.classification_sums import sums_of
-from fedgraft.common.wire.update import ADAPTER
+from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 
@@ -472,8 +473,8 @@ def test_ctrl_c_beside_a_checkpoint(tiny, tmp_path, monkeypatch, when, kept, mod
     checkpoint = RunFolder(tmp_path / "cut").latest()
     assert (cut["status"], cut["rounds_done"]) == ("interrupted", kept)
     assert checkpoint is not None
-    assert (checkpoint.round, checkpoint.so_far["rounds_done"]) == (kept, kept)
-    assert cut["privacy"] == checkpoint.so_far["privacy"]
+    assert (checkpoint.round, checkpoint.so_far.rounds_done) == (kept, kept)
+    assert cut["privacy"] == checkpoint.so_far.to_json()["privacy"]
     shared = load_file(tmp_path / "cut" / "shared_model" / "adapter_model.safetensors")
     kept_values = np.concatenate([tensor.numpy().ravel() for tensor in checkpoint.adapter.values()])
     shared_values = np.concatenate([array.ravel() for array in shared.values()])
@@ -510,13 +511,15 @@ def test_a_checkpoint_that_does_not_fit(tmp_path):
     """A library's own error, which the command does not know, so that a full disk ends in a
     traceback.
     """
+    so_far = Result.model_construct()
+    checkpoint = Checkpoint(1, {"weight": torch.zeros(10_000)}, {}, so_far)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (4096, hard)
     )  # a longer file is refused as by a full disk
     try:
         with pytest.raises(OSError, match="File too large"):
-            RunFolder(tmp_path).save_round(Checkpoint(1, {"weight": torch.zeros(10_000)}, {}, {}))
+            RunFolder(tmp_path).save_round(checkpoint)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert RunFolder(tmp_path).latest() is None

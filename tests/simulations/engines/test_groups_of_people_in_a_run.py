@@ -21,8 +21,9 @@ from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
-from fedgraft.common.tasks.classification_sums import Groups, sums_of
-from fedgraft.common.wire.update import BadUpdate, group_records, read_groups
+from fedgraft.common.tasks.classification_sums import sums_of
+from fedgraft.common.wire.layout import BadUpdate
+from fedgraft.common.wire.metric_records import Groups, group_records, read_groups
 from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
 from fedgraft.simulations.partition import NO_CLAUSES
 from fedgraft.simulations.report import write_report
@@ -51,7 +52,7 @@ def ran(
         pytest.skip(f"{FILES[0]} is not there")
     plan = load_plan("heart", [*HEART, *overrides])
     with nodes_on_disk(plan, folder / "plan.yaml", policy=policy) as nodes:
-        result = simulate(plan, folder / "plan.yaml", folder / "run", nodes=nodes)
+        result = simulate(plan, folder / "plan.yaml", folder / "run", nodes=nodes).to_json()
         splits = [open_splits(load_node(path), plan, Preprocess())[1] for path in nodes]
     return plan, result, splits
 

@@ -111,7 +111,11 @@ def test_a_refusal_by_policy_is_not_asked_again(tiny, tmp_path):
             from flwr.app import ConfigRecord
 
             words = ConfigRecord(
-                {"reason": "policy: backbone is not approved at this node", "node": "h0"}
+                {
+                    "code": "policy",
+                    "reason": "policy: backbone is not approved at this node",
+                    "node": "h0",
+                }
             )
             return Message(RecordDict({"refused": words}), reply_to=message)
         return wire(message, context)

@@ -23,7 +23,8 @@ from fedgraft.common.errors import RunFailed
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.privacy.accounting import epsilon
 from fedgraft.common.privacy.clipping import norm_of, update_of
-from fedgraft.common.wire.update import ADAPTER, read_spent
+from fedgraft.common.wire.layout import ADAPTER
+from fedgraft.common.wire.spent_record import read_spent
 
 CENTRAL = ("privacy.mode=central", "privacy.noise_multiplier=1.0", "privacy.max_update_norm=0.05")
 LOCAL = ("privacy.mode=local", "privacy.noise_multiplier=2.0")
@@ -274,7 +275,7 @@ def test_sides_that_draw_another_a_find_out(tiny) -> None:
     models.
     """
     from fedgraft.common.model.assembly import plan_backbone, plan_model
-    from fedgraft.common.wire.update import Layout
+    from fedgraft.common.wire.layout import Layout
 
     federation = tiny()
     plan = federation.plan("aggregate.lora_aggregation=freeze-a")
@@ -293,7 +294,7 @@ def test_svd_gives_the_mean_of_the_products(tiny, tmp_path) -> None:
     setup = ["aggregate.lora_aggregation=svd", "train.rounds=1", "train.optimizer.lr=0.05"]
     result, grid = tiny(2).run(tmp_path / "run", setup)
     from fedgraft.common.model.assembly import plan_backbone, plan_model
-    from fedgraft.common.wire.update import Layout, unpack
+    from fedgraft.common.wire.layout import Layout, unpack
 
     federation = tiny(2)
     plan = federation.plan(*setup)

@@ -1,0 +1,1 @@
+"""What an adapter goes through before it leaves a node: one step a file, in one order."""

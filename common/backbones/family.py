@@ -1,0 +1,86 @@
+"""What a family of backbones says of itself: names, network, classifier, blocks, order, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedgraft.common.inputs.material import Preparation
+
+State = Mapping[str, Tensor]
+# a child's dotted name, or a function of the network and its input
+Step = str | Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What a network's tensors have their shapes from, beside its name.
+
+    Attributes:
+        image_size: pixels; None where it does not matter.
+        columns: inputs of a table's row; 0: told by the weights.
+        hidden: widths of the hidden layers, for networks whose name does not say them.
+    """
+
+    image_size: int | None = None
+    columns: int = 0
+    hidden: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of pre-trained networks.
+
+        family = family_of("resnet18")
+        net = family.build("resnet18", NetworkShape(image_size=224))
+        name, classifier = last_linear(net)
+
+    Attributes:
+        names: all names, which may take an import to list.
+        build: (name, shape) → the network with its classifier, in torch's own initialisation;
+            raises `UserError` for a shape that it cannot have.
+        preparation: (name, weights, image size) → what its inputs go through first.
+        fetch: (name, weights' name) → tensors that are known by a name; raises `UserError` where
+            there are none, or no network to fetch them.
+        read_shape: (tensors, shape, where) → the shape that these tensors have; raises `UserError`
+            where they are not this family's, or contradict the shape.
+        fit: (network, tensors) → the tensors under today's names, in the network's sizes.
+        block_types: residual blocks by their class's qualified name, and whether their output has
+            its channels last. The last Linear or Conv2d of each gives as many channels as the
+            block itself.
+        order: by a network's class, the order in which it calls its children, whose outputs are
+            its stages; operation for operation the network itself.
+        used_by_steps: layers that a function among the steps uses.
+        kept_when_random: tensors that are preparation rather than learnt, and stay in a random
+            backbone.
+    """
+
+    names: Callable[[], Sequence[str]]
+    build: Callable[[str, NetworkShape], nn.Module]
+    preparation: Callable[[str, str | None, int | None], Preparation]
+    fetch: Callable[[str, str], dict[str, Tensor]]
+    read_shape: Callable[[State, NetworkShape, str], NetworkShape]
+    fit: Callable[[nn.Module, State], State]
+    block_types: Mapping[str, bool] = field(default_factory=dict)
+    order: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
+    kept_when_random: tuple[str, ...] = ()
+
+
+def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    """Return dotted name and module of the last Linear: the classifier of every known network."""
+    last: tuple[str, nn.Linear] | None = None
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear):
+            last = (name, module)
+    if last is None:
+        raise ValueError("a network without a Linear has no classifier that is known here")
+    return last
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the qualified name of a module's class, as `block_types` and `order` have it."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"

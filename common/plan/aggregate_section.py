@@ -1,0 +1,82 @@
+"""The plan's `aggregate`: how the server combines updates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from fedgraft.common.plan.section import Count, Section
+
+
+class Strategy(NamedTuple):
+    """What a plan must know of a rule of aggregation; what it does is in `server/aggregation/`.
+
+    Attributes:
+        is_average: whether it combines updates by an average of them, with or without memory.
+        is_plain_mean: whether the average is the next adapter itself, and nothing is remembered.
+        without_proximal: the strategy that it is where `train.proximal` is 0; None: itself.
+    """
+
+    is_average: bool = True
+    is_plain_mean: bool = False
+    without_proximal: str | None = None
+
+
+STRATEGIES = {
+    "fedavg": Strategy(is_plain_mean=True),
+    "fedprox": Strategy(is_plain_mean=True, without_proximal="fedavg"),
+    "fedavgm": Strategy(),
+    "fedadam": Strategy(),
+    "fedyogi": Strategy(),
+    "fedadagrad": Strategy(),
+    "median": Strategy(is_average=False),
+    "trimmed-mean": Strategy(is_average=False),
+    "krum": Strategy(is_average=False),
+}
+if TYPE_CHECKING:
+    StrategyName = str
+else:
+    StrategyName = Literal[tuple(STRATEGIES)]
+
+
+class AggregateSection(Section):
+    """How the server combines the nodes' adapters."""
+
+    strategy: StrategyName = Field(default="fedavg", description="the rule that combines them")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="part of the nodes asked in each round"
+    )
+    min_nodes: Count = Field(default=2, description="fewest good replies that a round needs")
+    server_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description=(
+            "fedavgm, fedadam, fedyogi, fedadagrad: the server's learning rate (default: Flower's)"
+        ),
+    )
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="fedavgm: the server's momentum (default 0.9)"
+    )
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.2, description="trimmed-mean: part left out at each end of every value"
+    )
+    byzantine: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="krum: how many nodes may be bad"
+    )
+    round_timeout: Annotated[float, Field(gt=0)] = Field(
+        default=3600.0, description="seconds that a round waits for replies"
+    )
+    lora_aggregation: Literal["average", "freeze-a", "svd"] = Field(
+        default="average",
+        description=(
+            "lora: average A and B apart; freeze-a: A stays as drawn and only B travels; svd: the"
+            " best update of this rank for the mean of the products B·A"
+        ),
+    )
+    encoding: Literal["none", "fp16", "int8"] = Field(
+        default="none",
+        description=(
+            "how updates travel: float32, half of it, or a quarter; what rounding loses comes a"
+            " round later"
+        ),
+    )

@@ -1,0 +1,56 @@
+"""The agreement: what a hospital approves and what alone travels. Its hash goes to approvals,
+messages and the ledger.
+
+It is derived from the plan, which adds what only a researcher decides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fedgraft.common.plan.adapter_section import AdapterSection
+from fedgraft.common.plan.aggregate_section import AggregateSection
+from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.compatibility import check_agreement
+from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.section import Problem, Section, Seed, check_together
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.plan.train_section import TrainSection
+
+
+class Agreement(Section):
+    """What is trained, on what, how, and under which protection: all that a hospital approves."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        description="letters, digits, dots and dashes; runs are named after it"
+    )
+    task: TaskSection = Field(description="what is to be told apart")
+    backbone: BackboneSection = Field(description="the frozen network")
+    adapter: AdapterSection = Field(description="what is grafted onto it and trained")
+    train: TrainSection = Field(default=TrainSection(), description="local training")
+    aggregate: AggregateSection = Field(
+        default=AggregateSection(), description="how the server combines the adapters"
+    )
+    privacy: PrivacySection = Field(default=PrivacySection(), description="differential privacy")
+    evaluate: EvaluateSection = Field(default=EvaluateSection(), description="what is measured")
+    seed: Seed = Field(
+        default=0, description="seed of everything random but differential privacy's noise"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Agreement:
+        return check_together(self, self.problems())
+
+    def problems(self) -> list[Problem]:
+        """Return what of the sections does not fit together."""
+        return check_agreement(
+            task=self.task,
+            backbone=self.backbone,
+            adapter=self.adapter,
+            train=self.train,
+            aggregate=self.aggregate,
+            privacy=self.privacy,
+        )

@@ -1,0 +1,64 @@
+"""The plan's `backbone`: the frozen network."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from fedgraft.common.plan.section import Section, Text
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+
+def check_weights(text: str) -> str:
+    """Return the text. Raise ValueError where it is neither a weights file nor a weights' name."""
+    if not text.lower().endswith(WEIGHT_FILES) and not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
+        raise ValueError(
+            f"it is neither a file ({', '.join(WEIGHT_FILES)}) nor a name such as IMAGENET1K_V1"
+        )
+    return text
+
+
+class BackboneSection(Section):
+    """The frozen network that the adapters are grafted onto, as all sides agree on it."""
+
+    name: Text = Field(
+        description="cifar-resnet8/20/32/44/56, mlp, or a torchvision model such as resnet18"
+    )
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None, description="if given, the loaded backbone must have this one (sha256:…)"
+    )
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
+        default=None,
+        description=(
+            "height and width in pixels that images are brought to (default: the weights' own)"
+        ),
+    )
+    random: bool = Field(
+        default=False,
+        description="throw away what the weights learnt and keep the preprocessing (a baseline)",
+    )
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = (
+        Field(default=(64, 64), description="mlp only: width of each hidden layer")
+    )
+
+
+class PlannedBackboneSection(BackboneSection):
+    """The frozen network, and where its values come from on the coordinator's machine."""
+
+    weights: Annotated[Text, AfterValidator(check_weights)] | None = Field(
+        default=None,
+        description=(
+            "a .safetensors, .pth or .pt file, or a torchvision name such as IMAGENET1K_V1; null:"
+            " random"
+        ),
+    )
+
+    @property
+    def weights_file(self) -> str | None:
+        """Return the file that the values are read from; None where they come by name or seed."""
+        if self.weights is not None and self.weights.lower().endswith(WEIGHT_FILES):
+            return self.weights
+        return None

@@ -1,0 +1,138 @@
+"""Which keys of a plan do not go together, a rule a function: what is wrong, and what to write."""
+
+from __future__ import annotations
+
+from fedgraft.common.adapters import METHOD_LINES
+from fedgraft.common.backbones import family_line
+from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.plan.adapter_section import AdapterSection
+from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
+from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.section import Problem
+from fedgraft.common.plan.simulation_section import SimulationSection
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.plan.train_section import TrainSection
+
+
+def check_agreement(
+    *,
+    task: TaskSection,
+    backbone: BackboneSection,
+    adapter: AdapterSection,
+    train: TrainSection,
+    aggregate: AggregateSection,
+    privacy: PrivacySection,
+) -> list[Problem]:
+    """Return what of an agreement's sections does not fit together."""
+    return [
+        *check_material(task, backbone, train),
+        *check_proximal(aggregate, train),
+        *check_loss(train, privacy),
+        *check_central(aggregate, privacy),
+        *check_factors(adapter, aggregate, privacy),
+        *check_encoding(aggregate, privacy),
+    ]
+
+
+def check_material(
+    task: TaskSection, backbone: BackboneSection, train: TrainSection
+) -> list[Problem]:
+    """The backbone takes the raw material, and nothing is asked of it that it does not have."""
+    problems: list[Problem] = []
+    line = INPUT_LINES[task.material]
+    if family_line(backbone.name).material != task.material:
+        what = f"{backbone.name} cannot take the data of {task.kind}"
+        problems.append(Problem("backbone.name", what, line.example))
+    if backbone.image_size is not None and not line.has_pixels:
+        problems.append(Problem("backbone.image_size", "tables have no pixels", "leave it out"))
+    if train.augment != "none" and not line.has_pixels:
+        what = f"{train.augment} is for images"
+        problems.append(Problem("train.augment", what, "write `augment: none`"))
+    return problems
+
+
+def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:
+    """A strategy that is another one without the proximal term has that term."""
+    without = STRATEGIES[aggregate.strategy].without_proximal
+    if without is None or train.proximal:
+        return []
+    what = f"0, and with that {aggregate.strategy} is {without}"
+    remedy = f"write `proximal: 0.01` under train, or `strategy: {without}`"
+    return [Problem("train.proximal", what, remedy)]
+
+
+def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """What a loss takes from the labels is noised."""
+    if train.loss != "balanced" or privacy.mode != "sample":
+        return []
+    what = "balanced, and a node's shares of the classes would enter every step without noise"
+    remedy = "write `loss: cross-entropy`, or privacy.mode local or central"
+    return [Problem("train.loss", what, remedy)]
+
+
+def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
+    """Central noise is scaled to an average, so the strategy is one."""
+    if privacy.mode != "central" or STRATEGIES[aggregate.strategy].is_average:
+        return []
+    what = f"{aggregate.strategy} is no average, and central noise is scaled to one"
+    remedy = "write `strategy: fedavg`, or privacy.mode sample or local"
+    return [Problem("aggregate.strategy", what, remedy)]
+
+
+def check_factors(
+    adapter: AdapterSection, aggregate: AggregateSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Factors are combined as such only where there are two, and where nothing follows the old."""
+    key = "aggregate.lora_aggregation"
+    combined = aggregate.lora_aggregation
+    if combined == "average":
+        return []
+    if not METHOD_LINES[adapter.method].has_factors:
+        what = f"{combined} is for LoRA, and the adapter is {adapter.method}"
+        return [Problem(key, what, "write `lora_aggregation: average`")]
+    if combined != "svd":
+        return []
+    if not STRATEGIES[aggregate.strategy].is_plain_mean:
+        what = f"svd makes new factors in each round, which {aggregate.strategy} cannot follow"
+        remedy = "write `strategy: fedavg`, or `lora_aggregation: freeze-a`"
+        return [Problem(key, what, remedy)]
+    if privacy.mode == "central":
+        what = "central noise is scaled to an average of updates, and svd takes none"
+        return [Problem(key, what, "write `lora_aggregation: freeze-a`")]
+    return []
+
+
+def check_encoding(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
+    """What rounding loses of an update can be added to the next one."""
+    key = "aggregate.encoding"
+    encoding = aggregate.encoding
+    if encoding == "none":
+        return []
+    if aggregate.lora_aggregation == "svd":
+        what = (
+            f"svd makes new factors in each round, and what {encoding} lost of the old ones is none"
+            " of theirs"
+        )
+        return [Problem(key, what, "write `encoding: none`")]
+    if privacy.mode == "central" and privacy.clipping == "adaptive":
+        what = f"{encoding} moves the norms that adaptive clipping counts"
+        return [Problem(key, what, "write `encoding: none`, or `clipping: fixed`")]
+    return []
+
+
+def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:
+    """There are as many nodes as a round needs, and as many classes as a node is to have."""
+    problems: list[Problem] = []
+    kind = simulation.partition.kind
+    nodes = simulation.nodes
+    if kind == "files":
+        nodes = len(simulation.files)
+    if nodes is not None and nodes < min_nodes:
+        what = f"{min_nodes}, with {nodes} nodes in all"
+        problems.append(Problem("aggregate.min_nodes", what, f"write at most {nodes}"))
+    each = simulation.partition.classes_per_node
+    if kind == "pathological" and each > classes:
+        key = "simulation.partition.classes_per_node"
+        problems.append(Problem(key, f"{each} of {classes} classes", f"write at most {classes}"))
+    return problems

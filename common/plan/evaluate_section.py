@@ -1,0 +1,104 @@
+"""The plan's `evaluate`: what is measured, and of whom."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from fedgraft.common.plan.section import (
+    Count,
+    Names,
+    Problem,
+    Section,
+    Text,
+    check_together,
+    unique,
+)
+
+METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+
+
+class SubgroupsSection(Section):
+    """A column of the data that parts people into groups; each is measured by itself, after the
+    last round.
+    """
+
+    column: Text = Field(
+        description="its name at every node; at a node without it nothing is told of its groups"
+    )
+    values: Annotated[tuple[int | Text, ...], Field(max_length=100), AfterValidator(unique)] = (
+        Field(
+            default=(),
+            description="the values that are a group each; records with any other are in none",
+        )
+    )
+    edges: Annotated[tuple[float, ...], Field(max_length=100)] = Field(
+        default=(),
+        description="or, for numbers, where one group ends and the next begins, such as [50, 65]",
+    )
+    names: Names = Field(
+        default=(), description="what the groups are called in results (default: as they are given)"
+    )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Return what the groups are called, in their order."""
+        if self.names:
+            return self.names
+        if self.values:
+            return tuple(map(str, self.values))
+        between = [f"{low:g} to below {high:g}" for low, high in pairwise(self.edges)]
+        return (f"below {self.edges[0]:g}", *between, f"{self.edges[-1]:g} and above")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SubgroupsSection:
+        return check_together(self, self._problems())
+
+    def _problems(self) -> list[Problem]:
+        if bool(self.values) == bool(self.edges):
+            how_many = "both" if self.values else "neither"
+            remedy = "write `values: [f, m]`, or for numbers `edges: [50, 65]`"
+            return [Problem("values", f"{how_many} values and edges", remedy)]
+        if not all(low < high for low, high in pairwise(self.edges)):
+            remedy = "write them from the lowest to the highest, each once"
+            return [Problem("edges", "they do not rise", remedy)]
+        count = len(self.values) or len(self.edges) + 1
+        if self.names and len(self.names) != count:
+            what = f"{len(self.names)} names for {count} groups"
+            return [Problem("names", what, "write one for each, in their order")]
+        return []
+
+
+class EvaluateSection(Section):
+    """What is measured, and when."""
+
+    every: Count = Field(default=1, description="rounds from one measurement to the next")
+    metrics: Annotated[
+        tuple[Literal["accuracy", "auroc", "f1", "loss", "calibration_error"], ...],
+        Field(min_length=1),
+        AfterValidator(unique),
+    ] = Field(default=METRICS, description="what is reported")
+    subgroups: Annotated[tuple[SubgroupsSection, ...], Field(max_length=20)] = Field(
+        default=(),
+        description=(
+            "groups of people to measure by themselves, such as {column: sex, values: [f, m]}; a"
+            " node tells of those that its policy's min_subgroup allows, and of none under"
+            " differential privacy"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EvaluateSection:
+        problems: list[Problem] = []
+        seen: set[str] = set()
+        for number, subgroups in enumerate(self.subgroups):
+            name = subgroups.column
+            if name in seen:
+                key = f"subgroups.{number}.column"
+                problems.append(
+                    Problem(key, f"{name!r} is there twice", "give all its groups once")
+                )
+            seen.add(name)
+        return check_together(self, problems)

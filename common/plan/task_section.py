@@ -1,0 +1,125 @@
+"""The plan's `task`: what is predicted from what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.plan.section import (
+    Labels,
+    Names,
+    Problem,
+    Section,
+    Text,
+    check_together,
+    unique,
+)
+from fedgraft.common.tasks import TASKS
+
+# "image-classification": a raw material and a question, in one word
+KINDS = tuple(f"{material}-{question}" for question in TASKS for material in INPUT_LINES)
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[KINDS]
+Values = Annotated[
+    tuple[int | Text, ...], Field(min_length=1, max_length=1000), AfterValidator(unique)
+]
+
+
+class CategorySection(Section):
+    """A column of words or codes, and all values that it may have: every node encodes them alike."""
+
+    column: Text = Field(description="one of the feature columns")
+    values: Values = Field(
+        description="its values, one input each; an empty cell or any other value is missing"
+    )
+
+
+class TaskSection(Section):
+    """What is to be told apart."""
+
+    kind: Kind = Field(description="what the data are")
+    classes: Annotated[Names, Field(min_length=2)] = Field(
+        description="names of the classes, in the order of outputs"
+    )
+    columns: Names = Field(
+        default=(), description="tables only: the feature columns, in the order of the inputs"
+    )
+    categories: tuple[CategorySection, ...] = Field(
+        default=(),
+        description=(
+            "tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+        ),
+    )
+    target: Text = Field(
+        default="target", description="tables only: the column that holds the label"
+    )
+    labels: Labels | None = Field(
+        default=None,
+        description=(
+            "value in the data for each class, in order (default 0, 1, …); rows with others are"
+            " left out"
+        ),
+    )
+
+    @property
+    def material(self) -> str:
+        """Return the name of the raw material: a member of `common.inputs.INPUTS`."""
+        return self.kind.partition("-")[0]
+
+    @property
+    def question(self) -> str:
+        """Return the name of the question: a member of `common.tasks.TASKS`."""
+        return self.kind.partition("-")[2]
+
+    @property
+    def encoding(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Return the values of each column of categories, by its name."""
+        return {category.column: category.values for category in self.categories}
+
+    @property
+    def inputs(self) -> int:
+        """Return how many inputs a table's row has: one a column, or one for each category."""
+        return sum(len(self.encoding.get(name, ())) or 1 for name in self.columns)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TaskSection:
+        problems = [*self._check_columns(), *self._check_categories()]
+        if self.target in self.columns:
+            what = f"the label column {self.target!r} is among the features"
+            remedy = "leave it out of `columns`, or name another `target`"
+            problems.append(Problem("columns", what, remedy))
+        if self.labels is not None and len(self.labels) != len(self.classes):
+            what = f"{len(self.labels)} labels for {len(self.classes)} classes"
+            remedy = "write one label for each class, in the same order"
+            problems.append(Problem("labels", what, remedy))
+        return check_together(self, problems)
+
+    def _check_columns(self) -> list[Problem]:
+        has_columns = INPUT_LINES[self.material].has_columns
+        if has_columns and not self.columns:
+            what = "missing, and tables need them"
+            return [Problem("columns", what, "write `columns: [age, sex, …]`")]
+        if self.columns and not has_columns:
+            remedy = "leave it out, or write `kind: tabular-classification`"
+            return [Problem("columns", "images have no columns", remedy)]
+        return []
+
+    def _check_categories(self) -> list[Problem]:
+        problems: list[Problem] = []
+        seen: set[str] = set()
+        for number, category in enumerate(self.categories):
+            name = category.column
+            key = f"categories.{number}.column"
+            if name not in self.columns:
+                what = f"{name!r} is not among the columns"
+                problems.append(Problem(key, what, "add it to `columns`"))
+            if name in seen:
+                what = f"{name!r} is there twice"
+                problems.append(Problem(key, what, "give all its values once"))
+            seen.add(name)
+        return problems

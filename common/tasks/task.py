@@ -1,0 +1,102 @@
+"""What a question says of itself: head, loss, sums that merge, prediction, words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from torch import Tensor
+
+from fedgraft.common.plan.task_section import TaskSection
+
+Label = int | str
+
+
+class Sums(Protocol):
+    """What a set of predictions adds up to: two nodes' sums added equal those of their pooled
+    predictions.
+    """
+
+    @property
+    def examples(self) -> int:
+        """How many predictions."""
+        ...
+
+    @property
+    def cells(self) -> int:
+        """How many counts `only_counts` adds noise to; one example is in one of them."""
+        ...
+
+    def __add__(self, other: Self) -> Self: ...
+
+    def within(self, other: Self) -> bool:
+        """Whether these can be sums of some of the predictions that `other` sums up."""
+        ...
+
+    def only_counts(self, noise: np.ndarray) -> Self:
+        """Return the counts alone with noise `(cells,)` added; all else is undefined."""
+        ...
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Return the metrics by name; None where one is undefined."""
+        ...
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return plain numbers and lists for the wire."""
+        ...
+
+
+class LabelledSource(Protocol):
+    """What a task reads of a hospital's data to find its targets."""
+
+    labels: Sequence[Label]
+    where: str
+
+    def place(self, row: int) -> str:
+        """Return where a person finds a record: file and line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of question.
+
+        task = TASKS["classification"]
+        losses = task.losses(model(batch), targets)  # (n,)
+        sums = task.zero(section) + task.sums(outputs, targets)
+        sums.summary()["accuracy"]
+
+    Attributes:
+        name: as the plan calls it.
+        takes: which features its head takes; "pooled": one vector `(n, features)`.
+        outputs: how many values the head gives for one record.
+        loss: (outputs `(n, …)`, targets `(n, …)`) → the mean loss of a batch, nats.
+        losses: the same → loss of each example `(n,)`; None where examples do not part.
+        balance: (targets, section) → what the loss `balanced` adds to the outputs at a node.
+        zero: sums of no predictions.
+        sums: sums of a batch of predictions; raises `Refused` for outputs that are not finite.
+        read_sums: `Sums.to_flat` → sums; raises `ValueError` for what no predictions could give.
+        targets: each record's target, int64 `(n,)`, −1 for records that are no part of the task;
+            raises `UserError` for a label that is none.
+        strata: (targets) → the stratum of each record `(n,)`, by which splits and partitions deal.
+        predict: outputs `(n, …)` → what is told of each record, `(n, columns)`.
+        columns: what those columns are called.
+        describe: the question in words for people, such as "normal and pneumonia apart".
+    """
+
+    name: str
+    takes: str
+    outputs: Callable[[TaskSection], int]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor] | None
+    balance: Callable[[Tensor, TaskSection], Tensor]
+    zero: Callable[[TaskSection], Any]
+    sums: Callable[[Tensor, Tensor], Any]
+    read_sums: Callable[[Mapping[str, Any], TaskSection], Any]
+    targets: Callable[[LabelledSource, TaskSection], np.ndarray]
+    strata: Callable[[np.ndarray], np.ndarray]
+    predict: Callable[[Tensor], Tensor]
+    columns: Callable[[TaskSection], tuple[str, ...]]
+    describe: Callable[[TaskSection], str]
