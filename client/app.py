@@ -27,11 +27,13 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgraft.client.data.split import Split
+from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.node_task import Workplace, open_splits, working_model
 from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.dp_sgd import must_suit
 from fedgraft.client.round import Outcome, measure_groups, run_round
+from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.audit_log import Audit
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.client.store.error_feedback import Feedback
@@ -108,7 +110,7 @@ def offer(message: Message, context: Context) -> RecordDict:
     offered = {key: str(value) for key, value in message.content.config_records["offer"].items()}
     plan = plan_from_json(offered["plan"])
     identity = plan_hash(plan)
-    node.check(plan_hash=identity, backbone=offered["fingerprint"])
+    check_approved(node, plan_hash=identity, backbone=offered["fingerprint"])
     train, _ = _splits(_node_path(context), offered["plan"], offered["preprocess"])
     if len(train) < node.policy.min_examples:
         raise Refused(
@@ -132,7 +134,7 @@ def backbone(message: Message, context: Context) -> RecordDict:
     """Keep a part of a backbone that was offered; with its last part, verify it."""
     node, about = _node(context), message.content.config_records["about"]
     fingerprint, part, parts = str(about["fingerprint"]), about.get("part"), about.get("parts")
-    node.check(plan_hash=None, backbone=fingerprint)
+    check_approved(node, plan_hash=None, backbone=fingerprint)
     if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
         raise Refused(Code.MISMATCH, f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone")
     state = message.content.array_records["backbone"].to_torch_state_dict()
@@ -285,7 +287,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     store = _store(node)
     offered = store.plan(str(about["plan-hash"]))
     plan, identity = _plan(offered["plan"])
-    node.check(plan_hash=identity, backbone=offered["fingerprint"])
+    check_approved(node, plan_hash=identity, backbone=offered["fingerprint"])
     node.policy.check_privacy(plan.privacy)
     model, layout, frozen = _model(plan, identity, offered, store)
     if about["layout"] != layout.digest:
@@ -301,7 +303,7 @@ def _open(message: Message, context: Context) -> tuple[Workplace, Layout, dict[s
     if plan.privacy.mode == "sample":
         _must_suit(model, plan, train_split)
     place = Workplace(
-        node.name, plan, model, train_split, test_split, frozen, budget, node.activations
+        node.name, plan, model, train_split, test_split, frozen, budget, open_cache(node)
     )
     return place, layout, state
 

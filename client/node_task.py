@@ -8,7 +8,8 @@ from fedgraft.client.data.data_set import Records, open_records
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.store.activations import ActivationCache, behind_prefix
+from fedgraft.client.store.activation_cache import ActivationCache
+from fedgraft.client.store.activations import behind_prefix
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.inputs.image import Preprocess

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from fedgraft.client.data.choose_splits import choose_splits
 from fedgraft.client.readers.arrays import read_npz
-from fedgraft.client.readers.bundled import PREFIX, TABLES, read_bundled
+from fedgraft.client.readers.bundled import TABLES, read_bundled
 from fedgraft.client.readers.folder import holds_dicom, read_folder
 from fedgraft.client.readers.manifest import USUAL, ManifestColumns, read_manifest
+from fedgraft.client.readers.registry import FORMATS, PREFIX
 from fedgraft.client.readers.source import Label, Prepare, Source, plain, unreadable
 from fedgraft.client.readers.table_file import NONE, PARQUET, Categories, read_table
 from fedgraft.common.errors import UserError
 
-FORMATS = ("npz", "csv", "parquet", "image-folder", "dicom", "manifest", "sklearn")
 PATIENT = "patient"  # the column of patients where node.yaml names none
 MAX_UNREADABLE = 0.01
 

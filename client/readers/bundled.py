@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedgraft.client.readers.arrays import image_source
+from fedgraft.client.readers.registry import PREFIX
 from fedgraft.client.readers.source import Source, array_reader, did_you_mean, digest, row_identity
 from fedgraft.client.readers.table_file import NONE, Categories, encode, tell
 from fedgraft.common.errors import UserError
 
-PREFIX = "sklearn:"
 IMAGES = ("digits",)
 TABLES = ("breast_cancer", "wine", "iris")
 

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.data_set import open_records
-from fedgraft.client.node.node_file import Policy, load_node
-from fedgraft.client.privacy.ledger import Ceilings, DataSet, Ledger, Reservation
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node.policy import Policy
+from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
+from fedgraft.client.privacy.spending import Ceilings
 from fedgraft.client.privacy.statement import markdown, statement
 from fedgraft.client.store import chain
 from fedgraft.common.errors import Refused, UserError
