@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedgraft.client.data.groups_of_people import members, told
+from fedgraft.client.data.groups_of_people import choose_reported, find_groups
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.approvals import Approvals, check_approved
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
@@ -143,7 +143,7 @@ def _groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:
     """
     least = node.policy.least_in_group(plan.privacy)
     for column in plan.evaluate.subgroups:
-        what, member = f"groups by {column.column}", members(column, test.records, test.rows)
+        what, member = f"groups by {column.column}", find_groups(column, test.records, test.rows)
         if least is None:
             yield skipped(
                 what,
@@ -152,7 +152,7 @@ def _groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:
         elif member is None:
             yield skipped(what, "the data has no such column: nothing is told of them")
         else:
-            names = [column.groups[group] for group in told(member, len(column.groups), least)]
+            names = [column.groups[group] for group in choose_reported(member, len(column.groups), least)]
             yield ok(what, f"told of: {', '.join(names) or 'none, they are too few here'}")
 
 

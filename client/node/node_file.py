@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from fedgraft.client.node.policy import Policy
-from fedgraft.client.readers.registry import FORMATS, PREFIX
+from fedgraft.client.readers.registry import PREFIX, READERS
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.section import Section, Text
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Format = str
 else:
     # pydantic tells the formats where another is written
-    Format = Literal[FORMATS]
+    Format = Literal[READERS.names]
 
 AnySection = TypeVar("AnySection", bound=Section)
 Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
@@ -90,6 +90,11 @@ class Data(Section):
         default=0.01,
         description="part of the image files that may be unusable; they are counted and left out",
     )
+
+    @property
+    def rows_path(self) -> Path | None:
+        """Where the row numbers are; None: all rows are this node's."""
+        return None if self.rows is None else Path(self.rows)
 
 
 class Connection(Section):

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.client.data.data_set import open_records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node.policy import Policy
 from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
@@ -28,6 +27,7 @@ from fedgraft.client.store import chain
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.plan.plan import Privacy
 from fedgraft.common.privacy.accounting import epsilon
+from tests.records import open_records
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 TIGHT = Ceilings(total=2.0, delta=1e-5)
