@@ -141,7 +141,7 @@ def cache(
     Example: `fedgraft node cache node.yaml --purge`
     """
     from fedgraft.client.node.node_file import load_node
-    from fedgraft.client.store.activations import ActivationCache
+    from fedgraft.client.store.activation_cache import ActivationCache
 
     opened = load_node(file)
     kept = ActivationCache(opened.activations_path, opened.cache.max_bytes)
@@ -272,7 +272,8 @@ def ledger(
     Example: `fedgraft node ledger runs/digits-1/ledgers/node-0.sqlite --verify`
     """
     from fedgraft.client.node.node_file import load_node
-    from fedgraft.client.privacy.ledger import Ceilings, Ledger
+    from fedgraft.client.privacy.ledger import Ledger
+    from fedgraft.client.privacy.spending import Ceilings
     from fedgraft.client.privacy.statement import markdown, statement
     from fedgraft.client.store.chain import head as head_of
 

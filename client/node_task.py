@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedgraft.client.data.data_set import Records, open_records
+from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.store.activations import ActivationCache, Cut, behind_prefix
+from fedgraft.client.readers.reader import ManifestColumns
+from fedgraft.client.store.activation_cache import ActivationCache
+from fedgraft.client.store.activations import Cut, behind_prefix
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone
@@ -75,23 +77,18 @@ def open_data(node: Node, plan: Agreement) -> Records:
         UserError: the data is missing, unreadable, or does not fit the task.
     """
     data = node.data
-    task = plan.task
-    return open_records(
+    names = data.columns
+    source = DataSource(
         path=data.path,
         format=data.format,
-        rows=data.rows,
+        rows=data.rows_path,
         test_fraction=data.test_fraction,
-        kind=task.kind,
-        classes=task.classes,
-        labels=task.labels,
-        columns=task.columns,
-        categories=task.encoding,
-        target=task.target,
         patient=data.patient,
-        manifest=(data.columns.path, data.columns.label, data.columns.split),
+        manifest=ManifestColumns(names.path, names.label, names.split),
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
     )
+    return open_records(source, TaskData.of(plan.task))
 
 
 def open_splits(node: Node, plan: Agreement, preparation: Preparation) -> tuple[Split, Split]:

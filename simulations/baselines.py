@@ -24,6 +24,7 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import Workplace, open_splits, working_model
 from fedgraft.client.round import measure, run_round
+from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import GraftedModel
@@ -162,7 +163,7 @@ def _places(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[Workp
         node = load_node(path)
         train, test = open_splits(node, plan, backbone.preprocess)
         places.append(
-            Workplace(node.name, plan, model, train, test, fingerprint, cache=node.activations)
+            Workplace(node.name, plan, model, train, test, fingerprint, cache=open_cache(node))
         )
     return places
 

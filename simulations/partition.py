@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.client.data.data_set import Records, format_of, open_records
+from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
+from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
@@ -159,7 +160,7 @@ def write_nodes(
     for number, (name, file, rows) in enumerate(shares):
         data: dict[str, Any] = {
             "path": file,
-            "format": format_of(file, plan.task.kind),
+            "format": find_reader(file, None, TaskData.of(plan.task).content).name,
             "test_fraction": simulation.test_fraction,
         }
         if rows is not None:
@@ -194,16 +195,8 @@ def write_nodes(
 
 
 def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
-    return open_records(
-        path=file,
-        test_fraction=simulation.test_fraction,
-        kind=plan.task.kind,
-        classes=plan.task.classes,
-        labels=plan.task.labels,
-        columns=plan.task.columns,
-        categories=plan.task.encoding,
-        target=plan.task.target,
-    )
+    data = DataSource(file, test_fraction=simulation.test_fraction)
+    return open_records(data, TaskData.of(plan.task))
 
 
 # ── training rows ─────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedgraft.client.data.data_set import open_records
+from fedgraft.client.data.data_set import DataSource, TaskData, open_records
 from fedgraft.client.data.split import Split
 from fedgraft.client.round import generator_of
 from fedgraft.client.training.local_steps import build_optimizer, evaluate, train
@@ -49,18 +49,10 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
             ),
         )
     wanted = plan.pretrain
-    records = open_records(
-        path=resolve(wanted.data, plan_path.parent),
-        format=None,
-        rows=None,
-        test_fraction=0.2,
-        kind=plan.task.kind,
-        classes=tuple(str(label) for label in wanted.labels),
-        labels=wanted.labels,
-        columns=plan.task.columns,
-        categories=plan.task.encoding,
-        target=plan.task.target,
+    task = replace(
+        TaskData.of(plan.task), classes=tuple(map(str, wanted.labels)), labels=wanted.labels
     )
+    records = open_records(DataSource(resolve(wanted.data, plan_path.parent)), task)
     torch.set_num_threads(plan.train.threads)
     backbone = load_backbone(
         plan.backbone.name,

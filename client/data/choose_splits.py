@@ -2,75 +2,104 @@
 
 In this order: the row numbers that node.yaml names, the file's own splits, a share chosen by
 patient, or by content where the data does not say whose each record is. The share depends on the
-records only, not on their
-order: sorting a table anew leaks no tests into training. No patient is ever on two sides.
+records only, not on their order: sorting a table anew leaks no tests into training. No patient is
+ever on two sides.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.readers.arrays import load_archive
+from fedgraft.client.readers.archive import load_archive
 from fedgraft.client.readers.source import SPLITS
 from fedgraft.common.errors import UserError
 
 Splits = dict[str, np.ndarray]
 
 
-def choose_splits(
-    *,
-    labels: np.ndarray,
-    digests: Sequence[bytes],
-    own: Mapping[str, np.ndarray],
-    rows: Path | None,
-    test_fraction: float,
-    seed: int,
-    patients: list[str] | None = None,
-    where: str = "",
-) -> Splits:
-    """Train, val and test row numbers, int64, each in rising order; rows without a class are in
-    none.
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """The rows of a file, by what they are split.
 
-    Args:
-        labels: class of each row `(n,)`, −1 for rows that are not part of the task.
-        own: splits that the file has itself.
-        rows: an .npz with arrays train, val, test of row numbers, or None.
-        test_fraction: share of each class to test on where there is no test split.
-        patients: whose each row is; None: not known.
+    Attributes:
         where: the data, for messages.
+        labels: class of each row `(n,)`, −1 for rows that are not part of the task.
+        digests: SHA-256 of each row's content.
+        own: splits that the file has itself.
+        patients: whose each row is; None: not known.
+    """
+
+    where: str
+    labels: np.ndarray
+    digests: Sequence[bytes]
+    own: Mapping[str, np.ndarray]
+    patients: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows are split.
+
+    Attributes:
+        rows_file: an .npz with arrays train, val, test of row numbers, or None.
+        test_fraction: share of each class to test on where there is no test split.
+    """
+
+    rows_file: Path | None
+    test_fraction: float
+    seed: int
+
+
+def choose_splits(rows: LabelledRows, rule: SplitRule) -> Splits:
+    """Return train, val and test row numbers, int64, each in rising order; rows without a class are
+    in none.
 
     Raises:
         UserError: the rows file is not what it should be; a record without a patient among others
             that have one; a patient in two splits.
     """
-    given = _read_rows(rows, len(labels)) if rows is not None else dict(own)
+    count = len(rows.labels)
+    given = dict(rows.own)
+    if rule.rows_file is not None:
+        given = _read_rows(rule.rows_file, count)
     if not given:
-        given = {"train": np.arange(len(labels))}
-    splits = {name: np.sort(given.get(name, np.empty(0)).astype(np.int64)) for name in SPLITS}
-    splits = {name: split[labels[split] >= 0] for name, split in splits.items()}
+        given = {"train": np.arange(count)}
+
+    splits = {}
+    for name in SPLITS:
+        split = np.sort(given.get(name, np.empty(0)).astype(np.int64))
+        splits[name] = split[rows.labels[split] >= 0]
     if "test" not in given:
         train = splits["train"]
-        if patients is None:
-            tested = by_content(labels[train], [digests[row] for row in train], test_fraction, seed)
-        else:
-            tested = by_patient(
-                labels[train], [patients[row] for row in train], test_fraction, seed
-            )
-        splits |= {"train": train[~tested], "test": train[tested]}
-    if patients is not None:
-        _keep_apart(splits, patients, where)
+        tested = _choose_tests(rows, train, rule)
+        splits["train"] = train[~tested]
+        splits["test"] = train[tested]
+    if rows.patients is not None:
+        _check_apart(splits, rows.patients, rows.where)
     return splits
 
 
+def _choose_tests(rows: LabelledRows, train: np.ndarray, rule: SplitRule) -> np.ndarray:
+    labels = rows.labels[train]
+    if rows.patients is None:
+        digests = [rows.digests[row] for row in train.tolist()]
+        return by_content(labels, digests, rule.test_fraction, rule.seed)
+    owners = rows.patients
+    patients = [owners[row] for row in train.tolist()]
+    return by_patient(labels, patients, rule.test_fraction, rule.seed)
+
+
+# ── a share for tests ─────────────────────────────────────────────────────────────────────────────
 def by_patient(
-    labels: np.ndarray, patients: list[str], test_fraction: float, seed: int
+    labels: np.ndarray, patients: Sequence[str], test_fraction: float, seed: int
 ) -> np.ndarray:
-    """Which records to test on, bool `(n,)`: of each class's patients those with the smallest
-    seeded hashes.
+    """Return which records to test on, bool `(n,)`: of each class's patients those with the
+    smallest seeded hashes.
 
     A patient counts to the rarest class among their records. Patients are taken while their records
     fit the share; a class of two or more patients gives at least one to each side.
@@ -78,35 +107,53 @@ def by_patient(
     tested = np.zeros(len(labels), bool)
     if test_fraction <= 0:
         return tested
-    sizes = dict(zip(*np.unique(labels, return_counts=True), strict=True))
-    records: dict[str, list[int]] = {}
-    for at, patient in enumerate(patients):
-        records.setdefault(patient, []).append(at)
-    strata: dict[int, list[str]] = {}
-    for patient, mine in records.items():
-        strata.setdefault(
-            int(min(labels[mine], key=lambda label: (sizes[label], label))), []
-        ).append(patient)
-    for members in strata.values():
-        wanted = max(1, round(test_fraction * sum(len(records[patient]) for patient in members)))
-        members.sort(
-            key=lambda patient: hashlib.sha256(f"patient/{seed}/{patient}".encode()).digest()
-        )
-        free, taken = members[:-1], 0  # the last stays for training, whatever the share
+    records = _group(patients)
+
+    def smallest_hash(patient: str) -> bytes:
+        return hashlib.sha256(f"patient/{seed}/{patient}".encode()).digest()
+
+    for members in _strata(labels, records):
+        members.sort(key=smallest_hash)
+        counts = [len(records[patient]) for patient in members]
+        share = max(1, round(test_fraction * sum(counts)))
+        # the last stays for training, whatever the share
+        free = members[:-1]
+        taken = 0
         for patient in free:
-            if taken + len(records[patient]) <= wanted:
+            size = len(records[patient])
+            if taken + size <= share:
                 tested[records[patient]] = True
-                taken += len(records[patient])
-        if free and not taken:  # each is larger than the share
-            tested[records[min(free, key=lambda patient: len(records[patient]))]] = True
+                taken += size
+        # each is larger than the share
+        if free and not taken:
+            fewest = min(free, key=lambda patient: len(records[patient]))
+            tested[records[fewest]] = True
     return tested
+
+
+def _group(patients: Sequence[str]) -> dict[str, list[int]]:
+    """Return the positions of each patient's records."""
+    records: dict[str, list[int]] = {}
+    for position, patient in enumerate(patients):
+        records.setdefault(patient, []).append(position)
+    return records
+
+
+def _strata(labels: np.ndarray, records: Mapping[str, list[int]]) -> list[list[str]]:
+    """Return the patients of each class, one by the rarest class among their records."""
+    sizes = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+    strata: dict[int, list[str]] = {}
+    for patient, positions in records.items():
+        rarest = min(labels[positions], key=lambda label: (sizes[label], label))
+        strata.setdefault(int(rarest), []).append(patient)
+    return list(strata.values())
 
 
 def by_content(
     labels: np.ndarray, digests: Sequence[bytes], test_fraction: float, seed: int
 ) -> np.ndarray:
-    """Which records to test on, bool `(n,)`: of each class the share with the smallest seeded
-    hashes.
+    """Return which records to test on, bool `(n,)`: of each class the share with the smallest
+    seeded hashes.
 
     A class of two or more gives at least one record to each side. Equal records stay on one side.
     """
@@ -118,63 +165,78 @@ def by_content(
         members = np.flatnonzero(labels == label)
         hashed: dict[bytes, list[int]] = {}
         for member in members.tolist():
-            hashed.setdefault(hashlib.sha256(salt + digests[member]).digest(), []).append(member)
-        wanted = min(max(1, round(test_fraction * len(members))), len(members) - 1)
+            key = hashlib.sha256(salt + digests[member]).digest()
+            hashed.setdefault(key, []).append(member)
+        share = max(1, round(test_fraction * len(members)))
+        share = min(share, len(members) - 1)
         taken = 0
-        for key in sorted(hashed)[:-1]:  # the last stays for training, whatever the share
-            if taken >= wanted:
+        # the last stays for training, whatever the share
+        for key in sorted(hashed)[:-1]:
+            if taken >= share:
                 break
             tested[hashed[key]] = True
             taken += len(hashed[key])
     return tested
 
 
-def _keep_apart(splits: Splits, patients: list[str], where: str) -> None:
-    """Every record says whose it is, and no patient is in two splits; raises UserError
-    otherwise.
-    """
-    every = np.concatenate(list(splits.values())).tolist()
-    nobody = sum(not patients[row] for row in every)
+# ── what is checked ───────────────────────────────────────────────────────────────────────────────
+def _check_apart(splits: Splits, patients: Sequence[str], where: str) -> None:
+    """Raise UserError unless every record says whose it is, and no patient is in two splits."""
+    rows = np.concatenate(list(splits.values())).tolist()
+    nobody = sum(not patients[row] for row in rows)
     if nobody:
+        what = f"{nobody} of {len(rows)} records without a patient"
         remedy = (
             "say for every record whose it is, or the same patient may be in training and in the"
             " tests"
         )
-        raise UserError(
-            f"{nobody} of {len(every)} records without a patient", where=where, remedy=remedy
-        )
-    sides = {name: {patients[row] for row in rows.tolist()} for name, rows in splits.items()}
+        raise UserError(what, where=where, remedy=remedy)
+
+    sides = {}
+    for name, split in splits.items():
+        sides[name] = {patients[row] for row in split.tolist()}
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
-        if both := len(sides[one] & sides[other]):
-            raise UserError(
-                f"{both} patients are in {one} and in {other}",
-                where=where,
-                remedy=(
-                    "give all records of a patient to one split, or leave the splits out: then they"
-                    " are made so"
-                ),
+        both = len(sides[one] & sides[other])
+        if both:
+            what = f"{both} patients are in {one} and in {other}"
+            remedy = (
+                "give all records of a patient to one split, or leave the splits out: then they are"
+                " made so"
             )
+            raise UserError(what, where=where, remedy=remedy)
 
 
 def _read_rows(path: Path, length: int) -> Splits:
-    """The row numbers in a node's rows file, checked."""
-    remedy = "write numpy.savez(path, train=…, val=…, test=…) with whole row numbers from 0"
+    """Return the row numbers in a node's rows file, checked."""
     splits, _ = load_archive(path)
-    if unknown := set(splits) - set(SPLITS):
-        raise UserError(f"unknown array {sorted(unknown)[0]!r}", where=str(path), remedy=remedy)
-    if "train" not in splits:
-        raise UserError("no array 'train'", where=str(path), remedy=remedy)
+    problem = ""
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        problem = f"unknown array {unknown[0]!r}"
+    elif "train" not in splits:
+        problem = "no array 'train'"
     for name, split in splits.items():
-        if split.ndim != 1 or (split.size and split.dtype.kind not in "iu"):
-            raise UserError(f"{name} is {split.dtype}{split.shape}", where=str(path), remedy=remedy)
-        if split.size and (split.min() < 0 or split.max() >= length):
-            wrong = int(split.min()) if split.min() < 0 else int(split.max())
-            raise UserError(
-                f"{name} names row {wrong}; the data has {length}", where=str(path), remedy=remedy
-            )
+        problem = problem or _problem_of(name, split, length)
+    if problem:
+        remedy = "write numpy.savez(path, train=…, val=…, test=…) with whole row numbers from 0"
+        raise UserError(problem, where=str(path), remedy=remedy)
+
     every = np.concatenate(list(splits.values()))
     if len(np.unique(every)) != len(every):
-        raise UserError(
-            "a row is named twice", where=str(path), remedy="give each row to one split, once"
-        )
+        remedy = "give each row to one split, once"
+        raise UserError("a row is named twice", where=str(path), remedy=remedy)
     return splits
+
+
+def _problem_of(name: str, split: np.ndarray, length: int) -> str:
+    """Return what is wrong with one array of row numbers; "" if nothing."""
+    if split.ndim != 1 or (split.size and split.dtype.kind not in "iu"):
+        return f"{name} is {split.dtype}{split.shape}"
+    if not split.size:
+        return ""
+    low = int(split.min())
+    high = int(split.max())
+    if low >= 0 and high < length:
+        return ""
+    wrong = low if low < 0 else high
+    return f"{name} names row {wrong}; the data has {length}"

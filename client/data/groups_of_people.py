@@ -34,56 +34,67 @@ def group_sums(
     task: TaskSection,
     least: int,
 ) -> Groups:
-    """Return sums of each group of which something may be told, by the numbers of its column and of
-    itself.
+    """Return the sums of each group that may be reported, by the numbers of its column and itself.
 
     Args:
+        columns: the groups that the plan names.
         outputs: `(n, …)` of the split's records, in its order.
-        least: fewest records of a group, and of what is left of all without those that are told of.
+        least: fewest records of a group, and of what is left of all without those that are
+            reported.
     """
     sums_of = TASKS[task.question].sums
     sums: Groups = {}
     for number, column in enumerate(columns):
-        membership = members(column, test.records, test.rows)
-        if membership is None:
+        groups = find_groups(column, test.records, test.rows)
+        if groups is None:
             log.warning("no column %r here: nothing is told of its groups", column.column)
             continue
-        for group in told(membership, len(column.groups), least):
-            mine = torch.from_numpy(membership == group)
-            sums[number, group] = sums_of(outputs[mine], test.labels[mine])
+        for group in choose_reported(groups, len(column.groups), least):
+            members = torch.from_numpy(groups == group)
+            sums[number, group] = sums_of(outputs[members], test.labels[members])
     return sums
 
 
-def members(column: SubgroupsSection, records: Records, rows: np.ndarray) -> np.ndarray | None:
-    """The group of each of these rows, int64 `(n,)`, −1 for none; None where the data has no such
-    column.
+def find_groups(column: SubgroupsSection, records: Records, rows: np.ndarray) -> np.ndarray | None:
+    """Return the group of each of these rows, int64 `(n,)`, −1 for none.
+
+    None where the data has no such column.
     """
     try:
         texts = records.column(column.column)
     except UserError:
         return None
+    chosen = [texts[row] for row in rows.tolist()]
     if column.edges:
-        numbers = np.array([_number(texts[row]) for row in rows.tolist()], np.float64)
-        return np.where(
-            np.isfinite(numbers), np.searchsorted(column.edges, numbers, side="right"), -1
-        )
+        numbers = np.array([_number(text) for text in chosen], np.float64)
+        groups = np.searchsorted(column.edges, numbers, side="right")
+        return np.where(np.isfinite(numbers), groups, -1)
     known = {plain(value): number for number, value in enumerate(column.values)}
-    return np.array([known.get(plain(texts[row]), -1) for row in rows.tolist()], np.int64)
+    return np.array([known.get(plain(text), -1) for text in chosen], np.int64)
 
 
-def told(member: np.ndarray, groups: int, least: int) -> list[int]:
-    """The groups that may be told of: none below `least` members, nor any that gives those in none
-    of them away.
+def choose_reported(groups: np.ndarray, count: int, least: int) -> list[int]:
+    """Return the groups that may be reported.
+
+    None below `least` members, nor any that gives those in none of them away.
+
+    Args:
+        groups: group of each record `(n,)`, −1 for none.
+        count: how many groups there are.
     """
-    counts = np.bincount(member[member >= 0], minlength=groups)
-    large = [group for group in range(groups) if counts[group] >= least]
-    if large and 0 < len(member) - counts[large].sum() < least:
-        large.remove(min(large, key=lambda group: counts[group]))
+    sizes = np.bincount(groups[groups >= 0], minlength=count)
+    large = [group for group in range(count) if sizes[group] >= least]
+    if not large:
+        return large
+    others = len(groups) - sizes[large].sum()
+    if 0 < others < least:
+        smallest = min(large, key=lambda group: sizes[group])
+        large.remove(smallest)
     return large
 
 
 def _number(text: str) -> float:
-    """A cell's number; NaN where it is empty or none."""
+    """Return a cell's number; NaN where it is empty or none."""
     try:
         return float(text)
     except ValueError:

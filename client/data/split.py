@@ -33,19 +33,20 @@ class Split:
         records: the hospital's data set.
         rows: row numbers of the split, int64 `(n,)`.
         preparation: the backbone's own.
+        labels: the targets, int64 `(n,)`.
     """
 
     records: Records = field(repr=False)
     rows: np.ndarray = field(repr=False)
     preparation: Preparation
+    labels: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        labels = torch.from_numpy(self.records.labels[self.rows].astype(np.int64))
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """The targets, int64 `(n,)`."""
-        return torch.from_numpy(self.records.labels[self.rows].astype(np.int64))
 
     def inputs(self, positions: Tensor) -> Batch:
         """Return prepared inputs of these positions within the split."""
@@ -55,7 +56,7 @@ class Split:
 
     def prepare(self, rows: np.ndarray) -> Batch:
         """Return prepared inputs of these rows of the data set."""
-        return self.records.read(rows, prepare=self.preparation)
+        return self.records.prepare(rows, self.preparation)
 
     def through(self, change: Callable[[Examples], Examples]) -> Examples:
         """Return what `change` makes of the split."""

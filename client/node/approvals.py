@@ -20,6 +20,7 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import Any
 
+from fedgraft.client.node.node_file import Node
 from fedgraft.client.site.launcher import installed
 from fedgraft.client.store.chain import Entry
 from fedgraft.client.store.journal import Journal
@@ -138,6 +139,15 @@ class Approvals:
         if (self.folder / "apps").is_dir():
             places += sorted((self.folder / "apps").rglob("*"))
         return [place for place in places if place.exists() and os.access(place, os.W_OK)]
+
+
+def check_approved(node: Node, *, plan_hash: str | None, backbone: str | None) -> None:
+    """Raise `Refused` unless this plan and this backbone may run at a node; None is not checked.
+
+    Where the policy says `recorded`, those plans may that people approved there.
+    """
+    recorded = Approvals(node.approvals).plans
+    node.policy.check_approved(plan_hash=plan_hash, backbone=backbone, recorded=recorded)
 
 
 def _lay_out(bundle: Bundle, folder: Path) -> None:

@@ -73,7 +73,7 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
     layout = Layout.of(plan_model(network, plan).adapter_state())
     refusals = []
     for check in (
-        lambda: node.policy.check(plan_hash=None, backbone=plan.backbone.fingerprint),
+        lambda: node.policy.check_approved(plan_hash=None, backbone=plan.backbone.fingerprint),
         lambda: node.policy.check_privacy(plan.privacy),
     ):
         try:

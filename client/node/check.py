@@ -16,13 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fedgraft.client.data.groups_of_people import choose_reported, find_groups
 from fedgraft.client.data.split import Split
-from fedgraft.client.node.approvals import Approvals
+from fedgraft.client.node.approvals import Approvals, check_approved
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node.node_file import Node
+from fedgraft.client.node_task import open_splits
+from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.site.launcher import installed
+from fedgraft.client.site.network import check_connection
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
@@ -32,8 +38,6 @@ LEAST_DISK, LEAST_MEMORY = 1_000_000_000, 1_000_000_000  # bytes
 
 def check_node(node: Node, plan: Plan | None) -> list[Finding]:
     """Look at everything that this node needs, in the order of the file's docstring."""
-    from fedgraft.client.site.network import check_connection
-
     found = [ok("node file", f"valid; this node is {node.name}")]
     splits, about_data = _data(node, plan)
     found += [*about_data, *_machine(node), *_approved_code(node)]
@@ -50,8 +54,6 @@ def check_node(node: Node, plan: Plan | None) -> list[Finding]:
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 def _data(node: Node, plan: Plan | None) -> tuple[tuple[Split, Split] | None, list[Finding]]:
-    from fedgraft.client.node_task import open_splits
-
     if plan is None:
         path = Path(node.data.path)
         if not node.data.path.startswith("sklearn:") and not os.access(path, os.R_OK):
@@ -139,11 +141,9 @@ def _groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:
     """Of which of the plan's groups of people this node would tell; a column that is missing keeps
     nobody out.
     """
-    from fedgraft.client.data.groups_of_people import members, told
-
     least = node.policy.least_in_group(plan.privacy)
     for column in plan.evaluate.subgroups:
-        what, member = f"groups by {column.column}", members(column, test.records, test.rows)
+        what, member = f"groups by {column.column}", find_groups(column, test.records, test.rows)
         if least is None:
             yield skipped(
                 what,
@@ -152,7 +152,9 @@ def _groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:
         elif member is None:
             yield skipped(what, "the data has no such column: nothing is told of them")
         else:
-            names = [column.groups[group] for group in told(member, len(column.groups), least)]
+            names = [
+                column.groups[group] for group in choose_reported(member, len(column.groups), least)
+            ]
             yield ok(what, f"told of: {', '.join(names) or 'none, they are too few here'}")
 
 
@@ -214,8 +216,6 @@ def _free_memory() -> int | None:
 
 
 def _ledger(node: Node) -> Finding:
-    from fedgraft.client.privacy.ledger import Ledger
-
     if not node.ledger_path.exists():
         return ok("privacy ledger", "none yet: nothing was ever spent")
     try:
@@ -244,8 +244,6 @@ def _audit_log(path: Path) -> Finding:
 
 # ── approved code ─────────────────────────────────────────────────────────────────────────────────
 def _approved_code(node: Node) -> list[Finding]:
-    from fedgraft.common.files.bundle import build_bundle
-
     if node.connection is None:
         return []
     approvals = Approvals(node.approvals)
@@ -284,7 +282,7 @@ def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[
     """Each clause that the plan would meet when the coordinator offers it."""
     identity = plan_hash(plan)
     found = [
-        _clause("policy: plan", lambda: node.check(plan_hash=identity, backbone=None), identity[:19] + "… may run here",
+        _clause("policy: plan", lambda: check_approved(node, plan_hash=identity, backbone=None), identity[:19] + "… may run here",
                 f"read it, then: fedgraft node approve PLAN; or list {identity} under policy.approved_plans"),
     ]  # fmt: skip
     fingerprint = plan.backbone.fingerprint
@@ -299,7 +297,7 @@ def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[
         found.append(
             _clause(
                 "policy: backbone",
-                lambda: node.check(plan_hash=None, backbone=fingerprint),
+                lambda: check_approved(node, plan_hash=None, backbone=fingerprint),
                 said,
                 remedy,
             )
@@ -343,8 +341,6 @@ def _clause(what: str, check: Callable[[], None], said: str, remedy: str) -> Fin
 
 
 def _budget(node: Node, plan: Plan, train: Split) -> Finding:
-    from fedgraft.client.privacy.budget import Budget
-
     remedy = (
         "fewer rounds, more noise or a smaller target ε in the plan; or see `fedgraft node ledger`"
         " for what is left"

@@ -21,8 +21,8 @@ from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for, positions_by_patient
 from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
 from fedgraft.common.errors import Code, Refused
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import plan_hash
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.plan_file import agreement_hash
 from fedgraft.common.privacy.accounting import Row, Spent, bound, merged
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.task import Sums
@@ -45,7 +45,7 @@ class Budget:
     patients: list[np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, node: Node, plan: Plan, train: Split) -> Budget:
+    def open(cls, node: Node, plan: Agreement, train: Split) -> Budget:
         """Whose records the training split has.
 
         Raises:
@@ -69,7 +69,7 @@ class Budget:
         """This node's ledger."""
         return Ledger(self.node.ledger_path)
 
-    def mechanism(self, plan: Plan) -> Mechanism:
+    def mechanism(self, plan: Agreement) -> Mechanism:
         """The noisy steps of one round of this plan: the plan's, or the policy's where that is
         stricter.
 
@@ -104,7 +104,7 @@ class Budget:
         policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
         return found
 
-    def admit(self, plan: Plan) -> None:
+    def admit(self, plan: Agreement) -> None:
         """Whether the whole plan, all rounds of it, fits what the policy and the ledger leave.
         Nothing is spent.
 
@@ -123,7 +123,7 @@ class Budget:
                 f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ ="
                 f" {wanted.delta:g}",
             )
-        begun = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
+        begun = self.ledger.book().of(self.data.fingerprint, agreement_hash(plan))
         if (
             ceilings.total is None or begun
         ):  # of a plan that was begun here each round is asked for by itself
@@ -140,7 +140,7 @@ class Budget:
             )
 
     @contextmanager
-    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
+    def spending(self, plan: Agreement, round_: int) -> Iterator[Mechanism]:
         """Reserve a round's steps, run the body, settle. If the body fails, all of them stay
         counted.
 
@@ -153,7 +153,7 @@ class Budget:
         self.ledger.settle(reservation)
 
     def noised_metrics(
-        self, plan: Plan, round_: int, sums: Sums | None, purpose: str
+        self, plan: Agreement, round_: int, sums: Sums | None, purpose: str
     ) -> Sums | None:
         """What a policy with `metrics_noise` lets out of a round's metrics, reserved first; None
         where nothing may.
@@ -171,11 +171,11 @@ class Budget:
         except Refused as refusal:
             log.warning("round %d: no metrics are told; %s", round_, refusal)
             return None
-        normal = self.randomness(plan, round_, purpose).normal(sums.classes**2)
+        normal = self.randomness(plan, round_, purpose).normal(sums.cells)
         self.ledger.settle(reservation)
         return sums.only_counts(deviation * normal)
 
-    def _metrics(self, plan: Plan) -> tuple[Row, ...]:
+    def _metrics(self, plan: Agreement) -> tuple[Row, ...]:
         """What telling noised metrics costs over all rounds of a plan."""
         if not self.node.policy.noises_metrics(plan.privacy):
             return ()
@@ -188,14 +188,14 @@ class Budget:
             ),
         )
 
-    def _reserve(self, plan: Plan, round_: int, row: Row, purpose: str) -> Reservation:
+    def _reserve(self, plan: Agreement, round_: int, row: Row, purpose: str) -> Reservation:
         wanted = plan.privacy
         assert wanted.delta is not None
         sigma, rate, steps = row
         return self.ledger.reserve(
             self.data,
             unit=wanted.unit,
-            plan=plan_hash(plan),
+            plan=agreement_hash(plan),
             round_=round_,
             noise_multiplier=sigma,
             sample_rate=rate,
@@ -207,16 +207,16 @@ class Budget:
             purpose=purpose,
         )
 
-    def spent(self, plan: Plan) -> Spent:
+    def spent(self, plan: Agreement) -> Spent:
         """What this plan has spent on this data so far, crashed rounds included: it may be told."""
         wanted = plan.privacy
         assert wanted.delta is not None
-        lines = self.ledger.book().of(self.data.fingerprint, plan_hash(plan))
+        lines = self.ledger.book().of(self.data.fingerprint, agreement_hash(plan))
         history = merged(line.row for line in lines)
         found = bound(history, wanted.delta, wanted.accountant)
         return Spent(found.epsilon, wanted.delta, wanted.unit, found.accountant, history)
 
-    def randomness(self, plan: Plan, round_: int, purpose: str = "noise") -> Randomness:
+    def randomness(self, plan: Agreement, round_: int, purpose: str = "noise") -> Randomness:
         """The system's own; repeatable only where this node's own file says so, as a simulation's
         does.
         """

@@ -30,13 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.client.data.split import Split
+from fedgraft.client.data.examples import Examples
 from fedgraft.client.privacy.per_example import Rows, Tape, clip_and_sum, mean_by_owner, takes
-from fedgraft.client.training.local_steps import augmented
+from fedgraft.client.training.local_steps import Augment
 from fedgraft.client.training.optimizers import Steps
 from fedgraft.common.errors import Code, Refused, UserError
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Row, noise_for
 from fedgraft.common.privacy.randomness import Randomness, poisson_sample
 
@@ -77,7 +78,7 @@ class Mechanism:
 
 
 def mechanism_for(
-    plan: Plan, units: int, *, least_noise: float = 0.0, beside: tuple[Row, ...] = ()
+    plan: Agreement, units: int, *, least_noise: float = 0.0, beside: tuple[Row, ...] = ()
 ) -> Mechanism:
     """The noisy steps of one round, with the noise that all rounds together need.
 
@@ -121,13 +122,13 @@ _noise_for = functools.lru_cache(maxsize=4096)(noise_for)
 # ── training ──────────────────────────────────────────────────────────────────────────────────────
 def train_privately(
     model: GraftedModel,
-    split: Split,
+    split: Examples,
     *,
     mechanism: Mechanism,
     optimizer: Steps,
     patients: Sequence[np.ndarray] | None = None,
     proximal: float = 0.0,
-    augment: str = "none",
+    augment: Augment = lambda batch, generator: batch,
     randomness: Randomness,
 ) -> None:
     """Run a mechanism's steps on a split, in place. Nothing about the data comes back but the
@@ -153,7 +154,7 @@ def train_privately(
                 private.step_without_examples()
                 continue
             positions = torch.from_numpy(drawn)
-            inputs = augmented(split.inputs(positions), augment, randomness.generator())
+            inputs = augment(split.inputs(positions), randomness.generator())
             private.step(inputs, split.labels[positions], owners)
 
 
@@ -190,7 +191,7 @@ class PrivateModel:
         self._optimizer, self._randomness, self._proximal = optimizer, randomness, proximal
         self._received = [p.detach().clone() for p in self.parameters] if proximal else []
 
-    def step(self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None) -> None:
+    def step(self, inputs: Batch | Tensor, labels: Tensor, owners: Tensor | None = None) -> None:
         """One noisy step on examples `(n, …)`; their patients are numbered by `owners` (n,) from
         0.
         """
@@ -203,7 +204,7 @@ class PrivateModel:
         self._take(self._released({}))
 
     def gradient(
-        self, inputs: Tensor, labels: Tensor, owners: Tensor | None = None
+        self, inputs: Batch | Tensor, labels: Tensor, owners: Tensor | None = None
     ) -> dict[Tensor, Tensor]:
         """What a step releases, by parameter: clipped, summed, noised and divided."""
         return self._released(self._clipped_sums(inputs, labels, owners))
@@ -236,7 +237,7 @@ class PrivateModel:
         return {p: part.view_as(p) for p, part in zip(self.parameters, parts, strict=True)}
 
     def _clipped_sums(
-        self, inputs: Tensor, labels: Tensor, owners: Tensor | None
+        self, inputs: Batch | Tensor, labels: Tensor, owners: Tensor | None
     ) -> dict[Tensor, Tensor]:
         """The sum over units of each one's clipped gradient, by parameter."""
         losses, most = (
@@ -260,7 +261,9 @@ class PrivateModel:
         with torch.no_grad():
             return clip_and_sum(found, most)
 
-    def _by_norms(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> dict[Tensor, Tensor]:
+    def _by_norms(
+        self, inputs: Batch | Tensor, labels: Tensor, losses: Tensor
+    ) -> dict[Tensor, Tensor]:
         """Ghost clipping (Li et al. 2022, section 4; Bu et al. 2022): norms first, then the clipped
         sum itself.
 

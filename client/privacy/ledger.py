@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedgraft.client.data.data_set import Records
+from fedgraft.client.privacy.spending import Ceilings
 from fedgraft.client.store.chain import Chain, Entry, Head, Transaction, differs
 from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.privacy.accounting import Accountant, Bound, Row, bound, shown
@@ -71,17 +72,6 @@ class DataSet:
     def fingerprint(self) -> str:
         """ "sha256:…" over the sorted digests."""
         return _fingerprint(self.records)
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """The most that may be spent: ε of one plan at the plan's δ, ε of everything at this δ. None:
-    no ceiling.
-    """
-
-    run: float | None = None
-    total: float | None = None
-    delta: float | None = None
 
 
 @dataclass(frozen=True)

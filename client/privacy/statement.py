@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from fedgraft.client.privacy.ledger import Book, Ceilings, Ledger, Line
+from fedgraft.client.privacy.ledger import Book, Ledger, Line
+from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings
 from fedgraft.common.privacy.accounting import NEIGHBOURS, Accountant, bound, shown
 from fedgraft.common.privacy.accounting import statement as sentence
 
-NO_CEILINGS = Ceilings()
 NOT_COVERED = (
     "that this node took part, when, and how long a round took",
     "what is agreed on in the open: class names, the plan, the backbone",

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -38,15 +39,15 @@ _BROKEN = (
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file of these bytes begins as DICOM files do (PS3.10, 7.1)."""
+    """Return whether a file of these bytes begins as DICOM files do (PS3.10, 7.1)."""
     return content[128:132] == b"DICM"
 
 
 def examine(content: bytes) -> tuple[str, str]:
-    """What is wrong with a file, in words that tell nothing of it ("" if nothing), and its
-    patient's pseudonym.
+    """Return what is wrong with a file, "" if nothing, and its patient's pseudonym.
 
-    Reads the header and checks that the pixels are all there; decodes nothing.
+    The words tell nothing of the file. The header is read, and whether the pixels are all there;
+    nothing is decoded.
     """
     try:
         data = _read(content)
@@ -56,23 +57,24 @@ def examine(content: bytes) -> tuple[str, str]:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8.
+    """Return grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8.
 
     Raises:
         ValueError: it cannot be decoded; says why.
     """
     try:
         data = _read(content)
-        if problem := _problem(data):
+        problem = _problem(data)
+        if problem:
             raise ValueError(problem)
-        return _colour(data) if data.PhotometricInterpretation in COLOUR else _grey(data)
+        if data.PhotometricInterpretation in COLOUR:
+            return _colour(data)
+        return _grey(data)
     except _BROKEN as error:
         raise ValueError(str(error)[:200]) from None
 
 
 # ── what is read ──────────────────────────────────────────────────────────────────────────────────
-
-
 def _read(content: bytes) -> Dataset:
     return _pydicom().dcmread(io.BytesIO(content))
 
@@ -86,34 +88,35 @@ def _problem(data: Dataset) -> str:
         return "multi-frame DICOM: a series or a film is not one image; export single frames"
     kind = str(data.PhotometricInterpretation)
     if kind not in GREY + COLOUR:
-        return (
-            f"DICOM with colours as {kind if kind.isprintable() else '?'}; export as MONOCHROME2"
-            " or RGB"
-        )
+        shown = kind if kind.isprintable() else "?"
+        return f"DICOM with colours as {shown}; export as MONOCHROME2 or RGB"
     if kind in COLOUR and int(data.BitsAllocated) != 8:
         return "colour DICOM with more than 8 bits a channel"
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
-        return (
-            f"DICOM compressed as {syntax.name}, for which no decoder is installed; export"
-            " uncompressed"
-        )
+        missing = f"DICOM compressed as {syntax.name}, for which no decoder is installed"
+        return f"{missing}; export uncompressed"
     if len(data.PixelData) < _least_bytes(data):
         return "cut off or corrupt"
     return ""
 
 
 def _least_bytes(data: Dataset) -> int:
-    """Length that the pixels have at least, bytes; of compressed ones only that they are there."""
+    """Return how many bytes the pixels have at least; of compressed ones, that they are there."""
     if data.file_meta.TransferSyntaxUID.is_compressed:
         return 1
-    samples = 2 if data.PhotometricInterpretation == "YBR_FULL_422" else int(data.SamplesPerPixel)
-    return -(-int(data.Rows) * int(data.Columns) * samples * int(data.BitsAllocated) // 8)
+    samples = int(data.SamplesPerPixel)
+    if data.PhotometricInterpretation == "YBR_FULL_422":
+        samples = 2
+    pixels = int(data.Rows) * int(data.Columns)
+    bits = pixels * samples * int(data.BitsAllocated)
+    return math.ceil(bits / 8)
 
 
 def _pseudonym(data: Dataset) -> str:
-    """Whose image it is: the same text for the same PatientID and issuer, and not the identifier
-    itself.
+    """Return whose image it is: the same text for the same PatientID and issuer.
+
+    It is not the identifier itself.
     """
     identity = str(data.get("PatientID") or "").strip()
     if not identity:
@@ -123,10 +126,9 @@ def _pseudonym(data: Dataset) -> str:
 
 
 # ── what is shown ─────────────────────────────────────────────────────────────────────────────────
-
-
 def _colour(data: Dataset) -> np.ndarray:
-    pixels = data.pixel_array  # pydicom turns YBR into RGB
+    # pydicom turns YBR into RGB
+    pixels = data.pixel_array
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"colour pixels of shape {pixels.shape}, {pixels.dtype}")
     return pixels
@@ -139,54 +141,71 @@ def _grey(data: Dataset) -> np.ndarray:
     inverted = data.PhotometricInterpretation == "MONOCHROME1"
     padding = _padding(data, stored)
     if _is_plain(data, stored):
-        shown = np.iinfo(stored.dtype).max - stored if inverted else stored.copy()
+        shown = stored.copy()
+        if inverted:
+            shown = np.iinfo(stored.dtype).max - stored
     else:
-        part = _windowed(data, stored)
-        shown = np.rint((1 - part if inverted else part) * WHITE).astype(np.uint16)
+        brightness = _windowed(data, stored)
+        if inverted:
+            brightness = 1 - brightness
+        shown = np.rint(brightness * WHITE).astype(np.uint16)
     shown[padding] = 0
     return shown
 
 
 def _is_plain(data: Dataset, stored: np.ndarray) -> bool:
-    """Whether the stored values are to be shown as they are, over the whole range of 8 or 16
+    """Return whether the stored values are to be shown as they are, over the whole range of 8 or 16
     bits.
     """
-    asks = (
-        "ModalityLUTSequence" in data
-        or "VOILUTSequence" in data
-        or data.get("WindowWidth") is not None
-    )
-    full = (
-        stored.dtype in (np.uint8, np.uint16) and int(data.BitsStored) == 8 * stored.dtype.itemsize
-    )
-    return full and not asks and _rescale(data) == (1.0, 0.0)
+    if stored.dtype not in (np.uint8, np.uint16):
+        return False
+    if int(data.BitsStored) != 8 * stored.dtype.itemsize:
+        return False
+    if "ModalityLUTSequence" in data or "VOILUTSequence" in data:
+        return False
+    return data.get("WindowWidth") is None and _rescale(data) == (1.0, 0.0)
 
 
 def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Brightness from 0 (black) to 1 (white) before inversion, float64: C.11.1 and then C.11.2."""
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+    """Return brightness from 0 (black) to 1 (white) before inversion, float64.
 
-    if "ModalityLUTSequence" in data:
-        values = apply_modality_lut(stored, data).astype(np.float64)
-        low, high = 0.0, float(2 ** _lut_bits(data.ModalityLUTSequence) - 1)
-    else:
-        slope, intercept = _rescale(data)
-        values = stored * slope + intercept
-        bits, signed = int(data.BitsStored), int(data.PixelRepresentation) == 1
-        ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        low, high = sorted(end * slope + intercept for end in ends)
+    C.11.1 and then C.11.2.
+    """
+    from pydicom.pixels.processing import apply_voi_lut
+
+    values, low, high = _modality_values(data, stored)
     if "VOILUTSequence" in data:
+        white = 2 ** _lut_bits(data.VOILUTSequence) - 1
         whole = np.rint(values).astype(np.int64)
-        return np.clip(apply_voi_lut(whole, data) / (2 ** _lut_bits(data.VOILUTSequence) - 1), 0, 1)
+        return np.clip(apply_voi_lut(whole, data) / white, 0, 1)
     if data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
-        centre, width = _first(data.WindowCenter), _first(data.WindowWidth)
-        return window(values, centre, width, str(data.get("VOILUTFunction") or "LINEAR"))
+        function = str(data.get("VOILUTFunction") or "LINEAR")
+        return window(values, _first(data.WindowCenter), _first(data.WindowWidth), function)
     return np.clip((values - low) / (high - low), 0, 1)
 
 
+def _modality_values(data: Dataset, stored: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the values behind the modality's LUT or rescale (C.11.1), and the ends of their
+    range.
+    """
+    from pydicom.pixels.processing import apply_modality_lut
+
+    if "ModalityLUTSequence" in data:
+        values = apply_modality_lut(stored, data).astype(np.float64)
+        return values, 0.0, float(2 ** _lut_bits(data.ModalityLUTSequence) - 1)
+    slope, intercept = _rescale(data)
+    bits = int(data.BitsStored)
+    ends = (0, 2**bits - 1)
+    if int(data.PixelRepresentation) == 1:
+        ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    low, high = sorted(end * slope + intercept for end in ends)
+    return stored * slope + intercept, low, high
+
+
 def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Values → brightness 0–1 by a VOI window (C.11.2.1.2.1 LINEAR, C.11.2.1.3.1 SIGMOID,
-    C.11.2.1.3.2 exact).
+    """Return brightness 0–1 by a VOI window.
+
+    C.11.2.1.2.1 LINEAR, C.11.2.1.3.1 SIGMOID, C.11.2.1.3.2 exact.
 
     Raises:
         ValueError: a width or a function that the standard does not have.
@@ -195,18 +214,22 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
         raise ValueError(f"window width {width:g}")
     values = values.astype(np.float64)
     if function == "LINEAR":
-        if width == 1:  # a threshold
+        # a threshold
+        if width == 1:
             return (values > centre - 0.5).astype(np.float64)
         return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
     if function == "LINEAR_EXACT":
         return np.clip((values - centre) / width + 0.5, 0, 1)
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+        exponent = np.clip(-4 * (values - centre) / width, -700, 700)
+        return 1 / (1 + np.exp(exponent))
     raise ValueError("an unknown VOI LUT function")
 
 
 def _rescale(data: Dataset) -> tuple[float, float]:
-    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    """Return slope and intercept."""
+    slope = data.get("RescaleSlope")
+    intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
         return 1.0, 0.0
     if float(slope) == 0:
@@ -215,34 +238,32 @@ def _rescale(data: Dataset) -> tuple[float, float]:
 
 
 def _lut_bits(sequence: Any) -> int:
-    """Bits of each entry of a look-up table: the third value of its descriptor."""
+    """Return the bits of each entry of a look-up table: the third value of its descriptor."""
     return int(sequence[0].LUTDescriptor[2])
 
 
 def _padding(data: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Which pixels were added around the image (C.7.5.1.1.2); they are shown black."""
+    """Return which pixels were added around the image (C.7.5.1.1.2); they are shown black."""
     value = data.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, bool)
     limit = data.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(value), int(value if limit is None else limit)))
+    if limit is None:
+        limit = value
+    low, high = sorted((int(value), int(limit)))
     return (stored >= low) & (stored <= high)
 
 
 def _first(value: Any) -> float:
-    """The first of several windows: the standard's default view."""
-    return float(
-        value
-        if isinstance(value, (int, float))
-        else value[0]
-        if not isinstance(value, str)
-        else value
-    )
+    """Return the first of several windows: the standard's default view."""
+    if isinstance(value, (int, float, str)):
+        return float(value)
+    return float(value[0])
 
 
 @functools.cache
 def _pydicom() -> ModuleType:
-    """pydicom, without its warnings: they quote values of the file, which belong in no log."""
+    """Return pydicom without its warnings: they quote values of files, which belong in no log."""
     import pydicom
     from pydicom import config
 

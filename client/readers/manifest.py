@@ -12,80 +12,80 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
-from fedgraft.client.readers.files import SPLIT_NAMES, Entry, file_source
-from fedgraft.client.readers.source import Source, did_you_mean, plain
-from fedgraft.client.readers.table_file import MOST_TOLD, read_cells
-from fedgraft.common.errors import UserError, UserErrors
+from fedgraft.client.readers.files import SPLIT_NAMES, FileTexts, file_source
+from fedgraft.client.readers.looked_at import ImageEntry
+from fedgraft.client.readers.reader import ManifestColumns, Reader, ReadRequest, has_suffix
+from fedgraft.client.readers.source import Source, plain
+from fedgraft.client.readers.table_cells import (
+    MOST_TOLD,
+    PARQUET_SUFFIXES,
+    Cells,
+    raise_mistakes,
+    read_cells,
+)
+from fedgraft.common.errors import UserError
 
-
-class ManifestColumns(NamedTuple):
-    """What the columns of a manifest are called."""
-
-    path: str = "path"
-    label: str = "label"
-    split: str = "split"
-
-
-USUAL = ManifestColumns()
+_SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
 
-def read_manifest(
-    path: Path, names: ManifestColumns = USUAL, *, cache: Path | None = None
-) -> Source:
-    """The images that a manifest lists, in its order; files that cannot be used are left out and
-    counted.
+def read_manifest(path: Path, names: ManifestColumns, *, cache: Path | None = None) -> Source:
+    """Return the images that a manifest lists, in its order; unusable ones are left out.
 
     Raises:
         UserError: it cannot be read, lacks a column, or a row says no path, no label, or an unknown
             split; a file that is listed twice.
     """
-    header, lines, rows = read_cells(path)
-    for name in (names.path, names.label):
-        if name not in header:
-            raise UserError(
-                f"no column {name!r}{did_you_mean(name, header)}",
-                where=f"{path}:1",
-                remedy=f"the file has {', '.join(header[:40])}; say in node.yaml which is which: "
-                "data.columns: {path: …, label: …, split: …}",
-            )
-    file_at, label_at = header.index(names.path), header.index(names.label)
-    split_at = header.index(names.split) if names.split in header else None
-    entries, mistakes, listed = [], [], {}
-    for line, row in zip(lines, rows, strict=True):
-        where, split = f"{path}:{line}", None
-        file = os.path.normpath(os.path.join(path.parent, row[file_at].strip()))
-        if not row[file_at].strip():
-            mistakes.append(
-                UserError(f"column {names.path!r}: no path", where=where, remedy="take the row out")
-            )
+    cells = read_cells(path)
+    cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
+    entries = _entries(cells, names, path.parent)
+    columns = {name: cells.column(name) for name in cells.header}
+    places = [f"{path}:{line}" for line in cells.lines]
+    return file_source(str(path), entries, texts=FileTexts(columns, places), cache=cache)
+
+
+def _entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
+    """Return an image for each row; raise everything that is wrong with them at once."""
+    rows = len(cells.rows)
+    splits = cells.column(names.split) if names.split in cells.header else [None] * rows
+    columns = (cells.lines, cells.column(names.path), cells.column(names.label), splits)
+    entries: list[ImageEntry] = []
+    mistakes: list[UserError] = []
+    # file → the line that lists it
+    listed: dict[str, int] = {}
+    for line, name, label, split in zip(*columns, strict=True):
+        where = f"{cells.where}:{line}"
+        file = os.path.normpath(os.path.join(folder, name))
+        if not name:
+            what = f"column {names.path!r}: no path"
+            mistakes.append(UserError(what, where=where, remedy="take the row out"))
         elif file in listed:
             what = f"the file of line {listed[file]} once more"
             mistakes.append(UserError(what, where=where, remedy="list each image once"))
-        listed[file] = line
-        if not row[label_at].strip():
+        if not label:
+            what = f"column {names.label!r}: the label is missing"
             remedy = "give the image its label, or take the row out"
-            mistakes.append(
-                UserError(
-                    f"column {names.label!r}: the label is missing", where=where, remedy=remedy
-                )
-            )
-        if (
-            split_at is not None
-            and (split := SPLIT_NAMES.get(row[split_at].strip().lower())) is None
-        ):
-            what = f"column {names.split!r}: {row[split_at].strip()[:20]!r} is no split"
-            mistakes.append(
-                UserError(
-                    what, where=where, remedy="write train, val or test in every row, or in none"
-                )
-            )
+            mistakes.append(UserError(what, where=where, remedy=remedy))
+        if split is not None and split.lower() not in SPLIT_NAMES:
+            what = f"column {names.split!r}: {split[:20]!r} is no split"
+            remedy = "write train, val or test in every row, or in none"
+            mistakes.append(UserError(what, where=where, remedy=remedy))
         if len(mistakes) >= MOST_TOLD:
             break
-        entries.append(Entry(file, plain(row[label_at]), split))
-    if mistakes:
-        raise mistakes[0] if len(mistakes) == 1 else UserErrors(mistakes)
-    columns = {name: [row[at].strip() for row in rows] for at, name in enumerate(header)}
-    places = [f"{path}:{line}" for line in lines]
-    return file_source(str(path), entries, columns=columns, places=places, cache=cache)
+        listed[file] = line
+        own = None if split is None else SPLIT_NAMES.get(split.lower())
+        entries.append(ImageEntry(file, plain(label), own))
+    raise_mistakes(mistakes)
+    return entries
+
+
+def _read(request: ReadRequest) -> Source:
+    return read_manifest(Path(request.path), request.manifest, cache=request.cache)
+
+
+MANIFEST = Reader(
+    "manifest",
+    matches=has_suffix(".csv", *PARQUET_SUFFIXES),
+    read=_read,
+    options=lambda request: request.manifest,
+)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.mistakes import nearest
+from fedgraft.common.inputs.batch import Batch
 
-Prepare = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+Prepare = Callable[[Tensor], Batch]
 Label = int | str
 SPLITS = ("train", "val", "test")
 
@@ -23,14 +25,17 @@ SPLITS = ("train", "val", "test")
 class Source:
     """All records of one file, by row number from 0.
 
+        source = READERS["npz"].read(ReadRequest("/data/xrays.npz"))
+        images = source.read(np.array([0, 7]), None)
+
     Attributes:
         where: the file, for messages.
         labels: the label of each row as the data states it; whole numbers as int, anything else as
             str.
         digests: SHA-256 of each row's content and label.
         read: row numbers → values. Images uint8 or uint16 `(n, C, H, W)`; tables float32 `(n, F)`,
-            NaN where missing. A `prepare` callable, if given, is applied to images before they are
-            stacked.
+            NaN where missing. With a `prepare` callable what it makes of them, a `Batch`; files are
+            prepared one by one, since they may differ in size.
         splits: the file's own train, val and test rows where it has them; may lack some of the
             three.
         place: row number → where a person finds that row.
@@ -45,7 +50,7 @@ class Source:
     where: str
     labels: Sequence[Label]
     digests: Sequence[bytes]
-    read: Callable[[np.ndarray, Prepare | None], Tensor]
+    read: Callable[[np.ndarray, Prepare | None], Any]
     place: Callable[[int], str]
     splits: Mapping[str, np.ndarray] = field(default_factory=dict)
     column: Callable[[str], list[str]] | None = None
@@ -53,45 +58,85 @@ class Source:
     problems: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, int] = field(default_factory=dict)
     identities: Sequence[bytes] | None = None
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def derived(self, key: Hashable, derive: Callable[[], T]) -> T:
+        """Return what `derive` gives, computed once: the nodes of a simulation share a source."""
+        if key not in self._derived:
+            self._derived[key] = derive()
+        return self._derived[key]
+
+    def owners(self, column: str) -> list[str] | None:
+        """Return whose each row is, by the column or array of that name.
+
+        None where there is none, or where it is empty everywhere.
+        """
+        return self.derived(("owners", column), lambda: self._read_owners(column))
+
+    def _read_owners(self, column: str) -> list[str] | None:
+        if self.column is None:
+            return None
+        try:
+            texts = self.column(column)
+        except UserError:
+            return None
+        owners = [text.strip() for text in texts]
+        return owners if any(owners) else None
+
+    def fingerprint(self) -> str:
+        """Return SHA-256 (hex) over all records, in the file's order."""
+        return self.derived("fingerprint", self._hash_digests)
+
+    def _hash_digests(self) -> str:
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
 
 class Rows(Protocol):
     """Anything that gives a copy of the rows that are picked from it."""
 
     def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
-        """These rows."""
+        """Return these rows."""
         ...
 
 
-def array_reader(values: Rows) -> Callable[[np.ndarray, Prepare | None], Tensor]:
-    """`Source.read` over an array; one in memory is made read-only: many nodes share it."""
+def array_reader(values: Rows) -> Callable[[np.ndarray, Prepare | None], Any]:
+    """Return `Source.read` over an array; one in memory is made read-only: many nodes share it."""
     if isinstance(values, np.ndarray):
         values.setflags(write=False)
 
-    def read(rows: np.ndarray, prepare: Prepare | None = None) -> Tensor:
-        picked = torch.from_numpy(values[rows])  # picking rows copies
-        return prepare(picked) if prepare is not None else picked
+    def read(rows: np.ndarray, prepare: Prepare | None = None) -> Tensor | Batch:
+        # picking rows copies
+        picked = torch.from_numpy(values[rows])
+        return picked if prepare is None else prepare(picked)
 
     return read
 
 
+# ── a record's identity ───────────────────────────────────────────────────────────────────────────
 def digest(content: bytes, label: Label) -> bytes:
-    """SHA-256 of one record: its content and its label."""
+    """Return SHA-256 of one record: its content and its label."""
     return hashlib.sha256(repr(label).encode() + b"\0" + content).digest()
 
 
+def table_digests(values: np.ndarray, labels: Sequence[Label]) -> list[bytes]:
+    """Return the digest of each row `(n, F)` of a table."""
+    return [digest(row.tobytes(), label) for row, label in zip(values, labels, strict=True)]
+
+
 def row_identity(header: Sequence[str], cells: Sequence[object]) -> bytes:
-    """SHA-256 of a table's row with all its columns, whatever their order in the file."""
-    named = sorted((name, str(cell).strip()) for name, cell in zip(header, cells, strict=True))
+    """Return SHA-256 of a table's row with all its columns, whatever their order in the file."""
+    texts = [str(cell).strip() for cell in cells]
+    named = sorted(zip(header, texts, strict=True))
     return hashlib.sha256(repr(named).encode()).digest()
 
 
 def plain(value: object) -> Label:
-    """A label as the data states it: whole numbers (`1`, `1.0`, `"1"`) as int, anything else as
-    text.
+    """Return a label as the data states it.
+
+    Whole numbers (`1`, `1.0`, `"1"`) come as int, anything else as text.
     """
     text = str(value).strip()
     try:
@@ -101,23 +146,22 @@ def plain(value: object) -> Label:
     return int(number) if number.is_integer() else text
 
 
+# ── what to say of a file ─────────────────────────────────────────────────────────────────────────
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?` for a name that is not there, or nothing."""
+    """Return `; did you mean …?` for a name that is not there, or nothing."""
     guess = nearest(name, known)
     return f"; did you mean {guess!r}?" if guess else ""
 
 
 def unreadable(path: object, error: Exception) -> UserError:
-    """The error for a file that is missing, forbidden or broken."""
+    """Return the error for a file that is missing, forbidden or broken."""
     if isinstance(error, FileNotFoundError):
-        return UserError(
-            "no such file", where=str(path), remedy="give the path of the data in data.path"
-        )
-    if isinstance(error, PermissionError):
-        return UserError(
-            "no permission to read it", where=str(path), remedy="let the node's user read it"
-        )
-    what = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
-    return UserError(
-        what, where=str(path), remedy="the file is corrupt or of another format; replace it"
-    )
+        what = "no such file"
+        remedy = "give the path of the data in data.path"
+    elif isinstance(error, PermissionError):
+        what = "no permission to read it"
+        remedy = "let the node's user read it"
+    else:
+        what = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
+        remedy = "the file is corrupt or of another format; replace it"
+    return UserError(what, where=str(path), remedy=remedy)

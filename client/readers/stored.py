@@ -15,8 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-LARGE = 256 * 2**20  # bytes; smaller arrays are loaded: many simulated nodes share them
+# bytes; smaller arrays are loaded: many simulated nodes share them
+LARGE = 256 * 2**20
 _PIECE = 2**20
+# bytes of a local file header before the name, and where in it the lengths of name and extra
+# field stand (PKWARE, APPNOTE 4.3.7)
+_HEADER = 30
+_LENGTHS_AT = 26
+_READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,25 @@ class StoredRows:
         return self.shape[0]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """These rows, `(len(rows), …)`. Raises OSError or ValueError where the file has changed."""
+        """Return these rows, `(len(rows), …)`.
+
+        Raise OSError or ValueError where the file has changed.
+        """
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
         if not len(rows):
             return taken
+        size = taken[0].nbytes
         with open(self.path, "rb", buffering=0) as file:
             for at, row in enumerate(rows.tolist()):
-                file.seek(self.offset + row * taken[0].nbytes)
-                if file.readinto(taken[at]) != taken[0].nbytes:  # pyright: ignore[reportArgumentType]
+                file.seek(self.offset + row * size)
+                count = file.readinto(taken[at])  # pyright: ignore[reportArgumentType]
+                if count != size:
                     raise ValueError("the file has become shorter")
         return taken
 
 
 def stored_rows(path: Path, name: str) -> StoredRows | None:
-    """A large array of an archive, its checksum verified; None where it is to be loaded instead.
+    """Return a large array of an archive, its checksum verified; None where it is to be loaded.
 
     Raises:
         zipfile.BadZipFile, OSError, ValueError, KeyError: the archive is broken.
@@ -60,22 +71,18 @@ def stored_rows(path: Path, name: str) -> StoredRows | None:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < LARGE:
             return None
         with archive.open(entry) as member:
-            version = npy.read_magic(member)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(
-                version
-            )
-            if read is None:
+            read_header = _READ_HEADER.get(npy.read_magic(member))
+            if read_header is None:
                 return None
-            shape, fortran, dtype = read(member)
+            shape, fortran, dtype = read_header(member)
             begin = member.tell()
             if fortran or dtype not in (np.uint8, np.uint16) or not shape or not dtype.isnative:
                 return None
-            while member.read(_PIECE):  # to the end, where the checksum is compared
+            # to the end, where the checksum is compared
+            while member.read(_PIECE):
                 pass
     with open(path, "rb") as file:
-        file.seek(
-            entry.header_offset + 26
-        )  # of a local header's 30 bytes the lengths of name and extra field
+        file.seek(entry.header_offset + _LENGTHS_AT)
         name_length, extra_length = struct.unpack("<HH", file.read(4))
-    offset = entry.header_offset + 30 + name_length + extra_length + begin
+    offset = entry.header_offset + _HEADER + name_length + extra_length + begin
     return StoredRows(path, offset, shape, dtype)

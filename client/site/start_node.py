@@ -33,6 +33,7 @@ from pathlib import Path
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.node_file import Connection, Node
 from fedgraft.client.site import executor, launcher, supernode
+from fedgraft.client.site.node_metrics import serve
 from fedgraft.common.errors import UserError
 
 REFUSED_WAIT = 65.0  # seconds; a SuperLink holds a lost node's key for up to 60
@@ -168,8 +169,6 @@ def start(
     stop = Stop()
     say("starting", f"{node.name}, code {Approvals(node.approvals).bundle()['hash'][:19]}…")  # pyright: ignore
     if node.metrics is not None:
-        from fedgraft.client.site.node_metrics import serve
-
         serve(node)
         say("metrics", f"http://{node.metrics}/metrics")
     attempt = 0

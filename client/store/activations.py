@@ -35,48 +35,14 @@ from torch import Tensor
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.readers.source import Source
+from fedgraft.client.store.activation_cache import SUFFIX, ActivationCache
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel
 
 BLOCK = 32  # records that go through the prefix at once; always, with zeros in empty places
-SUFFIX = ".activations"
 _PAGE = 4096
 log = logging.getLogger("fedgraft.client")
-
-
-@dataclass(frozen=True)
-class ActivationCache:
-    """Where a node keeps activations, and how many bytes of them at most."""
-
-    folder: Path
-    max_bytes: int
-
-    def size(self) -> int:
-        """Bytes that the kept files take on disk."""
-        return sum(path.stat().st_blocks * 512 for path in self.files())
-
-    def files(self) -> list[Path]:
-        """The kept files, the one that was opened longest ago first."""
-        found = self.folder.glob(f"*{SUFFIX}*") if self.folder.is_dir() else []
-        return sorted(found, key=lambda path: path.stat().st_mtime)
-
-    def purge(self) -> int:
-        """Delete everything that is kept; returns the number of files. A node at work computes
-        anew.
-        """
-        files = self.files()
-        for path in files:
-            path.unlink(missing_ok=True)
-        return len(files)
-
-    def make_room(self, wanted: int) -> None:
-        """Delete what was opened longest ago until `wanted` bytes fit."""
-        files = self.files()
-        sizes = [path.stat().st_size for path in files]
-        while files and sum(sizes) + wanted > self.max_bytes:
-            files.pop(0).unlink(missing_ok=True)
-            sizes.pop(0)
 
 
 @dataclass(frozen=True, eq=False)

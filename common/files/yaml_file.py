@@ -137,10 +137,11 @@ def _value(
             where=here,
             remedy="write the value out, or in quotes",
         )
-    if getattr(event, "tag", None) is not None and event.tag != "!":  # type: ignore[attr-defined]
+    tag = getattr(event, "tag", None)
+    if tag is not None and tag != "!":
         raise UserError(
-            f"the tag {event.tag} is not allowed", where=here, remedy="write the plain value"
-        )  # type: ignore[attr-defined]
+            f"the tag {tag} is not allowed", where=here, remedy="write the plain value"
+        )
     if len(path) > DEEPEST:
         raise UserError(
             f"nested more than {DEEPEST} deep",

@@ -22,8 +22,8 @@ from fedgraft.common.adapters.lora import Lora
 from fedgraft.common.adapters.method import Attachment, Targets
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
-from fedgraft.common.model.adapter_files import load_adapter, save_adapter
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.model.adapter_files import load_adapter, save_adapter
 from fedgraft.common.model.seal import Seal
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]

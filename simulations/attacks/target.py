@@ -30,6 +30,7 @@ from fedgraft.client.node_task import Workplace, open_splits
 from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.dp_sgd import Mechanism
 from fedgraft.client.round import run_round
+from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone, backbone_from_state
 from fedgraft.common.errors import UserError
@@ -134,7 +135,7 @@ class Target:
 
     def _place(self, node: Node, plan: Plan, train: Split, test: Split) -> Workplace:
         return Workplace(
-            node.name, plan, self.model, train, test, self.fingerprint, cache=node.activations
+            node.name, plan, self.model, train, test, self.fingerprint, cache=open_cache(node)
         )
 
 

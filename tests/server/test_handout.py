@@ -52,9 +52,7 @@ class Nodes:
         return replies
 
 
-def sent(
-    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Answer]]
-) -> tuple[Roster, Nodes]:
+def sent(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Answer]]) -> tuple[Roster, Nodes]:
     nodes = Nodes(answers)
     roster = Roster(cast(Grid, None), cast(Plan, None), BACKBONE)
     roster.nodes = {name: number for number, name in enumerate(answers)}

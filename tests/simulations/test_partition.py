@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgraft.client.data.data_set import Records, open_records
+from fedgraft.client.data.data_set import Records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.errors import Refused, UserError
@@ -22,6 +22,7 @@ from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.simulations.figures import labels_by_node
 from fedgraft.simulations.partition import NodeRows, partition, write_nodes
+from tests.records import open_records
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 KINDS = [

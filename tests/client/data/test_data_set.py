@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgraft.client.data.choose_splits import by_content
-from fedgraft.client.data.data_set import Records, open_records
+from fedgraft.client.data.data_set import Records
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.common.errors import UserError
+from tests.records import open_records
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
 HEART = [

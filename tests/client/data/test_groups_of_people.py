@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgraft.client.data.data_set import Records, open_records
-from fedgraft.client.data.groups_of_people import members, told
+from fedgraft.client.data.data_set import Records
+from fedgraft.client.data.groups_of_people import choose_reported, find_groups
 from fedgraft.client.node.approve import in_words, propose
 from fedgraft.client.node.check import check_node
 from fedgraft.client.node.node_file import load_node
@@ -20,6 +20,7 @@ from fedgraft.common.errors import UserErrors
 from fedgraft.common.plan.evaluate_section import SubgroupsSection
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import amended, load_plan
+from tests.records import open_records
 
 BY_SEX = SubgroupsSection(column="sex", values=("f", "m"), names=("women", "men"))
 BY_AGE = SubgroupsSection(column="age", edges=(50, 65))
@@ -47,14 +48,14 @@ def test_each_row_is_in_the_group_of_its_own_value(tmp_path: Path) -> None:
     """
     records = table(tmp_path)
     rows = np.array([43, 0, 42, 11, 12, 41])
-    by_sex, by_age = members(BY_SEX, records, rows), members(BY_AGE, records, np.arange(44))
+    by_sex, by_age = find_groups(BY_SEX, records, rows), find_groups(BY_AGE, records, np.arange(44))
     assert by_sex is not None
     assert by_age is not None
     assert by_sex.tolist() == [-1, 0, -1, 0, 1, 1]
     ages = [40 + 40 * at // 44 for at in range(43)]
     assert by_age.tolist() == [0 if age < 50 else 1 if age < 65 else 2 for age in ages] + [-1]
     assert BY_AGE.groups == ("below 50", "50 to below 65", "65 and above")
-    assert members(SubgroupsSection(column="scanner", values=("a",)), records, rows) is None
+    assert find_groups(SubgroupsSection(column="scanner", values=("a",)), records, rows) is None
 
 
 @given(
@@ -70,7 +71,7 @@ def test_nothing_told_gives_a_small_group_away(sizes, none, least) -> None:
     nothing smaller.
     """
     member = np.repeat(np.arange(-1, len(sizes)), [none, *sizes])
-    found = told(member, len(sizes), least)
+    found = choose_reported(member, len(sizes), least)
     assert all(sizes[group] >= least for group in found)
     rest = none + sum(size for group, size in enumerate(sizes) if group not in found)
     assert rest == 0 or rest >= least or not found

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgraft.client.node.approvals import Approvals
+from fedgraft.client.node.approvals import Approvals, check_approved
 from fedgraft.client.node.approve import approve, in_words, propose
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import launcher
@@ -59,15 +59,15 @@ def packed(
 def test_a_plan_runs_only_after_a_person_approved_it_and_until_they_withdraw(node: Node) -> None:
     plan = load_plan("pneumonia")
     with pytest.raises(Refused, match=f"plan {plan_hash(plan)} is not approved"):
-        node.check(plan_hash=plan_hash(plan), backbone=None)
+        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
     done = approve(node, propose(node, plan, None), "Dr. A")
-    node.check(plan_hash=plan_hash(plan), backbone=None)
+    check_approved(node, plan_hash=plan_hash(plan), backbone=None)
     with pytest.raises(Refused):
-        node.check(plan_hash=plan_hash(load_plan("pneumonia", ["seed=8"])), backbone=None)
+        check_approved(node, plan_hash=plan_hash(load_plan("pneumonia", ["seed=8"])), backbone=None)
     assert done["by"] == "Dr. A"
     Approvals(node.approvals).record("withdrawn", {"plan": plan_hash(plan)}, "Dr. A")
     with pytest.raises(Refused):
-        node.check(plan_hash=plan_hash(plan), backbone=None)
+        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
 
 
 def test_a_record_that_was_tampered_with_approves_nothing(node: Node) -> None:
@@ -76,7 +76,7 @@ def test_a_record_that_was_tampered_with_approves_nothing(node: Node) -> None:
     record = node.approvals / "approvals.jsonl"
     record.write_text(record.read_text().replace("Dr. A", "Dr. B"))
     with pytest.raises(Refused, match="does not verify"):
-        node.check(plan_hash=plan_hash(plan), backbone=None)
+        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
 
 
 def test_the_words_say_what_leaves(node: Node) -> None:
@@ -202,7 +202,7 @@ def test_the_nodes_user_cannot_change_what_was_approved(approvals: Approvals, no
     script = textwrap.dedent("""
         import json, sys
         from pathlib import Path
-        from fedgraft.client.node.approvals import Approvals
+        from fedgraft.client.node.approvals import Approvals, check_approved
         from fedgraft.common.files.bundle import build_bundle
         from fedgraft.common.errors import UserError
         approvals, told = Approvals(Path(sys.argv[1])), {}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedgraft.client.node.node_file import Policy, load_node
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node.policy import Policy
 from fedgraft.common.errors import Refused, UserError
 
 HASH = "sha256:" + "ab" * 32
@@ -76,13 +77,13 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 def test_only_approved_plans_and_backbones_run() -> None:
     """The server must not be able to run what the hospital has not approved."""
-    Policy().check(plan_hash=OTHER, backbone=OTHER)
+    Policy().check_approved(plan_hash=OTHER, backbone=OTHER)
     strict = Policy(approved_backbones=(HASH,), approved_plans=(HASH,))
-    strict.check(plan_hash=HASH, backbone=HASH)
-    strict.check(plan_hash=None, backbone=HASH)
+    strict.check_approved(plan_hash=HASH, backbone=HASH)
+    strict.check_approved(plan_hash=None, backbone=HASH)
     with pytest.raises(Refused, match="backbone"):
-        strict.check(plan_hash=HASH, backbone=OTHER)
+        strict.check_approved(plan_hash=HASH, backbone=OTHER)
     with pytest.raises(Refused, match="plan"):
-        strict.check(plan_hash=OTHER, backbone=HASH)
+        strict.check_approved(plan_hash=OTHER, backbone=HASH)
     with pytest.raises(Refused, match="plan"):
-        Policy(approved_plans=()).check(plan_hash=HASH, backbone=None)
+        Policy(approved_plans=()).check_approved(plan_hash=HASH, backbone=None)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 import fedgraft.client.round
 from fedgraft.client.app import app
-from fedgraft.client.data.data_set import open_records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import DataSet, Ledger
 from fedgraft.common.backbones.backbone import (
@@ -35,6 +34,7 @@ from fedgraft.common.wire.layout import ADAPTER, Layout, pack
 from fedgraft.common.wire.spent_record import read_spent
 from fedgraft.server.exchange import exchange
 from fedgraft.simulations.engines.inprocess import InProcessGrid
+from tests.records import open_records
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 POLICY = (

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.client.data.data_set import open_records
-from fedgraft.client.node.node_file import Policy, load_node
-from fedgraft.client.privacy.ledger import Ceilings, DataSet, Ledger, Reservation
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node.policy import Policy
+from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
+from fedgraft.client.privacy.spending import Ceilings
 from fedgraft.client.privacy.statement import markdown, statement
 from fedgraft.client.store import chain
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import epsilon
+from tests.records import open_records
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 TIGHT = Ceilings(total=2.0, delta=1e-5)

@@ -17,10 +17,10 @@ from pydicom.pixels.processing import apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
-from fedgraft.client.data.data_set import open_records
 from fedgraft.client.readers.dicom import decode, examine, is_dicom, window
 from fedgraft.common.errors import UserError
 from tests.formats import content, dicom
+from tests.records import open_records
 
 XRAYS = {"kind": "image-classification", "classes": ("normal", "pneumonia")}
 

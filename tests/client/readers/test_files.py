@@ -19,9 +19,10 @@ from PIL import Image
 
 from fedgraft.client.data import data_set as data
 from fedgraft.client.data.choose_splits import by_patient
-from fedgraft.client.data.data_set import Records, open_records
-from fedgraft.client.readers import files, stored
+from fedgraft.client.data.data_set import Records
+from fedgraft.client.readers import looked_at, stored
 from fedgraft.common.errors import UserError
+from tests.records import open_records
 
 XRAYS = {"kind": "image-classification", "classes": ("normal", "pneumonia")}
 
@@ -209,7 +210,7 @@ def test_splits_of_a_table_by_patient_and_a_patient_in_two_splits(tmp_path: Path
 
 
 def forget() -> None:
-    data._opened.clear()
+    data.SOURCES.clear()
 
 
 def test_files_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +221,8 @@ def test_files_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_images(tmp_path / "data" / "pneumonia", 10)
     (tmp_path / "data" / "normal" / "x.png").write_bytes(b"no image")
     looked: list[int] = []
-    examine = files.examine
-    monkeypatch.setattr(files, "examine", lambda content: looked.append(1) or examine(content))
+    examine = looked_at.examine
+    monkeypatch.setattr(looked_at, "examine", lambda content: looked.append(1) or examine(content))
 
     def opened(**options: Any) -> Records:
         forget()
@@ -286,7 +287,7 @@ import json, re, sys, time
 from pathlib import Path
 import torch
 from fedgraft.client.data.split import Split
-from fedgraft.client.data.data_set import open_records
+from tests.records import open_records
 from fedgraft.common.inputs.image import for_images
 folder = Path(sys.argv[1])
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -366,7 +367,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import torch
-from fedgraft.client.data.data_set import open_records
+from tests.records import open_records
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()
 records = open_records(path=sys.argv[1], kind="image-classification", classes=("normal", "pneumonia"))

@@ -18,7 +18,8 @@ from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import Workplace, open_splits, working_model
 from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, train_privately
 from fedgraft.client.round import measure, run_round
-from fedgraft.client.store.activations import SUFFIX, ActivationCache, Activations, Form, Kept
+from fedgraft.client.store.activation_cache import SUFFIX, ActivationCache, open_cache
+from fedgraft.client.store.activations import Activations, Form, Kept
 from fedgraft.common.errors import UserErrors
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan import Plan
@@ -45,7 +46,7 @@ def a_place(folder: Path, *overrides: str, cache: str = "{}", name: str = "node"
     train, test = open_splits(node, plan, backbone.preprocess)
     model = working_model(backbone, plan)
     return Workplace(
-        node.name, plan, model, train, test, model.frozen_fingerprint(), cache=node.activations
+        node.name, plan, model, train, test, model.frozen_fingerprint(), cache=open_cache(node)
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedgraft.common.errors import UserError
 from fedgraft.server.site.certificates import make_certificates
-from fedgraft.server.site.server_file import load_server, check_certificates, split_address
+from fedgraft.server.site.server_file import check_certificates, load_server, split_address
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "server.example.yaml"
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from fedgraft.client.data.groups_of_people import members
+from fedgraft.client.data.groups_of_people import find_groups
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_splits
@@ -73,7 +73,7 @@ def test_groups_are_those_of_the_pooled_predictions(tmp_path: Path) -> None:
         for group, name in enumerate(column.groups):
             truth, scores, sites = [], [], 0
             for split in splits:
-                of = members(column, split.records, split.rows)
+                of = find_groups(column, split.records, split.rows)
                 assert of is not None
                 counts = np.bincount(of[of >= 0], minlength=len(column.groups))
                 rest = len(of) - counts[counts >= 10].sum()

@@ -1,0 +1,236 @@
+"""What a process keeps open between messages: nodes, data, budgets and models, each made once.
+
+A deployment's process has one node and one plan; a simulation's has many nodes, and threads that
+each need a model of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from flwr.app import Context
+
+from fedgraft.client.data.split import Split
+from fedgraft.client.node.node_file import Node, load_node
+from fedgraft.client.node_task import open_splits, working_model
+from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.dp_sgd import must_suit
+from fedgraft.client.store.backbone_store import BackboneStore
+from fedgraft.common.backbones.backbone import backbone_from_state, preparation_from_json
+from fedgraft.common.errors import Code, Refused
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.plan_file import agreement_from_json, agreement_hash
+from fedgraft.common.wire.layout import Layout
+
+MOST_BYTES = 4 * 2**30  # of opened data; what was used longest ago is opened again when asked for
+SMALL = 4096  # bytes that an opened thing of no great size counts for
+MEGABYTE = 1_000_000
+Opened = TypeVar("Opened")
+
+
+class Shelf(Generic[Opened]):
+    """Opened things by key, bounded by the bytes that they hold; the longest unused goes first.
+
+    Args:
+        size: of one thing, bytes; asked anew each time, since data is read when it is asked for.
+    """
+
+    def __init__(self, most_bytes: int, size: Callable[[Opened], int]) -> None:
+        self._most_bytes = most_bytes
+        self._size = size
+        self._things: OrderedDict[Hashable, Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Opened]) -> Opened:
+        """Return the thing of a key, made if it is not here."""
+        with self._lock:
+            if key in self._things:
+                self._things.move_to_end(key)
+                return self._things[key]
+        # outside the lock: opening one node's data does not hold up the others
+        thing = make()
+        with self._lock:
+            thing = self._things.setdefault(key, thing)
+            self._make_room()
+        return thing
+
+    def _make_room(self) -> None:
+        held = sum(map(self._size, self._things.values()))
+        while held > self._most_bytes and len(self._things) > 1:
+            _, gone = self._things.popitem(last=False)
+            held -= self._size(gone)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server offered, as the node's store keeps it.
+
+    Attributes:
+        agreement, preparation: JSON, as they came.
+        fingerprint: of the backbone.
+    """
+
+    agreement: str
+    fingerprint: str
+    preparation: str
+
+    @classmethod
+    def read(cls, content: dict[str, str]) -> Offer:
+        """Return the offer in a message's record or in the store."""
+        return cls(content["plan"], content["fingerprint"], content["preprocess"])
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A plan's grafted model, its layout on the wire, and the frozen part's fingerprint."""
+
+    model: GraftedModel
+    layout: Layout
+    fingerprint: str
+
+
+def find_node(context: Context) -> Path:
+    """Return where a node's own file is: named by whoever started the node, never by a server."""
+    if "node" in context.node_config:
+        return Path(str(context.node_config["node"]))
+    what = "this node was started without its file: --node-config 'node=\"/path/node.yaml\"'"
+    raise Refused(Code.SETUP, what)
+
+
+class Desk:
+    """What one process keeps open.
+
+        desk = Desk()
+        node = desk.node(context)
+        with desk.model(plan, offer, desk.store(node)) as opened: …
+
+    Args:
+        find: context of a message → the path of its node's file.
+        open_budget: what stands between a plan and a node's data; a simulation's has noise that can
+            be repeated.
+        most_bytes: of opened data.
+    """
+
+    def __init__(
+        self,
+        *,
+        find: Callable[[Context], Path] = find_node,
+        open_node: Callable[[Path], Node] = load_node,
+        open_budget: Callable[[Node, Agreement, Split], Budget] = Budget.open,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self._find = find
+        self._open_node = open_node
+        self._open_budget = open_budget
+        self._nodes: Shelf[Node] = Shelf(most_bytes, lambda node: SMALL)
+        self._agreements: Shelf[tuple[Agreement, str]] = Shelf(most_bytes, lambda pair: SMALL)
+        self._splits: Shelf[tuple[Split, Split]] = Shelf(most_bytes, _size_of_splits)
+        self._budgets: Shelf[Budget] = Shelf(most_bytes, lambda budget: SMALL)
+        self._models = ModelPool()
+
+    def node(self, context: Context) -> Node:
+        """Return the node that a message is for. Raise `Refused` or `UserError` where none is."""
+        path = self._find(context)
+        return self._nodes.get(path, lambda: self._open_node(path))
+
+    def agreement(self, text: str) -> tuple[Agreement, str]:
+        """Return an agreement that was offered, and its hash; the same text is read once."""
+
+        def read() -> tuple[Agreement, str]:
+            agreement = agreement_from_json(text)
+            return agreement, agreement_hash(agreement)
+
+        return self._agreements.get(text, read)
+
+    def store(self, node: Node) -> BackboneStore:
+        """Return a node's store of backbones and offers."""
+        if node.store_limit is None:
+            return BackboneStore(node.store)
+        return BackboneStore(node.store, node.store_limit * MEGABYTE)
+
+    def splits(self, context: Context, offer: Offer) -> tuple[Split, Split]:
+        """Return train and test split of a node's data under an agreement."""
+        plan, _ = self.agreement(offer.agreement)
+        node = self.node(context)
+        preparation = preparation_from_json(plan.backbone.name, json.loads(offer.preparation))
+        key = (self._find(context), offer)
+        return self._splits.get(key, lambda: open_splits(node, plan, preparation))
+
+    def budget(self, context: Context, offer: Offer) -> Budget:
+        """Return what stands between an agreement and a node's data."""
+        plan, _ = self.agreement(offer.agreement)
+        node = self.node(context)
+        train, _ = self.splits(context, offer)
+        key = (self._find(context), offer)
+        return self._budgets.get(key, lambda: self._open_budget(node, plan, train))
+
+    @contextmanager
+    def model(
+        self, plan: Agreement, offer: Offer, store: BackboneStore, train: Split
+    ) -> Iterator[OpenModel]:
+        """Lend a model of the agreement's to one thread.
+
+        Raises:
+            Refused: the backbone is not in the node's store, or differential privacy cannot be had
+                for this model.
+        """
+
+        def build() -> OpenModel:
+            opened = open_model(plan, offer, store)
+            if plan.privacy.mode == "sample":
+                example = train.inputs(torch.zeros(1, dtype=torch.int64)).only
+                must_suit(opened.model, plan.privacy.grad_sample_mode, example)
+            return opened
+
+        with self._models.lend(offer, build) as opened:
+            yield opened
+
+
+class ModelPool:
+    """Models of one agreement, as many as threads use at once; another agreement's replace them."""
+
+    def __init__(self) -> None:
+        self._offer: Offer | None = None
+        self._free: list[OpenModel] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, offer: Offer, build: Callable[[], OpenModel]) -> Iterator[OpenModel]:
+        """Lend a free model, or a new one; it is free again afterwards."""
+        with self._lock:
+            if self._offer != offer:
+                self._offer = offer
+                self._free = []
+            opened = self._free.pop() if self._free else None
+        if opened is None:
+            opened = build()
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                if self._offer == offer:
+                    self._free.append(opened)
+
+
+def open_model(plan: Agreement, offer: Offer, store: BackboneStore) -> OpenModel:
+    """Build the model of an agreement from the backbone in a node's store."""
+    preparation = preparation_from_json(plan.backbone.name, json.loads(offer.preparation))
+    state = store.load(offer.fingerprint)
+    backbone = backbone_from_state(plan.backbone.name, state, preparation)
+    model = working_model(backbone, plan)
+    layout = Layout.of(model.adapter_state(), model.drawn_state())
+    return OpenModel(model, layout, model.seal_as(backbone))
+
+
+def _size_of_splits(splits: tuple[Split, Split]) -> int:
+    train, test = splits
+    return train.nbytes + test.nbytes

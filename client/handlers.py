@@ -1,0 +1,232 @@
+"""What a node does for each kind of message; `client/app.py` is the door that calls it.
+
+offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here
+backbone   a part of the backbone's tensors → kept; with the last one, all are verified
+train      the shared adapter → the adapter after local training, with metrics of what came
+evaluate   the shared adapter → metrics only (after the last round)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedgraft.client.desk import Desk, Offer
+from fedgraft.client.node.approvals import check_approved
+from fedgraft.client.node.node_file import Node
+from fedgraft.client.node_task import NodeTask
+from fedgraft.client.round import Outcome, measure_groups, run_round
+from fedgraft.client.store.activation_cache import open_cache
+from fedgraft.client.store.error_feedback import Feedback
+from fedgraft.common.errors import Code, Refused
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
+from fedgraft.common.wire.metric_records import group_records
+from fedgraft.common.wire.update import AdapterUpdate
+
+MOST_PARTS = 10_000  # of a backbone
+
+
+@dataclass
+class Answer:
+    """What a handler gives back, and what the audit log names it by."""
+
+    content: RecordDict = field(default_factory=RecordDict)
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OpenMessage:
+    """A message of a round, opened: what the node works on, and the adapter that came.
+
+    Attributes:
+        layout: of the adapter.
+        state: the adapter's tensors by name, checked.
+    """
+
+    node: Node
+    task: NodeTask
+    layout: Layout
+    state: dict[str, Tensor]
+
+    @property
+    def plan(self) -> Agreement:
+        """The agreement that the message is under."""
+        return self.task.plan
+
+    @property
+    def reports_metrics(self) -> bool:
+        """Whether the policy lets out metrics under the plan, as they are or noised; else nothing
+        is measured.
+        """
+        policy = self.node.policy
+        return policy.reports(self.plan.privacy) or policy.noises_metrics(self.plan.privacy)
+
+
+def offer(desk: Desk, message: Message, context: Context) -> Answer:
+    """Accept or refuse an agreement; say whether its backbone is already here."""
+    node = desk.node(context)
+    record = message.content.config_records["offer"]
+    content = {key: str(value) for key, value in record.items()}
+    offered = Offer.read(content)
+    plan, identity = desk.agreement(offered.agreement)
+    check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
+    train, _ = desk.splits(context, offered)
+    if len(train) < node.policy.min_examples:
+        what = f"policy: fewer than {node.policy.min_examples} training examples"
+        raise Refused(Code.POLICY, what)
+    node.policy.check_privacy(plan.privacy)
+    if plan.privacy.at_node:
+        desk.budget(context, offered).admit(plan)
+    store = desk.store(node)
+    store.put_plan(identity, content)
+    # The weight that its updates will claim. Under differential privacy all weigh the same, and
+    # none tells its size.
+    examples = 1
+    if plan.privacy.mode == "none":
+        examples = len(train)
+    about = {
+        "node": node.name,
+        "has": store.has(offered.fingerprint),
+        "plan-hash": identity,
+        "examples": examples,
+    }
+    return Answer(RecordDict({"about": ConfigRecord(about)}))
+
+
+def backbone(desk: Desk, message: Message, context: Context) -> Answer:
+    """Keep a part of a backbone that was offered; with its last part, verify it."""
+    node = desk.node(context)
+    about = message.content.config_records["about"]
+    fingerprint = str(about["fingerprint"])
+    part = about.get("part")
+    parts = about.get("parts")
+    check_approved(node, plan_hash=None, backbone=fingerprint)
+    if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
+        what = f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone"
+        raise Refused(Code.MISMATCH, what)
+    state = message.content.array_records["backbone"].to_torch_state_dict()
+    desk.store(node).put_part(state, fingerprint, part, parts)
+    confirmation: dict[str, Any] = {"node": node.name, "part": part}
+    if part == parts:
+        confirmation = {"node": node.name, "stored": fingerprint}
+    return Answer(RecordDict({"about": ConfigRecord(confirmation)}))
+
+
+def train(desk: Desk, message: Message, context: Context) -> Answer:
+    """Run one round; see `client/round.py`."""
+    with open_message(desk, message, context) as opened:
+        round_ = read_round(message, opened.plan)
+        outcome = run_round(
+            opened.task,
+            opened.state,
+            round_,
+            clip=read_clip(message),
+            measure=opened.reports_metrics,
+        )
+        return compose_update(opened, outcome, round_)
+
+
+def evaluate(desk: Desk, message: Message, context: Context) -> Answer:
+    """Measure the final model on this node's test split, and the groups in it that plan and policy
+    name.
+    """
+    with open_message(desk, message, context) as opened:
+        if not opened.reports_metrics:
+            raise Refused(Code.POLICY, "policy: this node reports no metrics")
+        least = opened.node.policy.least_in_group(opened.plan.privacy)
+        measured, groups = measure_groups(opened.task, opened.state, least)
+        sums = release_metrics(opened, measured, opened.plan.train.rounds, "evaluation")
+        if sums is None:
+            what = "privacy: nothing is left for metrics, or they were told before"
+            raise Refused(Code.BUDGET, what)
+        content = RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
+        return Answer(content, opened.layout)
+
+
+# ── parts of a message ────────────────────────────────────────────────────────────────────────────
+@contextmanager
+def open_message(desk: Desk, message: Message, context: Context) -> Iterator[OpenMessage]:
+    """Lend what a message of a round works on, and the adapter that it brings, checked."""
+    node = desk.node(context)
+    torch.set_num_threads(node.threads)
+    about = message.content.config_records["about"]
+    store = desk.store(node)
+    offered = Offer.read(store.plan(str(about["plan-hash"])))
+    plan, identity = desk.agreement(offered.agreement)
+    check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
+    node.policy.check_privacy(plan.privacy)
+    train_split, test_split = desk.splits(context, offered)
+    with desk.model(plan, offered, store, train_split) as model:
+        layout = model.layout
+        if about["layout"] != layout.digest:
+            what = f"layout {about['layout']}: this plan's adapter has layout {layout.digest}"
+            raise Refused(Code.MISMATCH, what)
+        state = unpack(message.content.array_records[ADAPTER], layout)
+        task = NodeTask(
+            node=node.name,
+            plan=plan,
+            model=model.model,
+            train=train_split,
+            test=test_split,
+            fingerprint=model.fingerprint,
+            budget=desk.budget(context, offered) if plan.privacy.at_node else None,
+            cache=open_cache(node),
+            layout=layout,
+            memory=Feedback(node.store / "feedback", identity),
+        )
+        yield OpenMessage(node, task, layout, state)
+
+
+def read_round(message: Message, plan: Agreement) -> int:
+    """Return the round that a message is for."""
+    round_ = int(str(message.content.config_records["about"]["round"]))
+    if not 1 <= round_ <= plan.train.rounds:
+        what = f"round {round_}: the plan has rounds 1 to {plan.train.rounds}"
+        raise Refused(Code.MISMATCH, what)
+    return round_
+
+
+def read_clip(message: Message) -> float | None:
+    """Return the norm that mode central clips to in this round."""
+    clip = message.content.config_records["about"].get("clip")
+    if clip is None:
+        return None
+    if not isinstance(clip, float) or not 0 < clip < math.inf:
+        what = f"a clipping norm of {str(clip)[:20]}; a number above 0 was agreed on"
+        raise Refused(Code.MISMATCH, what)
+    return clip
+
+
+def compose_update(opened: OpenMessage, outcome: Outcome, round_: int) -> Answer:
+    """Return what leaves this node after a round."""
+    update = AdapterUpdate(
+        round=round_,
+        state=outcome.state,
+        examples=outcome.examples,
+        steps=outcome.steps,
+        train_loss=outcome.train_loss,
+        seconds=outcome.seconds,
+        received=release_metrics(opened, outcome.received, round_, "metrics"),
+        spent=outcome.spent,
+    )
+    return Answer(update.to_record(opened.layout, outcome.encoded), opened.layout)
+
+
+def release_metrics(opened: OpenMessage, sums: Any, round_: int, purpose: str) -> Any:
+    """Return of a round's metrics what the policy lets out: as they are, noised and counted, or
+    nothing.
+    """
+    if opened.node.policy.reports(opened.plan.privacy):
+        return sums
+    budget = opened.task.budget
+    if budget is None:
+        return None
+    return budget.noised_metrics(opened.plan, round_, sums, purpose)

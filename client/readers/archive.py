@@ -1,0 +1,179 @@
+"""Images in a NumPy archive: MedMNIST's layout (`train_images`, `train_labels`, …), or `images`,
+`labels`.
+
+Large arrays of an uncompressed archive stay in the file (client/readers/stored.py); others are
+loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
+from fedgraft.client.readers.reader import Reader, has_suffix
+from fedgraft.client.readers.source import SPLITS, Label, Source, plain, unreadable
+from fedgraft.client.readers.stored import StoredRows, stored_rows
+from fedgraft.common.errors import UserError
+
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
+_LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
+
+
+def read_npz(path: Path) -> Source:
+    """Return every image of an archive, the splits in the order train, val, test.
+
+    Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3. Labels: `(n,)` or
+    `(n, 1)`.
+
+    Raises:
+        UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
+    """
+    arrays, large = load_archive(path, leave=_large_images)
+    archive = _Archive(str(path), arrays, large)
+    parts = [split for split in SPLITS if archive.has(f"{split}_images")]
+    prefixes = [f"{split}_" for split in parts] or [""]
+    for prefix in prefixes:
+        archive.check_names(f"{prefix}images", f"{prefix}labels")
+
+    images = []
+    labels: list[Label] = []
+    for prefix in prefixes:
+        batch = archive.images(f"{prefix}images")
+        images.append(batch)
+        labels += archive.labels(f"{prefix}labels", len(batch))
+    _check_alike(images, str(path))
+
+    counts = [len(batch) for batch in images]
+    ends = np.cumsum([0, *counts])
+    splits = {}
+    for number, split in enumerate(parts):
+        splits[split] = np.arange(ends[number], ends[number + 1])
+
+    def column(name: str) -> list[str]:
+        return archive.column(name, prefixes, counts)
+
+    return image_source(str(path), join_images(images), labels, splits, column)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """The arrays of one file by their names: loaded ones, and large ones that stay in it."""
+
+    where: str
+    arrays: Mapping[str, np.ndarray]
+    large: Mapping[str, StoredRows]
+
+    def has(self, name: str) -> bool:
+        return name in self.arrays or name in self.large
+
+    def check_names(self, *names: str) -> None:
+        for name in names:
+            if not self.has(name):
+                present = ", ".join(sorted([*self.arrays, *self.large])[:8]) or "nothing"
+                what = f"no array {name!r}; found {present}"
+                raise UserError(what, where=self.where, remedy=_LAYOUT)
+
+    def images(self, name: str) -> np.ndarray | LargeImages:
+        where = f"{self.where}: {name}"
+        if name in self.large:
+            return LargeImages(self.large[name], where)
+        return as_images(self.arrays[name], where)
+
+    def labels(self, name: str, count: int) -> list[Label]:
+        stated = self.arrays[name]
+        if stated.ndim == 2 and stated.shape[1] == 1:
+            stated = stated[:, 0]
+        if stated.ndim != 1 or len(stated) != count:
+            raise UserError(
+                f"{name} has shape {stated.shape} for {count} images",
+                where=self.where,
+                remedy="one label an image is needed: (n,) or (n, 1)",
+            )
+        return [plain(label) for label in stated.tolist()]
+
+    def column(self, name: str, prefixes: Sequence[str], counts: Sequence[int]) -> list[str]:
+        """Return the text of one more array with a value for each image."""
+        names = [f"{prefix}{name}" for prefix in prefixes]
+        values: list[object] = []
+        for own, count in zip(names, counts, strict=True):
+            part = self._beside(own)
+            if len(part) != count:
+                what = f"no array {name!r} with a value for each image"
+                remedy = f"write {' and '.join(names)}, with one value an image"
+                raise UserError(what, where=self.where, remedy=remedy)
+            values += part.tolist()
+        return [str(value) for value in values]
+
+    def _beside(self, name: str) -> np.ndarray:
+        """Return an array that is neither images nor labels, flat; empty where there is none."""
+        if name.endswith(("images", "labels")) or name not in self.arrays:
+            return np.empty(0)
+        return self.arrays[name].reshape(-1)
+
+
+def _check_alike(images: Sequence[np.ndarray | LargeImages], where: str) -> None:
+    sizes = {batch.shape[1:] for batch in images}
+    types = {batch.dtype for batch in images}
+    if len(sizes) == 1 and len(types) == 1:
+        return
+    shapes = ", ".join(f"{batch.dtype}{batch.shape[1:]}" for batch in images)
+    raise UserError(
+        f"splits differ: {shapes}", where=where, remedy="give all splits one size and type"
+    )
+
+
+def _large_images(path: Path, name: str) -> StoredRows | None:
+    if not name.endswith("images"):
+        return None
+    return stored_rows(path, name)
+
+
+def _leave_none(path: Path, name: str) -> StoredRows | None:
+    return None
+
+
+def load_archive(
+    path: Path, *, leave: Callable[[Path, str], StoredRows | None] = _leave_none
+) -> tuple[dict[str, np.ndarray], dict[str, StoredRows]]:
+    """Return the arrays of an .npz file, and those of them that `leave` leaves in it.
+
+    Pickled objects are refused: reading them would run code from the file.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    large: dict[str, StoredRows] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive")
+            for name in archive.files:
+                rows = leave(path, name)
+                if rows is None:
+                    arrays[name] = archive[name]
+                else:
+                    large[name] = rows
+    except _BROKEN as error:
+        if "pickle" in str(error).lower():
+            raise UserError(
+                "holds pickled objects (or is no NumPy archive); they are never loaded",
+                where=str(path),
+                remedy="save plain arrays of numbers with numpy.savez",
+            ) from None
+        raise unreadable(path, error) from None
+    return arrays, large
+
+
+NPZ = Reader("npz", has_suffix(".npz"), read=lambda request: read_npz(Path(request.path)))

@@ -1,0 +1,139 @@
+"""Images as arrays `(n, C, H, W)`: checked, joined without a copy, and as a `Source`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from fedgraft.client.readers.source import Label, Source, array_reader, digest, unreadable
+from fedgraft.client.readers.stored import StoredRows
+from fedgraft.common.errors import UserError
+
+# images whose digests are computed together
+_AT_ONCE = 1000
+
+
+class LargeImages:
+    """Images `(n, C, H, W)` that stay in their file; rows are read when they are picked."""
+
+    def __init__(self, stored: StoredRows, where: str) -> None:
+        self._stored = stored
+        self._where = where
+        first = self[np.arange(min(1, len(stored)))]
+        self.shape = (len(stored), *first.shape[1:])
+        self.dtype = stored.dtype
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        try:
+            return as_images(self._stored.take(rows), self._where)
+        except (OSError, ValueError) as error:
+            raise unreadable(self._where, error) from None
+
+
+class JoinedImages:
+    """Several arrays of images as one, none of them copied."""
+
+    def __init__(self, parts: Sequence[np.ndarray | LargeImages]) -> None:
+        self._parts = parts
+        self._begins = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        first = self._parts[0]
+        picked = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for part, begin in zip(self._parts, self._begins[:-1], strict=True):
+            inside = (rows >= begin) & (rows < begin + len(part))
+            picked[inside] = part[rows[inside] - begin]
+        return picked
+
+
+Images = np.ndarray | LargeImages | JoinedImages
+
+
+def join_images(parts: Sequence[np.ndarray | LargeImages]) -> Images:
+    """Return all parts as one; those in memory are concatenated if all of them are."""
+    loaded = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(loaded) < len(parts):
+        return JoinedImages(parts)
+    return np.concatenate(loaded)
+
+
+def image_source(
+    where: str,
+    images: Images,
+    labels: list[Label],
+    splits: Mapping[str, np.ndarray],
+    column: Callable[[str], list[str]] | None = None,
+) -> Source:
+    """Return a `Source` over images `(n, C, H, W)`."""
+    return Source(
+        where=where,
+        labels=labels,
+        digests=_digests(images, labels),
+        read=array_reader(images),
+        place=lambda row: f"{where}: image {row}",
+        splits=splits,
+        column=column,
+    )
+
+
+def _digests(images: Images, labels: list[Label]) -> list[bytes]:
+    digests: list[bytes] = []
+    for begin in range(0, len(images), _AT_ONCE):
+        end = min(begin + _AT_ONCE, len(images))
+        some = images[np.arange(begin, end)]
+        for image, label in zip(some, labels[begin:end], strict=True):
+            digests.append(digest(image.tobytes(), label))
+    return digests
+
+
+def as_images(array: np.ndarray, where: str) -> np.ndarray:
+    """Return images of any accepted shape and type as uint8, uint16 or float32 `(n, C, H, W)`.
+
+    Raises:
+        UserError: another shape, or values that are not pixel values.
+    """
+    images = _with_channels_first(array, where)
+    if images.dtype.kind not in "iuf":
+        raise UserError(f"{images.dtype} values", where=where, remedy="pixels are numbers")
+    if images.dtype not in (np.uint8, np.uint16):
+        images = _as_pixels(images, where)
+    return np.ascontiguousarray(images)
+
+
+def _with_channels_first(array: np.ndarray, where: str) -> np.ndarray:
+    remedy = "images are (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels C"
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise UserError(f"an array of shape {array.shape}", where=where, remedy=remedy)
+    if 0 in array.shape[1:]:
+        raise UserError(f"images without pixels: {array.shape}", where=where, remedy=remedy)
+    return array
+
+
+def _as_pixels(images: np.ndarray, where: str) -> np.ndarray:
+    """Return numbers of any other type as pixel values."""
+    low = float(images.min()) if images.size else 0.0
+    high = float(images.max()) if images.size else 0.0
+    whole = images.dtype.kind in "iu"
+    if whole and low >= 0 and high <= 255:
+        return images.astype(np.uint8)
+    if whole and low >= 0 and high <= 65535:
+        return images.astype(np.uint16)
+    # NaN fails both comparisons
+    if not whole and low >= 0 and high <= 1:
+        return images.astype(np.float32)
+    raise UserError(
+        f"{images.dtype} values from {low:g} to {high:g}",
+        where=where,
+        remedy="pixels are whole numbers 0–255 (or 0–65535), or fractions 0–1",
+    )

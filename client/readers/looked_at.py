@@ -1,0 +1,178 @@
+"""Looking at image files before they are used, and remembering what was seen.
+
+Looking at a file means to hash its bytes, read its header and check its end, so that a broken one
+is left out before training, not met in its middle. What was seen is remembered in a file of the
+node's store, by the file's size and times, so that the next process need not read a hundred
+thousand files again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+
+from fedgraft.client.readers.image_file import examine
+from fedgraft.client.readers.source import Label, digest
+
+MISSING = "no such file"
+FORBIDDEN = "no permission to read it"
+# bytes of a file's key in the memory of what was seen, of a digest, of a pseudonym
+_KEY = 16
+_DIGEST = 32
+_PATIENT = 16
+# files read at once: discs and file servers wait more than they work
+_READERS = 4
+# files in flight
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One image of a data set: its file, its label, and the split if the data set says so."""
+
+    file: str
+    label: Label
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What looking at a file gave.
+
+    Attributes:
+        digest: SHA-256 of content and label.
+        problem: why it cannot be used, in words that tell nothing of it; "" if it can.
+        patient: the patient's pseudonym, hexadecimal; "" where the file says none.
+    """
+
+    digest: bytes
+    problem: str
+    patient: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A look, the file's key (empty where it has none), and whether the file was read for it."""
+
+    key: bytes
+    look: Look
+    fresh: bool
+
+
+def look_at_files(where: str, entries: Sequence[ImageEntry], cache: Path | None) -> list[Look]:
+    """Return what looking at each file gives, from memory where the file is the same.
+
+    Args:
+        where: the folder or manifest; what is remembered is remembered for it.
+        cache: folder for the memory; None: look at every file anew.
+    """
+    memory = None
+    known: dict[bytes, Look] = {}
+    if cache is not None:
+        name = hashlib.sha256(where.encode()).hexdigest()[:16]
+        memory = cache / f"seen-{name}.npz"
+        known = _recall(memory)
+
+    seen: list[_Seen] = []
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            seen += readers.map(_look_at, batch, repeat(known))
+    if memory is not None:
+        looks = {each.key: each.look for each in seen if each.key}
+        if any(each.fresh for each in seen) or len(known) != len(looks):
+            _remember(memory, looks)
+    return [each.look for each in seen]
+
+
+def _look_at(entry: ImageEntry, known: Mapping[bytes, Look]) -> _Seen:
+    try:
+        key = _key(entry)
+        if key in known:
+            return _Seen(key, known[key], fresh=False)
+        with open(entry.file, "rb") as file:
+            content = file.read()
+    except PermissionError:
+        return _Seen(b"", Look(b"", FORBIDDEN, ""), fresh=True)
+    # ValueError: a name that no file can have
+    except (OSError, ValueError):
+        return _Seen(b"", Look(b"", MISSING, ""), fresh=True)
+    problem, patient = examine(content)
+    return _Seen(key, Look(digest(content, entry.label), problem, patient), fresh=True)
+
+
+def _key(entry: ImageEntry) -> bytes:
+    """Return what is another one when the file or its label is. Raise OSError or ValueError.
+
+    The time of change cannot be set back as that of modification can: a file that was swapped is
+    read again.
+    """
+    status = os.stat(entry.file)
+    stamp = (
+        entry.file,
+        entry.label,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+    )
+    return hashlib.sha256(repr(stamp).encode()).digest()[:_KEY]
+
+
+# ── what was seen ─────────────────────────────────────────────────────────────────────────────────
+def _recall(memory: Path) -> dict[bytes, Look]:
+    """Return what an earlier process saw, by key; nothing where the file is not there or whole."""
+    try:
+        with np.load(memory, allow_pickle=False) as file:
+            columns = [file[name] for name in ("keys", "digests", "problem", "patient")]
+            words = [str(word) for word in file["words"]]
+    # whatever is wrong with it, the images themselves are there
+    except Exception:
+        return {}
+    if len({len(column) for column in columns}) != 1:
+        return {}
+    looks = {}
+    for key, digest_, problem, patient in zip(*columns, strict=True):
+        pseudonym = patient.tobytes().hex() if patient.any() else ""
+        looks[key.tobytes()] = Look(digest_.tobytes(), words[problem], pseudonym)
+    return looks
+
+
+def _remember(memory: Path, looks: Mapping[bytes, Look]) -> None:
+    """Write all of the file or nothing, for this user's eyes.
+
+    A disc that is full or read-only costs time, not the run.
+    """
+    words = sorted({look.problem for look in looks.values()})
+    numbers = {word: at for at, word in enumerate(words)}
+    digests = [look.digest for look in looks.values()]
+    patients = [bytes.fromhex(look.patient) or bytes(_PATIENT) for look in looks.values()]
+    problems = [numbers[look.problem] for look in looks.values()]
+    part = memory.with_name(f"{memory.name}.{os.getpid()}.part")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            np.savez(
+                file,
+                keys=_matrix(list(looks), _KEY),
+                digests=_matrix(digests, _DIGEST),
+                patient=_matrix(patients, _PATIENT),
+                problem=np.array(problems, np.uint16),
+                words=np.array(words, np.str_),
+            )
+        os.replace(part, memory)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _matrix(rows: Sequence[bytes], width: int) -> np.ndarray:
+    """Return rows of so many bytes as `(n, width)` uint8."""
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, width)

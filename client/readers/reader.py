@@ -1,0 +1,114 @@
+"""What a reader of one format says of itself; `client/readers/registry.py` lists them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedgraft.client.readers.source import Label, Source, unreadable
+
+Content = Literal["images", "table"]
+Stamp = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table a plan asks for.
+
+        TableColumns.of(["age", "sex"], {"sex": ["f", "m"]}, target="ill")
+
+    Attributes:
+        features: the input columns, in order.
+        categories: those of them that hold categories, each with its values, in order.
+        target: the column of labels.
+    """
+
+    features: tuple[str, ...] = ()
+    categories: tuple[tuple[str, tuple[Label, ...]], ...] = ()
+    target: str = "target"
+
+    @classmethod
+    def of(
+        cls, features: Sequence[str], categories: Mapping[str, Sequence[Label]], target: str
+    ) -> TableColumns:
+        """Return them from a plan's own lists; two that say the same are equal."""
+        encoded = [(name, tuple(categories[name])) for name in sorted(categories)]
+        return cls(tuple(features), tuple(encoded), target)
+
+
+NO_TABLE = TableColumns()
+
+
+@dataclass(frozen=True)
+class ManifestColumns:
+    """What the columns of a manifest are called."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+
+
+USUAL_NAMES = ManifestColumns()
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """What is to be read, with everything that node.yaml and the plan say about reading it.
+
+    Attributes:
+        path: an absolute path, or a name with a prefix.
+        cache: folder to remember there which image files were looked at already; None: look at
+            every file anew.
+    """
+
+    path: str
+    table: TableColumns = NO_TABLE
+    manifest: ManifestColumns = USUAL_NAMES
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format: how it is known, what it gives, and how it is read.
+
+        NPZ = Reader("npz", lambda path: path.endswith(".npz"), read=lambda request: …)
+
+    Attributes:
+        name: what node.yaml's `data.format` calls it.
+        matches: path → whether data of this format lies there.
+        read: a request → its records. Raises `UserError` with file, line and column.
+        gives: path → images, or the rows of a table.
+        stamp: path → what changes when the data does. Raises `UserError`.
+        options: what of a request `read` depends on, beside the path.
+    """
+
+    name: str
+    matches: Callable[[str], bool]
+    read: Callable[[ReadRequest], Source]
+    gives: Callable[[str], Content] = lambda _: "images"
+    stamp: Callable[[str], Stamp] = lambda path: stamp_of([path])
+    options: Callable[[ReadRequest], Hashable] = lambda _: None
+
+
+def stamp_of(paths: Sequence[str]) -> Stamp:
+    """Return path, time of modification and size of each. Raise `UserError` where one is gone."""
+    stamps = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise unreadable(paths[0], error) from None
+        stamps.append((path, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
+
+
+def has_suffix(*suffixes: str) -> Callable[[str], bool]:
+    """Return whether a path ends in one of these, in capitals or not."""
+
+    def matches(path: str) -> bool:
+        return Path(path).suffix.lower() in suffixes and not Path(path).is_dir()
+
+    return matches

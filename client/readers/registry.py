@@ -1,0 +1,30 @@
+"""The formats of data: what node.yaml's `data.format` may name, and the reader of each.
+
+To add one: a file here with a `Reader` in it (`client/readers/reader.py`), and a line below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedgraft.common.registry import Registry
+
+if TYPE_CHECKING:
+    from fedgraft.client.readers.reader import Reader
+
+# A path that begins so is the name of a data set that scikit-learn ships.
+PREFIX = "sklearn:"
+
+READERS: Registry[Reader] = Registry(
+    "data.format",
+    "format",
+    {
+        "npz": "fedgraft.client.readers.archive:NPZ",
+        "csv": "fedgraft.client.readers.table_file:CSV",
+        "parquet": "fedgraft.client.readers.table_file:PARQUET",
+        "image-folder": "fedgraft.client.readers.folder:IMAGE_FOLDER",
+        "dicom": "fedgraft.client.readers.folder:DICOM_FOLDER",
+        "manifest": "fedgraft.client.readers.manifest:MANIFEST",
+        "sklearn": "fedgraft.client.readers.bundled:SKLEARN",
+    },
+)
