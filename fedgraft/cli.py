@@ -232,7 +232,7 @@ def report(
 
     Example: `fedgraft report runs/study-membership`
     """
-    from fedgraft.simulations.report import write_report
+    from fedgraft.simulations.write_report import write_report
 
     print(write_report(run))
 
@@ -264,7 +264,7 @@ def manifest(
     """
     from fedgraft.server.papers.manifest import MANIFEST, run_facts, write_manifest
     from fedgraft.server.papers.manifest import sign as sign_with
-    from fedgraft.simulations.reproduce import verified
+    from fedgraft.simulations.reproduce import verify_manifest
 
     if (folder / "result.json").is_file() and not (folder / MANIFEST).is_file() and not verify:
         print(write_manifest(folder, run_facts(folder)))
@@ -272,7 +272,7 @@ def manifest(
     if sign is not None:
         print(sign_with(folder, sign))
     if verify or sign is None:
-        print(verified(folder, key))
+        print(verify_manifest(folder, key))
 
 
 @app.command()
@@ -300,11 +300,11 @@ def reproduce(
     """
     from dataclasses import asdict
 
-    from fedgraft.simulations.reproduce import failing, verified
+    from fedgraft.simulations.reproduce import list_failures, verify_manifest
     from fedgraft.simulations.reproduce import reproduce as run_again
 
     if verify or key is not None:
-        said = verified(manifest, key)
+        said = verify_manifest(manifest, key)
         if verify:
             print(said)
             return
@@ -317,7 +317,7 @@ def reproduce(
                 f"{'✓' if check.agrees else '✗' if check.needed else '≠'} {check.what}:"
                 f" {check.said}"
             )
-    if wrong := failing(checks):
+    if wrong := list_failures(checks):
         raise RunFailed(f"{len(wrong)} of {len(checks)} things do not agree")
 
 

@@ -18,9 +18,17 @@ from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
 from fedgraft.server.papers.manifest import problems_in, read_manifest, run_facts, signer
 from fedgraft.server.papers.surroundings import code, machine, packages
-from fedgraft.simulations.study.run_study import Job, found_by_attacks, run_jobs
-from fedgraft.simulations.study.study_file import Cell
-from fedgraft.simulations.study.study_table import numbers
+from fedgraft.simulations.flatten import flatten_numbers
+from fedgraft.simulations.report.attack_results import read_attack_results
+from fedgraft.simulations.study.cell_job import CellJob
+from fedgraft.simulations.study.cells import Cell
+from fedgraft.simulations.study.run_cells import run_cells
+
+# a manifest, or the facts of one run in it
+Facts = Mapping[str, Any]
+
+# names in a sentence; more are counted
+MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,24 @@ class Check:
     agrees: bool
     said: str = ""
     needed: bool = True
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between two sets of numbers, the number's name, and how many were
+    compared; infinite where a number is missing.
+    """
+
+    largest: float
+    name: str
+    count: int
+
+    def as_check(self, what: str) -> Check:
+        """Return whether all numbers are the same, to the last digit."""
+        if not self.largest:
+            return Check(what, True, f"{self.count} numbers, to the last digit")
+        words = f"{self.count} numbers; {self.name} differs by {self.largest:.3g}"
+        return Check(what, False, words)
 
 
 def reproduce(
@@ -50,172 +76,190 @@ def reproduce(
         UserError: no manifest there, or the data or weights that it needs are missing.
         RunFailed: the run failed this time.
     """
-    content = read_manifest(path)
+    manifest = read_manifest(path)
     folder = (path if path.is_dir() else path.parent).absolute()
-    if "engine" not in content:
+    if "engine" not in manifest:
         what = "of a run whose data are at its hospitals; it cannot be run again here"
         raise UserError(what, where=str(path), remedy="verify it instead: --verify")
-    if found := problems_in(path):
-        return [Check("files", False, problem) for problem in found]
-    checks = [
-        Check("files", True, f"{len(content['files'])} files are as they were written"),
-        *_surroundings(content),
-    ]
-    runs = {"": content} if content["kind"] == "run" else content["cells"]
-    if cells is not None and cells < len(runs):
-        names = list(runs)
-        runs = {
-            names[at]: runs[names[at]] for at in range(0, len(names), math.ceil(len(names) / cells))
-        }
+    problems = problems_in(path)
+    if problems:
+        return [Check("files", False, problem) for problem in problems]
+
+    written = f"{len(manifest['files'])} files are as they were written"
+    checks = [Check("files", True, written), *_compare_surroundings(manifest)]
+    runs = _select_runs(manifest, cells)
     with tempfile.TemporaryDirectory(prefix="fedgraft-again-") as again:
-        jobs = {name: _job(folder, name, content, Path(again)) for name in runs}
-        failed = run_jobs(
-            list(jobs.values()),
-            content["name"],
-            len(jobs),
-            workers or (1 if len(jobs) == 1 else None),
-            quiet,
-        )
-        if failed:
-            raise RunFailed(
-                "\n".join(
-                    f"{name or 'the run'} failed: {reason}" for name, reason in failed.items()
-                )
-            )
+        jobs = {name: _make_job(folder, name, manifest, Path(again)) for name in runs}
+        _run_again(jobs, manifest["name"], workers, quiet)
         for name, job in jobs.items():
             before = folder / "cells" / name if name else folder
-            checks += _compared(name, runs[name], run_facts(job.run))
-            checks += _attacks(name, found_by_attacks(before), found_by_attacks(job.run))
+            checks += _compare_runs(name, runs[name], run_facts(job.run))
+            checks += _compare_attacks(name, before, job.run)
     return checks
 
 
-def _job(folder: Path, name: str, content: Mapping[str, Any], again: Path) -> Job:
-    """A cell with the plan as it was run; a run is a study of one."""
-    run = folder / "cells" / name if name else folder
-    base = folder / content["plan_folder"]
-    plan = load_plan(run / "plan.yaml")
-    cell = Cell(name or "run", {}, (), plan, plan_hash(plan))
-    engine, attacks = content["engine"], tuple(content.get("attacks", ()))
-    clauses = content.get("policy", {})
-    return Job(
-        run / "plan.yaml", cell, base if base.is_dir() else run, again, engine, (), attacks, clauses
-    )
-
-
-def _surroundings(content: Mapping[str, Any]) -> list[Check]:
-    """What may explain a difference, and is no difference in itself."""
-    now = code()
-    changed = [
-        name
-        for name, digest in content["code"]["files"].items()
-        if now["files"].get(name) != digest
-    ]
-    changed += [name for name in now["files"] if name not in content["code"]["files"]]
-    checks = [
-        Check("code", not changed, _some(changed) or "every source file is the same", needed=False)
-    ]
-    for what, then, current in (
-        ("packages", content["packages"], packages()),
-        ("machine", content["machine"], machine()),
-    ):
-        other = [
-            f"{key} {then.get(key)} → {current.get(key)}"
-            for key in then
-            if then.get(key) != current.get(key)
-        ]
-        checks.append(Check(what, not other, _some(other) or "the same", needed=False))
-    return checks
-
-
-def _compared(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Check]:
-    """What came out, against what is written."""
-    at = f"{name}: " if name else ""
-    spent = [
-        {node: (each["epsilon"], each["history"]) for node, each in facts["ledger"].items()}
-        for facts in (then, now)
-    ]
-    same = then["results"]["adapter"] == now["results"]["adapter"]
-    other = _some(_differing(then["data"], now["data"]))
-    before, after = numbers(then["results"]["final"], ""), numbers(now["results"]["final"], "")
-    largest, metric = _difference(before, after)
-    return [
-        Check(f"{at}plan", then["plan"] == now["plan"], now["plan"]),
-        Check(f"{at}data", then["data"] == now["data"], other or "the same records"),
-        Check(f"{at}backbone", then["backbone"] == now["backbone"], now["backbone"]["fingerprint"]),
-        Check(f"{at}privacy", spent[0] == spent[1], _epsilon(now)),
-        Check(f"{at}shared model", same, "bit for bit" if same else "its bytes differ"),
-        Check(f"{at}metrics", largest == 0, _said(len(after), largest, metric)),
-    ]
-
-
-def _attacks(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Check]:
-    """What attacks found, but for their seconds."""
-    checks = []
-    for attack in then:
-        before, after = (
-            {
-                key: value
-                for key, value in numbers(found.get(attack, {}), "").items()
-                if not key.endswith("seconds")
-            }
-            for found in (then, now)
-        )
-        largest, number = _difference(before, after)
-        at = f"{name}: {attack}" if name else attack
-        checks.append(Check(at, largest == 0, _said(len(after), largest, number)))
-    return checks
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, str]:
-    """The largest difference between two sets of numbers, and its name; infinite where one is
-    missing.
-    """
-    largest, name = 0.0, ""
-    for key in before.keys() | after.keys():
-        found = abs(before[key] - after[key]) if key in before and key in after else math.inf
-        if found > largest:
-            largest, name = found, key.lstrip(".")
-    return largest, name
-
-
-def _said(count: int, largest: float, name: str) -> str:
-    return f"{count} numbers" + (
-        f"; {name} differs by {largest:.3g}" if largest else ", to the last digit"
-    )
-
-
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        each
-        for key in then
-        for each in then[key].keys() | now[key].keys()
-        if then[key].get(each) != now[key].get(each)
-    ]
-
-
-def _epsilon(facts: Mapping[str, Any]) -> str:
-    found = [each["epsilon"] for each in facts["ledger"].values()]
-    return f"largest ε {max(found):.4g}, every step counted" if found else "none was asked for"
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join(sorted(words)[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
-
-
-def failing(checks: Sequence[Check]) -> list[Check]:
-    """Checks that a reproduction stands or falls with, and that do not agree."""
+def list_failures(checks: Sequence[Check]) -> list[Check]:
+    """Return checks that a reproduction stands or falls with, and that do not agree."""
     return [check for check in checks if check.needed and not check.agrees]
 
 
-def verified(path: Path, key: Path | None) -> str:
-    """A sentence about a manifest that holds. Raises `RunFailed` naming everything that does
+def verify_manifest(path: Path, key: Path | None) -> str:
+    """Return a sentence about a manifest that holds. Raise `RunFailed` naming everything that does
     not.
     """
-    found = problems_in(path, key)
-    if found:
-        raise RunFailed(
-            f"{path} does not hold:\n" + "\n".join(f"  ✗ {problem}" for problem in found)
-        )
+    problems = problems_in(path, key)
+    if problems:
+        lines = [f"{path} does not hold:"]
+        lines += [f"  ✗ {problem}" for problem in problems]
+        raise RunFailed("\n".join(lines))
     by = signer(path)
     signed = f"signed with {by}" if by else "nobody signed it"
-    return f"✓ {path}: {len(read_manifest(path)['files'])} files are there and unchanged; {signed}"
+    files = len(read_manifest(path)["files"])
+    return f"✓ {path}: {files} files are there and unchanged; {signed}"
+
+
+# ── run again ─────────────────────────────────────────────────────────────────────────────────────
+def _select_runs(manifest: Facts, most: int | None) -> dict[str, Facts]:
+    """Return the facts of each run by its cell's name, "" for the one run; at most so many, spread
+    over the study.
+    """
+    if manifest["kind"] == "run":
+        return {"": manifest}
+    cells = manifest["cells"]
+    if most is None or most >= len(cells):
+        return cells
+    names = list(cells)
+    step = math.ceil(len(names) / most)
+    return {name: cells[name] for name in names[::step]}
+
+
+def _make_job(folder: Path, name: str, manifest: Facts, again: Path) -> CellJob:
+    """Return a cell with the plan as it was run; a run is a study of one."""
+    run = folder / "cells" / name if name else folder
+    plan_folder = folder / manifest["plan_folder"]
+    plan = load_plan(run / "plan.yaml")
+    return CellJob(
+        plan_file=run / "plan.yaml",
+        cell=Cell(name or "run", {}, (), plan, plan_hash(plan)),
+        base=plan_folder if plan_folder.is_dir() else run,
+        out=again,
+        engine=manifest["engine"],
+        baselines=(),
+        attacks=tuple(manifest.get("attacks", ())),
+        policy=manifest.get("policy", {}),
+    )
+
+
+def _run_again(jobs: Mapping[str, CellJob], name: str, workers: int | None, quiet: bool) -> None:
+    """Run every job. Raise `RunFailed` naming those that failed."""
+    if workers is None and len(jobs) == 1:
+        workers = 1
+    failed = run_cells(list(jobs.values()), name, len(jobs), workers, quiet)
+    if failed:
+        lines = [f"{cell or 'the run'} failed: {reason}" for cell, reason in failed.items()]
+        raise RunFailed("\n".join(lines))
+
+
+# ── compare ───────────────────────────────────────────────────────────────────────────────────────
+def _compare_surroundings(manifest: Facts) -> list[Check]:
+    """Return what may explain a difference, and is no difference in itself."""
+    then = manifest["code"]["files"]
+    now = code()["files"]
+    changed = [name for name, digest in then.items() if now.get(name) != digest]
+    changed += [name for name in now if name not in then]
+    return [
+        Check("code", not changed, _name_some(changed) or "every source file is the same", False),
+        _compare_versions("packages", manifest["packages"], packages()),
+        _compare_versions("machine", manifest["machine"], machine()),
+    ]
+
+
+def _compare_versions(what: str, then: Facts, now: Facts) -> Check:
+    changes = []
+    for key, value in then.items():
+        if value != now.get(key):
+            changes.append(f"{key} {value} → {now.get(key)}")
+    return Check(what, not changes, _name_some(changes) or "the same", needed=False)
+
+
+def _compare_runs(name: str, then: Facts, now: Facts) -> list[Check]:
+    """Return what came out, against what is written."""
+    at = f"{name}: " if name else ""
+    other_data = _name_some(_list_differing(then["data"], now["data"]))
+    same_model = then["results"]["adapter"] == now["results"]["adapter"]
+    bits = "bit for bit" if same_model else "its bytes differ"
+    metrics = _subtract(
+        flatten_numbers(then["results"]["final"]),
+        flatten_numbers(now["results"]["final"]),
+    )
+    fingerprint = now["backbone"]["fingerprint"]
+    return [
+        Check(f"{at}plan", then["plan"] == now["plan"], now["plan"]),
+        Check(f"{at}data", then["data"] == now["data"], other_data or "the same records"),
+        Check(f"{at}backbone", then["backbone"] == now["backbone"], fingerprint),
+        Check(f"{at}privacy", _list_spent(then) == _list_spent(now), _describe_epsilon(now)),
+        Check(f"{at}shared model", same_model, bits),
+        metrics.as_check(f"{at}metrics"),
+    ]
+
+
+def _compare_attacks(name: str, before: Path, after: Path) -> list[Check]:
+    """Return what attacks found on two runs, but for their seconds."""
+    now = read_attack_results(after)
+    checks = []
+    for attack, measured in read_attack_results(before).items():
+        what = f"{name}: {attack}" if name else attack
+        again = now.get(attack, {})
+        difference = _subtract(_timeless_numbers(measured), _timeless_numbers(again))
+        checks.append(difference.as_check(what))
+    return checks
+
+
+def _timeless_numbers(measured: Facts) -> dict[str, Any]:
+    numbers = flatten_numbers(measured)
+    return {key: value for key, value in numbers.items() if not key.endswith("seconds")}
+
+
+def _subtract(before: Facts, after: Facts) -> Difference:
+    largest = 0.0
+    name = ""
+    for key in before.keys() | after.keys():
+        difference = math.inf
+        if key in before and key in after:
+            difference = abs(before[key] - after[key])
+        if difference > largest:
+            largest = difference
+            name = key
+    return Difference(largest, name, len(after))
+
+
+def _list_differing(then: Facts, now: Facts) -> list[str]:
+    """Return the names of what is not the same in two levels of mappings."""
+    names = []
+    for key, before in then.items():
+        after = now[key]
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                names.append(name)
+    return names
+
+
+def _list_spent(facts: Facts) -> dict[str, tuple[float, Any]]:
+    spent = {}
+    for node, entry in facts["ledger"].items():
+        spent[node] = (entry["epsilon"], entry["history"])
+    return spent
+
+
+def _describe_epsilon(facts: Facts) -> str:
+    epsilons = [entry["epsilon"] for entry in facts["ledger"].values()]
+    if not epsilons:
+        return "none was asked for"
+    return f"largest ε {max(epsilons):.4g}, every step counted"
+
+
+def _name_some(names: Sequence[str]) -> str:
+    some = ", ".join(sorted(names)[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        some += f" and {len(names) - MOST_NAMES} more"
+    return some

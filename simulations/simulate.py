@@ -28,7 +28,7 @@ from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.surroundings import sha256_of
 from fedgraft.simulations.baselines import VARIANTS, alone, chosen_baselines, pooled
 from fedgraft.simulations.engines.engine import ENGINES, nodes_on_disk, simulate
-from fedgraft.simulations.results_table import print_table, round_bytes
+from fedgraft.simulations.results_table import count_round_bytes, print_table
 
 
 def simulate_plan(
@@ -160,8 +160,8 @@ def run_seed(
     together: bool = False,
 ) -> Result:
     """The federation of one seed and its baselines; with `pages`, its picture and its page."""
-    from fedgraft.simulations.figures import labels_by_node
-    from fedgraft.simulations.report import write_report
+    from fedgraft.simulations.figures import draw_labels_by_node
+    from fedgraft.simulations.report.run_page import write_run_page
 
     plan = load_plan(name, overrides)
     started = time.perf_counter()
@@ -195,7 +195,7 @@ def run_seed(
         )
         result = result.but(notes=tuple(notes(plan, counts, names)), data=data)
         if pages:
-            labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
+            draw_labels_by_node(counts, names, plan.task.classes, out / "labels_by_node.png")
 
         for baseline in asked:
             clock = time.perf_counter()
@@ -217,7 +217,7 @@ def run_seed(
                         together=together,
                     )
                 found = ran.final.global_ | {
-                    "bytes": round_bytes(ran.bytes.model_dump()),
+                    "bytes": count_round_bytes(ran.bytes.model_dump()),
                     "adapter_bytes": ran.bytes.adapter,
                     "nodes": ran.final.nodes,
                 }
@@ -234,7 +234,7 @@ def run_seed(
     result = result.but(seconds=result.seconds | seconds)
     RunFolder(out).write_result(result)
     if pages:
-        write_report(out)
+        write_run_page(out)
         beside = {
             "plan_folder": os.path.relpath(path.parent, out),
             "engine": engine,
@@ -267,7 +267,7 @@ def partition_plan(plan: str, overrides: Sequence[str], out: Path) -> list[Path]
     Raises:
         UserError: a folder that is not empty or cannot be written, or data that cannot be dealt so.
     """
-    from fedgraft.simulations.figures import labels_by_node
+    from fedgraft.simulations.figures import draw_labels_by_node
     from fedgraft.simulations.partition import write_nodes
 
     path, wanted = find_plan(plan), load_plan(plan, overrides)
@@ -277,7 +277,7 @@ def partition_plan(plan: str, overrides: Sequence[str], out: Path) -> list[Path]
         )
     paths = write_nodes(wanted, path, out)
     counts, names = count_labels(wanted, paths)
-    labels_by_node(counts, names, wanted.task.classes, out / "labels_by_node.png")
+    draw_labels_by_node(counts, names, wanted.task.classes, out / "labels_by_node.png")
     return paths
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.simulations.results_table import size
+from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.simulate import simulate_plan
 
 SETTINGS = (
@@ -52,7 +52,7 @@ def main() -> None:
                     seeds=SEEDS,
                     quiet=True,
                 )
-                update = size(ran["seeds"][0]["bytes"]["adapter"])
+                update = show_bytes(ran["seeds"][0]["bytes"]["adapter"])
                 for key in ("accuracy", "auroc"):
                     values = [result["final"]["global"][key] for result in ran["seeds"]]
                     cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")

@@ -8,10 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan import Plan, Privacy
 from fedgraft.common.privacy.accounting import shown, statement
-from fedgraft.simulations.report import attacks_part as attacks
-from fedgraft.simulations.report import page, pictures
+from fedgraft.simulations.report import page
+from fedgraft.simulations.report.attack_results import AttackResults
+from fedgraft.simulations.report.audits_part import show_audits
+from fedgraft.simulations.report.page import Card
+from fedgraft.simulations.report.pictures import draw_budget
+
+# what one site spent: epsilon, delta, unit, neighbours, accountant, history
+Spent = Mapping[str, Any]
+# of a ledger's history: noise multiplier, sample rate, steps
+Steps = Sequence[float]
 
 NO_PRIVACY = (
     "No differential privacy was asked for: the updates may reveal training data, and nothing below"
@@ -33,113 +41,95 @@ ASSUMPTIONS = (
     ),
     "The network under the adapter was trained on other data: ε says nothing about that.",
 )
+NOT_AUDITED = "Not audited in this run: the ε above is what mathematics promises."
+NOTHING_SPENT = "No round was finished: nothing was spent."
 
-
-SEEN = {  # what an attacker has, by the plan's mode
+# by the plan's mode: what an attacker has, and what is done against it
+SEEN = {
     "sample": "all that a site sent as its update",
     "local": "all that a site sent as its update",
     "central": "the shared model; the coordinator itself sees more",
 }
+KINDS = {
+    "sample": "noise on every step at each site (DP-SGD)",
+    "central": "noise at the server",
+    "local": "noise on each site's update",
+}
+
+UNLIMITED = (
+    "anything: without differential privacy the updates and the shared model may reveal training"
+    " records"
+)
+NEVER_PROTECTED = (
+    ("what a group of people have in common: a model that learns it tells it, whoever took part"),
+    "mistakes of the model, and what people do with its answers",
+)
 
 
-def card(spent: Sequence[float]) -> tuple[str, str, bool]:
-    """The box at the top of a page."""
+def make_privacy_card(spent: Sequence[float]) -> Card:
+    """Return the box at the top of a page, from the ε of each site."""
     if not spent:
-        return "none", "differential privacy: updates may reveal training data", True
-    return (
-        f"ε ≤ {shown(max(spent)).rstrip('0').rstrip('.')}",
-        "differential privacy, the largest of all sites",
-        False,
-    )
+        return Card("none", "differential privacy: updates may reveal training data", warn=True)
+    largest = shown(max(spent)).rstrip("0").rstrip(".")
+    return Card(f"ε ≤ {largest}", "differential privacy, the largest of all sites")
 
 
-def section(plan: Plan, result: Mapping[str, Any], found: attacks.Found) -> list[str]:
-    """ε as stated and as proved, with unit, relation, sampling, δ, accountant and assumptions."""
-    proved = attacks.empirical([("", found)])
+def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) -> list[str]:
+    """Return ε as stated and as proved, with unit, relation, sampling, δ, accountant and
+    assumptions.
+    """
+    title = page.heading("Privacy")
+    audits = show_audits({"": attacks})
     if plan.privacy.mode == "none":
-        return [page.heading("Privacy"), page.note(NO_PRIVACY, warn=True), proved]
+        return [title, page.note(NO_PRIVACY, warn=True), audits]
     if not result["privacy"]:
-        return [
-            page.heading("Privacy"),
-            page.note("No round was finished: nothing was spent."),
-            proved,
-        ]
-    spent = dict(sorted(result["privacy"].items()))
-    name = max(spent, key=lambda node: spent[node]["epsilon"])
-    first = spent[name]
-    asked = plan.privacy
-    rates = {rate < 1 for each in spent.values() for _, rate, _ in each["history"]}
-    sampling = (
-        "Poisson: each unit is in a step by its own coin"
-        if True in rates
-        else "none: every unit is in every step"
-    )
-    ceiling = asked.target_epsilon
+        return [title, page.note(NOTHING_SPENT), audits]
+
+    by_site: dict[str, Spent] = dict(sorted(result["privacy"].items()))
+    most = max(by_site, key=lambda site: by_site[site]["epsilon"])
+    spent = by_site[most]
+    budget = {site: row["epsilon"] for site, row in by_site.items()}
     return [
-        page.heading("Privacy"),
-        page.paragraph(
-            f"ε limits what can be told, from {SEEN[asked.mode]}, about whether one {first['unit']} took part: no "
-            f"conclusion becomes more than e^ε = {math.exp(first['epsilon']):.3g} times as likely. The smaller ε, the "
-            "better; below 1 is strong, above 10 is little."
-        ),
-        page.note(f"{name}, which spent most: {_sentence(first)}"),
-        page.facts(
-            [
-                ("kind", {"sample": "noise on every step at each site (DP-SGD)", "central": "noise at the server",
-                          "local": "noise on each site's update"}.get(asked.mode, asked.mode)),
-                ("unit", first["unit"]),
-                ("neighbours", first.get("neighbours") or f"one {first['unit']} added or removed"),
-                ("sampling", sampling),
-                ("δ", f"{first['delta']:g}: the chance that the promise does not hold"),
-                ("accountant", f"{first['accountant'].upper()}, an upper bound, over every step of every round"),
-                ("clipping norm", f"{asked.max_grad_norm if asked.mode == 'sample' else asked.max_update_norm:g}"),
-            ]
-        ),
-        page.table(
-            ["site", "ε (upper bound)", "δ", "noise multiplier", "sample rate", "steps"],
-            [
-                [node, shown(each["epsilon"]), f"{each['delta']:g}", *_history(each["history"])]
-                for node, each in spent.items()
-            ],
-        ),
-        page.figure(
-            pictures.budget({node: each["epsilon"] for node, each in spent.items()}, ceiling),
-            "Budget spent by each site.",
-        ),
+        title,
+        page.paragraph(_explain_epsilon(plan.privacy, spent)),
+        page.note(f"{most}, which spent most: {_state_promise(spent)}"),
+        page.facts(_list_facts(plan.privacy, spent, by_site)),
+        _budget_table(by_site),
+        page.figure(draw_budget(budget, plan.privacy.target_epsilon), "Budget spent by each site."),
         page.heading("What this rests on", 3),
         page.bullets(ASSUMPTIONS),
-        proved or page.paragraph("Not audited in this run: the ε above is what mathematics promises.", "quiet"),
-    ]  # fmt: skip
+        audits or page.paragraph(NOT_AUDITED, "quiet"),
+    ]
 
 
-def not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
-    """What ε does not cover, in the result's own words."""
+def show_not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
+    """Return what ε does not cover, in the result's own words."""
     if plan.privacy.mode == "none":
-        lines = [
-            "anything: without differential privacy the updates and the shared model may reveal"
-            " training records"
-        ]
+        lines = [UNLIMITED]
     else:
         lines = list(result.get("not_covered_by_epsilon", ()))
     return [
         page.heading("What is not protected"),
-        page.bullets(
-            [
-                *lines,
-                (
-                    "what a group of people have in common: a model that learns it tells it,"
-                    " whoever took part"
-                ),
-                "mistakes of the model, and what people do with its answers",
-            ]
-        ),
+        page.bullets([*lines, *NEVER_PROTECTED]),
     ]
 
 
-def _sentence(spent: Mapping[str, Any]) -> str:
-    rows = [(float(sigma), float(rate), int(steps)) for sigma, rate, steps in spent["history"]]
+# ── in words ──────────────────────────────────────────────────────────────────────────────────────
+def _explain_epsilon(privacy: Privacy, spent: Spent) -> str:
+    likelier = math.exp(spent["epsilon"])
+    return (
+        f"ε limits what can be told, from {SEEN[privacy.mode]}, about whether one {spent['unit']}"
+        f" took part: no conclusion becomes more than e^ε = {likelier:.3g} times as likely. The"
+        " smaller ε, the better; below 1 is strong, above 10 is little."
+    )
+
+
+def _state_promise(spent: Spent) -> str:
+    history = []
+    for sigma, rate, steps in spent["history"]:
+        history.append((float(sigma), float(rate), int(steps)))
     return statement(
-        rows,
+        history,
         spent["delta"],
         unit=spent["unit"],
         accountant=spent["accountant"],
@@ -147,10 +137,60 @@ def _sentence(spent: Mapping[str, Any]) -> str:
     )
 
 
-def _history(rows: Sequence[Sequence[float]]) -> list[str]:
-    sigmas, rates = {f"{row[0]:.3g}" for row in rows}, {f"{row[1]:.3g}" for row in rows}
+def _list_facts(
+    privacy: Privacy, spent: Spent, by_site: Mapping[str, Spent]
+) -> list[tuple[str, str]]:
+    unit = spent["unit"]
+    neighbours = spent.get("neighbours") or f"one {unit} added or removed"
+    accountant = spent["accountant"].upper()
     return [
-        ", ".join(sorted(sigmas)),
-        ", ".join(sorted(rates)),
-        f"{sum(int(row[2]) for row in rows):,}",
+        ("kind", KINDS.get(privacy.mode, privacy.mode)),
+        ("unit", unit),
+        ("neighbours", neighbours),
+        ("sampling", _describe_sampling(by_site)),
+        ("δ", f"{spent['delta']:g}: the chance that the promise does not hold"),
+        ("accountant", f"{accountant}, an upper bound, over every step of every round"),
+        ("clipping norm", f"{_clipping_norm(privacy):g}"),
     ]
+
+
+def _describe_sampling(by_site: Mapping[str, Spent]) -> str:
+    for spent in by_site.values():
+        for _, rate, _ in spent["history"]:
+            if rate < 1:
+                return "Poisson: each unit is in a step by its own coin"
+    return "none: every unit is in every step"
+
+
+def _clipping_norm(privacy: Privacy) -> float:
+    if privacy.mode == "sample":
+        return privacy.max_grad_norm
+    return privacy.max_update_norm
+
+
+# ── by site ───────────────────────────────────────────────────────────────────────────────────────
+def _budget_table(by_site: Mapping[str, Spent]) -> str:
+    head = ["site", "ε (upper bound)", "δ", "noise multiplier", "sample rate", "steps"]
+    rows = []
+    for site, spent in by_site.items():
+        history: Sequence[Steps] = spent["history"]
+        rows.append(
+            [
+                site,
+                shown(spent["epsilon"]),
+                f"{spent['delta']:g}",
+                _join_distinct(history, 0),
+                _join_distinct(history, 1),
+                f"{_count_steps(history):,}",
+            ]
+        )
+    return page.table(head, rows)
+
+
+def _join_distinct(history: Sequence[Steps], column: int) -> str:
+    distinct = {f"{row[column]:.3g}" for row in history}
+    return ", ".join(sorted(distinct))
+
+
+def _count_steps(history: Sequence[Steps]) -> int:
+    return sum(int(row[2]) for row in history)

@@ -4,111 +4,173 @@ which approval.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
-from fedgraft.simulations.report import page, pictures
-from fedgraft.simulations.results_table import size
+from fedgraft.simulations.readable import show_bytes
+from fedgraft.simulations.report import page
+from fedgraft.simulations.report.pictures import draw_bytes
 
 Result = Mapping[str, Any]
+# lines of a run's metrics.jsonl
+Lines = Sequence[Mapping[str, Any]]
+
+NO_METRICS = "No metrics left a site."
+METRICS = (
+    "For the metrics on this page it sent sums over its test data: answers by true and given class,"
+    " histograms of scores, losses."
+)
+OF_GROUPS = " After the last round the same sums for the groups of people above."
+CAPTION = (
+    "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the"
+    " wire."
+)
+SIMULATED = (
+    "a simulation: the nodes were made for it and their policies approve any plan and backbone"
+)
+DEPLOYED = (
+    "each site's own node file approves plans and backbones by these hashes; who did not is listed"
+    " as left out"
+)
+
+# longer tables are folded up
+MOST_ROWS = 12
+FLOAT32_BYTES = 4
 
 
-def section(plan: Plan, result: Result, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tensors, bytes and rounds by site; the approval they left under; updates that were left out.
+class SentTensor(NamedTuple):
+    """A tensor that travels in each round."""
+
+    name: str
+    shape: Sequence[int]
+
+    @property
+    def bytes(self) -> int:
+        """Its size on the wire, without framing."""
+        return FLOAT32_BYTES * math.prod(self.shape)
+
+
+def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[str]:
+    """Return tensors, bytes and rounds by site; the approval they left under; updates that were
+    left out.
 
     Args:
         result: the run's result.json.
         lines: of its metrics.jsonl.
     """
-    spent, tensors = result["bytes"], _tensors(run)
-    sent: dict[str, list[int]] = {}
-    for line in lines:
-        if "bytes" in line:
-            sent.setdefault(line["node"], []).append(line["bytes"]["up"])
-    names = page.table(
-        ["tensor", "shape", "bytes in each round"],
-        [[name, " × ".join(map(str, shape)), f"{count:,}"] for name, shape, count in tensors],
-        texts=[1],
-    )
-    by_site = page.table(
-        ["site", "rounds", "bytes sent", "in each round"],
-        [
-            [name, str(len(each)), f"{sum(each):,}", f"{sum(each) / len(each):,.0f}"]
-            for name, each in sorted(sent.items())
-        ],
-    )
-    metrics = "No metrics left a site."
-    if any(line.get("received") or line.get("final") for line in lines):
-        metrics = (
-            "For the metrics on this page it sent sums over its test data: answers by true and"
-            " given class, histograms of scores, losses."
-        )
-    if result["final"].get("subgroups"):
-        metrics += " After the last round the same sums for the groups of people above."
-    refused = [f"round {row['round']}, {row['node']}: {row['reason']}" for row in result["refused"]]
+    tensors = _read_tensors(run)
+    sent = _collect_bytes(lines)
+    names = _tensors_table(tensors)
+    by_site = _sites_table(sent)
     return [
         page.heading("What left each building"),
-        page.paragraph(
-            f"In each round a site sent its adapter, {len(tensors)} tensors (tables of numbers) of"
-            f" {size(spent['adapter'])} in all, and {BESIDE[plan.privacy.mode]}. {metrics} No"
-            " image, no table row, no file name. Nothing else is accepted by the code that writes"
-            " and reads the messages; bytes below are with their framing."
-        ),
-        page.details(f"The {len(tensors)} tensors", names) if len(tensors) > 12 else names,
-        page.details(f"Bytes by site ({len(sent)})", by_site) if len(sent) > 12 else by_site,
-        page.figure(
-            pictures.bytes_sent(
-                [
-                    ("this adapter, one update", spent["adapter"]),
-                    ("full fine-tuning, one update", spent["full_model"]),
-                    ("the backbone, sent once", spent["backbone"]),
-                    ("this run, everything", spent["total"]),
-                ]
-            ),
-            "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that"
-            " crossed the wire.",
-        ),
-        page.facts(
-            [
-                ("under which approval", _approval(result)),
-                ("plan", result["plan_hash"]),
-                ("backbone", result["backbone"]["fingerprint_before"]),
-            ]
-        ),
-        (
-            page.heading("Left out", 3) + page.bullets(refused)
-            if refused
-            else page.paragraph("No update was left out.", "quiet")
-        ),
+        page.paragraph(_describe_update(plan, result, lines, len(tensors))),
+        _fold(f"The {len(tensors)} tensors", names, len(tensors)),
+        _fold(f"Bytes by site ({len(sent)})", by_site, len(sent)),
+        page.figure(_draw_sizes(result["bytes"]), CAPTION),
+        page.facts(_list_hashes(result)),
+        _show_refusals(result["refused"]),
     ]
 
 
-def _approval(result: Result) -> str:
-    if "engine" in result:
-        return (
-            "a simulation: the nodes were made for it and their policies approve any plan and"
-            " backbone"
-        )
+def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> str:
+    adapter = show_bytes(result["bytes"]["adapter"])
+    beside = BESIDE[plan.privacy.mode]
+    metrics = _describe_metrics(result, lines)
     return (
-        "each site's own node file approves plans and backbones by these hashes; who did not is"
-        " listed as left out"
+        f"In each round a site sent its adapter, {tensors} tensors (tables of numbers) of"
+        f" {adapter} in all, and {beside}. {metrics} No image, no table row, no file name. Nothing"
+        " else is accepted by the code that writes and reads the messages; bytes below are with"
+        " their framing."
     )
 
 
-def _tensors(run: Path) -> list[tuple[str, list[int], int]]:
-    """What travels, from the last checkpoint: name, shape, bytes."""
+def _describe_metrics(result: Result, lines: Lines) -> str:
+    measured = any(line.get("received") or line.get("final") for line in lines)
+    words = METRICS if measured else NO_METRICS
+    if result["final"].get("subgroups"):
+        words += OF_GROUPS
+    return words
+
+
+def _draw_sizes(spent: Mapping[str, Any]) -> bytes:
+    return draw_bytes(
+        {
+            "this adapter, one update": spent["adapter"],
+            "full fine-tuning, one update": spent["full_model"],
+            "the backbone, sent once": spent["backbone"],
+            "this run, everything": spent["total"],
+        }
+    )
+
+
+def _list_hashes(result: Result) -> list[tuple[str, str]]:
+    approval = SIMULATED if "engine" in result else DEPLOYED
+    return [
+        ("under which approval", approval),
+        ("plan", result["plan_hash"]),
+        ("backbone", result["backbone"]["fingerprint_before"]),
+    ]
+
+
+def _show_refusals(refused: Sequence[Mapping[str, Any]]) -> str:
+    if not refused:
+        return page.paragraph("No update was left out.", "quiet")
+    lines = []
+    for row in refused:
+        lines.append(f"round {row['round']}, {row['node']}: {row['reason']}")
+    return page.heading("Left out", 3) + page.bullets(lines)
+
+
+def _fold(summary: str, table: str, rows: int) -> str:
+    if rows <= MOST_ROWS:
+        return table
+    return page.details(summary, table)
+
+
+# ── tensors ───────────────────────────────────────────────────────────────────────────────────────
+def _tensors_table(tensors: Sequence[SentTensor]) -> str:
+    rows = []
+    for tensor in tensors:
+        shape = " × ".join(map(str, tensor.shape))
+        rows.append([tensor.name, shape, f"{tensor.bytes:,}"])
+    return page.table(["tensor", "shape", "bytes in each round"], rows, texts=[1])
+
+
+def _read_tensors(run: Path) -> list[SentTensor]:
+    """Return what travels, from the last checkpoint, by name."""
     from safetensors import safe_open
 
     files = sorted((run / "checkpoints").glob("round-????/adapter.safetensors"))
     if not files:
         return []
+    tensors = []
     with safe_open(files[-1], framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    sizes = {name: 4 for name in shapes}
-    for name, shape in shapes.items():
-        for length in shape:
-            sizes[name] *= length
-    return [(name, shapes[name], sizes[name]) for name in sorted(shapes)]
+        # the file is no mapping: its keys must be asked for
+        for name in sorted(file.keys()):
+            tensors.append(SentTensor(name, file.get_slice(name).get_shape()))
+    return tensors
+
+
+# ── sites ─────────────────────────────────────────────────────────────────────────────────────────
+def _collect_bytes(lines: Lines) -> dict[str, list[int]]:
+    """Return the bytes that each site sent, by round."""
+    sent: dict[str, list[int]] = defaultdict(list)
+    for line in lines:
+        if "bytes" in line:
+            sent[line["node"]].append(line["bytes"]["up"])
+    return sent
+
+
+def _sites_table(sent: Mapping[str, Sequence[int]]) -> str:
+    rows = []
+    for site, by_round in sorted(sent.items()):
+        total = sum(by_round)
+        rounds = len(by_round)
+        rows.append([site, str(rounds), f"{total:,}", f"{total / rounds:,.0f}"])
+    return page.table(["site", "rounds", "bytes sent", "in each round"], rows)

@@ -13,84 +13,102 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.files.whole_files import replacing
-from fedgraft.simulations.results_table import round_bytes
+from fedgraft.simulations.flatten import flatten_numbers
+from fedgraft.simulations.results_table import count_round_bytes
 
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+BY_SITE = ("accuracy", "auroc")
 Row = dict[str, Any]
+Result = Mapping[str, Any]
 
 
-def row_of(labels: Mapping[str, Any], result: Mapping[str, Any], attacks: Mapping[str, Any]) -> Row:
-    """One cell's row, from its result.json and its attacks.json."""
-    row: Row = {key: _cell(value) for key, value in labels.items()}
-    final, nodes = result["final"]["global"], result["final"]["nodes"]
-    spent = list(result["privacy"].values())
-    row |= {key: final[key] for key in METRICS if key in final}
-    for key in ("accuracy", "auroc"):
-        known = [node[key] for node in nodes.values() if node.get(key) is not None]
-        if known:
-            row[f"worst.{key}"], row[f"gap.{key}"] = min(known), max(known) - min(known)
-    row |= {
-        "examples": final.get("examples"),
-        "epsilon": max((each["epsilon"] for each in spent), default=None),
-        "delta": max((each["delta"] for each in spent), default=None),
-        "adapter_bytes": result["bytes"]["adapter"],
-        "bytes": round_bytes(result["bytes"]),
-        "full_model_bytes": result["bytes"]["full_model"],
-        "refused": len(result["refused"]),
-        "seconds": result["seconds"].get("total"),
-    }
-    for name, found in result["baselines"].items():
-        row |= {f"baseline.{name}.{key}": found.get(key) for key in METRICS if key in found}
-    for name, found in attacks.items():
-        row |= numbers(found, f"attack.{name}")
+def make_row(labels: Mapping[str, Any], result: Result, attacks: Mapping[str, Any]) -> Row:
+    """Return one cell's row, from its result.json and its attacks.json."""
+    row: Row = {key: _write_label(value) for key, value in labels.items()}
+    row |= _select_metrics(result["final"]["global"])
+    row |= _compare_sites(result["final"]["nodes"])
+    row |= _list_costs(result)
+    for name, baseline in result["baselines"].items():
+        row |= _select_metrics(baseline, f"baseline.{name}.")
+    for name, measured in attacks.items():
+        row |= flatten_numbers(measured, f"attack.{name}")
     return row | {"plan_hash": result["plan_hash"], "status": result["status"]}
 
 
-def numbers(found: Mapping[str, Any], prefix: str) -> Row:
-    """The numbers in nested mappings, by dotted name; an interval `[low, high]` gives two; curves
-    are left out.
-    """
+def _write_label(value: Any) -> Any:
+    """Return a label as a value of the table: a list or a group of keys becomes its JSON."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _select_metrics(measured: Mapping[str, Any], prefix: str = "") -> Row:
+    return {prefix + key: measured[key] for key in METRICS if key in measured}
+
+
+def _compare_sites(nodes: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return the worst site's accuracy and AUROC, and how far the best is from it."""
     row: Row = {}
-    for key, value in found.items():
-        name = f"{prefix}.{key}"
-        if isinstance(value, Mapping):
-            row |= numbers(value, name)
-        elif isinstance(value, bool | int | float):
-            row[name] = value
-        elif (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(isinstance(each, int | float) for each in value)
-        ):
-            row[f"{name}.low"], row[f"{name}.high"] = value
+    for key in BY_SITE:
+        known = [node[key] for node in nodes.values() if node.get(key) is not None]
+        if known:
+            worst = min(known)
+            row[f"worst.{key}"] = worst
+            row[f"gap.{key}"] = max(known) - worst
     return row
 
 
+def _list_costs(result: Result) -> Row:
+    """Return examples, the largest ε and δ, bytes, how many were left out, and seconds."""
+    sent = result["bytes"]
+    return {
+        "examples": result["final"]["global"].get("examples"),
+        "epsilon": _largest_spent(result, "epsilon"),
+        "delta": _largest_spent(result, "delta"),
+        "adapter_bytes": sent["adapter"],
+        "bytes": count_round_bytes(sent),
+        "full_model_bytes": sent["full_model"],
+        "refused": len(result["refused"]),
+        "seconds": result["seconds"].get("total"),
+    }
+
+
+def _largest_spent(result: Result, key: str) -> float | None:
+    return max((spent[key] for spent in result["privacy"].values()), default=None)
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 def write_table(rows: Sequence[Row], folder: Path) -> None:
-    """`table.csv` and `table.parquet`, each in one step: the same rows, columns and types."""
+    """Write `table.csv` and `table.parquet`, each in one step: the same rows, columns and types."""
+    # here, since a study that finishes no cell has no use for them
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    table = pa.table({name: _column(rows, name) for name in columns_of(rows)})
-    for name, write in (("table.csv", csv.write_csv), ("table.parquet", parquet.write_table)):
-        with replacing(folder / name) as part:
-            write(table, part)
+    table = pa.table({name: _column(rows, name) for name in list_columns(rows)})
+    with replacing(folder / "table.csv") as part:
+        csv.write_csv(table, part)
+    with replacing(folder / "table.parquet") as part:
+        parquet.write_table(table, part)
 
 
-def columns_of(rows: Iterable[Row]) -> list[str]:
-    """Every column, in the order in which the rows bring them."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+def list_columns(rows: Iterable[Row]) -> list[str]:
+    """Return every column, in the order in which the rows bring them."""
+    columns: Row = {}
+    for row in rows:
+        columns |= row
+    return list(columns)
 
 
 def _column(rows: Sequence[Row], name: str) -> list[Any]:
-    """A column's values in one type: numbers with texts among them become texts."""
+    """Return a column's values in one type: numbers with texts among them become texts."""
     values = [row.get(name) for row in rows]
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
-        return [None if value is None else float(value) for value in values]
-    return [None if value is None else str(value) for value in values] if len(kinds) > 1 else values
+        return _convert(values, float)
+    if len(kinds) > 1:
+        return _convert(values, str)
+    return values
 
 
-def _cell(value: Any) -> Any:
-    """A label as a value of the table: a list or a group of keys becomes its JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+def _convert(values: Sequence[Any], kind: type) -> list[Any]:
+    return [None if value is None else kind(value) for value in values]

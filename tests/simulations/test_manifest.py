@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.server.papers.manifest import files_of, problems_in, read_manifest, sign, signer
-from fedgraft.simulations.reproduce import failing, reproduce, verified
+from fedgraft.simulations.reproduce import list_failures, reproduce, verify_manifest
 from fedgraft.simulations.simulate import simulate_plan
 
 PRIVATE = "privacy={mode: sample, target_epsilon: 8, delta: 1e-3}"
@@ -159,13 +159,13 @@ def test_files_that_came_or_went_are_named(place):
         "addendum.md: came after the manifest was written",
     ]
     with pytest.raises(RunFailed, match=r"metrics\.jsonl"):
-        verified(place / "run", None)
+        verify_manifest(place / "run", None)
 
 
 def test_a_manifest_written_anew_needs_a_new_signature(place):
     """Results changed together with their manifest, under the old signature or another's."""
     run = place / "run"
-    assert str(signer(run)) in verified(run, place / "key.pub")
+    assert str(signer(run)) in verify_manifest(run, place / "key.pub")
     sign(run, place / "other.pem")
     assert problems_in(run) == []
     (problem,) = problems_in(run, place / "key.pub")
@@ -214,7 +214,7 @@ def test_it_says_what_the_run_was_made_of(place):
 def test_a_second_run_agrees_and_other_data_does_not(place):
     """A repetition that always says yes, or one that differs by itself."""
     checks = reproduce(place / "run", workers=1, quiet=True)
-    assert failing(checks) == []
+    assert list_failures(checks) == []
     assert {check.what for check in checks} >= {
         "files",
         "code",
@@ -226,7 +226,7 @@ def test_a_second_run_agrees_and_other_data_does_not(place):
 
     rows = (place / "north.csv").read_text().splitlines()
     (place / "north.csv").write_text("\n".join([rows[0], *rows[2:]]) + "\n")
-    wrong = {check.what for check in failing(reproduce(place / "run", workers=1, quiet=True))}
+    wrong = {check.what for check in list_failures(reproduce(place / "run", workers=1, quiet=True))}
     assert {"data", "shared model", "metrics"} <= wrong
 
     (place / "run" / "plan.yaml").write_text("name: other\n")

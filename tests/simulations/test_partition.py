@@ -20,7 +20,7 @@ from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.plan.simulation_section import SimulationSection
-from fedgraft.simulations.figures import labels_by_node
+from fedgraft.simulations.figures import draw_labels_by_node
 from fedgraft.simulations.partition import NodeRows, partition, write_nodes
 from tests.records import open_records
 
@@ -312,7 +312,7 @@ def test_the_picture_is_drawn_for_any_size(tmp_path: Path, nodes: int, classes: 
 
     table = np.random.default_rng(0).integers(0, 40, (nodes, classes))
     path = tmp_path / "labels.png"
-    labels_by_node(
+    draw_labels_by_node(
         table, [f"node-{k}" for k in range(nodes)], [f"class {k}" for k in range(classes)], path
     )
     with Image.open(path) as image:

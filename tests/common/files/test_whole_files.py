@@ -30,7 +30,7 @@ from fedgraft.common.files.whole_files import replacing, write_whole
 from fedgraft.common.result import SeedResults
 from fedgraft.server.papers.manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder
-from fedgraft.simulations.figures import labels_by_node
+from fedgraft.simulations.figures import draw_labels_by_node
 from fedgraft.simulations.report.page import write_page
 from fedgraft.simulations.simulate import rewrite
 from fedgraft.simulations.study.study_table import write_table
@@ -89,7 +89,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "results of a study": lambda folder: rewrite(folder / "file", {"a": "x" * LARGE}),
     "page": lambda folder: write_page(folder / "file", "ε" * LARGE),
     "manifest": lambda folder: write_manifest(folder, {"a": "x" * LARGE}),
-    "picture": lambda folder: labels_by_node(
+    "picture": lambda folder: draw_labels_by_node(
         np.ones((3, 2)), ["a", "b", "c"], ["x", "y"], folder / "file"
     ),
     "table": lambda folder: write_table([{"a": "x" * LARGE}], folder),

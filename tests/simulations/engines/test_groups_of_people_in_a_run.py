@@ -26,7 +26,7 @@ from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import Groups, group_records, read_groups
 from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
 from fedgraft.simulations.partition import NO_CLAUSES
-from fedgraft.simulations.report import write_report
+from fedgraft.simulations.write_report import write_report
 
 DATA = Path(
     os.environ.get("FEDGRAFT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data")

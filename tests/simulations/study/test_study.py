@@ -12,10 +12,12 @@ from pyarrow import csv, parquet
 
 from fedgraft.common.errors import RunFailed, UserError, UserErrors
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
-from fedgraft.simulations.study import run_study as running
+from fedgraft.simulations.flatten import flatten_numbers
+from fedgraft.simulations.study import cell_job
+from fedgraft.simulations.study.cells import load_study
 from fedgraft.simulations.study.run_study import run_study
-from fedgraft.simulations.study.study_file import READY_STUDIES, load_study, ready_studies
-from fedgraft.simulations.study.study_table import columns_of, numbers, write_table
+from fedgraft.simulations.study.study_file import READY_STUDIES, list_ready_studies
+from fedgraft.simulations.study.study_table import list_columns, write_table
 
 STUDY = """
 name: ranks
@@ -104,7 +106,7 @@ def test_a_study_that_is_not_there_names_those_that_are():
         load_study("membershp")
 
 
-@pytest.mark.parametrize("name", ready_studies())
+@pytest.mark.parametrize("name", list_ready_studies())
 def test_ready_studies_are_valid(name):
     """A ready study whose plans no longer validate, or whose header is not the command that runs
     it.
@@ -121,9 +123,9 @@ def test_finished_cells_are_not_run_again(place, monkeypatch):
     out = place / "out"
     ran = []
     monkeypatch.setattr(
-        running,
+        cell_job,
         "_federate",
-        lambda job, real=running._federate: (ran.append(job.cell.folder), real(job)),
+        lambda job, real=cell_job._federate: (ran.append(job.cell.folder), real(job)),
     )
     path = place / "study.yaml"
     path.write_text(
@@ -209,7 +211,7 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path):
     ]
     write_table(rows, tmp_path)
     table = parquet.read_table(tmp_path / "table.parquet")
-    assert table.column_names == columns_of(rows) == ["case", "x", "mixed", "late"]
+    assert table.column_names == list_columns(rows) == ["case", "x", "mixed", "late"]
     assert table.to_pydict() == {
         "case": ["a", "b"],
         "x": [1.0, 0.5],
@@ -225,7 +227,7 @@ def test_numbers_of_an_attack_become_columns():
         "views": {"shared": {"auc": 0.5, "auc_interval": [0.4, 0.6], "roc": {"fpr": [0, 0.1, 1]}}},
         "kind": "x",
     }
-    assert numbers(found, "attack.loss") == {
+    assert flatten_numbers(found, "attack.loss") == {
         "attack.loss.views.shared.auc": 0.5,
         "attack.loss.views.shared.auc_interval.low": 0.4,
         "attack.loss.views.shared.auc_interval.high": 0.6,

@@ -1,0 +1,92 @@
+"""The page's part on what was trained, and on whose data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedgraft.common.plan.plan import Plan
+from fedgraft.simulations.readable import show_bytes
+from fedgraft.simulations.report import page
+from fedgraft.simulations.report.pictures import draw_label_counts
+
+Result = Mapping[str, Any]
+
+TRAINED = {
+    "head": "a new classifier only (head)",
+    "lora": "low-rank updates beside the weights (LoRA), and a classifier",
+    "bottleneck": "narrow layers after every block (bottleneck), and a classifier",
+    "scale-shift": "a scale and a shift for every channel, and a classifier",
+    "bias": "added biases, and a classifier",
+    "full": "the whole network",
+}
+AVERAGES = ("fedavg", "fedprox")
+
+# under differential privacy, counts are told in tens
+COARSE = 10
+EXACT_COUNTS = (
+    "A simulation on one machine: in a deployment only each site's total is sent, not its classes."
+)
+COARSE_COUNTS = (
+    f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class."
+)
+
+
+def show_training(plan: Plan, result: Result) -> list[str]:
+    """Return the network, what of it was trained and how, and each site's examples by class."""
+    parts = [
+        page.heading("What was trained, and on whose data"),
+        page.facts(_list_facts(plan, result)),
+    ]
+    counts, words = choose_counts(plan, result)
+    if counts:
+        picture = draw_label_counts(counts, result["data"]["classes"])
+        parts.append(page.figure(picture, "Training examples of each class at each site."))
+        parts.append(page.paragraph(words, "quiet"))
+    return parts
+
+
+def choose_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str]:
+    """Return training examples by site and class as they may be told, and the sentence that says
+    how.
+    """
+    counts = result.get("data", {}).get("labels", {})
+    if plan.privacy.mode == "none":
+        return counts, EXACT_COUNTS
+    coarse = {}
+    for name, row in counts.items():
+        coarse[name] = [count - count % COARSE for count in row]
+    return coarse, COARSE_COUNTS
+
+
+def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
+    adapter = result["adapter"]
+    sites = len(result["final"]["nodes"])
+    return [
+        ("frozen network", _describe_backbone(result)),
+        ("what was trained", f"{TRAINED[adapter['method']]}: {adapter['values']:,} numbers"),
+        ("training", _describe_rounds(plan)),
+        ("combined by", _describe_strategy(plan.aggregate.strategy)),
+        ("classes", ", ".join(plan.task.classes)),
+        ("sites", str(sites)),
+    ]
+
+
+def _describe_backbone(result: Result) -> str:
+    backbone = result["backbone"]
+    size = show_bytes(result["bytes"]["backbone"])
+    same = backbone["fingerprint_before"] == backbone["fingerprint_after"]
+    unchanged = "the same before and after the run" if same else "it CHANGED during the run"
+    return f"{backbone['name']}, {size}; {unchanged}"
+
+
+def _describe_rounds(plan: Plan) -> str:
+    epochs = plan.train.local_epochs
+    passes = "one pass" if epochs == 1 else f"{epochs} passes"
+    return f"{plan.train.rounds} rounds of {passes} over each site's data"
+
+
+def _describe_strategy(strategy: str) -> str:
+    if strategy in AVERAGES:
+        return f"the average of the sites' updates ({strategy})"
+    return strategy

@@ -1,0 +1,101 @@
+"""What the table at the end of a simulation means, in sentences with numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedgraft.common.privacy.accounting import shown
+from fedgraft.simulations.readable import show_bytes
+
+Result = Mapping[str, Any]
+
+GAINS = {"accuracy": "accuracy", "auroc": "AUROC"}
+
+
+def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list[str]:
+    """Return sentences on bytes, on what the backbone brings, on ε, and on whoever was left out.
+
+    Args:
+        results: result.json of each seed.
+        privacy: whether ε and its ledger are among them.
+    """
+    sentences = [_describe_bytes(results[0]["bytes"])]
+    for metric, word in GAINS.items():
+        sentences += _describe_gain(results, metric, word)
+    if privacy:
+        sentences += _describe_privacy(results)
+    sentences += _list_notes(results)
+    for result in results:
+        sentences += _list_refusals(result)
+    return sentences
+
+
+def _describe_bytes(spent: Mapping[str, Any]) -> str:
+    times = spent["full_model"] / spent["adapter"]
+    return (
+        f"one update is {show_bytes(spent['adapter'])}; full fine-tuning would send"
+        f" {show_bytes(spent['full_model'])}, {times:.0f} times as much; the backbone"
+        f" ({show_bytes(spent['backbone'])}) went out once to each of {spent['handout']['nodes']}"
+        " nodes"
+    )
+
+
+def _describe_gain(results: Sequence[Result], metric: str, word: str) -> list[str]:
+    """Return what the pre-trained backbone brings over a random one, where both were measured."""
+    gains = []
+    for result in results:
+        ours = result["final"]["global"].get(metric)
+        theirs = result["baselines"].get("random-backbone", {}).get(metric)
+        if ours and theirs:
+            gains.append(ours - theirs)
+    if not gains:
+        return []
+
+    mean = 100 * np.mean(gains)
+    sentence = (
+        f"what the pre-trained backbone brings: {mean:+.1f} points of {word} over a random one"
+    )
+    if len(gains) > 1:
+        sentence += f" (least {100 * min(gains):+.1f} over {len(gains)} seeds)"
+    return [sentence]
+
+
+def _describe_privacy(results: Sequence[Result]) -> list[str]:
+    """Return the largest ε of any node and seed, with all that it needs to mean something, and
+    where it is counted.
+    """
+    spent: list[Mapping[str, Any]] = []
+    for result in results:
+        spent += result["privacy"].values()
+    if not spent:
+        return []
+
+    most = max(spent, key=lambda entry: entry["epsilon"])
+    sentences = [
+        f"privacy: ε ≤ {shown(most['epsilon'])} at δ = {most['delta']:g} at every node, for"
+        f" {most['neighbours']}; all rounds composed, {most['accountant'].upper()} accountant;"
+        " report.html lists what ε does not cover"
+    ]
+    ledger = results[0].get("ledger")
+    if ledger:
+        sentences.append(f"ledger: {ledger}")
+    return sentences
+
+
+def _list_notes(results: Sequence[Result]) -> list[str]:
+    """Return every note once, in the order in which the seeds bring them."""
+    notes: dict[str, None] = {}
+    for result in results:
+        notes |= dict.fromkeys(result.get("notes", []))
+    return list(notes)
+
+
+def _list_refusals(result: Result) -> list[str]:
+    sentences = []
+    for refusal in result["refused"]:
+        when = f"seed {result['seed']}, round {refusal['round']}"
+        sentences.append(f"{when}: {refusal['node']} left out: {refusal['reason']}")
+    return sentences

@@ -1,0 +1,144 @@
+"""Cells of a study in parallel processes, with a bar that tells the time left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from fedgraft.simulations.study.cell_job import CellJob, run_cell
+
+KILLED = "its process was killed; is there enough memory? Try fewer --workers"
+
+
+def run_cells(
+    jobs: Sequence[CellJob], name: str, total: int, workers: int | None, quiet: bool
+) -> dict[str, str]:
+    """Run cells in parallel processes.
+
+    Args:
+        jobs: the cells that are not finished.
+        name: the study's, shown beside the bar.
+        total: cells of the study, with those that are finished.
+        workers: processes at once; default: one a core.
+
+    Returns:
+        The reason for each that failed, by its folder's name.
+    """
+    failed: dict[str, str] = {}
+    if not jobs:
+        return failed
+    processes = min(workers or os.cpu_count() or 1, len(jobs))
+    started = time.perf_counter()
+    with _CellProgress(name, total, total - len(jobs), quiet) as progress:
+        for number, (job, reason) in enumerate(_run_each(jobs, processes), start=1):
+            if reason:
+                failed[job.cell.folder] = reason
+            seconds_each = (time.perf_counter() - started) / number
+            progress.advance(job.cell.folder, reason, seconds_each * (len(jobs) - number))
+    return failed
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
+def _run_each(jobs: Sequence[CellJob], processes: int) -> Iterator[tuple[CellJob, str]]:
+    """Yield each cell, as it ends, and why it failed if it did."""
+    if processes == 1:
+        for job in jobs:
+            yield job, run_cell(job)
+        return
+
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            futures = {pool.submit(run_cell, job): job for job in jobs}
+            for future in as_completed(futures):
+                yield futures[future], _reason_of(future)
+            # they end by themselves
+            pool.shutdown(wait=False)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _reason_of(future: Future[str]) -> str:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return KILLED
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes started inside use one thread for arithmetic: cells are what runs in
+    parallel.
+    """
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────
+class _CellProgress:
+    """A bar on a terminal, a line for each cell elsewhere; both tell the time left."""
+
+    def __init__(self, name: str, total: int, done: int, quiet: bool) -> None:
+        self._name = name
+        self._total = total
+        self._done = done
+        self._console = Console(stderr=True)
+        self._in_lines = not quiet and not self._console.is_terminal
+        self._bars = Progress(
+            TextColumn(name),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("cells, {task.fields[left]}"),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._bar = self._bars.add_task(
+            name, total=total, completed=done, left="the first ones are running"
+        )
+
+    def __enter__(self) -> _CellProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def advance(self, cell: str, failure: str, seconds_left: float) -> None:
+        """Count one cell more; say so in a line where there is no bar, or where it failed."""
+        self._done += 1
+        left = _show_seconds(seconds_left)
+        self._bars.advance(self._bar)
+        self._bars.update(self._bar, left=f"{left} left" if seconds_left else "done")
+        if failure:
+            first, *_ = failure.splitlines()
+            self._print(cell, f"failed: {first}", left)
+        elif self._in_lines:
+            self._print(cell, "done", left)
+
+    def _print(self, cell: str, outcome: str, left: str) -> None:
+        number = f"{self._done}/{self._total}"
+        line = f"{self._name} {number}  {cell}  {outcome}, {left} left"
+        self._console.print(line, soft_wrap=True)
+
+
+def _show_seconds(seconds: float) -> str:
+    if seconds >= 90:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s"

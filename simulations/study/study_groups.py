@@ -1,0 +1,153 @@
+"""A study's cells by everything but their seed: means with intervals, and what attacks found over
+the seeds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, among
+from fedgraft.simulations.flatten import is_interval, is_number
+from fedgraft.simulations.report.attack_results import (
+    AttackResults,
+    Measured,
+    read_attack_results,
+)
+from fedgraft.simulations.report.audits_part import is_refuted
+from fedgraft.simulations.report.intervals import Interval, estimate_mean
+from fedgraft.simulations.study.study_file import Study
+
+Row = dict[str, Any]
+SHORT_NAMES = {"simulation.nodes": "{} hospitals", "simulation.partition.alpha": "α = {}"}
+# never below 0 or above 1
+SHARES = ("accuracy", "auroc", "f1", "calibration_error")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that differ by their seed only.
+
+    group = Group("ε = 8", [{"seed": 7, "accuracy": 0.80}, {"seed": 8, "accuracy": 0.82}])
+    group.estimate("accuracy")      # Interval(value=0.81, low=…, high=…)
+    group.estimate("epsilon")       # None
+    """
+
+    name: str
+    rows: list[Row]
+
+    def estimate(self, column: str) -> Interval | None:
+        """Return a column's mean and interval over the seeds; None where no cell has it."""
+        values = self.values(column)
+        if not values:
+            return None
+        mean = estimate_mean(values)
+        _, _, metric = column.rpartition(".")
+        if metric not in SHARES or mean.bounds is None:
+            return mean
+        low, high = mean.bounds
+        return Interval(mean.value, max(0.0, low), min(1.0, high))
+
+    def values(self, column: str) -> list[Any]:
+        """Return what the cells have in a column, without those that have nothing."""
+        return [row[column] for row in self.rows if row.get(column) is not None]
+
+
+def group_cells(study: Study, rows: Sequence[Row]) -> list[Group]:
+    """Return cells by everything but their seed, in the order of the table."""
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_name[_name_of(study, row)].append(row)
+    return [Group(name, cells) for name, cells in by_name.items()]
+
+
+def _name_of(study: Study, row: Row) -> str:
+    words = [row["case"]] if study.cases else []
+    words += [_shorten(key, row[key]) for key in study.grid]
+    return ", ".join(words) or study.name
+
+
+def _shorten(key: str, value: Any) -> str:
+    """Return a key of the grid and its value, in a few words."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    _, _, last = key.rpartition(".")
+    template = SHORT_NAMES.get(key, last + " {}")
+    return template.format(short)
+
+
+# ── attacks ───────────────────────────────────────────────────────────────────────────────────────
+def merge_attacks(folder: Path, group: Group) -> AttackResults:
+    """Return what each attack measured on a plan, over its seeds.
+
+    Args:
+        folder: the study's folder.
+    """
+    runs: list[AttackResults] = []
+    for row in group.rows:
+        results = read_attack_results(folder / "cells" / row["cell"])
+        if results:
+            runs.append(results)
+    if not runs:
+        return {}
+
+    merged = {}
+    for name in runs[0]:
+        measured = [run[name] for run in runs if name in run]
+        if len(measured) == len(runs):
+            merged[name] = merge_seeds(measured)
+    return merged
+
+
+def merge_seeds(measured: Sequence[Measured]) -> Measured:
+    """Return one attack over several seeds: its means, or of audits the one that says most."""
+    if measured[0].get("kind") == "audit":
+        return _strongest_audit(measured)
+    return _merge(measured)
+
+
+def _strongest_audit(audits: Sequence[Measured]) -> Measured:
+    """Return one that refutes, or else the one that proves most; all hold together at their
+    confidence.
+    """
+    names = [field.name for field in fields(Audit)]
+    corrected = []
+    for measured in audits:
+        audit = Audit(**{name: measured[name] for name in names})
+        together = among(len(audits), audit)
+        corrected.append({**measured, **asdict(together)})
+    return max(corrected, key=lambda audit: (is_refuted(audit), audit["epsilon"]))
+
+
+def _merge(values: Sequence[Any]) -> Any:
+    """Return numbers by their mean, intervals by the widest, everything else by the first."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return _merge_mappings(values)
+    if is_interval(first):
+        return _widest(values)
+    if is_number(first) and all(map(is_number, values)):
+        fractions = any(isinstance(value, float) for value in values)
+        return float(np.mean(values)) if fractions else first
+    return first
+
+
+def _merge_mappings(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge key by key what all have; a curve is that of the first."""
+    merged = {}
+    for key, value in mappings[0].items():
+        if key == "roc":
+            merged[key] = value
+        elif all(key in mapping for mapping in mappings):
+            merged[key] = _merge([mapping[key] for mapping in mappings])
+    return merged
+
+
+def _widest(intervals: Sequence[Sequence[float]]) -> list[float]:
+    lows = [interval[0] for interval in intervals]
+    highs = [interval[1] for interval in intervals]
+    return [min(lows), max(highs)]
