@@ -5,7 +5,7 @@ probabilities.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,11 @@ from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 
 BATCH = 256
+# names of inputs, and the raw inputs
+Batch = tuple[list[str], Tensor]
+
+TABLES = "a .csv with the plan's columns"
+IMAGES = "an image, a folder of images or an .npz"
 
 
 def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> int:
@@ -42,72 +47,82 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
         with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["input", "class", *(f"p_{name}" for name in shared.classes)])
-            for names, inputs in _batches(shared, data):
-                for name, row in zip(names, shared.probabilities(inputs), strict=True):
-                    best = shared.classes[int(row.argmax())]
-                    writer.writerow([name, best, *(f"{value:.6f}" for value in row.tolist())])
-                    written += 1
+            for names, inputs in _read_batches(shared, data):
+                lines = _predict_batch(shared, names, inputs)
+                writer.writerows(lines)
+                written += len(lines)
     except OSError as error:
-        raise UserError(
-            f"cannot be written ({error.strerror})",
-            where=str(out),
-            remedy="name another file: --out FILE.csv",
-        ) from error
+        what = f"cannot be written ({error.strerror})"
+        remedy = "name another file: --out FILE.csv"
+        raise UserError(what, where=str(out), remedy=remedy) from error
     return written
 
 
-def _batches(shared: SharedModel, data: Path) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and raw inputs of `data`, some at a time. Images of a folder may differ in size:
-    prepared one by one.
-    """
+def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) -> list[list[str]]:
+    """Return a line for each input: its name, the likeliest class, all probabilities."""
+    lines = []
+    for name, row in zip(names, shared.probabilities(inputs), strict=True):
+        likeliest = shared.classes[int(row.argmax())]
+        shares = [f"{value:.6f}" for value in row.tolist()]
+        lines.append([name, likeliest, *shares])
+    return lines
+
+
+def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
+    """Yield names and raw inputs of `data`, some at a time."""
     tables = shared.plan.task.kind == "tabular-classification"
     if not data.exists():
-        raise UserError(
-            "no such file or folder",
-            where=str(data),
-            remedy="give an image, a folder, an .npz or a .csv",
-        )
-    if tables != (data.suffix.lower() == ".csv"):
-        wanted = (
-            "a .csv with the plan's columns"
-            if tables
-            else "an image, a folder of images or an .npz"
-        )
-        raise UserError(f"this model takes {wanted}", where=str(data), remedy=f"give {wanted}")
+        remedy = "give an image, a folder, an .npz or a .csv"
+        raise UserError("no such file or folder", where=str(data), remedy=remedy)
+    suffix = data.suffix.lower()
+    if tables != (suffix == ".csv"):
+        needed = TABLES if tables else IMAGES
+        what = f"this model takes {needed}"
+        raise UserError(what, where=str(data), remedy=f"give {needed}")
+
     if tables:
-        values = torch.from_numpy(
-            read_features(data, shared.plan.task.columns, shared.plan.task.encoding)
-        )
-        yield from _slices([f"row {index + 1}" for index in range(len(values))], values)
-    elif data.suffix.lower() == ".npz":
-        yield from _npz(data)
+        yield from _read_table(shared, data)
+    elif suffix == ".npz":
+        yield from _read_archive(data)
     else:
-        known = (*SUFFIXES, *DICOM_SUFFIXES)
-        files = (
-            [data]
-            if data.is_file()
-            else sorted(f for f in data.rglob("*") if f.suffix.lower() in known)
-        )
-        if not files:
-            raise UserError(
-                "no images in this folder", where=str(data), remedy=f"known: {', '.join(known)}"
-            )
-        for file in files:
-            name = file.name if data.is_file() else str(file.relative_to(data))
-            yield [name], read_images([file])
+        yield from _read_images(data)
 
 
-def _npz(data: Path) -> Iterator[tuple[list[str], Tensor]]:
-    arrays = {key: array for key, array in load_archive(data)[0].items() if key.endswith("images")}
-    if not arrays:
-        raise UserError(
-            "no array of images", where=str(data), remedy="name it `images`, or as MedMNIST does"
-        )
-    for key, array in arrays.items():
-        images = torch.from_numpy(np.ascontiguousarray(as_images(array, f"{data}: {key}")))
-        yield from _slices([f"{key}[{index}]" for index in range(len(images))], images)
+def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
+    task = shared.plan.task
+    values = torch.from_numpy(read_features(data, task.columns, task.encoding))
+    names = [f"row {index + 1}" for index in range(len(values))]
+    yield from _cut(names, values)
 
 
-def _slices(names: list[str], inputs: Tensor) -> Iterator[tuple[list[str], Tensor]]:
+def _read_archive(data: Path) -> Iterator[Batch]:
+    archive, *_ = load_archive(data)
+    keys = [key for key in archive if key.endswith("images")]
+    if not keys:
+        remedy = "name it `images`, or as MedMNIST does"
+        raise UserError("no array of images", where=str(data), remedy=remedy)
+    for key in keys:
+        array = as_images(archive[key], f"{data}: {key}")
+        images = torch.from_numpy(np.ascontiguousarray(array))
+        names = [f"{key}[{index}]" for index in range(len(images))]
+        yield from _cut(names, images)
+
+
+def _read_images(data: Path) -> Iterator[Batch]:
+    """Yield images one by one: those of a folder may differ in size."""
+    if data.is_file():
+        yield [data.name], read_images([data])
+        return
+    known = (*SUFFIXES, *DICOM_SUFFIXES)
+    files = sorted(file for file in data.rglob("*") if file.suffix.lower() in known)
+    if not files:
+        remedy = f"known: {', '.join(known)}"
+        raise UserError("no images in this folder", where=str(data), remedy=remedy)
+    for file in files:
+        yield [str(file.relative_to(data))], read_images([file])
+
+
+def _cut(names: list[str], inputs: Tensor) -> Iterator[Batch]:
     for start in range(0, len(names), BATCH):
-        yield names[start : start + BATCH], inputs[start : start + BATCH]
+        end = start + BATCH
+        yield names[start:end], inputs[start:end]

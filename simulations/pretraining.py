@@ -4,7 +4,7 @@ provenance.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedgraft.client.data.data_set import DataSource, TaskData, open_records
+from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
 from fedgraft.client.data.split import Split
 from fedgraft.client.round import generator_of
 from fedgraft.client.training.local_steps import build_optimizer, evaluate, train
 from fedgraft.common.backbones.backbone import (
+    Backbone,
     backbone_state,
     fingerprint_of,
     load_backbone,
@@ -24,9 +25,24 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
-from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.pretrain_section import PretrainSection
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan_file import plan_hash
+
+NO_PRETRAIN = (
+    "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
+    " FILE.safetensors"
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a backbone learns from, and what it is tested on."""
+
+    records: Records
+    train: Split
+    held_out: Split
 
 
 def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
@@ -39,71 +55,90 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         UserError: no `pretrain` section, weights that are not a file to be made, or data that is
             missing.
     """
-    if plan.pretrain is None or not (plan.backbone.weights or "").endswith(".safetensors"):
+    section = plan.pretrain
+    weights = plan.backbone.weights or ""
+    if section is None or not weights.endswith(".safetensors"):
         raise UserError(
             "says nothing of how to make its backbone",
             where=f"{plan_path}: pretrain",
-            remedy=(
-                "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
-                " FILE.safetensors"
-            ),
+            remedy=NO_PRETRAIN,
         )
-    wanted = plan.pretrain
-    task = replace(
-        TaskData.of(plan.task), classes=tuple(map(str, wanted.labels)), labels=wanted.labels
-    )
-    records = open_records(DataSource(resolve(wanted.data, plan_path.parent)), task)
+    records = _open(plan, section, plan_path)
     torch.set_num_threads(plan.train.threads)
-    backbone = load_backbone(
-        plan.backbone.name,
-        image_size=plan.backbone.image_size,
-        hidden=plan.backbone.hidden,
-        columns=plan.task.inputs,
-        seed=wanted.seed,
+    backbone = _build(plan, section)
+    data = _Data(
+        records=records,
+        train=Split(records, records.splits["train"], backbone.preprocess),
+        held_out=Split(records, records.splits["test"], backbone.preprocess),
     )
-    split = Split(records, records.splits["train"], backbone.preprocess)
-    held_out = Split(records, records.splits["test"], backbone.preprocess)
     if isinstance(backbone.net, Mlp):
-        backbone.net.standardise.fit(records.read(split.rows))
+        backbone.net.standardise.fit(records.read(data.train.rows))
 
-    # Batch normalisation and dropout draw on the data and on the global random state here, and
-    # nowhere later.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wanted.seed)
-        model = nn.Sequential(backbone.net, nn.Linear(backbone.features, len(wanted.labels)))
-        model.requires_grad_(True).train()
-        train(
-            model,
-            split,
-            epochs=wanted.epochs,
-            batch_size=wanted.batch_size,
-            optimizer=build_optimizer(model, wanted.optimizer, wanted.optimizer.lr),
-            proximal=0.0,
-            augment="none",
-            generator=generator_of(wanted.seed, 0, "pretrain"),
-        )
-    model.requires_grad_(False).eval()
-    accuracy = evaluate(model, held_out, len(wanted.labels)).summary()["accuracy"]
+    model = _train(section, backbone, data.train)
+    accuracy = evaluate(model, data.held_out, len(section.labels)).summary()["accuracy"]
     trained = replace(backbone, fingerprint=fingerprint_of(backbone_state(backbone)))
-    path = Path(plan.backbone.weights or "")
-    provenance = {
-        "made_by": "fedgraft pretrain",
-        "plan": plan.name,
-        "plan_hash": plan_hash(plan),
-        "data": wanted.data,
-        "data_fingerprint": records.fingerprint,
-        "labels": list(wanted.labels),
-        "examples": len(split),
-        "held_out_examples": len(held_out),
-        "held_out_accuracy": accuracy,
-        "epochs": wanted.epochs,
-        "seed": wanted.seed,
-        "versions": {name: version(name) for name in ("fedgraft", "torch")},
-    }
+    path = Path(weights)
+    provenance = _describe(plan, section, data, accuracy)
     save_backbone(trained, path, provenance)
     return {
         "path": str(path),
         "fingerprint": trained.fingerprint,
         "accuracy": accuracy,
         "provenance": provenance,
+    }
+
+
+def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
+    classes = tuple(map(str, section.labels))
+    task = replace(TaskData.of(plan.task), classes=classes, labels=section.labels)
+    return open_records(DataSource(resolve(section.data, plan_path.parent)), task)
+
+
+def _build(plan: Plan, section: PretrainSection) -> Backbone:
+    return load_backbone(
+        plan.backbone.name,
+        image_size=plan.backbone.image_size,
+        hidden=plan.backbone.hidden,
+        columns=plan.task.inputs,
+        seed=section.seed,
+    )
+
+
+def _train(section: PretrainSection, backbone: Backbone, split: Split) -> nn.Module:
+    """Train the backbone under a new classifier; return both, frozen."""
+    # Batch normalisation and dropout draw on the data and on the global random state here, and
+    # nowhere later.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(section.seed)
+        classifier = nn.Linear(backbone.features, len(section.labels))
+        model = nn.Sequential(backbone.net, classifier)
+        model.requires_grad_(True).train()
+        train(
+            model,
+            split,
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            optimizer=build_optimizer(model, section.optimizer, section.optimizer.lr),
+            proximal=0.0,
+            augment="none",
+            generator=generator_of(section.seed, 0, "pretrain"),
+        )
+    return model.requires_grad_(False).eval()
+
+
+def _describe(plan: Plan, section: PretrainSection, data: _Data, accuracy: float | None) -> dict[str, Any]:
+    """Return the provenance that is kept beside the backbone."""
+    return {
+        "made_by": "fedgraft pretrain",
+        "plan": plan.name,
+        "plan_hash": plan_hash(plan),
+        "data": section.data,
+        "data_fingerprint": data.records.fingerprint,
+        "labels": list(section.labels),
+        "examples": len(data.train),
+        "held_out_examples": len(data.held_out),
+        "held_out_accuracy": accuracy,
+        "epochs": section.epochs,
+        "seed": section.seed,
+        "versions": {name: version(name) for name in ("fedgraft", "torch")},
     }

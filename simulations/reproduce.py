@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +184,33 @@ def _compare_versions(what: str, then: Facts, now: Facts) -> Check:
 
 def _compare_runs(name: str, then: Facts, now: Facts) -> list[Check]:
     """Return what came out, against what is written."""
-    at = f"{name}: " if name else ""
-    other_data = _name_some(_list_differing(then["data"], now["data"]))
-    same_model = then["results"]["adapter"] == now["results"]["adapter"]
-    bits = "bit for bit" if same_model else "its bytes differ"
-    metrics = _subtract(
-        flatten_numbers(then["results"]["final"]),
-        flatten_numbers(now["results"]["final"]),
-    )
-    fingerprint = now["backbone"]["fingerprint"]
+    checks = [
+        Check("plan", then["plan"] == now["plan"], now["plan"]),
+        _compare_data(then["data"], now["data"]),
+        _compare_backbones(then["backbone"], now["backbone"]),
+        Check("privacy", _list_spent(then) == _list_spent(now), _describe_epsilon(now)),
+        *_compare_results(then["results"], now["results"]),
+    ]
+    if not name:
+        return checks
+    return [replace(check, what=f"{name}: {check.what}") for check in checks]
+
+
+def _compare_data(then: Facts, now: Facts) -> Check:
+    differing = _name_some(_list_differing(then, now))
+    return Check("data", then == now, differing or "the same records")
+
+
+def _compare_backbones(then: Facts, now: Facts) -> Check:
+    return Check("backbone", then == now, now["fingerprint"])
+
+
+def _compare_results(then: Facts, now: Facts) -> list[Check]:
+    same = then["adapter"] == now["adapter"]
+    metrics = _subtract(flatten_numbers(then["final"]), flatten_numbers(now["final"]))
     return [
-        Check(f"{at}plan", then["plan"] == now["plan"], now["plan"]),
-        Check(f"{at}data", then["data"] == now["data"], other_data or "the same records"),
-        Check(f"{at}backbone", then["backbone"] == now["backbone"], fingerprint),
-        Check(f"{at}privacy", _list_spent(then) == _list_spent(now), _describe_epsilon(now)),
-        Check(f"{at}shared model", same_model, bits),
-        metrics.as_check(f"{at}metrics"),
+        Check("shared model", same, "bit for bit" if same else "its bytes differ"),
+        metrics.as_check("metrics"),
     ]
 
 

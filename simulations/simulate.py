@@ -268,7 +268,7 @@ def partition_plan(plan: str, overrides: Sequence[str], out: Path) -> list[Path]
         UserError: a folder that is not empty or cannot be written, or data that cannot be dealt so.
     """
     from fedgraft.simulations.figures import draw_labels_by_node
-    from fedgraft.simulations.partition import write_nodes
+    from fedgraft.simulations.simulated_nodes import write_nodes
 
     path, wanted = find_plan(plan), load_plan(plan, overrides)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

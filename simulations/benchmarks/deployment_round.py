@@ -33,7 +33,7 @@ from fedgraft.server.site.start_server import connect
 from fedgraft.simulations.benchmarks.project import write_project
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import free_ports, until
-from fedgraft.simulations.partition import write_nodes
+from fedgraft.simulations.simulated_nodes import write_nodes
 
 NODES, ROUNDS = 2, 5
 SETTINGS = (

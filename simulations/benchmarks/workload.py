@@ -77,7 +77,7 @@ def prepare(folder: Path, seed: int) -> Path:
     """
     from fedgraft.client.node.node_file import load_node
     from fedgraft.client.node_task import open_splits
-    from fedgraft.simulations.partition import write_nodes
+    from fedgraft.simulations.simulated_nodes import write_nodes
 
     path = folder / f"shards-{seed}.npz"
     if path.exists():

@@ -29,7 +29,7 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_yaml
 from fedgraft.common.result import Result
 from fedgraft.server.papers.run_folder import RunFolder
-from fedgraft.simulations.partition import NO_CLAUSES, write_nodes
+from fedgraft.simulations.simulated_nodes import NO_CLAUSES, write_nodes
 
 ENGINES = ("inprocess", "flower")
 

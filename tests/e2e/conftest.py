@@ -22,7 +22,7 @@ from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import free_ports
 from fedgraft.simulations.engines.inprocess import InProcessGrid
-from fedgraft.simulations.partition import write_nodes
+from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.test_formats import shares
 from tests.formats import DATA, as_dicom, as_folder, as_manifest
 

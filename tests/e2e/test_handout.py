@@ -14,7 +14,7 @@ from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.handout import PART
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import processes, running
-from fedgraft.simulations.partition import write_nodes
+from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import write_images
 
 PLAN = """

@@ -19,7 +19,7 @@ from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import until
-from fedgraft.simulations.partition import write_nodes
+from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import fill
 from tests.e2e.test_failures import refused, trained
 

@@ -18,7 +18,7 @@ from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.app import Federation, federate
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
-from fedgraft.simulations.partition import write_nodes
+from fedgraft.simulations.simulated_nodes import write_nodes
 
 PLAN = """
 name: tiny

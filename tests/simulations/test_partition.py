@@ -21,7 +21,8 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.simulations.figures import draw_labels_by_node
-from fedgraft.simulations.partition import NodeRows, partition, write_nodes
+from fedgraft.simulations.partition import NodeRows, partition
+from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.records import open_records
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[2].parent / "shared" / "data")

@@ -25,7 +25,7 @@ from fedgraft.common.tasks.classification_sums import sums_of
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import Groups, group_records, read_groups
 from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
-from fedgraft.simulations.partition import NO_CLAUSES
+from fedgraft.simulations.simulated_nodes import NO_CLAUSES
 from fedgraft.simulations.write_report import write_report
 
 DATA = Path(

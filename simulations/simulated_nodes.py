@@ -1,0 +1,165 @@
+"""The nodes of a simulation on disk: a node.yaml for each, as a hospital would write it.
+
+write_nodes(plan, Path("plan.yaml"), Path("nodes"))     # nodes/node-0.yaml, node-0.rows.npz, …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
+from fedgraft.client.data.find_reader import find_reader
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.simulation_section import SimulationSection
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.simulations.partition import NodeRows, choose_names, partition
+
+NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """What of the data a node gets: a file, and which of its rows if not all."""
+
+    name: str
+    file: str
+    rows: NodeRows | None = None
+
+
+def write_nodes(
+    plan: Plan,
+    plan_path: Path,
+    folder: Path,
+    *,
+    ledgers: Path | None = None,
+    activations: Path | None = None,
+    policy: Mapping[str, Any] = NO_CLAUSES,
+) -> list[Path]:
+    """Write `node-K.yaml`, and `node-K.rows.npz` where nodes share a file, for each node of a
+    simulation.
+
+    Args:
+        plan: its `simulation` says how; its `seed` is the seed of the draw.
+        plan_path: the plan's file; data are looked up beside it, see
+            `fedgraft.common.plan.data_files.resolve`.
+        folder: where to write; made if it is not there.
+        ledgers: folder of the nodes' privacy ledgers; default one inside `folder`.
+        activations: folder of what frozen layers compute, shared by all nodes: once for the whole
+            file; default one inside `folder`.
+        policy: clauses of every node's policy, over those that a simulation has by itself.
+
+    Returns:
+        The paths of the node.yaml files, in the order of the nodes.
+
+    Raises:
+        UserError: the data is missing or not in order, or cannot be dealt out so.
+    """
+    simulation = plan.simulation
+    if simulation is None:
+        remedy = "add `simulation: {nodes: 8, data: FILE, partition: {kind: iid}}`"
+        raise UserError("the plan has no simulation", where=str(plan_path), remedy=remedy)
+
+    shares = _deal_shares(plan, simulation, plan_path)
+    folder = folder.absolute()
+    ledger_folder = (ledgers or folder / "ledgers").absolute()
+    cache_folder = str(activations or folder / "activations")
+    # each node verifies the backbone that it is sent; it lies on this disk once
+    (folder / "store" / "backbones").mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, share in enumerate(shares):
+        node = {
+            "name": share.name,
+            "data": _describe_data(plan, simulation, share, folder / f"node-{number}.rows.npz"),
+            "store": str(_make_store(folder, number)),
+            "ledger": str(ledger_folder / f"{share.name}.sqlite"),
+            "cache": {"folder": cache_folder},
+            "policy": {**_default_policy(simulation), **policy},
+            "threads": plan.train.threads,
+        }
+        path = folder / f"node-{number}.yaml"
+        write_whole(path, dump_yaml(node), durable=False)
+        paths.append(path)
+    return paths
+
+
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────
+def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> list[_Share]:
+    files = [str(resolve(name, plan_path.parent)) for name in simulation.files]
+    opened = [_open(plan, simulation, file) for file in files]
+    if simulation.partition.kind == "files":
+        names = choose_names([Path(file).stem for file in files])
+        _check_files(simulation, opened)
+        return [_Share(name, file) for name, file in zip(names, files, strict=True)]
+    dealt = partition(simulation, opened[0], plan.seed)
+    return [_Share(rows.name, files[0], rows) for rows in dealt]
+
+
+def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
+    data = DataSource(file, test_fraction=simulation.test_fraction)
+    return open_records(data, TaskData.of(plan.task))
+
+
+def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:
+    """Raise `UserError` for a file with too few training examples."""
+    least = simulation.partition.min_examples
+    for records in opened:
+        examples = len(records.splits["train"])
+        if examples < least:
+            raise UserError(
+                f"{examples} training examples, fewer than {least}",
+                where=records.source.where,
+                remedy="lower simulation.partition.min_examples, or leave the file out",
+            )
+
+
+# ── one node ──────────────────────────────────────────────────────────────────────────────────────
+def _describe_data(
+    plan: Plan, simulation: SimulationSection, share: _Share, rows_file: Path
+) -> dict[str, Any]:
+    """Return the `data` of a node's file; write its rows where nodes share a file."""
+    reader = find_reader(share.file, None, TaskData.of(plan.task).content)
+    data: dict[str, Any] = {
+        "path": share.file,
+        "format": reader.name,
+        "test_fraction": simulation.test_fraction,
+    }
+    if share.rows is not None:
+        content = io.BytesIO()
+        np.savez(content, train=share.rows.train, val=share.rows.val, test=share.rows.test)
+        write_whole(rows_file, content.getvalue(), durable=False)
+        data["rows"] = str(rows_file)
+    return data
+
+
+def _make_store(folder: Path, number: int) -> Path:
+    """Make a node's store, with a link to the backbones of all."""
+    store = folder / "store" / f"node-{number}"
+    store.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (store / "backbones").symlink_to(Path("..", "backbones"))
+    return store
+
+
+def _default_policy(simulation: SimulationSection) -> dict[str, Any]:
+    least = simulation.partition.min_examples
+    return {
+        "min_examples": least,
+        # outside ε, as the result says
+        "report_metrics": True,
+        "round_counts": min(10, least),
+        # so that a simulation can be repeated
+        "seeded_noise": True,
+        # a run that was killed goes on
+        "replays": "count",
+    }
