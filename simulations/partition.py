@@ -232,7 +232,11 @@ class _BadDraw(Exception):
 
 
 def _deal_training(
-    simulation: SimulationSection, pool: _Pool, rows: np.ndarray, nodes: int, rng: np.random.Generator
+    simulation: SimulationSection,
+    pool: _Pool,
+    rows: np.ndarray,
+    nodes: int,
+    rng: np.random.Generator,
 ) -> Parts:
     """Return training rows by node.
 
@@ -276,7 +280,9 @@ def _check_draw(simulation: SimulationSection, pool: _Pool, rows: np.ndarray, pa
         raise _BadDraw(f"a node would get {smallest} training examples, fewer than {least}")
 
 
-def _draw(simulation: SimulationSection, pool: _Pool, rows: np.ndarray, nodes: int, seed: int) -> Parts:
+def _draw(
+    simulation: SimulationSection, pool: _Pool, rows: np.ndarray, nodes: int, seed: int
+) -> Parts:
     """Return rows by node as flwr-datasets deals them. Raise `_BadDraw` where it cannot."""
     # here, since `iid` need not wait two seconds for it
     from datasets import Dataset

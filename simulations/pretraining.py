@@ -25,10 +25,10 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.pretrain_section import PretrainSection
 from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
+from fedgraft.common.plan.pretrain_section import PretrainSection
 
 NO_PRETRAIN = (
     "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
@@ -126,7 +126,9 @@ def _train(section: PretrainSection, backbone: Backbone, split: Split) -> nn.Mod
     return model.requires_grad_(False).eval()
 
 
-def _describe(plan: Plan, section: PretrainSection, data: _Data, accuracy: float | None) -> dict[str, Any]:
+def _describe(
+    plan: Plan, section: PretrainSection, data: _Data, accuracy: float | None
+) -> dict[str, Any]:
     """Return the provenance that is kept beside the backbone."""
     return {
         "made_by": "fedgraft pretrain",

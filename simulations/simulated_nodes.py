@@ -20,9 +20,9 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.simulation_section import SimulationSection
-from fedgraft.common.plan.data_files import resolve
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})

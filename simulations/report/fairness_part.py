@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedgraft.common.plan.plan import Plan, Subgroups
+from fedgraft.common.plan.evaluate_section import SubgroupsSection
+from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.readable import show_spread
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.intervals import Interval, estimate_share, show_interval
@@ -135,7 +136,7 @@ def _show_groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
     return parts
 
 
-def _missing_groups(column: Subgroups, measured: Rows) -> list[str]:
+def _missing_groups(column: SubgroupsSection, measured: Rows) -> list[str]:
     return [f"{column.column}: {name}" for name in column.groups if name not in measured]
 
 

@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedgraft.common.plan.plan import Plan, Privacy
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import shown, statement
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import AttackResults
@@ -115,7 +116,7 @@ def show_not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
 
 
 # ── in words ──────────────────────────────────────────────────────────────────────────────────────
-def _explain_epsilon(privacy: Privacy, spent: Spent) -> str:
+def _explain_epsilon(privacy: PrivacySection, spent: Spent) -> str:
     likelier = math.exp(spent["epsilon"])
     return (
         f"ε limits what can be told, from {SEEN[privacy.mode]}, about whether one {spent['unit']}"
@@ -138,7 +139,7 @@ def _state_promise(spent: Spent) -> str:
 
 
 def _list_facts(
-    privacy: Privacy, spent: Spent, by_site: Mapping[str, Spent]
+    privacy: PrivacySection, spent: Spent, by_site: Mapping[str, Spent]
 ) -> list[tuple[str, str]]:
     unit = spent["unit"]
     neighbours = spent.get("neighbours") or f"one {unit} added or removed"
@@ -162,7 +163,7 @@ def _describe_sampling(by_site: Mapping[str, Spent]) -> str:
     return "none: every unit is in every step"
 
 
-def _clipping_norm(privacy: Privacy) -> float:
+def _clipping_norm(privacy: PrivacySection) -> float:
     if privacy.mode == "sample":
         return privacy.max_grad_norm
     return privacy.max_update_norm
