@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,11 @@ ExpectedOption = Annotated[
     ),
 ]
 HERE = Path("server.yaml")
+NOTES = {
+    "ca.crt": "give it to every hospital",
+    "ca.key": "take it offline: who has it can pose as the server",
+    "server.key": "stays on this host",
+}
 
 
 @server.command()
@@ -47,26 +53,23 @@ def certificates(
     Example: `fedgraft server certificates certificates --host fl.example.org --host 192.0.2.10
         --node hospital-a`
     """
-    from fedgraft.server.site.certificates import make
+    from fedgraft.server.site.certificates import make_certificates
 
-    written = make(folder, hosts=host or [], nodes=node or [], days=days)
+    written = make_certificates(folder, hosts=host or [], nodes=node or [], days=days)
     if json_:
         _print_json({"written": [str(path) for path in written]})
         return
-    notes = {
-        "ca.crt": "give it to every hospital",
-        "ca.key": "take it offline: who has it can pose as the server",
-        "server.key": "stays on this host",
-    }
     for path in written:
-        note = notes.get(path.name, "")
-        if path.parent.name == "nodes":
-            note = (
-                "register it: fedgraft server nodes add"
-                if path.suffix == ".pub"
-                else "goes to that hospital alone"
-            )
-        print(f"{path!s:<36} {note}".rstrip())
+        print(f"{path!s:<36} {_note(path)}".rstrip())
+
+
+def _note(path: Path) -> str:
+    """Return what to do with a file of `certificates`."""
+    if path.parent.name == "nodes":
+        if path.suffix == ".pub":
+            return "register it: fedgraft server nodes add"
+        return "goes to that hospital alone"
+    return NOTES.get(path.name, "")
 
 
 @server.command()
@@ -157,24 +160,16 @@ def list_(file: ServerOption = HERE, json_: JsonOption = False) -> None:
 
     Example: `fedgraft server nodes list`
     """
-    from fedgraft.server.site.nodes import listed
+    from fedgraft.server.site.nodes import list_nodes
     from fedgraft.server.site.server_file import load_server
 
-    rows = listed(load_server(file))
+    rows = list_nodes(load_server(file))
     if json_:
         _print_json({"nodes": rows})
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "status", "since")
-    table.add_column("id", no_wrap=True)
-    table.add_column("key", overflow="fold")
-    for row in rows:
-        table.add_row(row["name"], row["status"], row["since"], row["id"], row["key"])
-    Console().print(
-        table if rows else "no node is registered yet: fedgraft server nodes add NAME KEY.pub"
-    )
+    elif rows:
+        _print_nodes(rows)
+    else:
+        print("no node is registered yet: fedgraft server nodes add NAME KEY.pub")
 
 
 @nodes.command()
@@ -202,14 +197,28 @@ def _print_result(result: dict[str, Any], json_: bool) -> None:
         _print_json(result)
         return
     final = result["final"]["global"]
-    measured = ", ".join(
-        f"{key} {final[key]:.3f}" for key in ("accuracy", "auroc") if final.get(key) is not None
-    )
-    who = f"{result['rounds_done']} rounds, {len(result['final']['nodes'])} nodes"
-    print(f"completed: {who}, {measured or 'not measured'}")
+    metrics = []
+    for key in ("accuracy", "auroc"):
+        if final.get(key) is not None:
+            metrics.append(f"{key} {final[key]:.3f}")
+    rounds = f"{result['rounds_done']} rounds"
+    nodes = f"{len(result['final']['nodes'])} nodes"
+    print(f"completed: {rounds}, {nodes}, {', '.join(metrics) or 'not measured'}")
     for row in result["refused"]:
         print(f"  left out: {row['node']}, round {row['round']}: {row['reason']}")
     print(result["folder"])
+
+
+def _print_nodes(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "status", "since")
+    table.add_column("id", no_wrap=True)
+    table.add_column("key", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["status"], row["since"], row["id"], row["key"])
+    Console().print(table)
 
 
 def _print_json(value: Any) -> None:

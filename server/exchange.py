@@ -9,28 +9,53 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.common.wire.update import message_bytes
+from fedgraft.common.errors import Code
+from fedgraft.common.wire.message_size import message_bytes
 
 POLL = 0.2  # seconds
 
 
 @dataclass
 class Replies:
-    """What came back in one exchange, by node name; nodes in neither dictionary did not answer in
-    time.
+    """What came back in one exchange, by node name.
+
+    Attributes:
+        contents: of the nodes that did what they were asked to do.
+        refused: why the others did not, in words, the silent ones among them.
+        codes: of those that refused themselves, why, for programs.
+        called: what those that refused themselves call themselves.
+        down, up: bytes to and from each node.
     """
 
     contents: dict[str, RecordDict] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    called: dict[str, str] = field(default_factory=dict)  # what those that refused call themselves
-    down: dict[str, int] = field(default_factory=dict)  # bytes by node
+    codes: dict[str, Code] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
+
+    def take(self, name: str, message: Message, timeout: float) -> None:
+        """Write down one node's reply."""
+        if message.has_error():
+            self.refused[name] = _words(message.error.reason, timeout)
+            return
+        self.up[name] = message_bytes(message)
+        refusal = message.content.config_records.get("refused")
+        if refusal:
+            self._take_refusal(name, refusal)
+        else:
+            self.contents[name] = message.content
+
+    def _take_refusal(self, name: str, refusal: ConfigRecord) -> None:
+        self.refused[name] = str(refusal.get("reason", "no reason given"))[:2000]
+        self.codes[name] = Code.read(refusal.get("code"))
+        self.called[name] = str(refusal.get("node", name))[:100]
 
 
 def exchange(
@@ -41,62 +66,64 @@ def exchange(
     *,
     group: str,
     timeout: float,
-    on_reply: Callable[[str], None] = lambda name: None,
 ) -> Replies:
-    """Send one content to several nodes and collect what they answer.
+    """Send one content to several nodes and return what they answer.
 
     Args:
         kind: Flower's message type (`train`, `evaluate`, `query.offer` …).
         nodes: node names and their Flower ids.
         group: Flower's group id; the round's number.
         timeout: seconds after which nodes that have not answered are given up.
-        on_reply: called with each node's name as its reply arrives.
     """
-    result = Replies()
-    names = list(nodes)
-    messages = [
-        Message(content, dst_node_id=nodes[name], message_type=kind, group_id=group, ttl=timeout)
-        for name in names
-    ]
-    size = message_bytes(messages[0]) if messages else 0
-    result.down = dict.fromkeys(
-        names, size
-    )  # the same content for all: serialised once to be counted
-    pushed = list(grid.push_messages(messages)) or [""] * len(
-        names
-    )  # nothing at all: too large for the SuperLink
+    messages = []
+    for node_id in nodes.values():
+        message = Message(
+            content, dst_node_id=node_id, message_type=kind, group_id=group, ttl=timeout
+        )
+        messages.append(message)
+    replies = Replies(down=_sizes(messages, nodes))
+
     waiting: dict[str, str] = {}
-    for message_id, name in zip(pushed, names, strict=True):
+    for message_id, name in zip(_push(grid, messages), nodes, strict=True):
         if message_id:
             waiting[message_id] = name
-        else:  # the node has left since it was listed
-            result.refused[name], result.down[name] = "the message could not be delivered", 0
+        else:
+            # the node has left since it was listed
+            replies.refused[name] = "the message could not be delivered"
+            replies.down[name] = 0
+
     deadline = time.monotonic() + timeout
     while waiting and time.monotonic() < deadline:
         arrived = _ready(grid, list(waiting))
         for message in arrived:
             name = waiting.pop(message.metadata.reply_to_message_id, None)
-            if name is None:
-                continue
-            if message.has_error():
-                result.refused[name] = _words(message.error.reason, timeout)
-            else:
-                result.up[name] = message_bytes(message)
-                if refusal := message.content.config_records.get("refused"):
-                    result.refused[name] = str(refusal.get("reason", "no reason given"))[:2000]
-                    result.called[name] = str(refusal.get("node", name))[:100]
-                else:
-                    result.contents[name] = message.content
-            on_reply(name)
+            if name is not None:
+                replies.take(name, message, timeout)
         if not arrived:
             time.sleep(POLL)
     for name in waiting.values():
-        result.refused[name] = f"no answer within {timeout:g} s"
-    return result
+        replies.refused[name] = f"no answer within {timeout:g} s"
+    return replies
+
+
+def _sizes(messages: list[Message], nodes: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes to each node: the same content for all, serialised once to be counted."""
+    if not messages:
+        return {}
+    return dict.fromkeys(nodes, message_bytes(messages[0]))
+
+
+def _push(grid: Grid, messages: list[Message]) -> list[str]:
+    """Send the messages and return their ids, empty for one that could not be delivered."""
+    pushed = list(grid.push_messages(messages))
+    if not pushed:
+        # too large for the SuperLink
+        return [""] * len(messages)
+    return pushed
 
 
 def _ready(grid: Grid, ids: list[str]) -> list[Message]:
-    """Replies that are there. A SuperLink that fails for a moment is asked again.
+    """Return replies that are there. A SuperLink that fails for a moment is asked again.
 
     Seen with 340 MB to two nodes on a busy machine: its database was locked, and the answer was
     500.
@@ -104,17 +131,21 @@ def _ready(grid: Grid, ids: list[str]) -> list[Message]:
     try:
         return list(grid.pull_messages(ids))
     except Exception as error:
-        if getattr(getattr(error, "response", None), "status_code", 0) < 500:
+        response = getattr(error, "response", None)
+        if getattr(response, "status_code", 0) < 500:
             raise
         return []
 
 
 def _words(reason: str | None, timeout: float) -> str:
-    if reason and "Message Unavailable" in reason:  # the message was no longer there to be answered
+    """Return Flower's error reply in words, a node's own without what Flower wraps them in."""
+    text = reason or "the node was lost"
+    if "Message Unavailable" in text:
+        # it was no longer there to be answered
         return f"no answer within {timeout:g} s, or the node was removed"
-    lines: Iterable[str] = (reason or "the node was lost").strip().splitlines()
-    last = list(lines)[-1]
-    raised = re.fullmatch(
-        r"<class '[\w.]+'>:<['\"](.*)['\"]>", last
-    )  # as Flower writes an exception
-    return (raised.group(1) if raised and raised.group(1) else last)[:500]
+    last = text.strip().splitlines()[-1]
+    # as Flower writes an exception
+    raised = re.fullmatch(r"<class '[\w.]+'>:<['\"](.*)['\"]>", last)
+    if raised is not None:
+        last = raised.group(1) or last
+    return last[:500]

@@ -1,5 +1,4 @@
-"""Offers the plan and its backbone by fingerprint; sends the backbone once, to the nodes that lack
-it.
+"""Offers the plan and its backbone by fingerprint; sends the backbone to the nodes that lack it.
 
 A large backbone goes in parts, one after the other: Flower keeps some three copies of a message's
 tensors in each process that it passes, so what a process needs is a few parts and not a few
@@ -18,195 +17,243 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
-from fedgraft.common.errors import RunFailed
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import canonical, plan_hash
-from fedgraft.server.exchange import exchange
+from fedgraft.common.errors import Code, RunFailed
+from fedgraft.common.plan.plan import Plan, agreement_of
+from fedgraft.common.plan.plan_file import agreement_hash, canonical
+from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.federation import Federation
 
-OFFER_TIMEOUT = 600.0  # seconds; a node opens its data before it answers
-PART = 64_000_000  # bytes of tensors in a message; a larger tensor goes alone
+# seconds; a node opens its data before it answers
+OFFER_TIMEOUT = 600.0
+# bytes of tensors in a message; a larger tensor goes alone
+PART = 64_000_000
+LONGEST_NAME = 100
+POLL = 0.2  # seconds
+# refusals after which another copy of the backbone may help
+ONCE_MORE = (Code.DAMAGED, Code.MISSING, Code.FAILURE, Code.UNKNOWN)
 
 
 @dataclass
-class Roster:
-    """The nodes that accepted the plan and hold the backbone, by name.
+class Handout:
+    """What a hand-out cost and who did not join, since it was last written into the result.
 
     Attributes:
-        examples: the weight that each node said its updates will have; none may claim more later.
-        nodes: name → Flower's node id. A node that came back under a new id replaces its old one,
-            once that is gone.
         refused: `(node, reason)` of every node that did not join.
-        down, up: bytes of the hand-out by node.
+        down, up: bytes by node.
         sent: nodes that were sent the backbone (the others had it).
     """
 
-    nodes: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, int] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
-    _asked: set[int] = field(default_factory=set)
 
-    def refresh(self, grid: Grid, plan: Plan, backbone: Backbone) -> None:
-        """Offer the plan to every connected node that was not asked yet, and hand out the
-        backbone.
+    def count(self, name: str, down: int, up: int) -> None:
+        """Add bytes to and from a node."""
+        self.down[name] = self.down.get(name, 0) + down
+        self.up[name] = self.up.get(name, 0) + up
+
+
+class Roster:
+    """The nodes that accepted the plan and hold the backbone, by name.
+
+        roster = Roster(grid, plan, backbone)
+        roster.refresh()
+        exchange(grid, "train", content, roster.nodes, group="1", timeout=60)
+
+    Attributes:
+        nodes: name → Flower's node id. A node that came back under a new id replaces its old one,
+            once that is gone.
+        examples: the weight that each node said its updates will have; none may claim more later.
+        handout: what joining cost since `take_handout`.
+    """
+
+    def __init__(self, grid: Grid, plan: Plan, backbone: Backbone) -> None:
+        self.nodes: dict[str, int] = {}
+        self.examples: dict[str, int] = {}
+        self.handout = Handout()
+        self._grid = grid
+        self._plan = plan
+        self._backbone = backbone
+        self._offered: set[int] = set()
+
+    def refresh(self) -> None:
+        """Offer the plan to every connected node that was not asked yet, and hand out the backbone.
+
+        With a key, a node that was lost comes back under its old id: it is asked again.
         """
-        connected = set(grid.get_node_ids())
-        self.nodes = {name: node_id for name, node_id in self.nodes.items() if node_id in connected}
-        self._asked &= connected  # with a key, a node that was lost comes back under its old id
-        new = sorted(connected - self._asked)
+        connected = set(self._grid.get_node_ids())
+        self.nodes = {name: id_ for name, id_ in self.nodes.items() if id_ in connected}
+        self._offered &= connected
+        new = sorted(connected - self._offered)
         if not new:
             return
-        self._asked.update(new)
+        self._offered.update(new)
 
-        offer = {
-            "plan": canonical(plan),
-            "plan-hash": plan_hash(plan),
-            "fingerprint": backbone.fingerprint,
-            "preprocess": json.dumps(backbone.preprocess.to_json()),
-        }
         ids = {str(node_id): node_id for node_id in new}
-        content = RecordDict({"offer": ConfigRecord(dict(offer))})
-        replies = exchange(grid, "query.offer", content, ids, group="0", timeout=OFFER_TIMEOUT)
+        replies = self._exchange("query.offer", self._offer(), ids)
         for key in sorted(replies.refused, key=int):
-            self.refused.append((replies.called.get(key, key), replies.refused[key]))
-        joined, taken = set[str](), set(self.nodes)
+            self._note_refusal(replies.called.get(key, key), replies.refused[key])
+        lacking = self._admit(replies, ids)
+        if lacking:
+            self.send_backbone(lacking)
+
+    def take_handout(self) -> Handout:
+        """Return what joining cost so far, and begin to count anew."""
+        handout = self.handout
+        self.handout = Handout()
+        return handout
+
+    # ── the offer ─────────────────────────────────────────────────────────────────────────────────
+    def _offer(self) -> RecordDict:
+        offer = ConfigRecord(
+            {
+                "plan": canonical(agreement_of(self._plan)),
+                "plan-hash": agreement_hash(self._plan),
+                "fingerprint": self._backbone.fingerprint,
+                "preprocess": json.dumps(self._backbone.preprocess.to_json()),
+            }
+        )
+        return RecordDict({"offer": offer})
+
+    def _admit(self, replies: Replies, ids: Mapping[str, int]) -> dict[str, int]:
+        """Take up who accepted the offer; return those that lack the backbone."""
+        joined: set[str] = set()
+        taken = set(self.nodes)
         lacking: dict[str, int] = {}
         for key in sorted(replies.contents, key=int):
-            about = replies.contents[key].config_records.get("about", ConfigRecord())
+            about = _about(replies.contents[key])
             name = str(about.get("node", ""))
-            if (
-                name in taken
-            ):  # perhaps that node under a new id: asked again until its old one is gone
-                self._asked.discard(ids[key])
-            if not name or len(name) > 100 or name in joined or name in taken:
-                self.refused.append(
-                    (key, f"answered the offer under an unusable or taken name {name[:100]!r}")
+            if name in taken:
+                # perhaps that node under a new id: asked again until its old one is gone
+                self._offered.discard(ids[key])
+            if not name or len(name) > LONGEST_NAME or name in joined | taken:
+                called = f"{name[:LONGEST_NAME]!r}"
+                self._note_refusal(
+                    key, f"answered the offer under an unusable or taken name {called}"
                 )
                 continue
             examples = about.get("examples")
             if not isinstance(examples, int) or examples < 1:
-                self.refused.append(
-                    (name, f"answered the offer with {str(examples)[:40]} examples")
-                )
+                self._note_refusal(name, f"answered the offer with {str(examples)[:40]} examples")
                 continue
             joined.add(name)
-            self.nodes[name], self.examples[name] = ids[key], examples
-            self.down[name] = self.down.get(name, 0) + replies.down[key]
-            self.up[name] = self.up.get(name, 0) + replies.up[key]
+            self.nodes[name] = ids[key]
+            self.examples[name] = examples
+            self.handout.count(name, replies.down[key], replies.up[key])
             if not about.get("has"):
                 lacking[name] = ids[key]
-        if lacking:
-            self._send(grid, backbone, lacking)
+        return lacking
 
-    def forget_noted(self) -> None:
-        """Empty what was written into the result: refusals, bytes, and who was sent the
-        backbone.
-        """
-        for noted in (self.refused, self.down, self.up, self.sent):
-            noted.clear()
+    # ── the backbone ──────────────────────────────────────────────────────────────────────────────
+    def send_backbone(self, lacking: Mapping[str, int]) -> None:
+        """Send the backbone; once more to nodes whose copy was not what was offered.
 
-    def _send(self, grid: Grid, backbone: Backbone, lacking: dict[str, int]) -> None:
-        """Send the backbone; once more to nodes whose copy was not what was offered; report those
-        that failed twice.
+        Those that failed twice leave the roster and are reported.
         """
-        waiting, reasons = dict(lacking), dict.fromkeys(lacking, "")
+        waiting = dict(lacking)
+        failures: dict[str, str] = {}
         for attempt in ("", "sent twice; "):
-            failed = self._send_once(grid, backbone, waiting)
+            failed = self._send_once(waiting)
+            self.handout.sent += [name for name in waiting if name not in failed]
             for name in waiting:
-                if name in failed:
-                    reasons[name] = attempt + failed[name][0]
-                else:
-                    self.sent.append(name)
-                    del reasons[name]
-            waiting = {
-                name: waiting[name]
-                for name, (reason, answered) in failed.items()
-                if _damaged(reason, answered)
-            }
+                failures.pop(name, None)
+            for name, failure in failed.items():
+                failures[name] = attempt + failure.reason
+            again = [name for name, failure in failed.items() if failure.code in ONCE_MORE]
+            waiting = {name: lacking[name] for name in again}
             if not waiting:
                 break
-        for name, reason in reasons.items():
-            self.nodes.pop(name, None)
-            self.refused.append((name, reason))
+        for name in lacking:
+            if name in failures:
+                self.nodes.pop(name, None)
+                self._note_refusal(name, failures[name])
 
-    def _send_once(
-        self, grid: Grid, backbone: Backbone, nodes: Mapping[str, int]
-    ) -> dict[str, tuple[str, bool]]:
-        """Send every part to these nodes. Of those that do not hold the backbone then: why, and if
-        they said so.
-        """
-        going, failed = dict(nodes), dict[str, tuple[str, bool]]()
-        parts = list(parts_of(backbone_state(backbone), PART))
+    def _send_once(self, nodes: Mapping[str, int]) -> dict[str, Failure]:
+        """Send every part to these nodes; return why those failed that do not hold it then."""
+        going = dict(nodes)
+        failed: dict[str, Failure] = {}
+        parts = list(parts_of(backbone_state(self._backbone), PART))
         for number, part in enumerate(parts, start=1):
-            content = RecordDict(
-                {
-                    "backbone": ArrayRecord(part),  # pyright: ignore[reportArgumentType]
-                    "about": ConfigRecord(
-                        {"fingerprint": backbone.fingerprint, "part": number, "parts": len(parts)},
-                    ),
-                }
-            )
-            wanted = ("stored", backbone.fingerprint) if number == len(parts) else ("part", number)
-            replies = exchange(
-                grid, "query.backbone", content, going, group="0", timeout=OFFER_TIMEOUT
-            )
+            replies = self._exchange("query.backbone", self._part(part, number, len(parts)), going)
+            confirmed: tuple[str, int | str] = ("part", number)
+            if number == len(parts):
+                confirmed = ("stored", self._backbone.fingerprint)
             for name in list(going):
-                self.down[name] += replies.down[name]
-                self.up[name] += replies.up.get(name, 0)
-                about = replies.contents.get(name, RecordDict()).config_records.get(
-                    "about", ConfigRecord()
-                )
-                if about.get(wanted[0]) != wanted[1]:
-                    reason = replies.refused.get(name, "did not confirm the backbone")
-                    failed[name] = (reason, name in replies.called)
+                self.handout.count(name, replies.down[name], replies.up.get(name, 0))
+                about = _about(replies.contents.get(name, RecordDict()))
+                key, value = confirmed
+                if about.get(key) != value:
+                    failed[name] = Failure.of(name, replies)
                     del going[name]
             if not going:
                 break
         return failed
 
+    def _part(self, part: dict[str, Tensor], number: int, parts: int) -> RecordDict:
+        about = {"fingerprint": self._backbone.fingerprint, "part": number, "parts": parts}
+        tensors = ArrayRecord(part)  # pyright: ignore[reportArgumentType]
+        return RecordDict({"backbone": tensors, "about": ConfigRecord(about)})
+
+    # ── small ─────────────────────────────────────────────────────────────────────────────────────
+    def _exchange(self, kind: str, content: RecordDict, nodes: Mapping[str, int]) -> Replies:
+        return exchange(self._grid, kind, content, nodes, group="0", timeout=OFFER_TIMEOUT)
+
+    def _note_refusal(self, node: str, reason: str) -> None:
+        self.handout.refused.append((node, reason))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a node does not hold the backbone; a code where it said so itself."""
+
+    reason: str
+    code: Code | None
+
+    @classmethod
+    def of(cls, name: str, replies: Replies) -> Failure:
+        """Return why a node did not confirm what it was sent."""
+        reason = replies.refused.get(name, "did not confirm the backbone")
+        return cls(reason, replies.codes.get(name))
+
+
+def _about(content: RecordDict) -> ConfigRecord:
+    return content.config_records.get("about", ConfigRecord())
+
 
 def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
-    """The tensors in their order, in groups of at most `most` bytes; one that is larger by
-    itself.
+    """Yield the tensors in their order, in groups of at most `most` bytes.
+
+    One that is larger goes by itself.
     """
     part: dict[str, Tensor] = {}
+    size = 0
     for name, tensor in state.items():
-        if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > most:
+        if part and size + tensor.nbytes > most:
             yield part
             part = {}
+            size = 0
         part[name] = tensor
+        size += tensor.nbytes
     yield part
 
 
-def _damaged(reason: str, answered: bool) -> bool:
-    """Whether another copy may help: the node answered, and what it said is not that its policy
-    forbids it.
-    """
-    return answered and not reason.startswith("policy:")
-
-
-def gather(grid: Grid, plan: Plan, backbone: Backbone, *, expected: int, patience: float) -> Roster:
-    """Wait until `expected` nodes are connected (at most `patience` seconds), then offer and hand
-    out.
+def gather(grid: Grid, federation: Federation) -> Roster:
+    """Wait for the expected nodes (as long as the federation is patient), offer and hand out.
 
     Raises:
         RunFailed: fewer than the plan's `min_nodes` joined; the message says why each other one did
             not.
     """
-    deadline = time.monotonic() + patience
-    while len(list(grid.get_node_ids())) < expected and time.monotonic() < deadline:
-        time.sleep(0.2)
-    roster = Roster()
-    roster.refresh(grid, plan, backbone)
-    if len(roster.nodes) < plan.aggregate.min_nodes:
-        reasons = (
-            "".join(f"\n  {node}: {reason}" for node, reason in roster.refused)
-            or "\n  no other node came"
-        )
-        raise RunFailed(
-            f"{len(roster.nodes)} of {expected} nodes joined; aggregate.min_nodes is "
-            f"{plan.aggregate.min_nodes}. Those that did not:{reasons}"
-        )
+    deadline = time.monotonic() + federation.patience
+    while len(list(grid.get_node_ids())) < federation.expected and time.monotonic() < deadline:
+        time.sleep(POLL)
+    roster = Roster(grid, federation.plan, federation.backbone)
+    roster.refresh()
+    least = federation.plan.aggregate.min_nodes
+    if len(roster.nodes) < least:
+        reasons = [f"\n  {node}: {reason}" for node, reason in roster.handout.refused]
+        others = "".join(reasons) or "\n  no other node came"
+        joined = f"{len(roster.nodes)} of {federation.expected} nodes joined"
+        raise RunFailed(f"{joined}; aggregate.min_nodes is {least}. Those that did not:{others}")
     return roster

@@ -1,47 +1,64 @@
-"""Metrics of groups of people over all nodes: each node's sums by column and group, merged as those
-of everybody.
-"""
+"""Metrics of groups of people over all nodes, merged as those of everybody are."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.tasks.classification_sums import Groups, Sums
+from fedgraft.common.plan.evaluate_section import SubgroupsSection
+from fedgraft.common.tasks.task import Sums
+from fedgraft.common.wire.metric_records import Groups
+
+Metrics = dict[str, Any]
 
 
 class MergedGroups:
-    """What nodes told of the groups that a plan names."""
+    """What nodes told of the groups that a plan names: sums of metrics by column and group.
 
-    def __init__(self, plan: Plan) -> None:
-        self.columns = plan.evaluate.subgroups if plan.privacy.mode == "none" else ()
-        self.sums: Groups = {}
-        self.nodes: Counter[tuple[int, int]] = Counter()
+        groups = MergedGroups(plan.evaluate.subgroups)
+        groups.add(read_groups(content, groups.sizes, sums))
+        groups.metrics(summarise)["sex"]["f"]["nodes"]
+
+    Args:
+        columns: whose groups nodes may tell of.
+    """
+
+    def __init__(self, columns: Sequence[SubgroupsSection]) -> None:
+        self._columns = columns
+        self._sums: Groups = {}
+        self._nodes: Counter[tuple[int, int]] = Counter()
 
     @property
     def sizes(self) -> list[int]:
         """How many groups each column has; empty where none may be told of."""
-        return [len(column.groups) for column in self.columns]
+        return [len(column.groups) for column in self._columns]
 
-    def add(self, told: Groups) -> None:
-        """What one node told; it was checked."""
-        for at, sums in told.items():
-            self.sums[at] = self.sums[at] + sums if at in self.sums else sums
-            self.nodes[at] += 1
+    def add(self, groups: Groups) -> None:
+        """Add what one node told; it was checked."""
+        for position, sums in groups.items():
+            if position in self._sums:
+                sums = self._sums[position] + sums
+            self._sums[position] = sums
+            self._nodes[position] += 1
 
-    def told(self, metrics: Callable[[Sums], dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """`final.subgroups`: by column and group its metrics, and the number of nodes that told of
-        it.
+    def metrics(self, summarise: Callable[[Sums], Metrics]) -> dict[str, dict[str, Metrics]]:
+        """Return by column and group its metrics, and the number of nodes that told of it.
 
         A group that no node told of is not in it: no records, too few at each node, or not allowed.
         """
         return {
-            column.column: {
-                name: metrics(self.sums[number, group]) | {"nodes": self.nodes[number, group]}
-                for group, name in enumerate(column.groups)
-                if (number, group) in self.sums
-            }
-            for number, column in enumerate(self.columns)
+            column.column: self._column(number, column.groups, summarise)
+            for number, column in enumerate(self._columns)
         }
+
+    def _column(
+        self, number: int, names: Sequence[str], summarise: Callable[[Sums], Metrics]
+    ) -> dict[str, Metrics]:
+        groups: dict[str, Metrics] = {}
+        for group, name in enumerate(names):
+            position = (number, group)
+            if position in self._sums:
+                measured = summarise(self._sums[position])
+                groups[name] = measured | {"nodes": self._nodes[position]}
+        return groups

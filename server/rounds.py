@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.clipping import State
-from fedgraft.common.wire.update import Layout
+from fedgraft.common.wire.layout import Layout
 
 
 @dataclass(frozen=True)

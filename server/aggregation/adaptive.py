@@ -12,7 +12,7 @@ import numpy as np
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi
 
 from fedgraft.common.plan.aggregate_section import AggregateSection
-from fedgraft.common.wire.update import ADAPTER
+from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.aggregation.flower_rule import combine_with
 from fedgraft.server.aggregation.rule import Memory, Rule, Updates
 

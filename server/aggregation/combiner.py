@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.common.plan.aggregate_section import AggregateSection
-from fedgraft.common.wire.update import split_flat
+from fedgraft.common.wire.layout import split_flat
 from fedgraft.server.aggregation.rule import Memory, Updates
 from fedgraft.server.aggregation.rules import RULES
 

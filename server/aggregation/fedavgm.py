@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvgM
 
 from fedgraft.common.plan.aggregate_section import AggregateSection
-from fedgraft.common.wire.update import ADAPTER
+from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.aggregation.flower_rule import combine_with
 from fedgraft.server.aggregation.rule import Memory, Rule, Updates
 

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedgraft.common.errors import RunFailed
-from fedgraft.common.wire.update import ADAPTER
+from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.aggregation.rule import Updates
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fedgraft.common.plan.aggregate_section import AggregateSection
 from fedgraft.common.privacy.clipping import State
-from fedgraft.common.wire.update import Layout
+from fedgraft.common.wire.layout import Layout
 
 S = TypeVar("S")
 Memory = dict[str, np.ndarray]

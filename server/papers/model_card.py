@@ -1,17 +1,21 @@
-"""MODEL_CARD.md of a shared model: facts of the run, under the field's usual headings (Mitchell et
-al. 2019).
+"""MODEL_CARD.md of a shared model: facts of the run, under the field's usual headings.
+
+Mitchell et al. 2019, "Model cards for model reporting" (FAT*). Nothing in a card is a guess: what
+the run does not know is said not to be known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
+from fedgraft.common.result import Metrics, Result
 
-NOT_COVERED = (  # what else is learnt about a node under differential privacy
+# what else is learnt about a node under differential privacy
+NOT_COVERED = (
     "metrics on the nodes' test splits, where a node reports them without noise",
     "that a node takes part, and when and how fast it answers",
     "the names of the classes, and what the plan says",
@@ -38,186 +42,254 @@ NOT_COVERED_BY_MODE = {
         "what other runs of the same nodes give away: this ε is of one run",
     ),
 }
+RULER = "|---|---|---|---|---|"
+UNKNOWN = "–"
 
 
 def not_covered(plan: Plan) -> list[str]:
-    """What ε does not cover, in sentences; nothing where there is no ε."""
+    """Return what ε does not cover, in sentences; nothing where there is no ε."""
     mode = plan.privacy.mode
-    return [] if mode == "none" else [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
+    if mode == "none":
+        return []
+    return [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
 
 
-def model_card(plan: Plan, result: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
-    """The card as Markdown. Nothing in it is a guess: what the run does not know is said not to be
-    known.
+def model_card(plan: Plan, result: Result, preprocess: Mapping[str, Any]) -> str:
+    """Return the card as Markdown.
 
     Args:
         preprocess: the backbone's preprocessing as JSON values.
     """
-    final, spent, adapter = result["final"], result["bytes"], plan.adapter
-    nodes = {name: row for name, row in sorted(final["nodes"].items()) if row}
-    return f"""# Model card: {plan.name}
-
-Headings as in Mitchell et al., "Model cards for model reporting" (FAT* 2019). Every line is a fact of the run.
-
-## Model details
-
-- What: `{result["backbone"]["name"]}`, frozen, with a `{adapter.method}` adapter and a head for
-  {len(plan.task.classes)} classes: {", ".join(plan.task.classes)}
-- Size: {result["adapter"]["values"]:,} trained values ({spent["adapter"]:,} bytes) on a backbone of
-  {spent["backbone"]:,} bytes
-- Backbone: `{result["backbone"]["fingerprint_before"]}`
-- Plan: `{result["plan_hash"]}` (in full in `model.json`)
-- Made with: {", ".join(f"{name} {number}" for name, number in result["versions"].items())}
-- Training: {plan.train.rounds} rounds of {plan.train.local_epochs} local epochs, batch size {plan.train.batch_size},
-  {plan.train.optimizer.name} at {plan.train.optimizer.lr:g}; combined by {plan.aggregate.strategy}
-- Status of the run: {result["status"]}, {result["rounds_done"]} of {plan.train.rounds} rounds, seed {plan.seed}
-- License and contact: not stated in the plan; ask the coordinator of the run
-
-## Intended use
-
-- Primary use: {plan.task.kind} of the classes above, on inputs of the kind the nodes trained on
-- Users: those who can compare its answers with their own before relying on them
-- Out of scope: clinical decisions. It has not been validated for clinical use, nor on any site but those below
-
-## Factors
-
-- Sites: each node is a site with its own patients, devices and habits; results are given for each of them
-- People: {_people(plan, final)}
-- Instruments: what made the inputs is known at the nodes only
-
-## Metrics
-
-- Measures: {", ".join(plan.evaluate.metrics)}; AUROC from histograms of scores, which merge across sites
-- Decision threshold: the most probable class; none was tuned
-- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one run and one seed
-
-## Evaluation data
-
-- Each node's own test split, which no training saw: {final["global"].get("examples", 0):,} examples, {len(nodes)} nodes
-- Preprocessing: {_preprocessing(preprocess)}
-
-## Training data
-
-Data stayed at {len(result.get("nodes") or nodes)} nodes; this run knows their number and weights, not their contents.
-
-## Quantitative analyses
-
-| node | examples | accuracy | 95 % interval | AUROC |
-|---|---|---|---|---|
-{_row("all nodes together", final["global"])}{"".join(_row(name, row) for name, row in nodes.items())}
-{_gap(nodes)}
-
-{_groups(final.get("subgroups", {}))}
-
-## Ethical considerations
-
-- Records never left the nodes. What left them: the adapter's values in each round, and what the privacy part lists
-- Mistakes harm those whom they concern; the run does not weigh one kind of mistake against another
-
-### Privacy
-
-{_privacy(plan, result)}
-
-## Caveats and recommendations
-
-{_caveats(result)}- Measure it on your own data before use, and again when patients, devices or habits change
-- Repeat it before you build on it: `fedgraft reproduce` says what agrees
-"""
+    nodes = {name: row for name, row in sorted(result.final.nodes.items()) if row}
+    lines = [
+        f"# Model card: {plan.name}",
+        "",
+        'Headings as in Mitchell et al., "Model cards for model reporting" (FAT* 2019).'
+        " Every line is a fact of the run.",
+        *_details(plan, result),
+        *_intended_use(plan),
+        *_factors(plan, result),
+        *_metrics(plan),
+        *_evaluation_data(result, nodes, preprocess),
+        *_training_data(result, nodes),
+        *_analyses(result, nodes),
+        *_ethics(plan, result),
+        *_caveats(result),
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _row(name: str, metrics: Mapping[str, Any]) -> str:
-    accuracy, count = metrics.get("accuracy"), metrics.get("examples")
-    interval = "–"
+# ── its parts, in their order ─────────────────────────────────────────────────────────────────────
+def _details(plan: Plan, result: Result) -> list[str]:
+    classes = plan.task.classes
+    train = plan.train
+    sizes = result.bytes
+    versions = [f"{name} {number}" for name, number in result.versions.items()]
+    method = f"`{plan.adapter.method}`"
+    epochs = f"{train.rounds} rounds of {train.local_epochs} local epochs"
+    optimizer = f"{train.optimizer.name} at {train.optimizer.lr:g}"
+    rounds = f"{result.rounds_done} of {train.rounds} rounds"
+    return [
+        *_heading("## Model details"),
+        f"- What: `{result.backbone.name}`, frozen, with a {method} adapter and a head for",
+        f"  {len(classes)} classes: {', '.join(classes)}",
+        f"- Size: {result.adapter.values:,} trained values ({sizes.adapter:,} bytes) on a backbone"
+        " of",
+        f"  {sizes.backbone:,} bytes",
+        f"- Backbone: `{result.backbone.fingerprint_before}`",
+        f"- Plan: `{result.plan_hash}` (in full in `model.json`)",
+        f"- Made with: {', '.join(versions)}",
+        f"- Training: {epochs}, batch size {train.batch_size},",
+        f"  {optimizer}; combined by {plan.aggregate.strategy}",
+        f"- Status of the run: {result.status}, {rounds}, seed {plan.seed}",
+        "- License and contact: not stated in the plan; ask the coordinator of the run",
+    ]
+
+
+def _intended_use(plan: Plan) -> list[str]:
+    return [
+        *_heading("## Intended use"),
+        f"- Primary use: {plan.task.kind} of the classes above, on inputs of the kind the nodes"
+        " trained on",
+        "- Users: those who can compare its answers with their own before relying on them",
+        "- Out of scope: clinical decisions. It has not been validated for clinical use, nor on any"
+        " site but those below",
+    ]
+
+
+def _factors(plan: Plan, result: Result) -> list[str]:
+    return [
+        *_heading("## Factors"),
+        "- Sites: each node is a site with its own patients, devices and habits; results are given"
+        " for each of them",
+        f"- People: {_people(plan, result)}",
+        "- Instruments: what made the inputs is known at the nodes only",
+    ]
+
+
+def _metrics(plan: Plan) -> list[str]:
+    return [
+        *_heading("## Metrics"),
+        f"- Measures: {', '.join(plan.evaluate.metrics)}; AUROC from histograms of scores, which"
+        " merge across sites",
+        "- Decision threshold: the most probable class; none was tuned",
+        "- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one"
+        " run and one seed",
+    ]
+
+
+def _evaluation_data(
+    result: Result, nodes: Mapping[str, Metrics], preprocess: Mapping[str, Any]
+) -> list[str]:
+    examples = result.final.global_.get("examples", 0)
+    steps = [f"{key} {value}" for key, value in preprocess.items() if value not in (None, [], {})]
+    return [
+        *_heading("## Evaluation data"),
+        f"- Each node's own test split, which no training saw: {examples:,} examples,"
+        f" {len(nodes)} nodes",
+        f"- Preprocessing: {', '.join(steps) or 'none'}",
+    ]
+
+
+def _training_data(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
+    count = len(result.nodes or nodes)
+    return [
+        *_heading("## Training data"),
+        f"Data stayed at {count} nodes; this run knows their number and weights, not their"
+        " contents.",
+    ]
+
+
+def _analyses(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
+    return [
+        *_heading("## Quantitative analyses"),
+        "| node | examples | accuracy | 95 % interval | AUROC |",
+        RULER,
+        _row("all nodes together", result.final.global_),
+        *(_row(name, row) for name, row in nodes.items()),
+        "",
+        _gap(nodes),
+        "",
+        *_groups(result.final.subgroups),
+    ]
+
+
+def _ethics(plan: Plan, result: Result) -> list[str]:
+    return [
+        *_heading("## Ethical considerations"),
+        "- Records never left the nodes. What left them: the adapter's values in each round, and"
+        " what the privacy part lists",
+        "- Mistakes harm those whom they concern; the run does not weigh one kind of mistake"
+        " against another",
+        *_heading("### Privacy"),
+        *_privacy(plan, result),
+    ]
+
+
+def _caveats(result: Result) -> list[str]:
+    return [
+        *_heading("## Caveats and recommendations"),
+        *_left_out(result),
+        "- Measure it on your own data before use, and again when patients, devices or habits"
+        " change",
+        "- Repeat it before you build on it: `fedgraft reproduce` says what agrees",
+    ]
+
+
+# ── what a part says ──────────────────────────────────────────────────────────────────────────────
+def _heading(text: str) -> list[str]:
+    return ["", text, ""]
+
+
+def _row(name: str, metrics: Metrics) -> str:
+    accuracy = metrics.get("accuracy")
+    count = metrics.get("examples")
+    interval = UNKNOWN
     if accuracy is not None and count:
         low, high = wilson(accuracy, count)
         interval = f"{low:.3f}–{high:.3f}"
-    shown_count = "–" if count is None else f"{count:,}"
-    return (
-        f"| {name} | {shown_count} | {_number(accuracy)} | {interval} |"
-        f" {_number(metrics.get('auroc'))} |\n"
-    )
+    examples = UNKNOWN if count is None else f"{count:,}"
+    cells = [name, examples, _number(accuracy), interval, _number(metrics.get("auroc"))]
+    return f"| {' | '.join(cells)} |"
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share of `count` examples (Wilson 1927, JASA 22:209–212)."""
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    """Return the 95 % score interval of a share of `count` examples (Wilson 1927, JASA 22:209)."""
+    scale = 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _gap(nodes: Mapping[str, Mapping[str, Any]]) -> str:
-    """The worst site, and how far it is from the best."""
-    known = {
-        name: row["accuracy"] for name, row in nodes.items() if row.get("accuracy") is not None
-    }
+def _gap(nodes: Mapping[str, Metrics]) -> str:
+    """Return the worst site, and how far it is from the best."""
+    known = {}
+    for name, row in nodes.items():
+        if row.get("accuracy") is not None:
+            known[name] = row["accuracy"]
     if len(known) < 2:
         return "Differences between sites: not known."
-    worst, best = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
+    worst = min(known, key=known.__getitem__)
+    best = max(known, key=known.__getitem__)
     gap = 100 * (known[best] - known[worst])
     return f"Worst site: {worst}; {gap:.1f} points of accuracy below the best, {best}."
 
 
-def _people(plan: Plan, final: Mapping[str, Any]) -> str:
-    """Which columns name groups of people, and whether anything was told of them."""
-    if not plan.evaluate.subgroups:
+def _people(plan: Plan, result: Result) -> str:
+    """Return which columns name groups of people, and whether anything was told of them."""
+    columns = plan.evaluate.subgroups
+    if not columns:
         return (
             "the plan names no column such as sex, age or skin; whether results differ between"
             " groups is not known"
         )
-    named = ", ".join(
-        f"{each.column} ({', '.join(each.groups)})" for each in plan.evaluate.subgroups
-    )
-    told = any(final.get("subgroups", {}).values())
-    return (
-        f"{named}; {'see Quantitative analyses' if told else 'no node told of any of these groups'}"
-    )
+    names = [f"{column.column} ({', '.join(column.groups)})" for column in columns]
+    told = "no node told of any of these groups"
+    if any(result.final.subgroups.values()):
+        told = "see Quantitative analyses"
+    return f"{', '.join(names)}; {told}"
 
 
-def _groups(subgroups: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of the groups that nodes told of."""
-    rows = [
-        _row(f"{column}: {name}", row)
-        for column, told in subgroups.items()
-        for name, row in told.items()
-    ]
+def _groups(subgroups: Mapping[str, Mapping[str, Metrics]]) -> list[str]:
+    """Return a table of the groups that nodes told of."""
+    rows = []
+    for column, groups in subgroups.items():
+        for name, row in groups.items():
+            rows.append(_row(f"{column}: {name}", row))
     if not rows:
-        return "Groups of people across sites: not known, see Factors."
-    head = (
-        "| group, over the nodes that told of it | examples | accuracy | 95 % interval | AUROC |\n"
-    )
-    return head + "|---|---|---|---|---|\n" + "".join(rows).rstrip("\n")
+        return ["Groups of people across sites: not known, see Factors."]
+    head = "| group, over the nodes that told of it | examples | accuracy | 95 % interval | AUROC |"
+    return [head, RULER, *rows]
 
 
-def _preprocessing(preprocess: Mapping[str, Any]) -> str:
-    known = [f"{key} {value}" for key, value in preprocess.items() if value not in (None, [], {})]
-    return ", ".join(known) or "none"
-
-
-def _caveats(result: Mapping[str, Any]) -> str:
-    refused = result["refused"]
-    if not refused:
-        return "- No update was left out\n"
-    listed = "".join(
-        f"  - round {row['round']}, {row['node']}: {row['reason']}\n" for row in refused
-    )
-    return f"- Updates left out:\n{listed}"
+def _left_out(result: Result) -> list[str]:
+    if not result.refused:
+        return ["- No update was left out"]
+    lines = ["- Updates left out:"]
+    for refusal in result.refused:
+        lines.append(f"  - round {refusal.round}, {refusal.node}: {refusal.reason}")
+    return lines
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return UNKNOWN if value is None else f"{value:.3f}"
 
 
-def _privacy(plan: Plan, result: Mapping[str, Any]) -> str:
-    """ε with its unit, neighbours, δ and accountant, and what it does not cover."""
-    spent, mode = result["privacy"], plan.privacy.mode
+def _privacy(plan: Plan, result: Result) -> Sequence[str]:
+    """Return ε with its unit, neighbours, δ and accountant, and what it does not cover."""
+    mode = plan.privacy.mode
     if mode == "none":
-        return "No differential privacy: the updates may reveal training data."
-    if not spent:
-        return f"Mode {mode}; no round was finished, so nothing was spent."
-    worst = max(spent.values(), key=lambda entry: entry["epsilon"])
-    listed = "".join(f"- {line}\n" for line in result["not_covered_by_epsilon"])
-    return f"""Mode `{mode}`: ε ≤ {shown(worst["epsilon"])} at δ = {worst["delta"]:g} at each of {len(spent)} nodes,
-unit {worst["unit"]} ({worst["neighbours"]}), counted over all {result["rounds_done"]} rounds of this run by the
-{worst["accountant"].upper()} accountant. Not covered by it:
-
-{listed}"""
+        return ["No differential privacy: the updates may reveal training data."]
+    if not result.privacy:
+        return [f"Mode {mode}; no round was finished, so nothing was spent."]
+    worst = max(result.privacy.values(), key=lambda spending: spending.epsilon)
+    epsilon = f"ε ≤ {shown(worst.epsilon)} at δ = {worst.delta:g}"
+    rounds = f"counted over all {result.rounds_done} rounds of this run by the"
+    return [
+        f"Mode `{mode}`: {epsilon} at each of {len(result.privacy)} nodes,",
+        f"unit {worst.unit} ({worst.neighbours}), {rounds}",
+        f"{worst.accountant.upper()} accountant. Not covered by it:",
+        "",
+        *(f"- {line}" for line in result.not_covered_by_epsilon),
+        "",
+    ]

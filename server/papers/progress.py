@@ -1,36 +1,42 @@
-"""Progress of a run, read from its own metrics.jsonl: the same for every engine; nothing when not a
-terminal.
+"""Progress of a run, read from its own metrics.jsonl: the same for every engine.
+
+Nothing is shown when nobody sits at a terminal.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from fedgraft.common.plan.plan import Plan
+from fedgraft.server.papers.metric_lines import read_lines
+
+LOOK = 0.25  # seconds between two looks at the file
 
 
 class Progress:
-    """Bars for one plan: a federation is followed by the rounds in its file, other work is
-    counted.
+    """Bars for one plan: a federation is followed by the rounds in its file, other work is counted.
+
+    with Progress(plan, nodes=8) as progress, progress.follow("shared model", out):
+        simulate(plan, path, out, nodes=nodes)
     """
 
     def __init__(self, plan: Plan, nodes: int, *, quiet: bool = False) -> None:
         console = Console(stderr=True)
-        self._plan, self._nodes = plan, nodes
+        self._plan = plan
+        self._nodes = nodes
         self._bars = Bars(
             TextColumn(f"{plan.name} seed {plan.seed}  {{task.description:<16}}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=console,
             disable=quiet or not console.is_terminal,
@@ -50,18 +56,19 @@ class Progress:
 
     @contextlib.contextmanager
     def count(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar that moves by one at each call of what it yields."""
-        bar = self._bars.add_task(what, total=total, said="nodes")
+        """Show a bar that moves by one at each call of what it yields."""
+        bar = self._bars.add_task(what, total=total, unit="nodes")
         yield lambda: self._bars.advance(bar)
 
     @contextlib.contextmanager
     def follow(self, what: str, run: Path) -> Iterator[None]:
-        """A bar that moves with the lines of a run's metrics.jsonl while the block runs."""
-        bar = self._bars.add_task(what, total=self._plan.train.rounds, said="rounds")
+        """Show a bar that moves with the lines of a run's metrics.jsonl while the block runs."""
+        rounds = self._plan.train.rounds
+        bar = self._bars.add_task(what, total=rounds, unit="rounds")
         ended = threading.Event()
 
         def look() -> None:
-            while not ended.wait(0.25):
+            while not ended.wait(LOOK):
                 self._update(bar, run)
 
         thread = threading.Thread(target=look, daemon=True)
@@ -69,23 +76,32 @@ class Progress:
             thread.start()
         try:
             yield
-            self._bars.update(bar, completed=self._plan.train.rounds)
+            self._bars.update(bar, completed=rounds)
         finally:
             ended.set()
             if thread.is_alive():
                 thread.join()
 
-    def _update(self, bar: Any, run: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    def _update(self, bar: TaskID, run: Path) -> None:
+        with contextlib.suppress(ValueError):
+            lines = read_lines(run)
             done = max((line["round"] for line in lines), default=0)
-            last = [
-                line["received"] for line in lines if line["round"] == done and line.get("received")
-            ]
-            said = "rounds"
-            if examples := sum(row["examples"] for row in last):
-                accuracy = sum(
-                    row["accuracy"] * row["examples"] for row in last if row["accuracy"] is not None
-                )
-                said = f"rounds, accuracy {accuracy / examples:.3f}"
-            self._bars.update(bar, completed=done, said=said)
+            unit = "rounds"
+            accuracy = _accuracy(lines, done)
+            if accuracy is not None:
+                unit = f"rounds, accuracy {accuracy:.3f}"
+            self._bars.update(bar, completed=done, unit=unit)
+
+
+def _accuracy(lines: Sequence[dict[str, Any]], number: int) -> float | None:
+    """Return the accuracy over all nodes' test records in a round, where any was measured."""
+    examples = 0
+    right = 0.0
+    for line in lines:
+        measured = line.get("received")
+        if line["round"] != number or not measured:
+            continue
+        examples += measured["examples"]
+        if measured["accuracy"] is not None:
+            right += measured["accuracy"] * measured["examples"]
+    return right / examples if examples else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,122 +22,157 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensors_bytes
 from torch import Tensor
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan, plan_hash, plan_yaml
+from fedgraft.common.result import Part, Result
+
+# checkpoints that are left of a run
+LAST_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Enough to go on after a round: the shared adapter, the strategy's memory, the result so
-    far.
+    """Enough to go on after a round; round 0 is the beginning.
+
+    Attributes:
+        adapter: the shared adapter, tensors by name.
+        memory: what the aggregation remembers.
+        so_far: the result so far.
     """
 
     round: int
     adapter: dict[str, Tensor]
     memory: dict[str, np.ndarray]
-    so_far: dict[str, Any]
+    so_far: Result
 
 
 class RunFolder:
-    """Writes one run. `open_new` and `open_existing` are its two doors."""
+    """Writes one run. `open_new` and `open_existing` are its two doors.
+
+    folder = RunFolder.open_new(out, plan)
+    folder.add_lines([{"round": 1, "node": "hospital-a"}])
+    folder.save_round(Checkpoint(1, adapter, memory, result))
+    folder.write_result(result)
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def open_new(cls, path: Path, plan: Plan) -> RunFolder:
-        """Make the folder. Raises `UserError` where it exists with something in it, or cannot be
-        written.
+        """Make the folder and write the plan into it.
+
+        Raises:
+            UserError: it exists with something in it, or cannot be written.
         """
+        where = f"--out {path}"
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
-                raise UserError(
-                    "the folder exists and is not empty",
-                    where=f"--out {path}",
-                    remedy="name a new folder, or go on with what is there: --resume",
-                )
+                remedy = "name a new folder, or go on with what is there: --resume"
+                raise UserError("the folder exists and is not empty", where=where, remedy=remedy)
             folder = cls(path)
-            folder._write("plan.yaml", plan_yaml(plan))
+            folder._write(run_files.PLAN, plan_yaml(plan))
         except (FileExistsError, NotADirectoryError):
-            raise UserError(
-                "is a file, not a folder", where=f"--out {path}", remedy="name a new folder"
-            ) from None
+            what = "is a file, not a folder"
+            raise UserError(what, where=where, remedy="name a new folder") from None
         except OSError as error:
-            raise UserError(
-                f"cannot be written ({error.strerror})",
-                where=f"--out {path}",
-                remedy="name a folder you may write to, on a disk with space left",
-            ) from error
+            what = f"cannot be written ({error.strerror})"
+            remedy = "name a folder you may write to, on a disk with space left"
+            raise UserError(what, where=where, remedy=remedy) from error
         return folder
 
     @classmethod
     def open_existing(cls, path: Path, plan: Plan) -> RunFolder:
         """Open a run that was cut off. Raises `UserError` where it is none, or another plan's."""
-        folder = cls(path)
-        if not (path / "plan.yaml").is_file():
+        where = f"--resume {path}"
+        written = path / run_files.PLAN
+        if not written.is_file():
             remedy = "name the folder of a run that was cut off"
-            raise UserError("holds no run", where=f"--resume {path}", remedy=remedy)
-        if plan_hash(load_plan(path / "plan.yaml")) != plan_hash(plan):
-            raise UserError(
-                "this folder is a run of another plan",
-                where=f"--resume {path}",
-                remedy=f"give the plan it was started with: {path / 'plan.yaml'}",
-            )
-        return folder
+            raise UserError("holds no run", where=where, remedy=remedy)
+        if plan_hash(load_plan(written)) != plan_hash(plan):
+            what = "this folder is a run of another plan"
+            remedy = f"give the plan it was started with: {written}"
+            raise UserError(what, where=where, remedy=remedy)
+        return cls(path)
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────
-    def line(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl, at once visible to whoever follows the run."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+    def add_lines(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines to metrics.jsonl, at once visible to whoever follows the run."""
+        with (self.path / run_files.METRICS).open("a") as file:
+            for entry in entries:
+                file.write(json.dumps(entry) + "\n")
 
-    def drop_lines_after(self, round_: int) -> None:
-        """Forget lines of rounds that were not finished, and of the last evaluation, before they
-        are run again.
+    def drop_lines_after(self, number: int) -> None:
+        """Forget lines of rounds that were not finished, and of the last evaluation.
+
+        They are run again.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / run_files.METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-        kept = [line for line, entry in whole if entry["round"] <= round_ and "final" not in entry]
-        self._write("metrics.jsonl", "".join(kept))
+        finished = []
+        for line in lines:
+            if not line.endswith("\n"):
+                continue
+            entry = json.loads(line)
+            if entry["round"] <= number and "final" not in entry:
+                finished.append(line)
+        self._write(run_files.METRICS, "".join(finished))
 
     def save_round(self, checkpoint: Checkpoint) -> None:
-        """Write a round's checkpoint; older ones but the last are removed. Raises `OSError` where
-        the disk is full.
+        """Write a round's checkpoint; older ones but the last are removed.
+
+        Raises:
+            OSError: the disk is full. Written by Python: safetensors' own writing says none.
         """
-        target = self.path / "checkpoints" / f"round-{checkpoint.round:04d}"
+        target = run_files.checkpoint_of(self.path, checkpoint.round)
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        # written by Python: of a full disk safetensors' own writing says no OSError
-        (part / "adapter.safetensors").write_bytes(tensors_bytes(checkpoint.adapter))
-        (part / "strategy.safetensors").write_bytes(arrays_bytes(checkpoint.memory))
-        (part / "so_far.json").write_text(json.dumps(checkpoint.so_far))
+        (part / run_files.ADAPTER).write_bytes(tensors_bytes(checkpoint.adapter))
+        (part / run_files.MEMORY).write_bytes(arrays_bytes(checkpoint.memory))
+        (part / run_files.SO_FAR).write_text(checkpoint.so_far.to_text())
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        for old in sorted(target.parent.glob("round-????"))[:-2]:
+        for old in run_files.checkpoints_of(self.path)[:-LAST_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> Checkpoint | None:
-        """The last finished round, or None."""
-        for folder in sorted((self.path / "checkpoints").glob("round-????"), reverse=True):
-            return Checkpoint(
-                round=int(folder.name.removeprefix("round-")),
-                adapter=load_file(folder / "adapter.safetensors"),
-                memory=load_arrays(folder / "strategy.safetensors"),
-                so_far=json.loads((folder / "so_far.json").read_text()),
-            )
-        return None
+        """Return the last finished round, or None."""
+        folders = run_files.checkpoints_of(self.path)
+        if not folders:
+            return None
+        last = folders[-1]
+        so_far = json.loads((last / run_files.SO_FAR).read_text())
+        return Checkpoint(
+            round=run_files.round_of(last),
+            adapter=load_file(last / run_files.ADAPTER),
+            memory=load_arrays(last / run_files.MEMORY),
+            so_far=Result.from_json(so_far),
+        )
 
     # ── at the end ────────────────────────────────────────────────────────────────────────────────
-    def result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json. Raises `ValueError` for NaN or infinity: a number there is a
-        number.
+    @property
+    def shared_model(self) -> Path:
+        """Where the shared model lies."""
+        return self.path / run_files.SHARED_MODEL
+
+    def write_result(self, result: Part) -> None:
+        """Write result.json. Raises `ValueError` for NaN or infinity: numbers there are numbers."""
+        self._write(run_files.RESULT, result.to_text(indent=1, allow_nan=False) + "\n")
+
+    def read_result(self) -> Result:
+        """Return what result.json says.
+
+        Raises:
+            OSError: there is none.
+            ValueError: it is none.
         """
-        self._write("result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        text = (self.path / run_files.RESULT).read_text()
+        return Result.from_json(json.loads(text))
 
     def _write(self, name: str, text: str) -> None:
         write_whole(self.path / name, text)

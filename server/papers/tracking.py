@@ -1,16 +1,15 @@
-"""Copies of a run's metrics for TensorBoard and MLflow, through their own packages; off unless
-server.yaml says so.
+"""Copies of a run's metrics for TensorBoard and MLflow, through their own packages.
 
-Both see what metrics.jsonl holds and nothing else: a point for each round and node, and the mean
-over the nodes weighted by their examples.
+Off unless server.yaml says so. Both see what metrics.jsonl holds and nothing else: a point for each
+round and node, and the mean over the nodes weighted by their examples.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
@@ -19,20 +18,25 @@ from fedgraft.server.site.server_file import Tracking
 
 log = logging.getLogger("fedgraft.server")
 
+Line = Mapping[str, Any]
+
 
 class Sink(Protocol):
     """Where points go."""
 
     def point(self, name: str, value: float, round_: int) -> None:
-        """One value of one series at one round."""
+        """Take one value of one series at one round."""
 
     def close(self) -> None:
         """Flush and close."""
 
 
 class Tracker:
-    """Writes each line of a run once to every sink. A sink that fails is dropped and never stops
-    the run.
+    """Writes each line of a run once to every sink; one that fails is dropped, the run goes on.
+
+    tracker = Tracker.open(server.tracking, plan, folder)
+    tracker.write(read_lines(folder))
+    tracker.close()
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -41,39 +45,26 @@ class Tracker:
 
     @classmethod
     def open(cls, tracking: Tracking, plan: Plan, folder: Path) -> Tracker:
-        """The sinks that are asked for. Raises `UserError` where one cannot be opened, or is not
-        installed.
+        """Open the sinks that are asked for.
+
+        Raises:
+            UserError: one cannot be opened, or is not installed.
         """
         sinks: list[Sink] = []
-        for key, value in (("tensorboard", tracking.tensorboard), ("mlflow", tracking.mlflow)):
-            if value is None:
-                continue
-            try:
-                sinks.append(
-                    TensorBoard(value, folder)
-                    if key == "tensorboard"
-                    else MLflow(value, plan, folder)
-                )
-            except ImportError:
-                what, remedy = (
-                    "its package is not installed",
-                    f"pip install 'fedgraft[{key}]', or leave it out",
-                )
-                raise UserError(what, where=f"tracking.{key}", remedy=remedy) from None
-            except Exception as error:  # theirs are many: an address, a database, rights
-                what = f"{value!r} cannot be used: {str(error).splitlines()[0][:300]}"
-                raise UserError(
-                    what, where=f"tracking.{key}", remedy="correct it, or leave it out"
-                ) from None
+        for name, make in SINKS.items():
+            address = getattr(tracking, name)
+            if address is not None:
+                sinks.append(_opened(name, make, address, plan, folder))
         return cls(sinks)
 
-    def write(self, lines: Sequence[dict[str, Any]]) -> None:
+    def write(self, lines: Sequence[Line]) -> None:
         """Write what is new in these lines, the whole of metrics.jsonl so far."""
-        new, self._written = lines[self._written :], max(self._written, len(lines))
+        new = list(points(lines[self._written :]))
+        self._written = max(self._written, len(lines))
         for sink in list(self._sinks):
             try:
-                for name, value, round_ in points(new):
-                    sink.point(name, value, round_)
+                for point in new:
+                    sink.point(point.series, point.value, point.round)
             except Exception as error:
                 log.warning("%s is dropped: %s", type(sink).__name__, error)
                 self._sinks.remove(sink)
@@ -87,40 +78,75 @@ class Tracker:
                 log.warning("%s: %s", type(sink).__name__, error)
 
 
-def points(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
-    """(series, value, round) of lines of metrics.jsonl.
+def _opened(
+    name: str, make: Callable[[str, Plan, Path], Sink], address: str, plan: Plan, folder: Path
+) -> Sink:
+    where = f"tracking.{name}"
+    try:
+        return make(address, plan, folder)
+    except ImportError:
+        remedy = f"pip install 'fedgraft[{name}]', or leave it out"
+        raise UserError("its package is not installed", where=where, remedy=remedy) from None
+    except Exception as error:
+        # theirs are many: an address, a database, rights
+        first = str(error).splitlines()[0][:300]
+        what = f"{address!r} cannot be used: {first}"
+        raise UserError(what, where=where, remedy="correct it, or leave it out") from None
+
+
+# ── points ────────────────────────────────────────────────────────────────────────────────────────
+class Point(NamedTuple):
+    """One value of one series."""
+
+    series: str
+    value: float
+    round: int
+
+
+def points(lines: Sequence[Line]) -> Iterator[Point]:
+    """Yield the points of lines of metrics.jsonl.
 
     `received` metrics are of the model that a node was sent, the shared model after the round
     before: they are plotted there. The last evaluation is plotted at the last round.
     """
-    totals: dict[tuple[str, int], list[tuple[float, int]]] = {}
+    measured: dict[tuple[str, int], list[tuple[float, int]]] = {}
     for line in lines:
-        round_, node = line["round"], line["node"]
-        for key, value in (line.get("train") or {}).items():
-            if isinstance(value, int | float):
-                yield f"train/{key}/{node}", float(value), round_
-        for key, value in (line.get("bytes") or {}).items():
-            yield f"bytes/{key}/{node}", float(value), round_
-        if "final" not in line:
-            yield f"refused/{node}", float("refused" in line), round_
-        measured, at = (
-            (line["final"], round_) if "final" in line else (line.get("received"), round_ - 1)
-        )
-        for key, value in (measured or {}).items():
+        yield from _costs(line)
+        metrics = line.get("received") or {}
+        number = line["round"] - 1
+        if "final" in line:
+            metrics = line["final"] or {}
+            number = line["round"]
+        for key, value in metrics.items():
             if isinstance(value, int | float) and key != "examples":
-                yield f"{key}/{node}", float(value), at
-                totals.setdefault((key, at), []).append(
-                    (float(value), int((measured or {})["examples"]))
-                )
-    for (key, at), values in totals.items():
-        if weight := sum(examples for _, examples in values):
-            yield f"{key}/mean", sum(value * examples for value, examples in values) / weight, at
+                yield Point(f"{key}/{line['node']}", float(value), number)
+                pairs = measured.setdefault((key, number), [])
+                pairs.append((float(value), int(metrics["examples"])))
+    for (key, number), pairs in measured.items():
+        weight = sum(examples for _, examples in pairs)
+        if weight:
+            total = sum(value * examples for value, examples in pairs)
+            yield Point(f"{key}/mean", total / weight, number)
 
 
+def _costs(line: Line) -> Iterator[Point]:
+    """Yield what a round took at one node."""
+    number = line["round"]
+    node = line["node"]
+    for key, value in (line.get("train") or {}).items():
+        if isinstance(value, int | float):
+            yield Point(f"train/{key}/{node}", float(value), number)
+    for key, value in (line.get("bytes") or {}).items():
+        yield Point(f"bytes/{key}/{node}", float(value), number)
+    if "final" not in line:
+        yield Point(f"refused/{node}", float("refused" in line), number)
+
+
+# ── sinks ─────────────────────────────────────────────────────────────────────────────────────────
 class TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`."""
 
-    def __init__(self, boards: str, folder: Path) -> None:
+    def __init__(self, boards: str, plan: Plan, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(Path(boards) / folder.name))
@@ -142,7 +168,10 @@ class MLflow:
 
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._client.get_experiment_by_name("fedgraft")
-        key = experiment.experiment_id if experiment else self._client.create_experiment("fedgraft")
+        if experiment is None:
+            key = self._client.create_experiment("fedgraft")
+        else:
+            key = experiment.experiment_id
         self._run = self._client.create_run(key, run_name=folder.name).info.run_id
         about = {
             "plan": plan.name,
@@ -160,3 +189,10 @@ class MLflow:
     def close(self) -> None:
         """See `Sink`."""
         self._client.set_terminated(self._run)
+
+
+# by the key of server.yaml's `tracking` that holds the address
+SINKS: Mapping[str, Callable[[str, Plan, Path], Sink]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}

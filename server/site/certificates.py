@@ -1,10 +1,12 @@
-"""What a federation's trust rests on: a private CA, the server's certificate, and a key pair for
-each node.
+"""What a federation's trust rests on: a private CA, the server's certificate, a key pair for each
+node.
 
-    ca.crt       goes to every hospital          ca.key      stays offline, once the certificates
-    are made server.crt   with the names in it            server.key  0600, on the coordinator's
-    host nodes/NAME   a node's private key, 0600      nodes/NAME.pub  what `fedgraft server nodes
-    add` registers
+    ca.crt       goes to every hospital
+    ca.key       stays offline, once the certificates are made
+    server.crt   with the names in it
+    server.key   0600, on the coordinator's host
+    nodes/NAME   a node's private key, 0600
+    nodes/NAME.pub  what `fedgraft server nodes add` registers
 
 A node authenticates by its key, not by a certificate (Flower signs a timestamp with it at each
 request): EC on P-384, in OpenSSH's format. A hospital that makes its own key sends only the `.pub`.
@@ -18,7 +20,8 @@ import datetime
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -28,23 +31,59 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedgraft.common.errors import UserError
 
+CA_CERTIFICATE = "ca.crt"
+CA_KEY = "ca.key"
+SERVER_CERTIFICATE = "server.crt"
+SERVER_KEY = "server.key"
+NODES = "nodes"
 CA_DAYS = 5 * 365
 SERVER_DAYS = 365
-EARLIER = datetime.timedelta(hours=1)  # a hospital whose clock is behind accepts it, too
-ALWAYS = ("localhost", "127.0.0.1")  # the gateway reaches the SuperLink there
-_HOST = re.compile(
-    r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# a hospital whose clock is behind accepts it, too
+EARLIER = datetime.timedelta(hours=1)
+# the gateway reaches the SuperLink there
+ALWAYS = ("localhost", "127.0.0.1")
+MAKE_THEM = "make it: fedgraft server certificates FOLDER --host fl.example.org"
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*{_LABEL}")
+_USES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-Files = dict[Path, tuple[bytes, int]]  # where → (content, mode)
 
 
-def make(
+@dataclass(frozen=True)
+class NewFile:
+    """What is to be written."""
+
+    content: bytes
+    mode: int
+
+
+Files = dict[Path, NewFile]
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA that can sign."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+
+def make_certificates(
     folder: Path, *, hosts: Sequence[str], nodes: Sequence[str], days: int = SERVER_DAYS
 ) -> list[Path]:
-    """Make what was asked for, and the CA where there is none. All is made before anything is
-    written.
+    """Make what was asked for, and the CA where there is none.
+
+    All is made before anything is written.
 
     Args:
         folder: where the files go; a CA that lies there signs the server's certificate.
@@ -64,214 +103,228 @@ def make(
             "add --host fl.example.org for the server, or --node hospital-a for a node's key pair"
         )
         raise UserError("nothing to make", where="server certificates", remedy=remedy)
-    for name in nodes:
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"{name!r} is no name for a node",
-                where="--node",
-                remedy="letters, digits, dots, dashes",
-            )
-    if len(set(nodes)) < len(nodes):
-        raise UserError(
-            "the same name twice", where="--node", remedy="each node has a key of its own"
-        )
+    _check_nodes(nodes)
     names = [_general_name(host) for host in dict.fromkeys((*hosts, *ALWAYS))]
 
     files: Files = {}
     if hosts:
-        key, certificate = _opened_ca(folder) or _new_ca(folder, files)
-        _server(folder, files, names, hosts[0], key, certificate, days)
+        authority = _open_authority(folder)
+        if authority is None:
+            authority = _make_authority()
+            files |= _authority_files(folder, authority)
+        files |= _make_server(folder, authority, names, hosts[0], days)
     for name in nodes:
-        _node(folder / "nodes" / name, files)
+        files |= _make_node(folder / NODES / name)
     _write(files)
     return list(files)
 
 
 def expires(path: Path) -> datetime.datetime:
-    """When a certificate ends, in UTC. Raises `UserError` where it is none."""
+    """Return when a certificate ends, in UTC. Raises `UserError` where it is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read as a certificate: {error}", where=str(path), remedy=MAKE_THEM
-        ) from None
-
-
-MAKE_THEM = "make it: fedgraft server certificates FOLDER --host fl.example.org"
+        what = f"cannot be read as a certificate: {error}"
+        raise UserError(what, where=str(path), remedy=MAKE_THEM) from None
 
 
 def key_fingerprint(public: Path) -> str:
-    """A node's public key as `ssh-keygen -l` shows it, `SHA256:…`. Raises `UserError` where it is
-    none.
+    """Return a node's public key as `ssh-keygen -l` shows it, `SHA256:…`.
+
+    Raises:
+        UserError: it is none.
     """
+    where = str(public)
     try:
         key = serialization.load_ssh_public_key(public.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("not an elliptic-curve key")
-        digest = serialization.ssh_key_fingerprint(key, hashes.SHA256())
-        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-        raise UserError(what, where=str(public), remedy="give the node's .pub file") from None
+        raise UserError(what, where=where, remedy="give the node's .pub file") from None
     except ValueError as error:
+        what = f"is no public key of a node: {error}"
         remedy = (
             "give the .pub beside the key: fedgraft server certificates --node NAME, or ssh-keygen"
             " -t ecdsa -b 384"
         )
-        raise UserError(
-            f"is no public key of a node: {error}", where=str(public), remedy=remedy
-        ) from None
+        raise UserError(what, where=where, remedy=remedy) from None
+    digest = serialization.ssh_key_fingerprint(key, hashes.SHA256())
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-# ── one by one ────────────────────────────────────────────────────────────────────────────────────
-def _opened_ca(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None:
-    """The CA in the folder, or None where there is none at all."""
-    paths = (folder / "ca.key", folder / "ca.crt")
-    there = [path for path in paths if path.exists()]
-    if not there:
+# ── the CA ────────────────────────────────────────────────────────────────────────────────────────
+def _open_authority(folder: Path) -> Authority | None:
+    """Return the CA in the folder, or None where there is none at all."""
+    key_file = folder / CA_KEY
+    certificate_file = folder / CA_CERTIFICATE
+    remedy = "bring both from where they are kept, or name a new folder"
+    if not key_file.exists() and not certificate_file.exists():
         return None
-    if len(there) == 1:
-        what = f"is there without its {'ca.crt' if there[0].suffix == '.key' else 'ca.key'}"
-        raise UserError(
-            what,
-            where=str(there[0]),
-            remedy="bring both from where they are kept, or name a new folder",
-        )
+    for file, other in ((key_file, certificate_file), (certificate_file, key_file)):
+        if not other.exists():
+            what = f"is there without its {other.name}"
+            raise UserError(what, where=str(file), remedy=remedy)
     try:
-        key = serialization.load_pem_private_key(paths[0].read_bytes(), password=None)
-        certificate = x509.load_pem_x509_certificate(paths[1].read_bytes())
-        if (
-            not isinstance(key, ec.EllipticCurvePrivateKey)
-            or key.public_key() != certificate.public_key()
-        ):
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("ca.key is not the key of ca.crt")
+        if key.public_key() != certificate.public_key():
             raise ValueError("ca.key is not the key of ca.crt")
     except (OSError, ValueError) as error:
-        remedy = "bring both from where they are kept, or name a new folder"
-        raise UserError(
-            f"holds no CA that can sign: {error}", where=str(folder), remedy=remedy
-        ) from None
-    return key, certificate
+        what = f"holds no CA that can sign: {error}"
+        raise UserError(what, where=str(folder), remedy=remedy) from None
+    return Authority(key, certificate)
 
 
-def _new_ca(folder: Path, files: Files) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedgraft private CA")])
+def _make_authority() -> Authority:
+    key = _new_key()
+    name = _name("fedgraft private CA")
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    certificate = (
-        _builder(name, name, key.public_key(), CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(own, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False
-        )
-        .sign(key, hashes.SHA384())
-    )
-    files[folder / "ca.crt"] = (certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    files[folder / "ca.key"] = (_private(key, serialization.PrivateFormat.PKCS8), 0o600)
-    return key, certificate
+    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+    builder = _builder(name, name, key.public_key(), CA_DAYS)
+    builder = _limit(builder, x509.BasicConstraints(ca=True, path_length=0))
+    builder = _limit(builder, _usage("key_cert_sign", "crl_sign"))
+    builder = _tell(builder, own)
+    builder = _tell(builder, authority)
+    return Authority(key, builder.sign(key, hashes.SHA384()))
 
 
-def _server(
+def _authority_files(folder: Path, authority: Authority) -> Files:
+    private = _private_bytes(authority.key, serialization.PrivateFormat.PKCS8)
+    return {
+        folder / CA_CERTIFICATE: NewFile(_certificate_bytes(authority.certificate), 0o644),
+        folder / CA_KEY: NewFile(private, 0o600),
+    }
+
+
+# ── the server's certificate, a node's keys ───────────────────────────────────────────────────────
+def _make_server(
     folder: Path,
-    files: Files,
+    authority: Authority,
     names: Sequence[x509.GeneralName],
     host: str,
-    ca_key: ec.EllipticCurvePrivateKey,
-    ca: x509.Certificate,
     days: int,
-) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
-    authority = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    certificate = (
-        _builder(subject, ca.subject, key.public_key(), days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority),
-            critical=False,
-        )
-        .sign(ca_key, hashes.SHA384())
-    )
-    files[folder / "server.crt"] = (certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    files[folder / "server.key"] = (_private(key, serialization.PrivateFormat.PKCS8), 0o600)
+) -> Files:
+    key = _new_key()
+    ca = authority.certificate
+    issuer = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = _builder(_name(host[:64]), ca.subject, key.public_key(), days)
+    builder = _limit(builder, x509.BasicConstraints(ca=False, path_length=None))
+    builder = _limit(builder, _usage("digital_signature"))
+    builder = _tell(builder, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]))
+    builder = _tell(builder, x509.SubjectAlternativeName(names))
+    builder = _tell(builder, x509.SubjectKeyIdentifier.from_public_key(key.public_key()))
+    builder = _tell(builder, x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer))
+    certificate = builder.sign(authority.key, hashes.SHA384())
+    private = _private_bytes(key, serialization.PrivateFormat.PKCS8)
+    return {
+        folder / SERVER_CERTIFICATE: NewFile(_certificate_bytes(certificate), 0o644),
+        folder / SERVER_KEY: NewFile(private, 0o600),
+    }
 
 
-def _node(path: Path, files: Files) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
+def _make_node(path: Path) -> Files:
+    key = _new_key()
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    files[path] = (_private(key, serialization.PrivateFormat.OpenSSH), 0o600)
-    files[path.with_name(f"{path.name}.pub")] = (public + f" {path.name}\n".encode(), 0o644)
+    private = _private_bytes(key, serialization.PrivateFormat.OpenSSH)
+    comment = f" {path.name}\n".encode()
+    return {
+        path: NewFile(private, 0o600),
+        path.with_name(f"{path.name}.pub"): NewFile(public + comment, 0o644),
+    }
+
+
+# ── small ─────────────────────────────────────────────────────────────────────────────────────────
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - EARLIER)
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
+    builder = builder.public_key(key).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - EARLIER)
+    return builder.not_valid_after(now + datetime.timedelta(days=days))
 
 
-def _usage(**on: bool) -> x509.KeyUsage:
-    off = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-    )
-    off += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
-    return x509.KeyUsage(**dict.fromkeys(off, False) | on)
+def _limit(
+    builder: x509.CertificateBuilder, extension: x509.ExtensionType
+) -> x509.CertificateBuilder:
+    """Add what a reader must understand, or refuse the certificate."""
+    return builder.add_extension(extension, critical=True)
 
 
-def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+def _tell(
+    builder: x509.CertificateBuilder, extension: x509.ExtensionType
+) -> x509.CertificateBuilder:
+    """Add what a reader may pass over."""
+    return builder.add_extension(extension, critical=False)
+
+
+def _usage(*uses: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{use: use in uses for use in _USES})
+
+
+def _certificate_bytes(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _check_nodes(nodes: Sequence[str]) -> None:
+    """Raise `UserError` for a name that is none, or that is there twice."""
+    for name in nodes:
+        if not NODE_NAME.fullmatch(name):
+            what = f"{name!r} is no name for a node"
+            raise UserError(what, where="--node", remedy="letters, digits, dots, dashes")
+    if len(set(nodes)) < len(nodes):
+        remedy = "each node has a key of its own"
+        raise UserError("the same name twice", where="--node", remedy=remedy)
 
 
 def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        if not _HOST.fullmatch(host):
-            what, remedy = (
-                f"{host!r} is no host",
-                "write a DNS name or an IP address, without port and https://",
-            )
-            raise UserError(what, where="--host", remedy=remedy) from None
-        return x509.DNSName(host)
+        pass
+    if not _HOST.fullmatch(host):
+        remedy = "write a DNS name or an IP address, without port and https://"
+        raise UserError(f"{host!r} is no host", where="--host", remedy=remedy)
+    return x509.DNSName(host)
 
 
-def _write(files: Files) -> None:
+def _write(files: Mapping[Path, NewFile]) -> None:
+    """Write all files, or none. Raises `UserError` where one exists or cannot be written."""
     for path in files:
         if path.exists():
+            what = "exists, and is not overwritten"
             remedy = (
                 "move it away first if it is to be replaced: who holds the old one is shut out then"
             )
-            raise UserError("exists, and is not overwritten", where=str(path), remedy=remedy)
+            raise UserError(what, where=str(path), remedy=remedy)
     written = []
     try:
-        for path, (content, mode) in files.items():
+        for path, new in files.items():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, new.mode)
+            with os.fdopen(descriptor, "wb") as file:
                 written.append(path)
-                file.write(content)
+                file.write(new.content)
     except OSError as error:
         for path in written:
             path.unlink(missing_ok=True)
         what = f"cannot be written: {error.strerror}"
-        raise UserError(
-            what, where=str(error.filename), remedy="name a folder you may write to"
-        ) from None
+        remedy = "name a folder you may write to"
+        raise UserError(what, where=str(error.filename), remedy=remedy) from None

@@ -1,5 +1,4 @@
-"""Flower's own commands as processes: their environment, their connection, and the truth about a
-run.
+"""Flower's own commands as processes: environment, connection, and the truth about a run.
 
 `flwr run --stream` exits 0 even for a run that failed, so a run is submitted, followed by its
 status, and judged by what `flwr list` says at the end. The folder that Flower works in is neutral:
@@ -22,38 +21,50 @@ from typing import Any
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.files.bundle import write_app
 
-CONNECTION = "fedgraft"  # the name of the one connection in our config.toml
+# the name of the one connection in our config.toml
+CONNECTION = "fedgraft"
 COMPLETED = "finished:completed"
+LONGEST_WORDS = 800
+LOG_LINES = 15
 RunConfig = Mapping[str, str | int | float | bool]
 
 
 def program(name: str) -> str:
-    """Where one of Flower's commands is. Raises `UserError` where it is not installed."""
+    """Return where one of Flower's commands is. Raises `UserError` where it is not installed."""
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise UserError(
-            "is not installed", where=name, remedy="pip install 'flwr[simulation]~=1.41.0'"
-        )
-    return found
+    if beside.is_file():
+        return str(beside)
+    path = shutil.which(name)
+    if path is None:
+        remedy = "pip install 'flwr[simulation]~=1.41.0'"
+        raise UserError("is not installed", where=name, remedy=remedy)
+    return path
 
 
 def environment(home: Path) -> dict[str, str]:
-    """This process's environment with Flower's home, no telemetry, and no installing of torch for
-    each run.
+    """Return this process's environment for Flower's commands.
+
+    With Flower's home, no telemetry, and no installing of torch for each run.
     """
-    return os.environ | {
+    binaries = Path(sys.executable).parent
+    path = os.environ.get("PATH", "")
+    changes = {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{binaries}{os.pathsep}{path}",
     }
+    return os.environ | changes
 
 
 @dataclass(frozen=True)
 class Flower:
     """`flwr` against one SuperLink.
+
+        flower = Flower.connect(folder, "127.0.0.1:9091", ca)
+        run_id = flower.submit(flower.make_app(), {"plan": "digits", "out": "/runs/first"})
+        flower.status(run_id)
 
     Args:
         folder: a neutral folder; Flower's home is in it.
@@ -66,11 +77,18 @@ class Flower:
         """Write the connection into the folder; without a CA's certificate it is not encrypted."""
         flower = cls(folder)
         flower.home.mkdir(parents=True, exist_ok=True)
-        trust = "insecure = true" if ca is None else f"root-certificates = {json.dumps(str(ca))}"
-        (flower.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress ='
-            f' "{address}"\n{trust}\n'
-        )
+        trust = "insecure = true"
+        if ca is not None:
+            trust = f"root-certificates = {json.dumps(str(ca))}"
+        lines = [
+            "[superlink]",
+            f'default = "{CONNECTION}"',
+            "",
+            f"[superlink.{CONNECTION}]",
+            f'address = "{address}"',
+            trust,
+        ]
+        (flower.home / "config.toml").write_text("\n".join(lines) + "\n")
         return flower
 
     @property
@@ -79,59 +97,67 @@ class Flower:
         return self.folder / "home"
 
     def call(self, *arguments: str) -> dict[str, Any]:
-        """`flwr … --format json`, parsed.
+        """Return what `flwr … --format json` prints, parsed.
 
         Raises:
             RunFailed: it failed; carries Flower's own words.
         """
-        done = subprocess.run(
-            [program("flwr"), *arguments, "--format", "json"],
-            cwd=self.folder, env=environment(self.home), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = self._run(*arguments, "--format", "json")
         try:
             answer = json.loads(done.stdout)
         except json.JSONDecodeError:
-            raise RunFailed(
-                f"flwr {arguments[0]} failed: {(done.stderr or done.stdout).strip()[-800:]}"
-            ) from None
+            words = (done.stderr or done.stdout).strip()[-LONGEST_WORDS:]
+            raise RunFailed(f"flwr {arguments[0]} failed: {words}") from None
         if not answer.get("success"):
             raise RunFailed(f"flwr {' '.join(arguments[:2])}: {_words(answer)}")
         return answer
 
-    def bundled(self) -> Path:
-        """The folder of our own app, written anew from the installed release."""
+    def make_app(self) -> Path:
+        """Write our own app anew from the installed release; return its folder."""
         shutil.rmtree(self.folder / "app", ignore_errors=True)
         return write_app(self.folder / "app")
 
     def submit(self, app: Path | str, run_config: RunConfig, *more: str) -> str:
-        """Start a run of an app's folder, which Flower bundles, or of an app that its hub has by
-        that name; its id.
+        """Start a run and return its id.
+
+        Args:
+            app: a folder, which Flower bundles, or the name that its hub has an app by.
+            run_config: what the apps read.
+            more: arguments of `flwr run`.
         """
         settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
-        return str(
-            self.call("run", str(app), CONNECTION, "--run-config", settings, *more)["run-id"]
-        )
+        answer = self.call("run", str(app), CONNECTION, "--run-config", settings, *more)
+        return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        """`pending`, `starting`, `running`, or `finished:` and how."""
-        return str(self.call("list", CONNECTION, "--run-id", run_id)["runs"][0]["status"])
+        """Return `pending`, `starting`, `running`, or `finished:` and how."""
+        answer = self.call("list", CONNECTION, "--run-id", run_id)
+        return str(answer["runs"][0]["status"])
 
     def stop(self, run_id: str) -> None:
         """Stop a run."""
         self.call("stop", run_id, CONNECTION)
 
     def log(self, run_id: str) -> str:
-        """The last lines of the ServerApp's log, as Flower kept them."""
-        done = subprocess.run(
-            [program("flwr"), "log", run_id, CONNECTION, "--show"],
-            cwd=self.folder, env=environment(self.home), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return "\n".join(done.stdout.splitlines()[-15:])
+        """Return the last lines of the ServerApp's log, as Flower kept them."""
+        done = self._run("log", run_id, CONNECTION, "--show")
+        return "\n".join(done.stdout.splitlines()[-LOG_LINES:])
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program("flwr"), *arguments],
+            cwd=self.folder,
+            env=environment(self.home),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def _words(answer: Mapping[str, Any]) -> str:
-    """What went wrong, from Flower's JSON."""
-    said = str(answer.get("error-message") or answer.get("error") or answer).strip()
-    if "SuperLink is unavailable" in said:
+    """Return what went wrong, from Flower's JSON."""
+    words = answer.get("error-message") or answer.get("error") or answer
+    text = str(words).strip()
+    if "SuperLink is unavailable" in text:
         return "the SuperLink does not answer\n  → is it running? fedgraft server start server.yaml"
-    return said[-800:]
+    return text[-LONGEST_WORDS:]

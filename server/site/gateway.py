@@ -7,8 +7,9 @@ query; everything else is 403 and never reaches Flower. Bodies are streamed, nev
 size of requests and their rate are bounded. What may pass later is answered with 503: a node tries
 again after that, and gives up after most other answers.
 
-    python -m fedgraft.server.site.gateway server.yaml      # `fedgraft server start` does this, and
-    restarts it
+    python -m fedgraft.server.site.gateway server.yaml
+
+`fedgraft server start` does this, and restarts it.
 """
 
 from __future__ import annotations
@@ -26,30 +27,33 @@ import uvicorn
 
 from fedgraft.server.site.server_file import Server, load_server, split_address
 
-FLEET = re.compile(r"/v1/fleet/[a-z]+(-[a-z]+)*")  # every call of Flower 1.41 is a POST there
+# every call of Flower 1.41 is a POST there
+FLEET = re.compile(r"/v1/fleet/[a-z]+(-[a-z]+)*")
 _HOP_BY_HOP = {
     b"connection",
+    b"content-length",
+    b"expect",
+    b"host",
     b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
     b"te",
     b"trailer",
     b"transfer-encoding",
     b"upgrade",
-    b"host",
-    b"expect",
 }
-_HOP_BY_HOP |= {
-    b"proxy-authenticate",
-    b"proxy-authorization",
-    b"proxy-connection",
-    b"content-length",
-}
-_DROPPED = _HOP_BY_HOP | {b"date"}  # uvicorn writes one of its own
-MOST_CONNECTIONS = 512  # open at once; a node has two or three
-MOST_ADDRESSES = 4096  # whose rate is remembered
+# uvicorn writes a date of its own
+_DROPPED = _HOP_BY_HOP | {b"date"}
+# open at once; a node has two or three
+MOST_CONNECTIONS = 512
+# whose rate is remembered
+MOST_ADDRESSES = 4096
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 
 
 class TooLarge(Exception):
@@ -60,18 +64,21 @@ class Rate:
     """A token bucket for each address: `per_second` on average, twice that in a burst."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._clock = per_second, clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # address → (tokens, when)
+        self._per_second = per_second
+        self._clock = clock
+        # address → (tokens, when)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def admit(self, address: str) -> bool:
-        """Whether one more request of this address is within its rate."""
-        now, most = self._clock(), 2.0 * self._per_second
+        """Return whether one more request of this address is within its rate."""
+        now = self._clock()
+        most = 2.0 * self._per_second
         tokens, when = self._buckets.pop(address, (most, now))
         tokens = min(most, tokens + (now - when) * self._per_second)
         admitted = tokens >= 1
-        self._buckets[address] = (tokens - 1 if admitted else tokens, now)
+        if admitted:
+            tokens -= 1
+        self._buckets[address] = (tokens, now)
         while len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return admitted
@@ -79,6 +86,9 @@ class Rate:
 
 class Gateway:
     """The proxy as an ASGI app.
+
+        app = Gateway("https://127.0.0.1:9091", context, max_body=64_000_000, per_second=200)
+        uvicorn.run(app, host="0.0.0.0", port=9092)
 
     Args:
         upstream: the SuperLink, `https://127.0.0.1:9091`.
@@ -97,9 +107,8 @@ class Gateway:
         limits = httpx.Limits(
             max_connections=MOST_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=3.0
         )
-        self._client = httpx.AsyncClient(
-            verify=verify, limits=limits, timeout=httpx.Timeout(60.0, connect=5.0)
-        )
+        timeout = httpx.Timeout(60.0, connect=5.0)
+        self._client = httpx.AsyncClient(verify=verify, limits=limits, timeout=timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or Starlette's start and stop."""
@@ -107,7 +116,8 @@ class Gateway:
             await self._lifespan(receive, send)
             return
         if scope["type"] != "http":
-            return  # a WebSocket is closed by the server that got no answer
+            # a WebSocket is closed by the server that got no answer
+            return
         address = scope["client"][0] if scope.get("client") else "unknown"
         if not self._rate.admit(address):
             await _answer(send, 503, "too many requests")
@@ -120,29 +130,16 @@ class Gateway:
             await self._forward(scope, receive, send)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [
-            (name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP
-        ]
-        length = _length(scope)
-        if length is not None:
-            headers.append((b"content-length", str(length).encode()))
-        request = self._client.build_request(
-            "POST", f"{self._upstream}{scope['path']}", headers=headers, content=self._body(receive)
-        )
+        url = f"{self._upstream}{scope['path']}"
+        body = self._body(receive)
+        request = self._client.build_request("POST", url, headers=_headers_in(scope), content=body)
         begun = False
         try:
             answer = await self._client.send(request, stream=True)
             try:
-                kept = [(name.lower(), value) for name, value in answer.headers.raw]
-                kept = [
-                    (name, value)
-                    for name, value in kept
-                    if name == b"content-length" or name not in _DROPPED
-                ]
+                start = {"status": answer.status_code, "headers": _headers_out(answer)}
                 begun = True
-                await send(
-                    {"type": "http.response.start", "status": answer.status_code, "headers": kept}
-                )
+                await send({"type": "http.response.start", **start})
                 async for piece in answer.aiter_raw():
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
@@ -162,10 +159,11 @@ class Gateway:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise httpx.ReadError("the node went away")
-            size += len(message.get("body", b""))
+            piece = message.get("body", b"")
+            size += len(piece)
             if size > self._max_body:
                 raise TooLarge
-            yield message.get("body", b"")
+            yield piece
             if not message.get("more_body"):
                 return
 
@@ -181,19 +179,39 @@ class Gateway:
 
 
 def allowed(scope: Scope) -> bool:
-    """Whether a request may pass: `POST /v1/fleet/<name>`, written plainly, with no query.
+    """Return whether a request may pass: `POST /v1/fleet/<name>`, written plainly, with no query.
 
     The path is compared as it was sent, so that no `%2e`, `//` or `..` is read by Flower in another
     way than here.
     """
-    sent = scope.get("raw_path") or scope["path"].encode()
-    plain = sent.split(b"?")[0] == scope["path"].encode()
-    return (
-        scope["method"] == "POST"
-        and plain
-        and not scope["query_string"]
-        and bool(FLEET.fullmatch(scope["path"]))
-    )
+    path = scope["path"]
+    sent = scope.get("raw_path") or path.encode()
+    plain = sent.split(b"?")[0] == path.encode()
+    if scope["method"] != "POST" or scope["query_string"] or not plain:
+        return False
+    return FLEET.fullmatch(path) is not None
+
+
+def _headers_in(scope: Scope) -> Headers:
+    """Return the headers of a request that go on to the SuperLink, its length among them."""
+    headers = []
+    for name, value in scope["headers"]:
+        if name.lower() not in _HOP_BY_HOP:
+            headers.append((name, value))
+    length = _length(scope)
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    return headers
+
+
+def _headers_out(answer: httpx.Response) -> Headers:
+    """Return the headers of an answer that go back to the node, its length among them."""
+    headers = []
+    for name, value in answer.headers.raw:
+        lower = name.lower()
+        if lower == b"content-length" or lower not in _DROPPED:
+            headers.append((lower, value))
+    return headers
 
 
 def _length(scope: Scope) -> int | None:
@@ -204,7 +222,8 @@ def _length(scope: Scope) -> int | None:
 
 
 async def _answer(send: Send, status: int, words: str) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(words)).encode())]
+    length = str(len(words)).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", length)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": words.encode()})
 
@@ -212,19 +231,20 @@ async def _answer(send: Send, status: int, words: str) -> None:
 def serve(server: Server) -> None:
     """Serve until SIGTERM; requests that are under way are finished first."""
     verify = ssl.create_default_context(cafile=str(server.ca))
-    upstream, door = split_address(server.superlink), split_address(server.gateway.address)
+    gateway = server.gateway
     app = Gateway(
-        f"https://{upstream}",
+        f"https://{split_address(server.superlink)}",
         verify,
-        max_body=server.gateway.max_body_mb * 1_000_000,
-        per_second=server.gateway.requests_per_second,
+        max_body=gateway.max_body_mb * 1_000_000,
+        per_second=gateway.requests_per_second,
     )
+    door = split_address(gateway.address)
     config = uvicorn.Config(
         app,
         host=door.host,
         port=door.port,
-        ssl_certfile=str(server.certificates / "server.crt"),
-        ssl_keyfile=str(server.certificates / "server.key"),
+        ssl_certfile=str(server.certificate),
+        ssl_keyfile=str(server.private_key),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,5 +1,6 @@
-"""server.yaml: one coordinator's own settings. Where hospitals connect, where the state lies, what
-is watched.
+"""server.yaml: one coordinator's own settings.
+
+Where hospitals connect, where the state lies, what is watched.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from pydantic import AfterValidator, Field, model_validator
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.section import Problem, Section, Text, check_together
-from fedgraft.server.site.certificates import MAKE_THEM
+from fedgraft.server.site.certificates import (
+    CA_CERTIFICATE,
+    MAKE_THEM,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+)
+
+LAST_PORT = 65535
+FOLDERS = ("certificates", "state", "runs")
 
 
 class Address(NamedTuple):
@@ -24,21 +33,20 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 def split_address(text: str) -> Address:
-    """`host:port` or `[IPv6]:port`. Raises ValueError with what to write."""
-    host, colon, port = text.rpartition(":")
+    """Return host and port of `host:port` or `[IPv6]:port`. Raises ValueError for other text."""
+    host, colon, digits = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if (
-        not colon
-        or not host
-        or not (port.isascii() and port.isdigit())
-        or not 1 <= int(port) <= 65535
-    ):
+    port = 0
+    if colon and host and digits.isascii() and digits.isdigit():
+        port = int(digits)
+    if not 1 <= port <= LAST_PORT:
         raise ValueError("it must be host:port, such as 0.0.0.0:9092, with a port from 1 to 65535")
-    return Address(host, int(port))
+    return Address(host, port)
 
 
 def _address(text: str) -> str:
@@ -125,17 +133,9 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Server:
-        addresses = {
-            "superlink": self.superlink,
-            "gateway.address": self.gateway.address if self.gateway.enabled else None,
-            "health": self.health,
-            "metrics": self.metrics,
-        }
         taken: dict[int, str] = {}
         problems = []
-        for key, text in addresses.items():
-            if text is None:
-                continue
+        for key, text in self.addresses.items():
             port = split_address(text).port
             if port in taken:
                 what = f"port {port} is {taken[port]}'s, too"
@@ -143,11 +143,32 @@ class Server(Section):
             taken[port] = key
         return check_together(self, problems)
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """What listens on this host, by its key."""
+        addresses = {
+            "superlink": self.superlink,
+            "gateway.address": self.gateway.address if self.gateway.enabled else None,
+            "health": self.health,
+            "metrics": self.metrics,
+        }
+        return {key: text for key, text in addresses.items() if text is not None}
+
     # ── files ─────────────────────────────────────────────────────────────────────────────────────
     @property
     def ca(self) -> Path:
         """The certificate that hospitals trust."""
-        return self.certificates / "ca.crt"
+        return self.certificates / CA_CERTIFICATE
+
+    @property
+    def certificate(self) -> Path:
+        """The server's own certificate."""
+        return self.certificates / SERVER_CERTIFICATE
+
+    @property
+    def private_key(self) -> Path:
+        """The key of the server's certificate."""
+        return self.certificates / SERVER_KEY
 
     @property
     def work(self) -> Path:
@@ -184,33 +205,26 @@ def load_server(path: str | Path) -> Server:
         UserError: the file cannot be read as YAML at all.
     """
     path = Path(path)
-    if not os.path.exists(path):
+    if not path.exists():
         remedy = "copy deploy/server.example.yaml, or name yours: --server FILE"
         raise UserError("there is no such file", where=str(path), remedy=remedy)
     data, lines = read_yaml(path)
     server = validate(Server, data, lines, str(path))
     base = path.absolute().parent
-    places = {
-        key: Path(os.path.normpath(base / getattr(server, key).expanduser()))
-        for key in ("certificates", "state", "runs")
-    }
-    return server.model_copy(update=places)
+    folders = {}
+    for key in FOLDERS:
+        folder = base / getattr(server, key).expanduser()
+        folders[key] = Path(os.path.normpath(folder))
+    return server.model_copy(update=folders)
 
 
-def must_have_certificates(server: Server) -> None:
-    """Raises `UserError` where a file that TLS needs is missing, or where a private key is open to
-    others.
-    """
-    for name in ("ca.crt", "server.crt", "server.key"):
-        path = server.certificates / name
+def check_certificates(server: Server) -> None:
+    """Raise `UserError` where a file that TLS needs is missing, or a key is open to others."""
+    for path in (server.ca, server.certificate, server.private_key):
         if not path.is_file():
-            raise UserError(
-                "is missing",
-                where=str(path),
-                remedy=MAKE_THEM.replace("FOLDER", str(server.certificates)),
-            )
-    key = server.certificates / "server.key"
+            remedy = MAKE_THEM.replace("FOLDER", str(server.certificates))
+            raise UserError("is missing", where=str(path), remedy=remedy)
+    key = server.private_key
     if key.stat().st_mode & 0o077:
-        raise UserError(
-            "can be read by others on this host", where=str(key), remedy=f"chmod 600 {key}"
-        )
+        what = "can be read by others on this host"
+        raise UserError(what, where=str(key), remedy=f"chmod 600 {key}")

@@ -8,28 +8,47 @@ where its weights lie: they are kept in the state's `plans/` and `submitted.json
 from __future__ import annotations
 
 import contextlib
-import json
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.bundle import signed_name
 from fedgraft.common.model.assembly import plan_backbone, plan_model
-from fedgraft.common.plan.plan import WEIGHT_FILES, Plan
-from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash, plan_yaml, resolve
+from fedgraft.common.plan.backbone_section import WEIGHT_FILES
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash, plan_yaml
+from fedgraft.common.result import Status
 from fedgraft.server.papers.progress import Progress
-from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.tracking import Tracker
 from fedgraft.server.site import nodes
-from fedgraft.server.site.flower_processes import COMPLETED, Flower
+from fedgraft.server.site.flower_processes import Flower
+from fedgraft.server.site.follow_run import (
+    Follower,
+    Say,
+    completed,
+    how_to_go_on,
+    read_state,
+    wait_for_end,
+)
 from fedgraft.server.site.server_file import Server
 from fedgraft.server.site.start_server import connect
+from fedgraft.server.site.submitted_runs import Submitted, add_submitted, read_submitted
 
-LOOK = 1.0  # seconds between two looks at the run's folder
-ASK = 5.0  # seconds between two questions to the SuperLink: each is a process of its own
+
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted: a plan, where its weights lie, the run's folder, nodes to wait for."""
+
+    plan: Plan
+    weights: str
+    folder: Path
+    expected: int
+    resume: bool
 
 
 def run(
@@ -57,26 +76,20 @@ def run(
             folder.
         Interrupted: Ctrl-C; the run was stopped.
     """
-    path, wanted = find_plan(plan), load_plan(plan, overrides)
-    plan_model(
-        plan_backbone(wanted, path.parent), wanted
-    )  # a mistake is told here, not in another process's log
-    folder = (out or server.runs / f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    weights = wanted.backbone.weights or ""
-    if weights.lower().endswith(WEIGHT_FILES):
-        weights = str(resolve(weights, path.parent))
+    path = find_plan(plan)
+    chosen = load_plan(plan, overrides)
+    # a mistake is told here, not in another process's log
+    plan_model(plan_backbone(chosen, path.parent), chosen)
+    weights = _weights(chosen, path.parent)
+    if out is None:
+        out = server.runs / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "exists and is not an empty folder"
         remedy = f"name a new folder, or go on with what is there: fedgraft server resume {folder}"
-        raise UserError("exists and is not an empty folder", where=f"--out {folder}", remedy=remedy)
-    return _follow(
-        server,
-        wanted,
-        folder,
-        weights,
-        _expected(server, wanted, expected),
-        resume=False,
-        quiet=quiet,
-    )
+        raise UserError(what, where=f"--out {folder}", remedy=remedy)
+    count = _expected(server, chosen, expected)
+    return _follow(server, Submission(chosen, weights, folder, count, resume=False), quiet)
 
 
 def resume(
@@ -89,156 +102,94 @@ def resume(
         RunFailed: that run is still going on.
     """
     folder = folder.absolute()
-    if not (folder / "plan.yaml").is_file():
-        raise UserError(
-            "holds no run", where=str(folder), remedy="name the folder of a run that was cut off"
-        )
-    wanted = load_plan(folder / "plan.yaml")
-    if _result(folder).get("status") == "completed":
-        raise UserError(
-            "this run is completed", where=str(folder), remedy="look at it: fedgraft report RUN"
-        )
-    last = next((line for line in reversed(submitted(server)) if line["out"] == str(folder)), None)
-    if last is None:
-        weights = wanted.backbone.weights or ""
-        weights = str(resolve(weights, None)) if weights.lower().endswith(WEIGHT_FILES) else weights
+    where = str(folder)
+    written = folder / run_files.PLAN
+    if not written.is_file():
+        remedy = "name the folder of a run that was cut off"
+        raise UserError("holds no run", where=where, remedy=remedy)
+    plan = load_plan(written)
+    if read_state(folder).get("status") == Status.COMPLETED:
+        remedy = "look at it: fedgraft report RUN"
+        raise UserError("this run is completed", where=where, remedy=remedy)
+    earlier = [submitted for submitted in read_submitted(server) if submitted.out == where]
+    if earlier:
+        weights = earlier[-1].weights
+        wait_for_end(connect(server), earlier[-1].run)
     else:
-        weights = last["weights"]
-        _must_have_ended(connect(server), last["run"])
-    return _follow(
-        server,
-        wanted,
-        folder,
-        weights,
-        _expected(server, wanted, expected),
-        resume=True,
-        quiet=quiet,
-    )
-
-
-def submitted(server: Server) -> list[dict[str, Any]]:
-    """What was submitted so far, oldest first: run id, plan, folder, weights, time."""
-    if not server.submitted.exists():
-        return []
-    return [
-        json.loads(line) for line in server.submitted.read_text().splitlines() if line.endswith("}")
-    ]
+        weights = _weights(plan, None)
+    count = _expected(server, plan, expected)
+    return _follow(server, Submission(plan, weights, folder, count, resume=True), quiet)
 
 
 # ── submit and follow ─────────────────────────────────────────────────────────────────────────────
-def _follow(
-    server: Server,
-    plan: Plan,
-    folder: Path,
-    weights: str,
-    expected: int,
-    *,
-    resume: bool,
-    quiet: bool,
-) -> dict[str, Any]:
+def _follow(server: Server, submission: Submission, quiet: bool) -> dict[str, Any]:
     flower = connect(server)
-    config = {"plan": str(_keep(server, plan)), "weights": weights, "out": str(folder)}
-    say = (lambda words: None) if quiet else (lambda words: print(words, flush=True))
+    plan = submission.plan
+    folder = submission.folder
+    expected = submission.expected
+    say = _say_nothing if quiet else _say
     with contextlib.closing(Tracker.open(server.tracking, plan, folder)) as tracker:
-        app = flower.bundled() if server.hub is None else signed_name()
-        run_id = flower.submit(app, config | {"nodes-expected": expected, "resume": resume})
-        entry = {"run": run_id, "name": plan.name, "time": time.time(), "resume": resume}
-        with server.submitted.open("a") as file:
-            file.write(json.dumps(entry | config) + "\n")
-        say(
-            f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes\nfolder"
-            f" {folder}"
-        )
+        run_id = _submit(server, flower, submission)
+        say(f"run {run_id} of {plan.name} ({plan_hash(plan)[:19]}…), {expected} nodes")
+        say(f"folder {folder}")
         try:
             with (
                 Progress(plan, expected, quiet=quiet) as progress,
                 progress.follow("shared model", folder),
             ):
-                status = _wait(
-                    flower,
-                    run_id,
-                    folder,
-                    tracker,
-                    say if not progress.shown else lambda words: None,
-                )
-                return _completed(flower, run_id, status, folder)
+                beside: Say = _say_nothing if progress.shown else say
+                status = Follower(flower, run_id, folder, tracker, beside).wait()
+                return completed(flower, run_id, status, folder)
         except KeyboardInterrupt:
             with contextlib.suppress(RunFailed):
                 flower.stop(run_id)
-            raise Interrupted(
-                f"interrupted: run {run_id} is stopped\n{_how_to_go_on(folder)}"
-            ) from None
+            stopped = f"interrupted: run {run_id} is stopped"
+            raise Interrupted(f"{stopped}\n{how_to_go_on(folder)}") from None
 
 
-def _completed(flower: Flower, run_id: str, status: str, folder: Path) -> dict[str, Any]:
-    """The result of a run that Flower and the run's own folder call completed. Raises `RunFailed`
-    for any other.
-    """
-    result = _result(folder)
-    if status == COMPLETED and result.get("status") == "completed":
-        return result | {"folder": str(folder), "run": run_id}
-    said = (
-        result.get("error")
-        or f"Flower ended it as {status}; the end of its log:\n{flower.log(run_id)}"
+def _submit(server: Server, flower: Flower, submission: Submission) -> str:
+    """Hand a run to Flower, write down what a resume needs, and return the run's id."""
+    plan = str(_save_plan(server, submission.plan))
+    app = flower.make_app() if server.hub is None else signed_name()
+    config = {
+        "plan": plan,
+        "weights": submission.weights,
+        "out": str(submission.folder),
+        "nodes-expected": submission.expected,
+        "resume": submission.resume,
+    }
+    run_id = flower.submit(app, config)
+    submitted = Submitted(
+        run=run_id,
+        name=submission.plan.name,
+        time=time.time(),
+        resume=submission.resume,
+        plan=plan,
+        weights=submission.weights,
+        out=str(submission.folder),
     )
-    raise RunFailed(f"run {run_id} failed: {said}\n{_how_to_go_on(folder)}")
-
-
-def _wait(
-    flower: Flower, run_id: str, folder: Path, tracker: Tracker, say: Callable[[str], None]
-) -> str:
-    """Follow a run to its end; the SuperLink may be away for a while, the run goes on without
-    it.
-    """
-    told, asked, away = 0, time.monotonic(), 0
-    while True:
-        time.sleep(LOOK)
-        rows = lines(folder)
-        tracker.write(rows)
-        told = _tell(rows, told, say)
-        if time.monotonic() - asked < ASK and _result(folder).get("status") in (None, "running"):
-            continue
-        asked = time.monotonic()
-        try:
-            status, away = flower.status(run_id), 0
-        except RunFailed as error:
-            away += 1
-            if away == 1:
-                say("the SuperLink does not answer; waiting for it")
-            if away * ASK > 600:
-                raise RunFailed(
-                    f"the SuperLink is away for ten minutes: {error}\n{_how_to_go_on(folder)}"
-                ) from error
-            continue
-        if status.startswith("finished"):
-            rows = lines(folder)
-            tracker.write(rows)
-            _tell(rows, told, say)
-            return status
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl so far."""
-    try:
-        text = (folder / "metrics.jsonl").read_text()
-    except OSError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _tell(rows: Sequence[dict[str, Any]], told: int, say: Callable[[str], None]) -> int:
-    """One line for each round that is new, where no bar shows it."""
-    last = max((row["round"] for row in rows if "final" not in row), default=0)
-    for number in range(told + 1, last + 1):
-        here = [row for row in rows if row["round"] == number and "final" not in row]
-        refused = [f"{row['node']}: {row['refused']}" for row in here if "refused" in row]
-        said = f"round {number}: {len(here) - len(refused)} of {len(here)} nodes"
-        say("; ".join([said, *refused]))
-    return max(told, last)
+    add_submitted(server, submitted)
+    return run_id
 
 
 # ── small ─────────────────────────────────────────────────────────────────────────────────────────
-def _keep(server: Server, plan: Plan) -> Path:
+def _say(words: str) -> None:
+    print(words, flush=True)
+
+
+def _say_nothing(words: str) -> None:
+    pass
+
+
+def _weights(plan: Plan, base: Path | None) -> str:
+    """Return where a plan's weights lie, or their name; empty where it has none."""
+    weights = plan.backbone.weights or ""
+    if weights.lower().endswith(WEIGHT_FILES):
+        return str(resolve(weights, base))
+    return weights
+
+
+def _save_plan(server: Server, plan: Plan) -> Path:
     copy = server.state / "plans" / f"{plan.name}-{plan_hash(plan)[7:19]}.yaml"
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(plan_yaml(plan))
@@ -246,39 +197,11 @@ def _keep(server: Server, plan: Plan) -> Path:
 
 
 def _expected(server: Server, plan: Plan, asked: int | None) -> int:
+    """Return how many nodes to wait for. Raises `UserError` where they are too few for the plan."""
     expected = asked or nodes.count(server)
-    if expected < plan.aggregate.min_nodes:
-        what = (
-            f"aggregate.min_nodes is {plan.aggregate.min_nodes}, and the nodes to wait for are"
-            f" {expected}"
-        )
-        raise UserError(
-            what, where=plan.name, remedy="register more: fedgraft server nodes add NAME KEY.pub"
-        )
+    least = plan.aggregate.min_nodes
+    if expected < least:
+        what = f"aggregate.min_nodes is {least}, and the nodes to wait for are {expected}"
+        remedy = "register more: fedgraft server nodes add NAME KEY.pub"
+        raise UserError(what, where=plan.name, remedy=remedy)
     return expected
-
-
-def _must_have_ended(flower: Flower, run_id: str) -> None:
-    """Flower notices within a minute that a ServerApp is gone; until then it lists the run as
-    running.
-    """
-    deadline = time.monotonic() + 90
-    while not (status := flower.status(run_id)).startswith("finished"):
-        if time.monotonic() > deadline:
-            remedy = "wait for its end, or stop it with Ctrl-C where it was started"
-            raise RunFailed(f"run {run_id} is still {status}\n  → {remedy}")
-        time.sleep(ASK)
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        return json.loads((folder / "result.json").read_text())
-    return {}
-
-
-def _how_to_go_on(folder: Path) -> str:
-    checkpoint = RunFolder(folder).latest() if folder.is_dir() else None
-    if checkpoint is None:
-        return "  → no round was finished; start anew, into another folder"
-    again = shlex.join(["fedgraft", "server", "resume", str(folder)])
-    return f"{checkpoint.round} finished rounds are kept\n  → go on: {again}"

@@ -1,5 +1,6 @@
-"""Keeps a few processes running: starts them in order, restarts what ends, stops them in reverse. A
-line per event.
+"""Keeps a few processes running: starts them in order, restarts what ends, stops them in reverse.
+
+A line per event.
 """
 
 from __future__ import annotations
@@ -18,34 +19,56 @@ from pathlib import Path
 from fedgraft.common.errors import RunFailed
 from fedgraft.server.site.server_file import Address
 
-READY_TIMEOUT = 90.0  # seconds for a process to answer on its port
-STOP_TIMEOUT = 20.0  # seconds for a process to end after SIGTERM
-LONGEST_PAUSE = 30.0  # seconds between two starts
-SETTLED = 60.0  # seconds after which a process counts as well, and the next pause is short again
-LARGEST_LOG = 50_000_000  # bytes; the log before it is kept as .1
+# seconds for a process to answer on its port
+READY_TIMEOUT = 90.0
+# seconds for a process without a port to live
+ALIVE_TIMEOUT = 1.0
+# seconds for a process to end after SIGTERM
+STOP_TIMEOUT = 20.0
+# seconds between two starts
+SHORTEST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
+# seconds after which a process counts as well, and the next pause is short again
+SETTLED = 60.0
+# bytes; the log before it is kept as .1
+LARGEST_LOG = 50_000_000
+LAST_LINES = 15
 
 
 @dataclass
 class Child:
-    """One process: how it is started, and how it is."""
+    """One process: how it is started, and how it is.
+
+    Attributes:
+        port: where it answers once it is ready.
+        again: when it is to be started again; 0: it runs.
+    """
 
     name: str
     command: Sequence[str]
-    port: Address | None = None  # where it answers once it is ready
+    port: Address | None = None
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
-    pause: float = 1.0
+    pause: float = SHORTEST_PAUSE
     started: float = 0.0
-    again: float = 0.0  # when it is to be started again; 0: it runs
+    again: float = 0.0
 
     @property
     def alive(self) -> bool:
         """Whether it runs now."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has ended and is to be started again."""
+        return self.again > 0 and not self.alive
+
 
 class Supervisor:
     """Runs children until SIGTERM or Ctrl-C.
+
+        children = [Child("superlink", ["flower-superlink", …], Address("127.0.0.1", 9091))]
+        Supervisor(children, folder=work, logs=logs, environment=os.environ).run("ready")
 
     Args:
         children: in the order in which they need each other.
@@ -72,9 +95,8 @@ class Supervisor:
             for child in self.children:
                 self._start(child)
                 if not self._answers(child) and not self._ended.is_set():
-                    raise RunFailed(
-                        f"{child.name} did not start. The end of its log:\n{self._tail(child)}"
-                    )
+                    what = f"{child.name} did not start"
+                    raise RunFailed(f"{what}. The end of its log:\n{self._tail(child)}")
             if not self._ended.is_set():
                 say(ready)
             while not self._ended.wait(0.2):
@@ -101,35 +123,34 @@ class Supervisor:
                 # Ctrl-C reaches this process only: the order of stopping is ours
                 start_new_session=True,
             )
-        child.starts, child.started, child.again = child.starts + 1, time.monotonic(), 0.0
+        child.starts += 1
+        child.started = time.monotonic()
+        child.again = 0.0
         say(f"{child.name} started (pid {child.process.pid})")
 
     def _watch(self, child: Child) -> None:
-        assert child.process is not None
+        """Start a child again that has ended, after a pause."""
         now = time.monotonic()
-        if child.again:
+        if child.waits:
             if now >= child.again:
                 self._start(child)
             return
-        code = child.process.poll()
+        code = child.process.poll() if child.process is not None else None
         if code is None:
             return
         if now - child.started > SETTLED:
-            child.pause = 1.0
+            child.pause = SHORTEST_PAUSE
         child.again = now + child.pause
-        say(
-            f"{child.name} ended {_how(code)}; starts again in {child.pause:g} s; its log:"
-            f" {self._log(child)}"
-        )
+        when = f"starts again in {child.pause:g} s"
+        say(f"{child.name} ended {_how(code)}; {when}; its log: {self._log(child)}")
         child.pause = min(LONGEST_PAUSE, 2 * child.pause)
 
     def _stop(self, child: Child) -> None:
-        if child.process is None or (child.process.poll() is not None and child.again):
+        if child.process is None or child.waits:
             return
+        # with what it started: a run's ServerApp is SuperExec's
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                child.process.pid, signal.SIGTERM
-            )  # with what it started: a run's ServerApp is SuperExec's
+            os.killpg(child.process.pid, signal.SIGTERM)
         try:
             child.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -140,13 +161,14 @@ class Supervisor:
         say(f"{child.name} ended")
 
     def _answers(self, child: Child) -> bool:
-        """Whether it answers on its port in time; without a port: whether it lives through its
-        first second.
+        """Return whether it answers on its port in time.
+
+        Without a port: whether it lives through its first second.
         """
-        assert child.process is not None
-        deadline = time.monotonic() + (READY_TIMEOUT if child.port else 1.0)
+        timeout = READY_TIMEOUT if child.port else ALIVE_TIMEOUT
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and not self._ended.wait(0.1):
-            if child.process.poll() is not None:
+            if not child.alive:
                 return False
             if child.port:
                 with contextlib.suppress(OSError), socket.create_connection(child.port, timeout=1):
@@ -157,13 +179,18 @@ class Supervisor:
         return self._logs / f"{child.name}.log"
 
     def _tail(self, child: Child) -> str:
-        return "\n".join(self._log(child).read_text(errors="replace").splitlines()[-15:])
+        lines = self._log(child).read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LAST_LINES:])
 
 
 def say(words: str) -> None:
-    """One event, one line, with its time (UTC)."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {words}", flush=True)
+    """Print one event, one line, with its time (UTC)."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    print(f"{now} {words}", flush=True)
 
 
 def _how(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+    """Return how a process ended."""
+    if code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"with exit status {code}"

@@ -1,0 +1,111 @@
+"""The last evaluation: the final model is measured at every node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.result import FinalMetrics, Metrics, Refusal, Traffic
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.task import Sums
+from fedgraft.common.wire.layout import BadUpdate
+from fedgraft.common.wire.metric_records import read_groups, read_sums
+from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.handout import Roster
+from fedgraft.server.merged_groups import MergedGroups
+from fedgraft.server.messages import round_content
+from fedgraft.server.round_replies import refusals_of
+from fedgraft.server.rounds import Round
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all nodes measured together.
+
+    Attributes:
+        final: metrics of each node, of all together, and of groups of people.
+        traffic: the bytes of it.
+        refused: the nodes that measured nothing, and why.
+        lines: one of metrics.jsonl for each node that measured.
+    """
+
+    final: FinalMetrics
+    traffic: Traffic
+    refused: list[Refusal]
+    lines: list[dict[str, Any]]
+
+
+def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
+    """Measure a model at every node of the roster and merge what comes back.
+
+    Args:
+        last: the model as a round that sends it out.
+    """
+    replies = exchange(
+        grid,
+        "evaluate",
+        round_content(last),
+        roster.nodes,
+        group="evaluate",
+        timeout=last.plan.aggregate.round_timeout,
+    )
+    merging = _Merging(last.plan)
+    for name in sorted(replies.contents):
+        try:
+            merging.add(name, replies.contents[name])
+        except BadUpdate as error:
+            replies.refused[name] = str(error)
+
+    lines = []
+    for name, metrics in merging.nodes.items():
+        lines.append({"round": last.number, "node": name, "final": metrics})
+    refused = refusals_of(replies, last.number, "evaluation: ")
+    return Evaluation(merging.final(), _traffic(replies), refused, lines)
+
+
+def chosen(sums: Sums, plan: Plan) -> Metrics:
+    """Return the metrics that the plan asks for, and the number of examples behind them."""
+    summary = sums.summary()
+    return {key: summary[key] for key in (*plan.evaluate.metrics, "examples")}
+
+
+@dataclass
+class _Merging:
+    """Sums of metrics as they come in, node by node."""
+
+    plan: Plan
+    nodes: dict[str, Metrics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        columns = self.plan.evaluate.subgroups
+        if self.plan.privacy.mode != "none":
+            columns = ()
+        self._groups = MergedGroups(columns)
+        self._all = TASKS[self.plan.task.question].zero(self.plan.task)
+
+    def add(self, name: str, content: RecordDict) -> None:
+        """Take in one node's reply. Raises `BadUpdate`, and nothing of it is taken in."""
+        record = content.metric_records.get("received", MetricRecord())
+        task = self.plan.task
+        sums = read_sums(record, task)
+        self._groups.add(read_groups(content, self._groups.sizes, sums, task))
+        self._all = self._all + sums
+        self.nodes[name] = chosen(sums, self.plan)
+
+    def final(self) -> FinalMetrics:
+        """Return the metrics of all that was taken in."""
+        final = FinalMetrics(global_=chosen(self._all, self.plan), nodes=self.nodes)
+        if not self.plan.evaluate.subgroups:
+            return final
+        groups = self._groups.metrics(lambda sums: chosen(sums, self.plan))
+        return final.but(subgroups=groups)
+
+
+def _traffic(replies: Replies) -> Traffic:
+    down = sum(replies.down.values())
+    up = sum(replies.up.values())
+    return Traffic(nodes=len(replies.down), down=down, up=up)

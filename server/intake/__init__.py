@@ -1,0 +1,1 @@
+"""What a reply goes through before its update may be combined: one step a file, in one order."""
