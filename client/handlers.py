@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedgraft.client.desk import Desk, Offer
+from fedgraft.client.desk import Desk, Offer, OpenModel
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import NodeTask
@@ -152,37 +152,74 @@ def evaluate(desk: Desk, message: Message, context: Context) -> Answer:
 
 
 # ── parts of a message ────────────────────────────────────────────────────────────────────────────
-@contextmanager
-def open_message(desk: Desk, message: Message, context: Context) -> Iterator[OpenMessage]:
-    """Lend what a message of a round works on, and the adapter that it brings, checked."""
+@dataclass(frozen=True, eq=False)
+class RoundMessage:
+    """A message of a round whose agreement is approved here, before anything is built for it."""
+
+    context: Context
+    content: RecordDict
+    node: Node
+    plan: Agreement
+    identity: str
+    offer: Offer
+
+
+def read_message(desk: Desk, message: Message, context: Context) -> RoundMessage:
+    """Return a message of a round. Raise `Refused` where its agreement may not run here."""
     node = desk.node(context)
-    torch.set_num_threads(node.threads)
     about = message.content.config_records["about"]
-    store = desk.store(node)
-    offered = Offer.read(store.plan(str(about["plan-hash"])))
+    offered = Offer.read(desk.store(node).plan(str(about["plan-hash"])))
     plan, identity = desk.agreement(offered.agreement)
     check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
     node.policy.check_privacy(plan.privacy)
-    train_split, test_split = desk.splits(context, offered)
-    with desk.model(plan, offered, store, train_split) as model:
-        layout = model.layout
-        if about["layout"] != layout.digest:
-            what = f"layout {about['layout']}: this plan's adapter has layout {layout.digest}"
-            raise Refused(Code.MISMATCH, what)
-        state = unpack(message.content.array_records[ADAPTER], layout)
-        task = NodeTask(
-            node=node.name,
-            plan=plan,
-            model=model.model,
-            train=train_split,
-            test=test_split,
-            fingerprint=model.fingerprint,
-            budget=desk.budget(context, offered) if plan.privacy.at_node else None,
-            cache=open_cache(node),
-            layout=layout,
-            memory=Feedback(node.store / "feedback", identity),
-        )
-        yield OpenMessage(node, task, layout, state)
+    return RoundMessage(context, message.content, node, plan, identity, offered)
+
+
+@contextmanager
+def open_message(desk: Desk, message: Message, context: Context) -> Iterator[OpenMessage]:
+    """Lend what a message of a round works on, and the adapter that it brings, checked."""
+    received = read_message(desk, message, context)
+    torch.set_num_threads(received.node.threads)
+    with lend_model(desk, received) as model:
+        yield open_task(desk, received, model)
+
+
+def lend_model(desk: Desk, received: RoundMessage) -> AbstractContextManager[OpenModel]:
+    """Lend a model of the message's agreement."""
+    train_split, _ = desk.splits(received.context, received.offer)
+    store = desk.store(received.node)
+    return desk.model(received.plan, received.offer, store, train_split)
+
+
+def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessage:
+    """Return what a message works on with a model. Raise `Refused` or `BadUpdate` for an adapter
+    that is not the one agreed on.
+    """
+    node = received.node
+    plan = received.plan
+    layout = model.layout
+    digest = received.content.config_records["about"]["layout"]
+    if digest != layout.digest:
+        what = f"layout {digest}: this plan's adapter has layout {layout.digest}"
+        raise Refused(Code.MISMATCH, what)
+    state = unpack(received.content.array_records[ADAPTER], layout)
+    train_split, test_split = desk.splits(received.context, received.offer)
+    budget = None
+    if plan.privacy.at_node:
+        budget = desk.budget(received.context, received.offer)
+    task = NodeTask(
+        node=node.name,
+        plan=plan,
+        model=model.model,
+        train=train_split,
+        test=test_split,
+        fingerprint=model.fingerprint,
+        budget=budget,
+        cache=open_cache(node),
+        layout=layout,
+        memory=Feedback(node.store / "feedback", received.identity),
+    )
+    return OpenMessage(node, task, layout, state)
 
 
 def read_round(message: Message, plan: Agreement) -> int:

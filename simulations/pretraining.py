@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
 from fedgraft.client.data.split import Split
-from fedgraft.client.round import generator_of
-from fedgraft.client.training.local_steps import build_optimizer, evaluate, train
+from fedgraft.client.round import round_generator
+from fedgraft.client.training.local_steps import (
+    LocalTraining,
+    build_optimizer,
+    evaluate,
+    train,
+)
 from fedgraft.common.backbones.backbone import (
     Backbone,
     backbone_state,
@@ -25,10 +30,13 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.pretrain_section import PretrainSection
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks import TASKS
 
 NO_PRETRAIN = (
     "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
@@ -74,8 +82,10 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
     if isinstance(backbone.net, Mlp):
         backbone.net.standardise.fit(records.read(data.train.rows))
 
-    model = _train(section, backbone, data.train)
-    accuracy = evaluate(model, data.held_out, len(section.labels)).summary()["accuracy"]
+    classes = tuple(map(str, section.labels))
+    task = plan.task.model_copy(update={"classes": classes, "labels": section.labels})
+    model = _train(section, task, backbone, data.train)
+    accuracy = evaluate(model, data.held_out, task).summary()["accuracy"]
     trained = replace(backbone, fingerprint=fingerprint_of(backbone_state(backbone)))
     path = Path(weights)
     provenance = _describe(plan, section, data, accuracy)
@@ -104,24 +114,41 @@ def _build(plan: Plan, section: PretrainSection) -> Backbone:
     )
 
 
-def _train(section: PretrainSection, backbone: Backbone, split: Split) -> nn.Module:
+class _Classifier(nn.Module):
+    """A backbone that is trained as a whole, under a classifier that is thrown away."""
+
+    def __init__(self, net: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.net = net
+        self.classifier = classifier
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits `(n, classes)`."""
+        return self.classifier(self.net(batch.only))
+
+
+def _train(
+    section: PretrainSection, task: TaskSection, backbone: Backbone, split: Split
+) -> nn.Module:
     """Train the backbone under a new classifier; return both, frozen."""
     # Batch normalisation and dropout draw on the data and on the global random state here, and
     # nowhere later.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
         classifier = nn.Linear(backbone.features, len(section.labels))
-        model = nn.Sequential(backbone.net, classifier)
+        model = _Classifier(backbone.net, classifier)
         model.requires_grad_(True).train()
+        training = LocalTraining(
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            loss=TASKS[task.question].loss,
+        )
         train(
             model,
             split,
-            epochs=section.epochs,
-            batch_size=section.batch_size,
+            training,
             optimizer=build_optimizer(model, section.optimizer, section.optimizer.lr),
-            proximal=0.0,
-            augment="none",
-            generator=generator_of(section.seed, 0, "pretrain"),
+            generator=round_generator(section.seed, 0, "pretrain"),
         )
     return model.requires_grad_(False).eval()
 

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from fedgraft.client.node.policy import Policy
 from fedgraft.client.readers.registry import PREFIX, READERS
-from fedgraft.common.files.yaml_file import read_yaml, validate
+from fedgraft.common.files.yaml_file import Lines, read_yaml, validate
 from fedgraft.common.plan.section import Section, Text
 
 if TYPE_CHECKING:
@@ -214,6 +214,11 @@ def load_node(path: str | Path) -> Node:
     """
     path = Path(path)
     content, lines = read_yaml(path)
+    return check_node_file(content, lines, path)
+
+
+def check_node_file(content: dict[str, Any], lines: Lines, path: Path) -> Node:
+    """Return the node that a file's content says. Raise `UserErrors` as `load_node`."""
     node = validate(Node, content, lines, str(path))
     return _with_absolute_paths(node, path.absolute().parent)
 

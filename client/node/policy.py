@@ -100,10 +100,6 @@ class Policy(Section):
         default=10,
         description="under differential privacy counts are rounded down to a multiple of this",
     )
-    seeded_noise: bool = Field(
-        default=False,
-        description="noise that can be repeated: for simulations only, it protects nobody",
-    )
 
     @model_validator(mode="after")
     def _check_clauses(self) -> Policy:

@@ -7,10 +7,9 @@ gradient.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +29,15 @@ from fedgraft.common.tasks.task import Sums
 log = logging.getLogger("fedgraft.budget")
 
 
+# (plan, round, node's name, purpose) → the randomness of one release
+RandomnessSource = Callable[[Agreement, int, str, str], Randomness]
+
+
+def system_randomness(plan: Agreement, round_: int, node: str, purpose: str) -> Randomness:
+    """Return the operating system's own randomness, the only one that protects anybody."""
+    return Randomness()
+
+
 @dataclass(frozen=True)
 class Budget:
     """What stands between a plan and this node's data.
@@ -37,16 +45,28 @@ class Budget:
     Attributes:
         patients: positions of each patient's examples in the training split, where the unit is the
             patient.
+        source: of the noise; only a simulation's engine gives another than the system's.
     """
 
     node: Node
     data: DataSet = field(repr=False)
     examples: int
     patients: list[np.ndarray] | None = field(default=None, repr=False)
+    source: RandomnessSource = field(default=system_randomness, repr=False)
 
     @classmethod
-    def open(cls, node: Node, plan: Agreement, train: Split) -> Budget:
-        """Whose records the training split has.
+    def open(
+        cls,
+        node: Node,
+        plan: Agreement,
+        train: Split,
+        *,
+        randomness: RandomnessSource = system_randomness,
+    ) -> Budget:
+        """Return the budget over the records that the training split has.
+
+        Args:
+            randomness: of the noise; only a simulation's engine gives another than the system's.
 
         Raises:
             Refused: the unit is the patient, and the data does not say whose each record is.
@@ -62,7 +82,7 @@ class Budget:
                     "name its column as data.patient in the node's file, or plan for unit: example",
                 )
             patients = positions_by_patient(identities, train.rows, records.source.where)
-        return cls(node, DataSet.of(records), len(train), patients)
+        return cls(node, DataSet.of(records), len(train), patients, randomness)
 
     @property
     def ledger(self) -> Ledger:
@@ -217,11 +237,5 @@ class Budget:
         return Spent(found.epsilon, wanted.delta, wanted.unit, found.accountant, history)
 
     def randomness(self, plan: Agreement, round_: int, purpose: str = "noise") -> Randomness:
-        """The system's own; repeatable only where this node's own file says so, as a simulation's
-        does.
-        """
-        if not self.node.policy.seeded_noise:
-            return Randomness()
-        return Randomness(
-            hashlib.sha256(f"{plan.seed}/{round_}/{self.node.name}/{purpose}".encode()).digest()
-        )
+        """Return the randomness of one round's noise."""
+        return self.source(plan, round_, self.node.name, purpose)

@@ -1,7 +1,7 @@
 """The app bundle: the code that runs at coordinator and hospitals, as one file that has the same
 bytes everywhere.
 
-    client/**/*.py  server/**/*.py  common/**/*.py  common/**/*.yaml  and a pyproject.toml of
+    fedgraft/__init__.py  client/**/*.py  server/**/*.py  common/**/*.py  and a pyproject.toml of
     Flower's own keys
 
 It is made from the installed package itself, in a checkout or out of a wheel, so a hospital that
@@ -17,36 +17,33 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fedgraft.common.errors import UserError
 
-ROOMS = {"client": (".py",), "server": (".py",), "common": (".py", ".yaml")}
+ROOMS = ("client", "server", "common")
 LARGEST = 10 * 1024 * 1024  # bytes; Flower takes no larger bundle
 _MANIFEST = ".info/CONTENT"
 
-# As in pyproject.toml, where `flwr run .` finds it; a test holds the two together.
+# pyproject.toml of the repository names another app, with what only a simulation has; a test holds
+# the files of both together
 APP: dict = {
     "publisher": "fedgraft",
-    "fab-include": [
-        "fedgraft/__init__.py",
-        "client/**/*.py",
-        "server/**/*.py",
-        "common/**/*.py",
-        "common/**/*.yaml",
-    ],
-    "components": {"serverapp": "fedgraft.server.app:app", "clientapp": "fedgraft.client.app:app"},
+    "fab-include": ["fedgraft/__init__.py", "client/**/*.py", "server/**/*.py", "common/**/*.py"],
+    "components": {
+        "serverapp": "fedgraft.server.app:app",
+        "clientapp": "fedgraft.client.app:app",
+    },
     "config": {
         "plan": "",
         "weights": "",
         "out": "",
-        "nodes": "",
         "nodes-expected": 0,
         "resume": False,
-        "seeded-noise": False,
     },
 }
 
@@ -81,39 +78,53 @@ class Bundle:
 
 
 def app_files(root: Path | None = None) -> dict[str, bytes]:
-    """The bundle's files by their path in it.
+    """Return the bundle's files by their path in it.
 
     Args:
         root: the folder that holds the rooms; default: the one that this file was imported from.
     """
+    files = {"pyproject.toml": describe_app(APP)}
+    for path, content in source_files(root or own_root(), ROOMS).items():
+        files[path] = content
+    return files
+
+
+def own_root() -> Path:
+    """Return the folder that holds the rooms: a checkout, an unpacked app, or the package."""
+    return Path(__file__).resolve().parents[2]
+
+
+def describe_app(app: Mapping[str, Any]) -> bytes:
+    """Return the pyproject.toml of an app of this release."""
     import tomli_w
 
-    root = root or Path(__file__).resolve().parents[2]
     about = {
         "name": "fedgraft",
         "version": version("fedgraft"),
         "description": "federated transfer learning",
     }
-    files = {
-        "pyproject.toml": tomli_w.dumps({"project": about, "tool": {"flwr": {"app": APP}}}).encode()
-    }
+    return tomli_w.dumps({"project": about, "tool": {"flwr": {"app": app}}}).encode()
+
+
+def source_files(root: Path, rooms: Sequence[str]) -> dict[str, bytes]:
+    """Return the Python sources of some rooms, and the package that they are in."""
     package = root / "fedgraft" if (root / "fedgraft").is_dir() else root
-    files["fedgraft/__init__.py"] = (package / "__init__.py").read_bytes()
-    for room, suffixes in ROOMS.items():
-        for path in sorted((root / room).rglob("*")):
-            if path.suffix in suffixes and path.is_file() and "__pycache__" not in path.parts:
+    files = {"fedgraft/__init__.py": (package / "__init__.py").read_bytes()}
+    for room in rooms:
+        for path in sorted((root / room).rglob("*.py")):
+            if "__pycache__" not in path.parts:
                 files[path.relative_to(root).as_posix()] = path.read_bytes()
     return files
 
 
-def write_app(folder: Path, root: Path | None = None) -> Path:
-    """Lay the bundle's files out in a new folder, which `flwr run FOLDER` packs into the same bytes
-    as `build_bundle`.
+def write_app(folder: Path, files: Mapping[str, bytes] | None = None) -> Path:
+    """Lay an app's files out in a new folder, which `flwr run FOLDER` packs; by default the
+    bundle's, into the same bytes as `build_bundle`.
 
     Flower walks the whole folder that it is given; in a checkout that is `.venv`, too, which takes
     20 s.
     """
-    for name, content in app_files(root).items():
+    for name, content in (files or app_files()).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

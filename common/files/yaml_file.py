@@ -139,9 +139,7 @@ def _value(
         )
     tag = getattr(event, "tag", None)
     if tag is not None and tag != "!":
-        raise UserError(
-            f"the tag {tag} is not allowed", where=here, remedy="write the plain value"
-        )
+        raise UserError(f"the tag {tag} is not allowed", where=here, remedy="write the plain value")
     if len(path) > DEEPEST:
         raise UserError(
             f"nested more than {DEEPEST} deep",

@@ -22,8 +22,8 @@ import torch
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import Refused, RunFailed, UserError
+from fedgraft.common.inputs import INPUTS
 from fedgraft.common.model.assembly import plan_backbone
-from fedgraft.common.plan.backbone_section import WEIGHT_FILES
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_yaml
@@ -107,15 +107,16 @@ def simulate(
         UserError: the user's input is wrong; nothing was written.
         RunFailed: the run failed; what was finished is in `out`.
     """
-    must_be_possible(plan, plan_path)
+    check_privacy_is_possible(plan, plan_path)
     if engine == "flower":
         return _on_flower(plan, plan_path, out, nodes, resume)
-    from fedgraft.client.app import app as client_app
-    from fedgraft.client.app import train_together
+    from fedgraft.client.app import make_client_app
     from fedgraft.server.app import federate
     from fedgraft.server.federation import Federation
     from fedgraft.simulations.engines.allocator import keep_freed_memory
     from fedgraft.simulations.engines.inprocess import InProcessGrid
+    from fedgraft.simulations.engines.simulated_node import simulation_desk
+    from fedgraft.simulations.engines.together import train_together
 
     keep_freed_memory()
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -124,18 +125,20 @@ def simulate(
         plan, plan_backbone(plan, plan_path.parent), len(nodes), seeded_noise=True
     )
     folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
-    grid = InProcessGrid(client_app, nodes, workers, train_together if together else None)
+    desk = simulation_desk()
+    batched = functools.partial(train_together, desk) if together else None
+    grid = InProcessGrid(make_client_app(desk), nodes, workers, batched)
     try:
         return federate(grid, federation, folder, resume=resume)
     finally:
         grid.close()
 
 
-def must_be_possible(plan: Plan, plan_path: Path) -> None:
-    """What differential privacy cannot be had for is told before anything is written.
+def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
+    """Tell what differential privacy cannot be had for before anything is written.
 
     Raises:
-        UserError: a model that Opacus cannot take.
+        UserError: a model whose layers do not give gradients of single examples.
     """
     if plan.privacy.mode != "sample":
         return
@@ -143,10 +146,9 @@ def must_be_possible(plan: Plan, plan_path: Path) -> None:
     from fedgraft.client.privacy.dp_sgd import must_suit
 
     backbone = plan_backbone(plan, plan_path.parent)
-    size = backbone.preprocess.crop or backbone.preprocess.size or plan.backbone.image_size or 32
-    shape = (1, plan.task.inputs) if plan.task.columns else (1, 3, size, size)
+    example = INPUTS[plan.task.material].example(backbone.preprocess, plan.backbone, plan.task)
     try:
-        must_suit(working_model(backbone, plan), plan.privacy.grad_sample_mode, torch.zeros(shape))
+        must_suit(working_model(backbone, plan), plan.privacy.grad_sample_mode, example.only)
     except Refused as refused:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 
@@ -164,8 +166,8 @@ def _on_flower(plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume
     copy = nodes[0].parent / "plan.yaml"
     copy.write_text(plan_yaml(plan))
     weights = plan.backbone.weights
-    if weights is not None and weights.lower().endswith(WEIGHT_FILES):
-        weights = str(resolve(weights, plan_path.parent))
+    if plan.backbone.weights_file is not None:
+        weights = str(resolve(plan.backbone.weights_file, plan_path.parent))
     run_config = {
         "plan": str(copy),
         "weights": weights or "",
@@ -173,7 +175,6 @@ def _on_flower(plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume
         "nodes": str(copy.parent),
         "nodes-expected": len(nodes),
         "resume": resume,
-        "seeded-noise": True,
     }
     try:
         run_on_flower(run_config, nodes=len(nodes))

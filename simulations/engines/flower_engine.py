@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedgraft.common.errors import RunFailed
+from fedgraft.common.files.bundle import write_app
 from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, environment, program
 from fedgraft.simulations.deployment.processes import free_ports
+from fedgraft.simulations.engines.simulation_app import simulation_files
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 
@@ -39,7 +41,11 @@ def run_on_flower(run_config: RunConfig, *, nodes: int, cpus_per_client: int = 1
         superlink(Path(folder)) as flower,
     ):
         start_and_follow(
-            flower.make_app(), run_config, flower, nodes=nodes, cpus_per_client=cpus_per_client
+            write_app(Path(folder) / "app", simulation_files()),
+            run_config,
+            flower,
+            nodes=nodes,
+            cpus_per_client=cpus_per_client,
         )
 
 

@@ -1,7 +1,7 @@
 """One round of many nodes at once, where what they train is alike: their adapters are stacked, a
 step is one product.
 
-    adapters (nodes, …) × batches (nodes, batch, …) → logits → one gradient for each node → one
+    adapters (nodes, …) × batches (nodes, batch, …) → outputs → one gradient for each node → one
     optimizer step
 
 A small head trains in microseconds, and calling torch for it costs more than the arithmetic; here
@@ -14,184 +14,294 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from flwr.app import Context, Message
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedgraft.client.node_task import Workplace
-from fedgraft.client.round import Outcome, adjustment, generator_of, must_be_frozen
-from fedgraft.client.training import local_steps as training
-from fedgraft.client.training.optimizers import new_optimizer
+from fedgraft.client import app as client
+from fedgraft.client import handlers
+from fedgraft.client.data.examples import Examples
+from fedgraft.client.desk import Desk
+from fedgraft.client.handlers import Answer, OpenMessage
+from fedgraft.client.node_task import NodeTask
+from fedgraft.client.release.chain import release
+from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
+from fedgraft.client.round import (
+    Outcome,
+    check_frozen,
+    compose_outcome,
+    is_measured,
+    round_generator,
+)
+from fedgraft.client.training import local_steps
+from fedgraft.client.training.optimizers import Adam, Sgd, new_optimizer
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.tasks import TASKS
 
 MOST_BYTES = 64 * 2**20  # of one group's inputs
 
 
-def is_a_win(plan: Plan, model: GraftedModel) -> bool:
+def train_together(
+    desk: Desk, messages: Sequence[Message], contexts: Sequence[Context]
+) -> list[Message] | None:
+    """Return the replies of many nodes of this process to one message, trained at once.
+
+    None where it is not possible or no gain, or something is wrong with one of them: each is then
+    asked by itself.
+    """
+    content = messages[0].content
+    if any(message.content is not content for message in messages):
+        return None
+    try:
+        received = [
+            handlers.read_message(desk, message, context)
+            for message, context in zip(messages, contexts, strict=True)
+        ]
+        if any(other.offer != received[0].offer for other in received):
+            return None
+        torch.set_num_threads(received[0].node.threads)
+        with handlers.lend_model(desk, received[0]) as model:
+            opened = [handlers.open_task(desk, each, model) for each in received]
+            plan = opened[0].plan
+            if not is_worthwhile(plan, model.model):
+                return None
+            round_ = handlers.read_round(messages[0], plan)
+            outcomes = run_rounds([each.task for each in opened], opened[0].state, round_)
+    except Exception:
+        # whose fault it is shows when each is asked by itself
+        return None
+    replies: list[Message] = []
+    for each, outcome, message, context in zip(opened, outcomes, messages, contexts, strict=True):
+        # one that fails, or may not leave, is that node's alone
+        replies.append(client.reply(desk, _handler(each, outcome, round_), message, context))
+    return replies
+
+
+def _handler(opened: OpenMessage, outcome: Outcome, round_: int) -> client.Handler:
+    """Return a handler that gives what one node trained."""
+
+    def handle(desk: Desk, message: Message, context: Context) -> Answer:
+        return handlers.compose_update(opened, outcome, round_)
+
+    return handle
+
+
+def is_worthwhile(plan: Agreement, model: GraftedModel) -> bool:
     """Whether nodes of this plan gain: all that trains is linear layers (a stacked convolution is a
     grouped one, which is slower), without privacy's own loop and without augmentation.
     """
-    inside = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-        for p in module.parameters()
-    }
-    linear = all(id(p) in inside for p in model.trainable_parameters().values())
-    return linear and plan.privacy.mode == "none" and plan.train.augment == "none"
+    if plan.privacy.mode != "none" or plan.train.augment != "none":
+        return False
+    linear: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            linear |= {id(parameter) for parameter in module.parameters()}
+    return all(id(parameter) in linear for parameter in model.trainable_parameters().values())
 
 
 def run_rounds(
-    places: Sequence[Workplace], received: Mapping[str, Tensor], round_: int
+    tasks: Sequence[NodeTask], received: Mapping[str, Tensor], round_: int
 ) -> list[Outcome]:
-    """What `fedgraft.client.round.run_round` does, for several nodes of one plan that share one
-    model.
+    """Do what `fedgraft.client.round.run_round` does, for nodes of one plan that share one model.
 
     Raises:
         Refused: as there; for all of them.
     """
-    plan, model = places[0].plan, places[0].model
+    plan = tasks[0].plan
     started = time.perf_counter()
 
     # ── the model as received ─────────────────────────────────────────────────────────────────────
-    must_be_frozen(places[0], read=False)
-    model.load_adapter_state(received)
-    measured = [None] * len(places)
-    if (round_ - 1) % plan.evaluate.every == 0:
-        measured = [
-            training.evaluate(*place.for_tests(), len(plan.task.classes)) for place in places
-        ]
+    check_frozen(tasks[0], read=False)
+    tasks[0].model.load_adapter_state(received)
+    measured = [None] * len(tasks)
+    if is_measured(tasks[0], round_):
+        measured = [local_steps.evaluate(*task.for_tests(), plan.task) for task in tasks]
 
     # ── local training ────────────────────────────────────────────────────────────────────────────
-    states, losses, steps = [], [], []
-    for group in _groups(places):
-        for found, one in zip(
-            (states, losses, steps), _train(group, received, round_), strict=True
-        ):
-            found += one
+    trained: list[TrainedNode] = []
+    for group in _groups(tasks):
+        trained += Stack(group, received, round_).train()
 
     # ── what goes back ────────────────────────────────────────────────────────────────────────────
-    must_be_frozen(places[0], read=True)
-    each = (time.perf_counter() - started) / len(places)
-    return [
-        Outcome(
-            state=state,
-            examples=len(place.train),
-            steps=count,
-            train_loss=loss,
-            seconds=each,
-            received=sums,
+    check_frozen(tasks[0], read=True)
+    seconds = (time.perf_counter() - started) / len(tasks)
+    outcomes: list[Outcome] = []
+    for task, node, sums in zip(tasks, trained, measured, strict=True):
+        terms = ReleaseTerms(plan, round_, layout=task.layout, memory=task.memory)
+        outgoing = release(Outgoing(node.state, received), terms)
+        outcomes.append(
+            compose_outcome(task, outgoing, node.trained, measured=sums, seconds=seconds)
         )
-        for place, state, count, loss, sums in zip(
-            places, states, steps, losses, measured, strict=True
-        )
-    ]
+    return outcomes
 
 
-def _groups(places: Sequence[Workplace]) -> list[list[Workplace]]:
-    """Consecutive nodes whose inputs fit into MOST_BYTES together."""
-    groups: list[list[Workplace]] = []
+@dataclass(frozen=True)
+class TrainedNode:
+    """One node's adapter after its steps."""
+
+    state: dict[str, Tensor]
+    trained: local_steps.Trained
+
+
+def _groups(tasks: Sequence[NodeTask]) -> list[list[NodeTask]]:
+    """Return consecutive nodes whose inputs fit into MOST_BYTES together."""
+    groups: list[list[NodeTask]] = []
     held = 0
-    for place in places:
-        _, split = place.for_training()
-        size = len(split) * split.inputs(torch.zeros(1, dtype=torch.int64)).nbytes
+    for task in tasks:
+        _, examples = task.for_training()
+        one = examples.inputs(torch.zeros(1, dtype=torch.int64))
+        size = len(examples) * one.nbytes
         if not groups or held + size > MOST_BYTES:
             groups.append([])
             held = 0
-        groups[-1].append(place)
+        groups[-1].append(task)
         held += size
     return groups
 
 
-def _train(
-    places: Sequence[Workplace], received: Mapping[str, Tensor], round_: int
-) -> tuple[list[dict[str, Tensor]], list[float], list[int]]:
-    """Adapters, mean losses and numbers of steps of a group, in its order."""
-    plan = places[0].plan
-    size, epochs = plan.train.batch_size, plan.train.local_epochs
-    by_steps = sorted(range(len(places)), key=lambda number: -len(places[number].train))
-    ordered = [places[number] for number in by_steps]
-    tail = ordered[0].for_training()[0]
-    splits = [place.for_training()[1] for place in ordered]
-    inputs = torch.cat([split.inputs(torch.arange(len(split))) for split in splits])
-    labels = torch.cat([split.labels for split in splits])
-    at, shares, counts = _batches(
-        [len(split) for split in splits], size, epochs, plan, round_, ordered
-    )
+class Stack:
+    """The adapters of a group of nodes, trained as one tensor with an axis of nodes.
 
-    values = {
-        f"net.{name}": value.expand(len(places), *value.shape).clone()
-        for name, value in received.items()
-    }
-    start = {name: value.clone() for name, value in values.items()} if plan.train.proximal else {}
-    shifts = [shift for place in ordered if (shift := adjustment(place)) is not None]
-    added = torch.stack(shifts)[:, None] if shifts else torch.zeros(len(places), 1, 1)
-    rate = training.learning_rate(
-        plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds
-    )
-    optimizer = new_optimizer(values.values(), plan.train.optimizer, rate)
-    sums = torch.zeros(len(places))
-    forward = vmap(lambda parameters, x: functional_call(tail, parameters, (x,)))
-    for step in range(max(counts)):
-        active = sum(count > step for count in counts)
-        if active < len(optimizer.parameters[0]):
-            optimizer = optimizer.first(active)
-        leaves = {
-            name: value.detach().requires_grad_()
-            for name, value in zip(values, optimizer.parameters, strict=True)
-        }
-        positions, share = at[:active, step], shares[:active, step]
-        logits = forward(leaves, inputs[positions]) + added[:active]
-        entropies = F.cross_entropy(
-            logits.flatten(0, 1), labels[positions].flatten(), reduction="none"
-        )
-        entropies = torch.where(
-            share > 0, entropies.view(positions.shape), 0.0
-        )  # an empty place may be at infinity
-        loss = (entropies * share).sum(1)
-        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        for name, parameter, gradient in zip(values, optimizer.parameters, gradients, strict=True):
-            parameter.grad = gradient
-            if start:
-                gradient.add_(parameter - start[name][:active], alpha=plan.train.proximal)
-        optimizer.step()
-        sums[:active] += loss.detach() * (share > 0).sum(1)
+        states = [node.state for node in Stack(tasks, received, round_=1).train()]
 
-    states: list[dict[str, Tensor]] = [{}] * len(places)
-    losses, steps = [0.0] * len(places), [0] * len(places)
-    for row, number in enumerate(by_steps):
-        states[number] = {name: values[f"net.{name}"][row].clone() for name in received}
-        losses[number] = float(sums[row]) / max(epochs * len(splits[row]), 1)
-        steps[number] = counts[row]
-    return states, losses, steps
-
-
-def _batches(
-    lengths: Sequence[int],
-    size: int,
-    epochs: int,
-    plan: Plan,
-    round_: int,
-    places: Sequence[Workplace],
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Positions and shares (nodes, steps, batch) of every step's examples in the joined inputs, and
-    steps by node.
-
-    A share is 1 / (examples of the batch), and 0 for the empty places of a smaller one.
+    Args:
+        received: the shared adapter, tensors by name.
     """
-    counts = [epochs * -(-length // size) for length in lengths]
-    at = torch.zeros((len(lengths), max(counts), size), dtype=torch.int64)
-    shares = torch.zeros(at.shape)
+
+    def __init__(
+        self, tasks: Sequence[NodeTask], received: Mapping[str, Tensor], round_: int
+    ) -> None:
+        self._plan = tasks[0].plan
+        self._received = received
+        self._by_steps = sorted(range(len(tasks)), key=lambda number: -len(tasks[number].train))
+        self._tasks = [tasks[number] for number in self._by_steps]
+        self._tail, _ = self._tasks[0].for_training()
+        self._examples = [examples for _, examples in (task.for_training() for task in self._tasks)]
+        self._schedule = schedule_batches(self._tasks, self._examples, round_)
+        self._round = round_
+
+    def train(self) -> list[TrainedNode]:
+        """Return every node's adapter after all of its steps, in the order that was given."""
+        everything = [examples.inputs(torch.arange(len(examples))) for examples in self._examples]
+        inputs = torch.cat([batch.only for batch in everything])
+        labels = torch.cat([examples.labels for examples in self._examples])
+        values: dict[str, Tensor] = {}
+        for name, value in self._received.items():
+            values[f"net.{name}"] = value.expand(len(self._tasks), *value.shape).clone()
+        start: dict[str, Tensor] = {}
+        if self._plan.train.proximal:
+            start = {name: value.clone() for name, value in values.items()}
+        sums = self._take_steps(values, start, inputs, labels)
+        return self._unstack(values, sums)
+
+    def _take_steps(
+        self, values: dict[str, Tensor], start: dict[str, Tensor], inputs: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Take every step, in place; return the sum of losses of each node `(nodes,)`."""
+        losses_of = TASKS[self._plan.task.question].losses
+        if losses_of is None:
+            raise ValueError(f"{self._plan.task.question} has no loss of a single example")
+        tail = self._tail
+        forward = vmap(lambda parameters, x: functional_call(tail, parameters, (x,)))
+        added = self._balances()
+        optimizer = self._new_optimizer(values)
+        sums = torch.zeros(len(self._tasks))
+        schedule = self._schedule
+        for step in range(max(schedule.steps)):
+            active = sum(count > step for count in schedule.steps)
+            if active < len(optimizer.parameters[0]):
+                optimizer = optimizer.first(active)
+            leaves: dict[str, Tensor] = {}
+            for name, value in zip(values, optimizer.parameters, strict=True):
+                leaves[name] = value.detach().requires_grad_()
+            positions = schedule.positions[:active, step]
+            share = schedule.shares[:active, step]
+            outputs = forward(leaves, inputs[positions]) + added[:active]
+            losses = losses_of(outputs.flatten(0, 1), labels[positions].flatten())
+            # an empty place may be at infinity
+            losses = torch.where(share > 0, losses.view(positions.shape), 0.0)
+            loss = (losses * share).sum(1)
+            gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+            for name, parameter, gradient in zip(
+                values, optimizer.parameters, gradients, strict=True
+            ):
+                parameter.grad = gradient
+                if start:
+                    moved = parameter - start[name][:active]
+                    gradient.add_(moved, alpha=self._plan.train.proximal)
+            optimizer.step()
+            sums[:active] += loss.detach() * (share > 0).sum(1)
+        return sums
+
+    def _balances(self) -> Tensor:
+        """Return what each node's loss adds to its outputs, `(nodes, 1, outputs)`."""
+        shifts: list[Tensor] = []
+        for task in self._tasks:
+            shift = local_steps.balance_of(self._plan, task.train.labels)
+            if shift is not None:
+                shifts.append(shift)
+        if not shifts:
+            return torch.zeros(len(self._tasks), 1, 1)
+        return torch.stack(shifts)[:, None]
+
+    def _new_optimizer(self, values: dict[str, Tensor]) -> Adam | Sgd:
+        section = self._plan.train
+        rate = local_steps.learning_rate(
+            section.optimizer.lr, section.schedule, self._round, section.rounds
+        )
+        return new_optimizer(values.values(), section.optimizer, rate)
+
+    def _unstack(self, values: dict[str, Tensor], sums: Tensor) -> list[TrainedNode]:
+        trained: dict[int, TrainedNode] = {}
+        epochs = self._plan.train.local_epochs
+        for row, number in enumerate(self._by_steps):
+            state = {name: values[f"net.{name}"][row].clone() for name in self._received}
+            seen = max(epochs * len(self._examples[row]), 1)
+            steps = self._schedule.steps[row]
+            taken = local_steps.Trained(steps=steps, loss=float(sums[row]) / seen)
+            trained[number] = TrainedNode(state, taken)
+        return [trained[number] for number in range(len(trained))]
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """Which examples every node's steps are taken on.
+
+    Attributes:
+        positions: `(nodes, steps, batch)` in the joined inputs.
+        shares: the same shape; 1 / (examples of the batch), and 0 for the empty places of a smaller
+            one.
+        steps: of each node.
+    """
+
+    positions: Tensor
+    shares: Tensor
+    steps: list[int]
+
+
+def schedule_batches(
+    tasks: Sequence[NodeTask], examples: Sequence[Examples], round_: int
+) -> BatchSchedule:
+    """Return the batches that each node would draw by itself."""
+    plan = tasks[0].plan
+    size = plan.train.batch_size
+    epochs = plan.train.local_epochs
+    steps = [epochs * -(-len(each) // size) for each in examples]
+    positions = torch.zeros((len(tasks), max(steps), size), dtype=torch.int64)
+    shares = torch.zeros(positions.shape)
     start = 0
-    for row, (length, place) in enumerate(zip(lengths, places, strict=True)):
-        generator, step = generator_of(plan.seed, round_, place.node), 0
+    for row, (task, own) in enumerate(zip(tasks, examples, strict=True)):
+        generator = round_generator(plan.seed, round_, task.node)
+        step = 0
         for _ in range(epochs):
-            for positions in torch.split(torch.randperm(length, generator=generator), size):
-                at[row, step, : len(positions)] = start + positions
-                shares[row, step, : len(positions)] = 1 / len(positions)
+            order = torch.randperm(len(own), generator=generator)
+            for batch in torch.split(order, size):
+                positions[row, step, : len(batch)] = start + batch
+                shares[row, step, : len(batch)] = 1 / len(batch)
                 step += 1
-        start += length
-    return at, shares, counts
+        start += len(own)
+    return BatchSchedule(positions, shares, steps)

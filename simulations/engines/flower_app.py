@@ -1,0 +1,22 @@
+"""The two apps as `flwr run .` and Flower's Simulation Runtime load them: the approved code, with
+what only a simulation has: nodes by number, and noise that can be repeated.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedgraft.client.app import make_client_app
+from fedgraft.server.app import run_from_config
+from fedgraft.simulations.engines.simulated_node import find_by_partition, simulation_desk
+
+# per process, with the run config of the first message
+client_app = make_client_app(simulation_desk(find=find_by_partition))
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read the run config and federate, with central noise that can be repeated."""
+    run_from_config(grid, context, seeded_noise=True)
