@@ -262,11 +262,12 @@ def manifest(
     Example: `fedgraft manifest runs/pneumonia-1 --sign key.pem`, then `fedgraft manifest
         runs/pneumonia-1 --verify`
     """
-    from fedgraft.server.papers.manifest import MANIFEST, run_facts, write_manifest
+    from fedgraft.common.run_files import MANIFEST, RESULT
+    from fedgraft.server.papers.manifest import run_facts, write_manifest
     from fedgraft.server.papers.manifest import sign as sign_with
     from fedgraft.simulations.reproduce import verify_manifest
 
-    if (folder / "result.json").is_file() and not (folder / MANIFEST).is_file() and not verify:
+    if (folder / RESULT).is_file() and not (folder / MANIFEST).is_file() and not verify:
         print(write_manifest(folder, run_facts(folder)))
 
     if sign is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
 from fedgraft.server.papers.manifest import problems_in, read_manifest, run_facts, signer
@@ -137,9 +138,9 @@ def _make_job(folder: Path, name: str, manifest: Facts, again: Path) -> CellJob:
     """Return a cell with the plan as it was run; a run is a study of one."""
     run = folder / "cells" / name if name else folder
     plan_folder = folder / manifest["plan_folder"]
-    plan = load_plan(run / "plan.yaml")
+    plan = load_plan(run / run_files.PLAN)
     return CellJob(
-        plan_file=run / "plan.yaml",
+        plan_file=run / run_files.PLAN,
         cell=Cell(name or "run", {}, (), plan, plan_hash(plan)),
         base=plan_folder if plan_folder.is_dir() else run,
         out=again,

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import parse_yaml
@@ -165,7 +166,7 @@ def run_seed(
 
     plan = load_plan(name, overrides)
     started = time.perf_counter()
-    places = nodes_on_disk(plan, path, ledger or out / "ledgers", clauses)
+    places = nodes_on_disk(plan, path, ledger or out / run_files.LEDGERS, clauses)
     with places as nodes, Progress(plan, len(nodes), quiet=quiet) as progress:
         counts, names = count_labels(plan, nodes)
         backbone = plan_backbone(plan, path.parent)
@@ -201,7 +202,7 @@ def run_seed(
             clock = time.perf_counter()
             if baseline in VARIANTS:
                 changed = load_plan(name, [*overrides, *VARIANTS[baseline]])
-                place = out / "baselines" / baseline
+                place = out / run_files.BASELINES / baseline
                 begun = resume and RunFolder(place).latest() is not None
                 if resume and not begun:
                     shutil.rmtree(place, ignore_errors=True)

@@ -31,6 +31,7 @@ from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.dp_sgd import Mechanism
 from fedgraft.client.round import run_round
 from fedgraft.client.store.activation_cache import open_cache
+from fedgraft.common import run_files
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone, backbone_from_state
 from fedgraft.common.errors import UserError
@@ -151,7 +152,7 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     """
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
-    file = run / "shared_model" / "backbone.safetensors"
+    file = run / run_files.SHARED_MODEL / "backbone.safetensors"
     if last is None or last.round != plan.train.rounds or not file.is_file():
         raise UserError(
             "holds no finished run", where=str(run), remedy="let the run finish, then attack it"
@@ -162,9 +163,8 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     first = model.adapter_state()
     received = first
     if plan.train.rounds > 1:
-        received = read_tensors(
-            run / "checkpoints" / f"round-{last.round - 1:04d}" / "adapter.safetensors"
-        )
+        before = run_files.checkpoint_of(run, last.round - 1)
+        received = read_tensors(before / run_files.ADAPTER)
     if plan.privacy.mode == "none":
         fuse(model.net)
     data, others = node_data(plan, nodes, preprocess)
@@ -199,5 +199,5 @@ def node_data(
 
 
 def _preprocess(run: Path) -> Preprocess:
-    about = json.loads((run / "shared_model" / "model.json").read_text())
+    about = json.loads((run / run_files.SHARED_MODEL / "model.json").read_text())
     return Preprocess.from_json(about["preprocess"])

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
+from fedgraft.common import run_files
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_yaml
 from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, program
@@ -84,15 +85,15 @@ def ours(federation: Federation, weights: str) -> tuple[float, dict[str, float]]
     out, ends = federation.folder / "out", dict[int, float]()
 
     def look() -> None:
-        for place in (out / "checkpoints").glob("round-????"):
-            ends[int(place.name.removeprefix("round-"))] = place.stat().st_mtime
+        for checkpoint in run_files.checkpoints_of(out):
+            ends[run_files.round_of(checkpoint)] = checkpoint.stat().st_mtime
 
     plan = str(federation.folder / "plan.yaml")
     flower = connect(federation.server)
     config = {"plan": plan, "weights": weights, "out": str(out), "nodes-expected": NODES}
     run(flower, flower.make_app(), config, look)
     parts = [part for node in federation.files for part in parts_of(federation, node, out, ends)]
-    return json.loads((out / "result.json").read_text())["seconds"]["rounds"] / ROUNDS, {
+    return json.loads((out / run_files.RESULT).read_text())["seconds"]["rounds"] / ROUNDS, {
         what: statistics.mean(part[what] for part in parts) for what in parts[0]
     }
 
@@ -109,7 +110,7 @@ def parts_of(
             r"^(\S+Z)  (message|answered) .*group (\d+)$", federation.log(node), re.MULTILINE
         )
     }
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / run_files.METRICS).read_text().splitlines()]
     audit = load_node(federation.files[node]).audit_path
     assert audit is not None
     kept = {

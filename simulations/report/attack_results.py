@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common import run_files
 from fedgraft.simulations.report import page
 
 Measured = Mapping[str, Any]
@@ -41,7 +42,7 @@ class View:
 def read_attack_results(run: Path) -> dict[str, Measured]:
     """Return what each attack measured on a run, by its name; nothing where none was made."""
     try:
-        return json.loads((run / "attacks.json").read_text())
+        return json.loads((run / run_files.ATTACKS).read_text())
     except FileNotFoundError:
         return {}
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedgraft.common import run_files
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
 from fedgraft.simulations.readable import show_bytes
@@ -146,11 +147,11 @@ def _read_tensors(run: Path) -> list[SentTensor]:
     """Return what travels, from the last checkpoint, by name."""
     from safetensors import safe_open
 
-    files = sorted((run / "checkpoints").glob("round-????/adapter.safetensors"))
-    if not files:
+    checkpoints = run_files.checkpoints_of(run)
+    if not checkpoints:
         return []
     tensors = []
-    with safe_open(files[-1], framework="numpy") as file:
+    with safe_open(checkpoints[-1] / run_files.ADAPTER, framework="numpy") as file:
         # the file is no mapping: its keys must be asked for
         for name in sorted(file.keys()):
             tensors.append(SentTensor(name, file.get_slice(name).get_shape()))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
@@ -57,8 +58,8 @@ def write_run_page(run: Path) -> Path:
         UserError: the folder holds no run.
     """
     try:
-        result = json.loads((run / "result.json").read_text())
-        plan_text = (run / "plan.yaml").read_text()
+        result = json.loads((run / run_files.RESULT).read_text())
+        plan_text = (run / run_files.PLAN).read_text()
         if "seeds" in result:
             raise KeyError("seeds")
     except (OSError, ValueError, KeyError) as error:
@@ -75,9 +76,9 @@ def render_run_page(run: Path, result: Result, plan_text: str) -> str:
         result: its result.json.
         plan_text: its plan.yaml.
     """
-    plan = load_plan(run / "plan.yaml")
+    plan = load_plan(run / run_files.PLAN)
     attacks = read_attack_results(run)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / run_files.METRICS).read_text().splitlines()]
     sections = [
         page.heading(result["name"], 1),
         *_show_summary(plan, result, attacks),

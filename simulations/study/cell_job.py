@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -57,12 +58,12 @@ class CellJob:
     @property
     def data_anchor(self) -> Path:
         """A file in the plan's folder, beside which data are looked up."""
-        return self.base / "plan.yaml"
+        return self.base / run_files.PLAN
 
     def read_result(self) -> dict[str, Any] | None:
         """Return result.json if the cell is finished and of this plan, else None."""
         try:
-            result = json.loads((self.run / "result.json").read_text())
+            result = json.loads((self.run / run_files.RESULT).read_text())
         except (OSError, ValueError):
             return None
         if not isinstance(result, dict):
@@ -137,14 +138,14 @@ def _attack(job: CellJob) -> None:
     if not missing:
         return
     plan = job.cell.plan
-    ledgers = job.run / "ledgers"
+    ledgers = job.run / run_files.LEDGERS
     with nodes_on_disk(plan, job.data_anchor, ledgers, job.policy) as nodes:
         for name in missing:
             started = time.perf_counter()
             measured = ATTACKS[name](plan, job.run, nodes, plan.seed)
             measured["seconds"] = time.perf_counter() - started
             results[name] = measured
-            rewrite(job.run / "attacks.json", results)
+            rewrite(job.run / run_files.ATTACKS, results)
 
 
 # ── baselines that cells share ────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.plan_file import load_plan
@@ -81,7 +82,7 @@ def render_study_page(folder: Path) -> str:
 
 # ── in short ──────────────────────────────────────────────────────────────────────────────────────
 def _show_summary(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
-    plan = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / "plan.yaml")
+    plan = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / run_files.PLAN)
     classes = page.listed(plan.task.classes)
     lead = (
         f"The plan {plan.name}: {plan.backbone.name} with adapters, to tell {classes} apart. Each"
@@ -151,8 +152,8 @@ def _show_not_protected(folder: Path, rows: Sequence[Row]) -> list[str]:
     """Return it in the words of the most protected cell's result."""
     most_protected = min(rows, key=_epsilon_of)
     run = folder / "cells" / most_protected["cell"]
-    result = json.loads((run / "result.json").read_text())
-    return show_not_protected(load_plan(run / "plan.yaml"), result)
+    result = json.loads((run / run_files.RESULT).read_text())
+    return show_not_protected(load_plan(run / run_files.PLAN), result)
 
 
 def _epsilon_of(row: Row) -> float:
