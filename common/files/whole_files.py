@@ -6,11 +6,13 @@ or the power goes.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PART = ".part"  # the end of the name of what is not finished
 
@@ -49,3 +51,8 @@ def write_whole(
     """Write a file in one step; text as UTF-8. Arguments and errors as in `replacing`."""
     with replacing(path, mode=mode, durable=durable) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON in one step. Raise `ValueError` for NaN or infinity: a number is a number."""
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,47 @@ from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.simulated_nodes import NO_CLAUSES, write_nodes
 
 ENGINES = ("inprocess", "flower")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine runs a federation on this machine, and how.
+
+    Attributes:
+        name: `inprocess`, or `flower`: Flower's Simulation Runtime.
+        workers: nodes trained at once; default: cores.
+        together: train nodes at once where that is a gain: the same to about 1e-6, and not bit for
+            bit.
+        resume: go on with the run that is there.
+
+    Raises:
+        UserError: no such engine, or one that cannot do what is wanted.
+    """
+
+    name: str = ENGINES[0]
+    workers: int | None = None
+    together: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            remedy = f"write one of {', '.join(ENGINES)}"
+            raise UserError(f"{self.name!r} is no engine", where="--engine", remedy=remedy)
+        if self.together and not self.is_default:
+            what = "nodes are trained at once in one process only"
+            remedy = "leave it out, or use --engine inprocess"
+            raise UserError(what, where="--together", remedy=remedy)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the engine in one process."""
+        return self.name == ENGINES[0]
+
+    def describe(self) -> str:
+        """Return what result.json calls it."""
+        if self.together:
+            return f"{self.name}, nodes together"
+        return self.name
 
 
 @contextmanager
@@ -84,21 +126,15 @@ def simulate(
     out: Path,
     *,
     nodes: list[Path],
-    engine: str = "inprocess",
-    resume: bool = False,
-    workers: int | None = None,
-    together: bool = False,
+    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
 ) -> Result:
     """Run one federation on this machine.
 
     Args:
         plan: the plan, with every `--set` applied.
         plan_path: its file; weights are looked up beside it.
-        out: the run's folder; must be new or empty, unless `resume`.
+        out: the run's folder; must be new or empty, unless `options.resume`.
         nodes: one node.yaml for each node.
-        engine: `inprocess` or `flower`.
-        together: train nodes at once where that is a gain: the same to about 1e-6, and not bit for
-            bit.
 
     Returns:
         What result.json says.
@@ -108,8 +144,15 @@ def simulate(
         RunFailed: the run failed; what was finished is in `out`.
     """
     check_privacy_is_possible(plan, plan_path)
-    if engine == "flower":
-        return _on_flower(plan, plan_path, out, nodes, resume)
+    if options.is_default:
+        return _in_process(plan, plan_path, out, nodes, options)
+    return _on_flower(plan, plan_path, out, nodes, options.resume)
+
+
+def _in_process(
+    plan: Plan, plan_path: Path, out: Path, nodes: list[Path], options: EngineOptions
+) -> Result:
+    # Flower takes a second to import
     from fedgraft.client.app import make_client_app
     from fedgraft.server.app import federate
     from fedgraft.server.federation import Federation
@@ -121,15 +164,19 @@ def simulate(
     keep_freed_memory()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(plan.train.threads)
-    federation = Federation(
-        plan, plan_backbone(plan, plan_path.parent), len(nodes), seeded_noise=True
-    )
-    folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
+    backbone = plan_backbone(plan, plan_path.parent)
+    federation = Federation(plan, backbone, len(nodes), seeded_noise=True)
+    if options.resume:
+        folder = RunFolder.open_existing(out, plan)
+    else:
+        folder = RunFolder.open_new(out, plan)
     desk = simulation_desk()
-    batched = functools.partial(train_together, desk) if together else None
-    grid = InProcessGrid(make_client_app(desk), nodes, workers, batched)
+    batched = None
+    if options.together:
+        batched = functools.partial(train_together, desk)
+    grid = InProcessGrid(make_client_app(desk), nodes, options.workers, batched)
     try:
-        return federate(grid, federation, folder, resume=resume)
+        return federate(grid, federation, folder, resume=options.resume)
     finally:
         grid.close()
 

@@ -21,13 +21,14 @@ import torch
 
 from fedgraft.common import run_files
 from fedgraft.common.errors import RunFailed, UserError
+from fedgraft.common.files.whole_files import write_json
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.attacks import ATTACKS
-from fedgraft.simulations.engines.engine import nodes_on_disk
+from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk
 from fedgraft.simulations.report.attack_results import read_attack_results
-from fedgraft.simulations.simulate import rewrite, run_seed
+from fedgraft.simulations.simulate import SeedJob, SimulationOptions, run_seed
 from fedgraft.simulations.study.cells import Cell
 
 # baselines that are the same whatever the plan's privacy
@@ -108,24 +109,20 @@ def _federate(job: CellJob) -> None:
     known = _read_shared_baselines(job)
     missing = tuple(name for name in job.baselines if name not in known)
     shutil.rmtree(job.run, ignore_errors=True)
-    result = run_seed(
-        job.plan_file,
-        job.data_anchor,
-        list(job.cell.overrides),
-        job.run,
-        job.engine,
-        missing,
-        False,
-        1,
-        None,
-        dict(job.policy),
-        True,
+    options = SimulationOptions(
+        engine=EngineOptions(job.engine, workers=1),
+        baselines=missing,
+        policy=dict(job.policy),
+        quiet=True,
         pages=False,
     )
+    overrides = tuple(job.cell.overrides)
+    seed_job = SeedJob(job.plan_file, job.data_anchor, overrides, job.run, options)
+    result = run_seed(seed_job)
     for name in missing:
         file = _shared_file(job, name)
         file.parent.mkdir(exist_ok=True)
-        rewrite(file, result.baselines[name])
+        write_json(file, result.baselines[name])
     if known:
         baselines = known | result.baselines
         RunFolder(job.run).write_result(result.but(baselines=baselines))
@@ -145,7 +142,7 @@ def _attack(job: CellJob) -> None:
             measured = ATTACKS[name](plan, job.run, nodes, plan.seed)
             measured["seconds"] = time.perf_counter() - started
             results[name] = measured
-            rewrite(job.run / run_files.ATTACKS, results)
+            write_json(job.run / run_files.ATTACKS, results)
 
 
 # ── baselines that cells share ────────────────────────────────────────────────────────────────────
