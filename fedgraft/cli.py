@@ -132,22 +132,18 @@ def simulate(
 
     Example: `fedgraft simulate pneumonia --set train.rounds=5 --baselines head,alone`
     """
-    from fedgraft.simulations.simulate import simulate_plan
+    from fedgraft.simulations.baselines import chosen_baselines
+    from fedgraft.simulations.engines.engine import EngineOptions
+    from fedgraft.simulations.simulate import SimulationOptions, read_clauses, simulate_plan
 
-    result = simulate_plan(
-        plan,
-        overrides=set_ or [],
-        out=out,
-        engine=engine,
-        seeds=seeds,
-        baselines=baselines,
-        resume=resume,
-        workers=workers,
-        together=together,
+    options = SimulationOptions(
+        engine=EngineOptions(engine, workers=workers, together=together, resume=resume),
+        baselines=chosen_baselines(baselines),
         ledger=ledger,
-        policy=policy or [],
+        policy=read_clauses(policy or []),
         quiet=json_,
     )
+    result = simulate_plan(plan, overrides=set_ or [], out=out, seeds=seeds, options=options)
     if json_:
         _print_json(result)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def describe_data(plan: Plan, plan_path: Path, nodes: Sequence[NodeCounts]) -> D
     )
 
 
-def _hash_files(plan: Plan, plan_path: Path) -> Mapping[str, str]:
+def _hash_files(plan: Plan, plan_path: Path) -> dict[str, str]:
     hashes: dict[str, str] = {}
     if plan.simulation is None:
         return hashes

@@ -80,7 +80,7 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
     """One row in this process: seconds of the hand-out and of a round, processor seconds, peak
     memory in MiB.
     """
-    from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
+    from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
     with tempfile.TemporaryDirectory() as folder:
         words = [
@@ -100,7 +100,7 @@ def run(row: dict[str, Any], data: str) -> dict[str, float]:
                 find_plan(PLAN),
                 Path(folder) / "run",
                 nodes=nodes,
-                together=row.get("together", False),
+                options=EngineOptions(together=row.get("together", False)),
             )
             after = resource.getrusage(resource.RUSAGE_SELF)
     result = run.to_json()

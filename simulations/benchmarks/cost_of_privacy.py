@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 SETTINGS = (
     "adapter.method=bias",
@@ -33,6 +33,8 @@ SETTINGS = (
 )
 EPSILONS = (1.0, 3.0, 8.0)
 SEEDS = 3
+
+QUIET = SimulationOptions(quiet=True)
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def main() -> None:
                 overrides=[*SETTINGS, *private],
                 out=Path(folder) / f"{target}",
                 seeds=SEEDS,
-                quiet=True,
+                options=QUIET,
             )
             cells = [_spread(ran["seeds"], key) for key in ("accuracy", "auroc", "loss")]
             spent = [

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedgraft.common.privacy.accounting import bound
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 FOUR = [
     f"../shared/data/heart_disease/{name}.csv"
@@ -59,6 +60,8 @@ PRIVATE_ROWS: list[tuple[str, tuple[str, ...]]] = [
     ("biases on Cleveland's backbone, the other three", ("adapter.method=bias",)),
 ]
 
+QUIET = SimulationOptions(quiet=True)
+
 
 def main() -> None:
     """Run each row over three seeds and print the tables in Markdown."""
@@ -82,7 +85,7 @@ def _private() -> None:
                     overrides=[*overrides, *LARGE_STEPS, *private],
                     out=Path(folder) / f"{number}-{target}",
                     seeds=SEEDS,
-                    quiet=True,
+                    options=QUIET,
                 )
                 whole, single, ours = [], [], []
                 for result in ran["seeds"]:
@@ -113,8 +116,7 @@ def _beside_flamby() -> None:
                 overrides=list(overrides),
                 out=Path(folder) / str(number),
                 seeds=SEEDS,
-                baselines="pooled" if pooled else "",
-                quiet=True,
+                options=replace(QUIET, baselines=("pooled",) if pooled else ()),
             )
             ours = []
             for result in ran["seeds"]:

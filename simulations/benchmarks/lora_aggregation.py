@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.simulations.readable import show_bytes
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 SETTINGS = (
     "adapter.targets=last-block",
@@ -32,6 +32,8 @@ SETTINGS = (
 )
 PRIVATE = ("privacy.mode=sample", "privacy.target_epsilon=8", "privacy.delta=1.0e-4")
 SEEDS = 2
+
+QUIET = SimulationOptions(quiet=True)
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
                     overrides=[*SETTINGS, f"aggregate.lora_aggregation={way}", *private],
                     out=Path(folder) / f"{way}-{name}",
                     seeds=SEEDS,
-                    quiet=True,
+                    options=QUIET,
                 )
                 update = show_bytes(ran["seeds"][0]["bytes"]["adapter"])
                 for key in ("accuracy", "auroc"):

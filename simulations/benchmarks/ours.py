@@ -14,14 +14,20 @@ from pathlib import Path
 
 from fedgraft.common.plan.plan_file import find_plan
 from fedgraft.simulations.benchmarks.workload import PLAN, report, the_plan
-from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
+from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
 
 def run(adapter: str, seed: int, workers: int) -> None:
     """Simulate and report."""
     plan = the_plan(adapter, seed)
     with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, find_plan(PLAN)) as nodes:
-        run = simulate(plan, find_plan(PLAN), Path(folder) / "run", nodes=nodes, workers=workers)
+        run = simulate(
+            plan,
+            find_plan(PLAN),
+            Path(folder) / "run",
+            nodes=nodes,
+            options=EngineOptions(workers=workers),
+        )
     result = run.to_json()
     sent = result["bytes"]["rounds"][-1]
     report(

@@ -91,7 +91,7 @@ def prepare(folder: Path, seed: int) -> Path:
                 ("train", "test"), open_splits(load_node(node), plan, preprocess), strict=True
             ):
                 order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-                arrays[f"{name}-inputs-{number}"] = split.inputs(order).numpy()
+                arrays[f"{name}-inputs-{number}"] = split.inputs(order).only.numpy()
                 arrays[f"{name}-labels-{number}"] = split.labels[order].numpy()
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"part-{path.name}")

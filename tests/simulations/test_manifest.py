@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.server.papers.manifest import files_of, problems_in, read_manifest, sign, signer
+from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.reproduce import list_failures, reproduce, verify_manifest
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 PRIVATE = "privacy={mode: sample, target_epsilon: 8, delta: 1e-3}"
 
@@ -33,7 +34,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_table(place / name, 60, number)
     (place / "plan.yaml").write_text(PLAN.replace("FILES", "north.csv, south.csv"))
     simulate_plan(
-        str(place / "plan.yaml"), overrides=[PRIVATE], out=place / "run", workers=1, quiet=True
+        str(place / "plan.yaml"),
+        overrides=[PRIVATE],
+        out=place / "run",
+        options=SimulationOptions(EngineOptions(workers=1), quiet=True),
     )
     for name in ("key", "other"):
         words = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(place / f"{name}.pem")]

@@ -32,7 +32,6 @@ from fedgraft.server.papers.manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.figures import draw_labels_by_node
 from fedgraft.simulations.report.page import write_page
-from fedgraft.simulations.simulate import rewrite
 from fedgraft.simulations.study.study_table import write_table
 
 LARGE = 50_000
@@ -86,7 +85,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "result": lambda folder: RunFolder(folder).write_result(
         SeedResults.model_validate({"seeds": [], "a": "x" * LARGE})
     ),
-    "results of a study": lambda folder: rewrite(folder / "file", {"a": "x" * LARGE}),
+    "results of a study": lambda folder: write_json(folder / "file", {"a": "x" * LARGE}),
     "page": lambda folder: write_page(folder / "file", "ε" * LARGE),
     "manifest": lambda folder: write_manifest(folder, {"a": "x" * LARGE}),
     "picture": lambda folder: draw_labels_by_node(

@@ -16,6 +16,7 @@ from scipy import stats
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.papers.model_card import not_covered
+from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import list_views
 from fedgraft.simulations.report.audits_part import show_audits
@@ -33,7 +34,7 @@ from fedgraft.simulations.report.pictures import draw_roc_curves
 from fedgraft.simulations.report.privacy_part import show_not_protected
 from fedgraft.simulations.report.training_part import choose_counts
 from fedgraft.simulations.report.updates_part import show_other_attacks
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 from fedgraft.simulations.study.run_study import run_study
 from fedgraft.simulations.study.study_pictures import Axis, draw_cases, draw_lines
 from fedgraft.simulations.write_report import write_report
@@ -236,10 +237,8 @@ def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate_plan(
         str(place / "plan.yaml"),
         overrides=["privacy={mode: sample, target_epsilon: 5, delta: 1e-3}", "task.labels=[0, 1]"],
-        baselines="alone",
         out=place / "run",
-        workers=1,
-        quiet=True,
+        options=SimulationOptions(EngineOptions(workers=1), baselines=("alone",), quiet=True),
     )
     return place / "run"
 
