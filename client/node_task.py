@@ -8,7 +8,7 @@ from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_re
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
-from fedgraft.client.privacy.budget import Budget
+from fedgraft.client.privacy.round_budget import RoundBudget
 from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.store.activation_cache import ActivationCache
 from fedgraft.client.store.activations import Cut, behind_prefix
@@ -44,7 +44,7 @@ class NodeTask:
     train: Examples
     test: Examples
     fingerprint: str
-    budget: Budget | None = field(default=None, repr=False)
+    budget: RoundBudget | None = field(default=None, repr=False)
     cache: ActivationCache | None = None
     layout: Layout | None = field(default=None, repr=False)
     memory: Feedback | None = None

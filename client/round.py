@@ -20,8 +20,8 @@ from torch import Tensor
 from fedgraft.client.data.groups_of_people import group_sums
 from fedgraft.client.data.split import Split
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.dp_sgd import Mechanism, train_privately
+from fedgraft.client.privacy.round_budget import RoundBudget
 from fedgraft.client.release.chain import release
 from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
 from fedgraft.client.training import local_steps
@@ -189,7 +189,7 @@ def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_ste
     return local_steps.Trained(steps=mechanism.steps, loss=0.0)
 
 
-def require_budget(task: NodeTask) -> Budget:
+def require_budget(task: NodeTask) -> RoundBudget:
     """Return what the node may spend. Raise `Refused` where it has no ledger."""
     if task.budget is None:
         mode = task.plan.privacy.mode
