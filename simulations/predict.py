@@ -19,6 +19,7 @@ from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import replacing
+from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 
 BATCH = 256
@@ -58,6 +59,20 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     return written
 
 
+def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]:
+    """Return the names of all inputs of `data`, and the model's probabilities `(n, classes)`.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    names: list[str] = []
+    probabilities = [np.empty((0, len(shared.classes)), np.float32)]
+    for some, inputs in _read_batches(shared, data):
+        names += some
+        probabilities.append(shared.probabilities(inputs).numpy())
+    return names, np.concatenate(probabilities)
+
+
 def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) -> list[list[str]]:
     """Return a line for each input: its name, the likeliest class, all probabilities."""
     lines = []
@@ -70,7 +85,7 @@ def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) ->
 
 def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield names and raw inputs of `data`, some at a time."""
-    tables = shared.plan.task.kind == "tabular-classification"
+    tables = INPUT_LINES[shared.plan.task.material].has_columns
     if not data.exists():
         remedy = "give an image, a folder, an .npz or a .csv"
         raise UserError("no such file or folder", where=str(data), remedy=remedy)
@@ -111,7 +126,7 @@ def _read_archive(data: Path) -> Iterator[Batch]:
 def _read_images(data: Path) -> Iterator[Batch]:
     """Yield images one by one: those of a folder may differ in size."""
     if data.is_file():
-        yield [data.name], read_images([data])
+        yield [data.name], _decode(data)
         return
     known = (*SUFFIXES, *DICOM_SUFFIXES)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower() in known)
@@ -119,10 +134,17 @@ def _read_images(data: Path) -> Iterator[Batch]:
         remedy = f"known: {', '.join(known)}"
         raise UserError("no images in this folder", where=str(data), remedy=remedy)
     for file in files:
-        yield [str(file.relative_to(data))], read_images([file])
+        yield [str(file.relative_to(data))], _decode(file)
 
 
 def _cut(names: list[str], inputs: Tensor) -> Iterator[Batch]:
     for start in range(0, len(names), BATCH):
         end = start + BATCH
         yield names[start:end], inputs[start:end]
+
+
+def _decode(file: Path) -> Tensor:
+    images = read_images([file])
+    if not isinstance(images, Tensor):
+        raise TypeError("images that were not prepared are a tensor")
+    return images

@@ -43,6 +43,7 @@ class SimulationOptions:
             run starts fresh.
         policy: clauses of every node's policy.
         quiet: show no progress and print nothing.
+        summary: print the table at the end.
         pages: write the picture, the page and the manifest.
     """
 
@@ -51,6 +52,7 @@ class SimulationOptions:
     ledger: Path | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    summary: bool = True
     pages: bool = True
 
 
@@ -93,7 +95,7 @@ def simulate_plan(
             target = folder / f"seed-{seed}"
         job = SeedJob(plan, find_plan(plan), (*overrides, f"seed={seed}"), target, options)
         results.append(run_seed_or_explain(job))
-    if not options.quiet:
+    if options.summary and not options.quiet:
         print_table([result.to_json() for result in results], Console())
         Console().print(f"[bold]{folder}[/bold]", soft_wrap=True)
     if seeds == 1:

@@ -1,0 +1,111 @@
+"""A shared model that predicts arrays, data frames and files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedgraft.common.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+
+    from fedgraft.common.model.shared_model import SharedModel
+
+
+class Predictor:
+    """A shared model, ready to use.
+
+    model = fedgraft.load_shared_model("runs/pneumonia-20261123-221500")
+    model.predict(images)          # uint8 (n, 1 or 3, H, W) → a row for each image
+    model.predict("xrays/")        # an image, a folder of images, an .npz or a .csv
+    model.classes, model.plan
+    """
+
+    def __init__(self, shared: SharedModel, path: Path) -> None:
+        self._shared = shared
+        self.path = path
+
+    @classmethod
+    def load(cls, path: str | Path, backbone: str | Path | None = None) -> Predictor:
+        """Open a shared model's folder, or the run's folder it lies in.
+
+        Raises:
+            UserError: no shared model there, or files that do not belong together.
+        """
+        # torch takes a second to import
+        from fedgraft.common.model.shared_model import load_shared_model
+
+        return cls(load_shared_model(path, backbone), Path(path))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the model tells apart, in the order of its outputs."""
+        return self._shared.classes
+
+    @property
+    def plan(self) -> Any:
+        """The plan that it was trained under."""
+        return self._shared.plan
+
+    def predict(self, inputs: Any) -> pandas.DataFrame:
+        """Predict raw inputs.
+
+        Args:
+            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; a data frame with the
+                plan's columns, or an array `(n, columns)`; or the path of an image, a folder of
+                images, an .npz or a .csv.
+
+        Returns:
+            A row for each input: `class`, and `p_NAME` for every class; for paths the index is the
+            input's name.
+
+        Raises:
+            UserError: inputs of another kind than the model takes.
+        """
+        import pandas
+
+        names: list[str] | None = None
+        if isinstance(inputs, str | Path):
+            from fedgraft.simulations.predict import read_inputs
+
+            names, probabilities = read_inputs(self._shared, Path(inputs))
+        else:
+            probabilities = self._shared.probabilities(self._as_tensor(inputs)).numpy()
+        table = pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
+        likeliest = [self.classes[number] for number in np.argmax(probabilities, axis=1)]
+        table.insert(0, "class", likeliest)
+        if names is not None:
+            table.index = pandas.Index(names, name="input")
+        return table
+
+    def _as_tensor(self, inputs: Any) -> Tensor:
+        import torch
+
+        if isinstance(inputs, torch.Tensor):
+            return inputs
+        if hasattr(inputs, "columns"):
+            return torch.from_numpy(self._encode(inputs))
+        return torch.from_numpy(np.ascontiguousarray(inputs))
+
+    def _encode(self, table: pandas.DataFrame) -> np.ndarray:
+        """Return a data frame's cells as the plan encodes them. Raise `UserError` as a file's."""
+        from fedgraft.client.readers.table_file import read_features
+
+        task = self.plan.task
+        if not task.columns:
+            what = "a table, and this model takes images"
+            raise UserError(what, where="predict", remedy="give an array (n, 1 or 3, H, W)")
+        # written to a file: cells are encoded, and mistakes told, as at a hospital
+        with tempfile.TemporaryDirectory(prefix="fedgraft-predict-") as folder:
+            file = Path(folder) / "rows.csv"
+            table.to_csv(file, index=False)
+            return read_features(file, task.columns, task.encoding)
+
+    def __repr__(self) -> str:
+        classes = ", ".join(self.classes)
+        return f"Predictor({str(self.path)!r}): {classes}; {self.plan.backbone.name}"
