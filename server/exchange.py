@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 from fedgraft.common.errors import Code
 from fedgraft.common.wire.message_size import message_bytes
 
-POLL = 0.2  # seconds
+# seconds between two pulls
+POLL = 0.2
 
 
 @dataclass

@@ -28,7 +28,8 @@ OFFER_TIMEOUT = 600.0
 # bytes of tensors in a message; a larger tensor goes alone
 PART = 64_000_000
 LONGEST_NAME = 100
-POLL = 0.2  # seconds
+# seconds between two looks
+POLL = 0.2
 # refusals after which another copy of the backbone may help
 ONCE_MORE = (Code.DAMAGED, Code.MISSING, Code.FAILURE, Code.UNKNOWN)
 

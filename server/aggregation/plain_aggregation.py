@@ -33,8 +33,8 @@ class PlainAggregation:
     def choose_cohort(self, names: Sequence[str], number: int) -> list[str]:
         """Return a seeded sample without replacement of max(min_nodes, fraction · n), sorted."""
         aggregate = self._plan.aggregate
-        wanted = max(aggregate.min_nodes, round(aggregate.fraction * len(names)))
-        size = min(len(names), wanted)
+        size = max(aggregate.min_nodes, round(aggregate.fraction * len(names)))
+        size = min(size, len(names))
         draw = random.Random(f"{self._plan.seed}/{number}")
         return sorted(draw.sample(sorted(names), size))
 

@@ -244,10 +244,10 @@ def _people(plan: Plan, result: Result) -> str:
             " groups is not known"
         )
     names = [f"{column.column} ({', '.join(column.groups)})" for column in columns]
-    told = "no node told of any of these groups"
+    results = "no node told of any of these groups"
     if any(result.final.subgroups.values()):
-        told = "see Quantitative analyses"
-    return f"{', '.join(names)}; {told}"
+        results = "see Quantitative analyses"
+    return f"{', '.join(names)}; {results}"
 
 
 def _groups(subgroups: Mapping[str, Mapping[str, Metrics]]) -> list[str]:

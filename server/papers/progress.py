@@ -18,7 +18,8 @@ from rich.progress import Progress as Bars
 from fedgraft.common.plan.plan import Plan
 from fedgraft.server.papers.metric_lines import read_lines
 
-LOOK = 0.25  # seconds between two looks at the file
+# seconds between two looks at the file
+LOOK = 0.25
 
 
 class Progress:

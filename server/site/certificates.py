@@ -15,12 +15,10 @@ Nothing is ever overwritten.
 
 from __future__ import annotations
 
-import base64
 import datetime
 import ipaddress
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +28,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedgraft.common.errors import UserError
+from fedgraft.server.site.key_files import Files, NewFile, new_key, private_bytes, write_new
+from fedgraft.server.site.node_keys import NODES, check_names, make_node_keys
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
 SERVER_CERTIFICATE = "server.crt"
 SERVER_KEY = "server.key"
-NODES = "nodes"
 CA_DAYS = 5 * 365
 SERVER_DAYS = 365
 # a hospital whose clock is behind accepts it, too
@@ -43,7 +42,6 @@ EARLIER = datetime.timedelta(hours=1)
 # the gateway reaches the SuperLink there
 ALWAYS = ("localhost", "127.0.0.1")
 MAKE_THEM = "make it: fedgraft server certificates FOLDER --host fl.example.org"
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*{_LABEL}")
 _USES = (
@@ -57,17 +55,6 @@ _USES = (
     "encipher_only",
     "decipher_only",
 )
-
-
-@dataclass(frozen=True)
-class NewFile:
-    """What is to be written."""
-
-    content: bytes
-    mode: int
-
-
-Files = dict[Path, NewFile]
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ def make_certificates(
             "add --host fl.example.org for the server, or --node hospital-a for a node's key pair"
         )
         raise UserError("nothing to make", where="server certificates", remedy=remedy)
-    _check_nodes(nodes)
+    check_names(nodes)
     names = [_general_name(host) for host in dict.fromkeys((*hosts, *ALWAYS))]
 
     files: Files = {}
@@ -114,8 +101,8 @@ def make_certificates(
             files |= _authority_files(folder, authority)
         files |= _make_server(folder, authority, names, hosts[0], days)
     for name in nodes:
-        files |= _make_node(folder / NODES / name)
-    _write(files)
+        files |= make_node_keys(folder / NODES / name)
+    write_new(files)
     return list(files)
 
 
@@ -126,31 +113,6 @@ def expires(path: Path) -> datetime.datetime:
     except (OSError, ValueError) as error:
         what = f"cannot be read as a certificate: {error}"
         raise UserError(what, where=str(path), remedy=MAKE_THEM) from None
-
-
-def key_fingerprint(public: Path) -> str:
-    """Return a node's public key as `ssh-keygen -l` shows it, `SHA256:…`.
-
-    Raises:
-        UserError: it is none.
-    """
-    where = str(public)
-    try:
-        key = serialization.load_ssh_public_key(public.read_bytes())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("not an elliptic-curve key")
-    except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        raise UserError(what, where=where, remedy="give the node's .pub file") from None
-    except ValueError as error:
-        what = f"is no public key of a node: {error}"
-        remedy = (
-            "give the .pub beside the key: fedgraft server certificates --node NAME, or ssh-keygen"
-            " -t ecdsa -b 384"
-        )
-        raise UserError(what, where=where, remedy=remedy) from None
-    digest = serialization.ssh_key_fingerprint(key, hashes.SHA256())
-    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 # ── the CA ────────────────────────────────────────────────────────────────────────────────────────
@@ -179,7 +141,7 @@ def _open_authority(folder: Path) -> Authority | None:
 
 
 def _make_authority() -> Authority:
-    key = _new_key()
+    key = new_key()
     name = _name("fedgraft private CA")
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
@@ -192,14 +154,14 @@ def _make_authority() -> Authority:
 
 
 def _authority_files(folder: Path, authority: Authority) -> Files:
-    private = _private_bytes(authority.key, serialization.PrivateFormat.PKCS8)
+    private = private_bytes(authority.key, serialization.PrivateFormat.PKCS8)
     return {
         folder / CA_CERTIFICATE: NewFile(_certificate_bytes(authority.certificate), 0o644),
         folder / CA_KEY: NewFile(private, 0o600),
     }
 
 
-# ── the server's certificate, a node's keys ───────────────────────────────────────────────────────
+# ── the server's certificate ──────────────────────────────────────────────────────────────────────
 def _make_server(
     folder: Path,
     authority: Authority,
@@ -207,7 +169,7 @@ def _make_server(
     host: str,
     days: int,
 ) -> Files:
-    key = _new_key()
+    key = new_key()
     ca = authority.certificate
     issuer = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     builder = _builder(_name(host[:64]), ca.subject, key.public_key(), days)
@@ -218,31 +180,14 @@ def _make_server(
     builder = _tell(builder, x509.SubjectKeyIdentifier.from_public_key(key.public_key()))
     builder = _tell(builder, x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer))
     certificate = builder.sign(authority.key, hashes.SHA384())
-    private = _private_bytes(key, serialization.PrivateFormat.PKCS8)
+    private = private_bytes(key, serialization.PrivateFormat.PKCS8)
     return {
         folder / SERVER_CERTIFICATE: NewFile(_certificate_bytes(certificate), 0o644),
         folder / SERVER_KEY: NewFile(private, 0o600),
     }
 
 
-def _make_node(path: Path) -> Files:
-    key = _new_key()
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    private = _private_bytes(key, serialization.PrivateFormat.OpenSSH)
-    comment = f" {path.name}\n".encode()
-    return {
-        path: NewFile(private, 0o600),
-        path.with_name(f"{path.name}.pub"): NewFile(public + comment, 0o644),
-    }
-
-
 # ── small ─────────────────────────────────────────────────────────────────────────────────────────
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
@@ -279,21 +224,6 @@ def _certificate_bytes(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-
-
-def _check_nodes(nodes: Sequence[str]) -> None:
-    """Raise `UserError` for a name that is none, or that is there twice."""
-    for name in nodes:
-        if not NODE_NAME.fullmatch(name):
-            what = f"{name!r} is no name for a node"
-            raise UserError(what, where="--node", remedy="letters, digits, dots, dashes")
-    if len(set(nodes)) < len(nodes):
-        remedy = "each node has a key of its own"
-        raise UserError("the same name twice", where="--node", remedy=remedy)
-
-
 def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -303,28 +233,3 @@ def _general_name(host: str) -> x509.GeneralName:
         remedy = "write a DNS name or an IP address, without port and https://"
         raise UserError(f"{host!r} is no host", where="--host", remedy=remedy)
     return x509.DNSName(host)
-
-
-def _write(files: Mapping[Path, NewFile]) -> None:
-    """Write all files, or none. Raises `UserError` where one exists or cannot be written."""
-    for path in files:
-        if path.exists():
-            what = "exists, and is not overwritten"
-            remedy = (
-                "move it away first if it is to be replaced: who holds the old one is shut out then"
-            )
-            raise UserError(what, where=str(path), remedy=remedy)
-    written = []
-    try:
-        for path, new in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, new.mode)
-            with os.fdopen(descriptor, "wb") as file:
-                written.append(path)
-                file.write(new.content)
-    except OSError as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        what = f"cannot be written: {error.strerror}"
-        remedy = "name a folder you may write to"
-        raise UserError(what, where=str(error.filename), remedy=remedy) from None

@@ -44,7 +44,7 @@ class Follower:
         self._folder = folder
         self._tracker = tracker
         self._say = say
-        self._told = 0
+        self._last_round = 0
         self._away = 0
 
     def wait(self) -> str:
@@ -54,14 +54,14 @@ class Follower:
             RunFailed: the SuperLink is away for too long; for a while it may be, the run goes on
                 without it.
         """
-        asked = time.monotonic()
+        last_ask = time.monotonic()
         while True:
             time.sleep(LOOK)
             self._look()
-            recently = time.monotonic() - asked < ASK
+            recently = time.monotonic() - last_ask < ASK
             if recently and read_state(self._folder).get("status") in (None, Status.RUNNING):
                 continue
-            asked = time.monotonic()
+            last_ask = time.monotonic()
             status = self._ask()
             if status.startswith("finished"):
                 self._look()
@@ -71,7 +71,7 @@ class Follower:
         """Pass on what the run has written since the last look."""
         lines = read_lines(self._folder)
         self._tracker.write(lines)
-        self._told = tell_rounds(lines, self._told, self._say)
+        self._last_round = tell_rounds(lines, self._last_round, self._say)
 
     def _ask(self) -> str:
         """Return the run's status, empty while the SuperLink does not answer."""
@@ -89,16 +89,16 @@ class Follower:
         return status
 
 
-def tell_rounds(lines: Sequence[dict[str, Any]], told: int, say: Say) -> int:
-    """Say a sentence for each round that is new; return the last round told."""
+def tell_rounds(lines: Sequence[dict[str, Any]], after: int, say: Say) -> int:
+    """Say a sentence for each round after one; return the last round there is."""
     training = [line for line in lines if "final" not in line]
     last = max((line["round"] for line in training), default=0)
-    for number in range(told + 1, last + 1):
+    for number in range(after + 1, last + 1):
         cohort = [line for line in training if line["round"] == number]
         refused = [f"{line['node']}: {line['refused']}" for line in cohort if "refused" in line]
         valid = len(cohort) - len(refused)
         say("; ".join([f"round {number}: {valid} of {len(cohort)} nodes", *refused]))
-    return max(told, last)
+    return max(after, last)
 
 
 def completed(flower: Flower, run_id: str, status: str, folder: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
-from fedgraft.server.site.certificates import NODE_NAME, key_fingerprint
 from fedgraft.server.site.flower_processes import CONNECTION, Flower
+from fedgraft.server.site.node_keys import NODE_NAME, key_fingerprint
 from fedgraft.server.site.server_file import Server
 from fedgraft.server.site.start_server import connect
 

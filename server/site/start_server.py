@@ -169,12 +169,12 @@ def _alone(state: Path) -> Iterator[None]:
 def _check_free(address: Address, where: str) -> None:
     """Raise `UserError` for an address where something listens already."""
     try:
-        flags = socket.AI_PASSIVE
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=flags)
-        family, *_, where_to = found[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        kind = socket.SOCK_STREAM
+        endpoints = socket.getaddrinfo(*address, type=kind, flags=socket.AI_PASSIVE)
+        family, *_, endpoint = endpoints[0]
+        with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where_to)
+            probe.bind(endpoint)
     except OSError as error:
         what = f"cannot listen on {address}: {error.strerror}"
         remedy = (

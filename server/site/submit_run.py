@@ -196,9 +196,9 @@ def _save_plan(server: Server, plan: Plan) -> Path:
     return copy
 
 
-def _expected(server: Server, plan: Plan, asked: int | None) -> int:
+def _expected(server: Server, plan: Plan, chosen: int | None) -> int:
     """Return how many nodes to wait for. Raises `UserError` where they are too few for the plan."""
-    expected = asked or nodes.count(server)
+    expected = chosen or nodes.count(server)
     least = plan.aggregate.min_nodes
     if expected < least:
         what = f"aggregate.min_nodes is {least}, and the nodes to wait for are {expected}"

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedgraft.server.exchange import exchange
+from fedgraft.common.errors import Code
+from fedgraft.server.exchange import Replies, exchange
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,18 @@ def test_a_run_that_was_stopped_is_not_asked_for_ever():
     """A ServerApp that goes on after its run was stopped: Flower answers 403 then."""
     with pytest.raises(httpx.HTTPStatusError):
         exchange(cast(Grid, Moody(403)), "query.x", RecordDict(), {"a": 2}, group="0", timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [({"code": "policy"}, Code.POLICY), ({"code": "other"}, Code.UNKNOWN), ({}, Code.UNKNOWN)],
+)
+def test_why_a_node_refuses_is_read_from_its_code(said: dict[str, str], code: Code):
+    """Words for people that are read as protocol; a node of another release that ends the run."""
+    grid = Moody()
+    grid.push_messages([Message(RecordDict(), dst_node_id=2, message_type="query.x")])
+    about = ConfigRecord({"reason": "policy: not today", "node": "north", **said})
+    replies = Replies()
+    replies.take("a", Message(RecordDict({"refused": about}), reply_to=grid._sent[0]), 30)
+    assert (replies.codes, replies.refused) == ({"a": code}, {"a": "policy: not today"})
+    assert (replies.called, replies.contents) == ({"a": "north"}, {})

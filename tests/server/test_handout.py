@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BACKBONE = load_backbone("cifar-resnet8")
 OTHER_BYTES = "the backbone that arrived is sha256:1, not sha256:2 as offered"
 
 
-Answer = tuple[Code, str] | str | None
+Answer = tuple[Code, str] | Literal["stored"] | None
 POLICY = (Code.POLICY, "policy: backbone sha256:1 is not approved at this node")
 WRONG = (Code.DAMAGED, OTHER_BYTES)
 
@@ -73,6 +73,14 @@ def test_wrong_bytes_twice_are_reported(monkeypatch: pytest.MonkeyPatch) -> None
     assert nodes.asked == [["a", "b"], ["b"]]
     assert roster.handout.refused == [("b", f"sent twice; {OTHER_BYTES}")]
     assert set(roster.nodes) == {"a"}
+
+
+def test_an_older_node_that_gives_no_code_is_sent_it_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node of another release that is lost to one flipped bit: its words are no protocol."""
+    _, nodes = sent(monkeypatch, {"a": [(Code.UNKNOWN, OTHER_BYTES), "stored"]})
+    assert nodes.asked == [["a"], ["a"]]
 
 
 @pytest.mark.parametrize("answer", [POLICY, None])

@@ -14,7 +14,9 @@ from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import AdapterUpdate
+from fedgraft.server.aggregation.combiner import Combiner
 from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
+from fedgraft.server.aggregation.rule import Rule, Updates
 from fedgraft.server.aggregation.rules import RULES
 from fedgraft.server.rounds import Round
 
@@ -213,3 +215,21 @@ def test_what_a_rule_must_see():
     """A rule of single updates behind a secure sum, where nobody sees them."""
     single = {name for name in RULES if RULES[name].sees == "single updates"}
     assert single == {"median", "trimmed-mean", "krum"}
+
+
+def largest(state: None, updates: Updates) -> np.ndarray:
+    return np.stack(list(updates.flat_states())).max(axis=0)
+
+
+LARGEST = Rule(lambda aggregate: None, largest, sees="single updates", is_average=False)
+
+
+def test_a_rule_of_ones_own_is_a_function_and_a_line(monkeypatch):
+    """A seam that only Flower's strategies fit into."""
+    monkeypatch.setitem(RULES._members, "largest", f"{__name__}:LARGEST")
+    combiner = Combiner(AggregateSection.model_construct(strategy="largest"))
+    states = [state_of(k) for k in range(3)]
+    found = combiner.combine(Updates(1, LAYOUT, state_of(9), states, [1, 1, 1]))
+    for name in SHAPES:
+        assert torch.equal(found[name], torch.stack([state[name] for state in states]).amax(0))
+    assert (combiner.fewest, combiner.memory()) == (1, {})

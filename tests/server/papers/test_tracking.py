@@ -12,12 +12,17 @@ from fedgraft.server.papers.tracking import Tracker, points
 from fedgraft.server.site.server_file import Tracking
 
 LINES = [
-    {"round": 1, "node": "a", "bytes": {"down": 10, "up": 20}, "train": {"loss": 0.5, "seconds": 2.0},
-     "received": {"accuracy": 0.5, "auroc": None, "examples": 10}},
+    {
+        "round": 1,
+        "node": "a",
+        "bytes": {"down": 10, "up": 20},
+        "train": {"loss": 0.5, "seconds": 2.0},
+        "received": {"accuracy": 0.5, "auroc": None, "examples": 10},
+    },
     {"round": 1, "node": "b", "bytes": {"down": 10, "up": 0}, "refused": "no answer"},
     {"round": 1, "node": "a", "final": {"accuracy": 0.9, "examples": 10}},
     {"round": 1, "node": "b", "final": {"accuracy": 0.6, "examples": 20}},
-]  # fmt: skip
+]
 
 
 def test_points_are_at_the_round_that_they_measure():

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedgraft.common.errors import UserError
-from fedgraft.server.site.certificates import key_fingerprint, make_certificates
+from fedgraft.server.site.certificates import make_certificates
+from fedgraft.server.site.node_keys import key_fingerprint
 
 
 def handshake(folder, name: str, trust) -> str:

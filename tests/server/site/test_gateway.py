@@ -55,9 +55,14 @@ def ask(
     )
     gateway._client = httpx.AsyncClient(transport=httpx.MockTransport(upstream))
     scope = {
-        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "headers": headers or [], "client": ("192.0.2.1", 1),
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers or [],
+        "client": ("192.0.2.1", 1),
+    }
     pieces, sent = list(body), []
 
     async def receive() -> dict[str, Any]:
