@@ -16,8 +16,8 @@ from fedgraft.client.node.node_file import load_node
 from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan_file import load_plan, plan_yaml
-from fedgraft.server.app import Federation as Federated
 from fedgraft.server.app import federate
+from fedgraft.server.federation import Federation as Federated
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import free_ports

@@ -17,7 +17,8 @@ from fedgraft.client.app import app as client_app
 from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan_file import load_plan, plan_yaml
-from fedgraft.server.app import Federation, federate
+from fedgraft.server.app import federate
+from fedgraft.server.federation import Federation
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 from tests.formats import DATA, Cases, as_archive, as_dicom, as_folder, as_manifest

@@ -15,7 +15,8 @@ from fedgraft.client.app import app as client_app
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
-from fedgraft.server.app import Federation, federate
+from fedgraft.server.app import federate
+from fedgraft.server.federation import Federation
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 from fedgraft.simulations.simulated_nodes import write_nodes
