@@ -95,14 +95,14 @@ def approve(
     from fedgraft.client.node.approve import approve as record
     from fedgraft.client.node.approve import in_words, propose
     from fedgraft.client.node.node_file import load_node
-    from fedgraft.common.plan.plan_file import load_plan, plan_hash
+    from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
     opened, wanted = load_node(file), load_plan(plan, set_ or [])
     if withdraw:
         entry = Approvals(opened.approvals).record(
-            "withdrawn", {"plan": plan_hash(wanted), "name": wanted.name}, by
+            "withdrawn", {"plan": agreement_hash(wanted), "name": wanted.name}, by
         )
         print(
             json.dumps(entry.body)

@@ -46,11 +46,18 @@ def validate(
         bool, typer.Option("--keys", help="Describe every key of a plan instead.")
     ] = False,
 ) -> None:
-    """Check a plan and print its identity: the hash of its canonical form.
+    """Check a plan and print its identity: the hash of all of it, which results name, and of its
+    agreement, which hospitals approve.
 
     Example: `fedgraft validate pneumonia --set train.rounds=5`
     """
-    from fedgraft.common.plan.plan_file import canonical, find_plan, load_plan, plan_hash
+    from fedgraft.common.plan.plan_file import (
+        agreement_hash,
+        canonical,
+        find_plan,
+        load_plan,
+        plan_hash,
+    )
     from fedgraft.common.plan.plan_keys import describe_keys
 
     if keys:
@@ -60,9 +67,16 @@ def validate(
         return
     checked = load_plan(plan, set_ or [])
     if json_:
-        _print_json({"plan_hash": plan_hash(checked), "plan": json.loads(canonical(checked))})
+        identity = {
+            "plan_hash": plan_hash(checked),
+            "agreement_hash": agreement_hash(checked),
+            "plan": json.loads(canonical(checked)),
+        }
+        _print_json(identity)
     else:
-        print(f"{find_plan(plan)}: a valid plan\n{plan_hash(checked)}")
+        print(f"{find_plan(plan)}: a valid plan")
+        print(f"plan       {plan_hash(checked)}")
+        print(f"agreement  {agreement_hash(checked)}  (what hospitals approve)")
 
 
 @app.command()

@@ -80,7 +80,7 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
             check()
         except Refused as refusal:
             refusals.append(refusal.reason)
-    return Proposal(plan, plan_hash(plan), layout, bundle, tuple(refusals))
+    return Proposal(plan, agreement_hash(plan), layout, bundle, tuple(refusals))
 
 
 def in_words(node: Node, proposal: Proposal) -> str:

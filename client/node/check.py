@@ -31,7 +31,7 @@ from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import plan_hash
+from fedgraft.common.plan.plan_file import agreement_hash
 
 LEAST_DISK, LEAST_MEMORY = 1_000_000_000, 1_000_000_000  # bytes
 
@@ -280,7 +280,7 @@ def _approved_code(node: Node) -> list[Finding]:
 # ── policy ────────────────────────────────────────────────────────────────────────────────────────
 def _policy(node: Node, plan: Plan, splits: tuple[Split, Split] | None) -> list[Finding]:
     """Each clause that the plan would meet when the coordinator offers it."""
-    identity = plan_hash(plan)
+    identity = agreement_hash(plan)
     found = [
         _clause("policy: plan", lambda: check_approved(node, plan_hash=identity, backbone=None), identity[:19] + "… may run here",
                 f"read it, then: fedgraft node approve PLAN; or list {identity} under policy.approved_plans"),

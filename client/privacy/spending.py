@@ -30,7 +30,7 @@ NO_CEILINGS = Ceilings()
 class Spending:
     """Noisy steps that one round of a plan wants to take on a data set.
 
-        Spending("example", plan=plan_hash(plan), round=3, row=(1.1, 0.02, 50), delta=1e-5)
+        Spending("example", plan=agreement_hash(plan), round=3, row=(1.1, 0.02, 50), delta=1e-5)
 
     Attributes:
         unit: whose presence is hidden: "example", "patient" or "node".
