@@ -181,7 +181,7 @@ def run_seed(job: SeedJob) -> Result:
         # an adapter that does not fit is told here, before anything is written
         plan_model(backbone, plan)
         seconds = {"prepare": time.perf_counter() - started}
-        with Progress(plan, len(nodes), quiet=options.quiet) as progress:
+        with Progress(plan, quiet=options.quiet) as progress:
             with progress.follow("shared model", job.out):
                 result = simulate(plan, job.path, job.out, nodes=nodes, options=options.engine)
             result = _note_circumstances(job, plan, result, counts)

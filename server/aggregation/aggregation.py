@@ -23,10 +23,12 @@ from fedgraft.server.rounds import Round
 class Aggregation(Protocol):
     """What `federate` asks of it, round by round.
 
-    aggregation = begin_aggregation(plan, nodes=8)
-    cohort = aggregation.choose_cohort(names, 1)
-    state = aggregation.aggregate(round_, updates)
-    spent = aggregation.spent(1)
+        aggregation = begin_aggregation(plan, nodes=8)
+        cohort = aggregation.choose_cohort(names, 1)
+        state = aggregation.aggregate(round_, updates)
+        spent = aggregation.spent(1)
+
+    After a restart it is begun anew, and `restore` gives it what a checkpoint holds.
     """
 
     @property

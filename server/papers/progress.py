@@ -25,14 +25,16 @@ LOOK = 0.25
 class Progress:
     """Bars for one plan: a federation is followed by the rounds in its file, other work is counted.
 
-    with Progress(plan, nodes=8) as progress, progress.follow("shared model", out):
-        simulate(plan, path, out, nodes=nodes)
+        with Progress(plan) as progress, progress.follow("shared model", out):
+            simulate(plan, path, out, nodes=nodes)
+
+    Args:
+        quiet: show nothing.
     """
 
-    def __init__(self, plan: Plan, nodes: int, *, quiet: bool = False) -> None:
+    def __init__(self, plan: Plan, *, quiet: bool = False) -> None:
         console = Console(stderr=True)
         self._plan = plan
-        self._nodes = nodes
         self._bars = Bars(
             TextColumn(f"{plan.name} seed {plan.seed}  {{task.description:<16}}"),
             BarColumn(bar_width=30),

@@ -52,10 +52,13 @@ class Checkpoint:
 class RunFolder:
     """Writes one run. `open_new` and `open_existing` are its two doors.
 
-    folder = RunFolder.open_new(out, plan)
-    folder.add_lines([{"round": 1, "node": "hospital-a"}])
-    folder.save_round(Checkpoint(1, adapter, memory, result))
-    folder.write_result(result)
+        folder = RunFolder.open_new(out, plan)
+        folder.add_lines([{"round": 1, "node": "hospital-a"}])
+        folder.save_round(Checkpoint(1, adapter, memory, result))
+        folder.write_result(result)
+
+    Attributes:
+        path: where it lies.
     """
 
     def __init__(self, path: Path) -> None:

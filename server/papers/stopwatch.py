@@ -13,7 +13,7 @@ class Stopwatch:
         watch.start()
         …
         watch.stop("handout")
-        result = result.but(seconds=watch.seconds())
+        result = result.but(seconds=watch.with_total())
 
     Args:
         earlier: seconds by phase of the run's earlier starts, `total` among them.
@@ -34,10 +34,6 @@ class Stopwatch:
         now = time.perf_counter()
         self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._started
         self._started = now
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds of all phases so far, without the total."""
-        return dict(self._seconds)
 
     def with_total(self) -> dict[str, float]:
         """Return the seconds of all phases so far, and those of the whole run as `total`."""

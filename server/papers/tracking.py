@@ -34,9 +34,12 @@ class Sink(Protocol):
 class Tracker:
     """Writes each line of a run once to every sink; one that fails is dropped, the run goes on.
 
-    tracker = Tracker.open(server.tracking, plan, folder)
-    tracker.write(read_lines(folder))
-    tracker.close()
+        tracker = Tracker.open(server.tracking, plan, folder)
+        tracker.write(read_lines(folder))
+        tracker.close()
+
+    Args:
+        sinks: where the points go.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:

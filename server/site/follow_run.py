@@ -33,7 +33,12 @@ Say = Callable[[str], None]
 class Follower:
     """Looks at one run's folder, and asks the SuperLink about it now and then.
 
-    status = Follower(flower, "123", folder, tracker, print).wait()
+        status = Follower(flower, "123", folder, tracker, print).wait()
+
+    Args:
+        run_id: Flower's.
+        folder: the run's.
+        say: is told a sentence for each round, and where the SuperLink is away.
     """
 
     def __init__(

@@ -134,7 +134,7 @@ def _follow(server: Server, submission: Submission, quiet: bool) -> dict[str, An
         say(f"folder {folder}")
         try:
             with (
-                Progress(plan, expected, quiet=quiet) as progress,
+                Progress(plan, quiet=quiet) as progress,
                 progress.follow("shared model", folder),
             ):
                 beside: Say = _say_nothing if progress.shown else say
