@@ -19,7 +19,7 @@ from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import canonical, plan_hash
+from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
 
