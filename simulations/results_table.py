@@ -21,6 +21,7 @@ Find = Callable[[Result], Metrics | None]
 # as wide as a terminal of 80 columns bears: some columns with their spread, some without
 WITH_SPREAD = {"accuracy": "accuracy", "auroc": "AUROC"}
 MEAN_ONLY = {"loss": "loss", "calibration_error": "ECE"}
+COLUMNS = (*WITH_SPREAD.values(), *MEAN_ONLY.values(), "sent")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ def print_table(results: Sequence[Result], console: Console) -> None:
     """
     table = Table(title=_title(results), title_justify="left")
     table.add_column("model", no_wrap=True)
-    for head in (*WITH_SPREAD.values(), *MEAN_ONLY.values(), "sent"):
+    for head in COLUMNS:
         table.add_column(head, justify="right", no_wrap=True)
     for model in list_models(results):
-        table.add_row(model.name, *_cells(model))
+        table.add_row(model.name, *show_cells(model))
     console.print(table)
     for line in describe_results(results):
         console.print(line, soft_wrap=True)
@@ -103,7 +104,8 @@ def _title(results: Sequence[Result]) -> str:
     return f"{name}, seeds {seeds}: mean ± standard deviation"
 
 
-def _cells(model: MeasuredModel) -> list[str]:
+def show_cells(model: MeasuredModel) -> list[str]:
+    """Return the cells of a model's row after its name."""
     cells = []
     for key in WITH_SPREAD:
         cells.append(_show_metric(model, key))

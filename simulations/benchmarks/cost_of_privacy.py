@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
+from fedgraft.simulations.benchmarks.over_seeds import (
+    list_epsilons,
+    run_over_seeds,
+    show_metric,
+)
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
 SETTINGS = (
     "adapter.method=bias",
@@ -33,44 +35,40 @@ SETTINGS = (
 )
 EPSILONS = (1.0, 3.0, 8.0)
 SEEDS = 3
-
-QUIET = SimulationOptions(quiet=True)
+HEAD = (
+    "ε of every node (δ = 1e-5, example, PRV)",
+    "accuracy",
+    "AUROC",
+    "loss",
+    "largest ε counted",
+)
 
 
 def main() -> None:
-    """Run each ε over the seeds and print a table in Markdown."""
-    print(
-        "| ε of every node (δ = 1e-5, example, PRV) | accuracy | AUROC | loss | largest ε counted |"
-    )
-    print("|---|---:|---:|---:|---:|")
+    """Run each ε over the seeds, print a table in Markdown and record it."""
+    table = ResultTable(HEAD)
+    table.print_head()
     with tempfile.TemporaryDirectory() as folder:
         for target in (*EPSILONS, None):
-            private = (
-                ()
-                if target is None
-                else ("privacy.mode=sample", f"privacy.target_epsilon={target:g}")
-            )
-            ran = simulate_plan(
-                "pneumonia",
-                overrides=[*SETTINGS, *private],
-                out=Path(folder) / f"{target}",
-                seeds=SEEDS,
-                options=QUIET,
-            )
-            cells = [_spread(ran["seeds"], key) for key in ("accuracy", "auroc", "loss")]
-            spent = [
-                entry["epsilon"] for result in ran["seeds"] for entry in result["privacy"].values()
-            ]
-            counted = f"{max(spent):.4f}" if spent else "–"
-            print(
-                f"| {'∞' if target is None else f'{target:g}'} | {' | '.join(cells)} | {counted} |",
-                flush=True,
-            )
+            table.add(*measure(target, Path(folder) / f"{target}"))
+            table.print_last()
+    record("privacy", "accuracy", table, packages=("torch", "opacus"))
 
 
-def _spread(results: list[dict[str, Any]], key: str) -> str:
-    values = [result["final"]["global"][key] for result in results]
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+def measure(target: float | None, out: Path) -> list[str]:
+    """Return the row of one ε; None: without privacy."""
+    settings = [*SETTINGS]
+    if target is not None:
+        settings += ["privacy.mode=sample", f"privacy.target_epsilon={target:g}"]
+    results = run_over_seeds("pneumonia", settings, out, seeds=SEEDS)
+    epsilons = list_epsilons(results)
+    return [
+        "∞" if target is None else f"{target:g}",
+        show_metric(results, "accuracy"),
+        show_metric(results, "auroc"),
+        show_metric(results, "loss"),
+        f"{max(epsilons):.4f}" if epsilons else "–",
+    ]
 
 
 if __name__ == "__main__":

@@ -5,169 +5,152 @@ ours goes.
 
 Real processes on loopback, two nodes, TLS, node keys and the gateway. Ours runs on nodes started by
 `fedgraft node start`; the apps that do nothing run on Flower's own SuperNodes as they are, under
-the same keys, on the same SuperLink. The mean over all rounds is shown.
-
-The breakdown is put together from clocks that are one machine's here, and adds up to the round: the
-node's log says when Flower's SuperNode had the message and when it had sent the answer, the audit
-log when our code began and ended, and the run's checkpoints when the server had finished a round.
+the same keys, on the same SuperLink. The mean over all rounds is shown; the breakdown is that of
+`round_parts.py`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedgraft.client.node.node_file import load_node
-from fedgraft.client.store.journal import Journal
 from fedgraft.common import run_files
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_yaml
 from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, program
 from fedgraft.server.site.start_server import connect
 from fedgraft.simulations.benchmarks.project import write_project
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
+from fedgraft.simulations.benchmarks.round_parts import Parts, average_parts, list_parts
 from fedgraft.simulations.deployment.local_federation import Federation
 from fedgraft.simulations.deployment.processes import free_ports, until
 from fedgraft.simulations.simulated_nodes import write_nodes
 
-NODES, ROUNDS = 2, 5
+NODES = 2
+ROUNDS = 5
 SETTINGS = (
     f"simulation.nodes={NODES}",
     # a round ends with its slowest node: here they have as much to do
     "simulation.partition={kind: iid}",
     f"train.rounds={ROUNDS}",
-    "adapter.method=head",  # its training is short: what is left is the deployment's own
+    # its training is short: what is left is the deployment's own
+    "adapter.method=head",
     "evaluate.every=100",
 )
 DEFAULTS = {"nodes": 0, "rounds": 0, "torch": False, "result": ""}
+PACKAGES = ("flwr", "torch")
 
 
 def main() -> None:
-    """Print both tables in Markdown."""
-    with tempfile.TemporaryDirectory(prefix="fedgraft-round-") as name:
-        folder = Path(name)
-        plan, path = load_plan("pneumonia", SETTINGS), find_plan("pneumonia")
-        files = enumerate(write_nodes(plan, path, folder / "nodes"))
-        (folder / "plan.yaml").write_text(plan_yaml(plan))
-        weights = str(resolve(str(plan.backbone.weights), path.parent))
-        with Federation(
-            folder, {f"node-{k}": file for k, file in files}, folder / "plan.yaml"
-        ) as federation:
-            seconds, parts = ours(federation, weights)
-            for node in federation.files:
-                federation.stop(node)
-                federation.start_node(node, supernode(federation, node))
-            for node in federation.files:
-                until(
-                    f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node)
-                )
-            floor, torch = (nothing(federation, torch=torch) for torch in (False, True))
-    print("| app | seconds a round | ÷ nothing |\n|---|---:|---:|")
-    for title, mean in (
-        ("does nothing, on Flower as it is", floor),
-        ("imports torch, does nothing", torch),
-        ("fedgraft, `pneumonia`, the head alone", seconds),
-    ):
-        print(f"| {title} | {mean:.2f} | {mean / floor:.2f} |")
-    print("\n| in one round of ours | seconds |\n|---|---:|")
+    """Print both tables in Markdown and record them."""
+    with tempfile.TemporaryDirectory(prefix="fedgraft-round-") as folder:
+        means, parts = measure(Path(folder))
+    apps = show_apps(means)
+    print(apps.to_markdown())
+    seconds = ResultTable(("in one round of ours", "seconds"))
     for what, part in parts.items():
-        print(f"| {what} | {part:.2f} |")
+        seconds.add(what, f"{part:.2f}")
+    print(f"\n{seconds.to_markdown()}")
+    record("deployment", "round", apps, packages=PACKAGES)
+    record("deployment", "parts", seconds, packages=PACKAGES)
 
 
-def ours(federation: Federation, weights: str) -> tuple[float, dict[str, float]]:
-    """Mean seconds of a round of ours, and the parts that they are made of."""
-    out, ends = federation.folder / "out", dict[int, float]()
+def show_apps(means: Mapping[str, float]) -> ResultTable:
+    """Return the table of apps from the mean seconds of a round; the first does nothing."""
+    table = ResultTable(("app", "seconds a round", "÷ nothing"))
+    nothing = next(iter(means.values()))
+    for app, mean in means.items():
+        table.add(app, f"{mean:.2f}", f"{mean / nothing:.2f}")
+    return table
 
-    def look() -> None:
+
+def measure(folder: Path) -> tuple[dict[str, float], Parts]:
+    """Return the mean seconds of a round of each app, and the parts of one of ours."""
+    plan = load_plan("pneumonia", SETTINGS)
+    plan_path = find_plan("pneumonia")
+    plan_file = folder / "plan.yaml"
+    plan_file.write_text(plan_yaml(plan))
+    nodes = {}
+    for number, file in enumerate(write_nodes(plan, plan_path, folder / "nodes")):
+        nodes[f"node-{number}"] = file
+    weights = str(resolve(str(plan.backbone.weights), plan_path.parent))
+    with Federation(folder, nodes, plan_file) as federation:
+        ours, parts = run_ours(federation, weights)
+        start_plain_supernodes(federation)
+        nothing = run_nothing(federation, torch=False)
+        with_torch = run_nothing(federation, torch=True)
+    means = {
+        "does nothing, on Flower as it is": nothing,
+        "imports torch, does nothing": with_torch,
+        "fedgraft, `pneumonia`, the head alone": ours,
+    }
+    return means, parts
+
+
+# ── ours ──────────────────────────────────────────────────────────────────────────────────────────
+def run_ours(federation: Federation, weights: str) -> tuple[float, Parts]:
+    """Return the mean seconds of a round of ours, and the parts that they are made of."""
+    out = federation.folder / "out"
+    ends: dict[int, float] = {}
+
+    def note_ends() -> None:
         for checkpoint in run_files.checkpoints_of(out):
             ends[run_files.round_of(checkpoint)] = checkpoint.stat().st_mtime
 
-    plan = str(federation.folder / "plan.yaml")
     flower = connect(federation.server)
-    config = {"plan": plan, "weights": weights, "out": str(out), "nodes-expected": NODES}
-    run(flower, flower.make_app(), config, look)
-    parts = [part for node in federation.files for part in parts_of(federation, node, out, ends)]
-    return json.loads((out / run_files.RESULT).read_text())["seconds"]["rounds"] / ROUNDS, {
-        what: statistics.mean(part[what] for part in parts) for what in parts[0]
+    config = {
+        "plan": str(federation.folder / "plan.yaml"),
+        "weights": weights,
+        "out": str(out),
+        "nodes-expected": NODES,
     }
+    run(flower, flower.make_app(), config, note_ends)
+    parts = []
+    for node in federation.files:
+        parts += list_parts(federation, node, out, ends)
+    seconds = json.loads((out / run_files.RESULT).read_text())["seconds"]
+    return seconds["rounds"] / ROUNDS, average_parts(parts)
 
 
-def parts_of(
-    federation: Federation, node: str, out: Path, ends: dict[int, float]
-) -> list[dict[str, float]]:
-    """Where the seconds of each round but the first went, as one node saw it; the parts add up to
-    the round.
-    """
-    said = {
-        (event, int(number)): datetime.fromisoformat(when).timestamp()
-        for when, event, number in re.findall(
-            r"^(\S+Z)  (message|answered) .*group (\d+)$", federation.log(node), re.MULTILINE
-        )
-    }
-    lines = [json.loads(line) for line in (out / run_files.METRICS).read_text().splitlines()]
-    audit = load_node(federation.files[node]).audit_path
-    assert audit is not None
-    kept = {
-        (entry.kind, entry.body["round"]): entry.time
-        for entry in Journal(audit).entries()
-        if entry.body["kind"] == "train" and "round" in entry.body
-    }
-    name, found = load_node(federation.files[node]).name, []
-    for number in range(2, ROUNDS + 1):
-        trained = next(
-            line["train"]["seconds"]
-            for line in lines
-            if (line["round"], line["node"]) == (number, name)
-        )
-        came, began, ended = said["message", number], kept["in", number], kept["out", number]
-        found.append(
-            {
-                "until the SuperNode asks, every second": came - ends[number - 1],
-                "executor, process, approved code read and checked": began - came,
-                "plan, backbone, data opened; the answer packed": ended - began - trained,
-                "the adapter trained": trained,
-                "the answer sent; the SuperNode looks every 0.5 s": said["answered", number]
-                - ended,
-                "the server's poll, the slower node, averaging, checkpoint": ends[number]
-                - said["answered", number],
-            }
-        )
-    return found
+# ── nothing ───────────────────────────────────────────────────────────────────────────────────────
+def start_plain_supernodes(federation: Federation) -> None:
+    """Stop every node, and start Flower's own SuperNode as it is in its place."""
+    for node in federation.files:
+        federation.stop(node)
+        federation.start_node(node, supernode_command(federation, node))
+    for node in federation.files:
+        until(f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node))
 
 
-def supernode(federation: Federation, node: str) -> list[str]:
-    """Flower's own SuperNode as it is, with this node's key."""
+def supernode_command(federation: Federation, node: str) -> list[str]:
+    """Return what starts Flower's own SuperNode with this node's key."""
     home = federation.folder / "homes" / node
     home.mkdir(parents=True)
     connection = load_node(federation.files[node]).connection
     assert connection is not None
-    return [
-        *(
-            "env",
-            f"FLWR_HOME={home}",
-            program("flower-supernode"),
-            "--superlink",
-            connection.superlink,
-        ),
-        *("--root-certificates", connection.root_certificates),
-        *("--auth-supernode-private-key", connection.private_key),
-        *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
-    ]
+    (port,) = free_ports(1)
+    command = ["env", f"FLWR_HOME={home}", program("flower-supernode")]
+    command += ["--superlink", connection.superlink]
+    command += ["--root-certificates", connection.root_certificates]
+    command += ["--auth-supernode-private-key", connection.private_key]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    return command
 
 
-def nothing(federation: Federation, *, torch: bool) -> float:
-    """Mean seconds of a round of the app that does nothing."""
-    app, found = federation.folder / "nothing", federation.folder / f"{torch}.json"
+def run_nothing(federation: Federation, *, torch: bool) -> float:
+    """Return the mean seconds of a round of the app that does nothing."""
+    app = federation.folder / "nothing"
+    seconds = federation.folder / f"{torch}.json"
     write_project(app, "nothing", "nothing_app", DEFAULTS)
-    config = {"nodes": NODES, "rounds": ROUNDS, "torch": torch, "result": str(found)}
+    config = {"nodes": NODES, "rounds": ROUNDS, "torch": torch, "result": str(seconds)}
     run(connect(federation.server), app, config)
-    return statistics.mean(json.loads(found.read_text()))
+    return statistics.mean(json.loads(seconds.read_text()))
 
 
 def run(
@@ -176,7 +159,8 @@ def run(
     """Run an app to its end, with a look at something twice a second."""
     run_id = flower.submit(app, config)
     while not (status := flower.status(run_id)).startswith("finished"):
-        for _ in range(10):  # each question is a process that takes time from what is measured
+        # each question is a process that takes time from what is measured
+        for _ in range(10):
             time.sleep(0.5)
             look()
     if status != COMPLETED:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from fedgraft.simulations.benchmarks.workload import (
     BATCH,
     RATE,
     ROUNDS,
+    Shard,
     accuracy,
     load_shards,
     new_model,
@@ -37,7 +38,9 @@ class Tail(nn.Module):
 
     def __init__(self, net: nn.Module, adapter: str) -> None:
         super().__init__()
-        self.block = net.layer3[-1] if adapter == "lora" else None  # pyright: ignore[reportIndexIssue]
+        self.block = None
+        if adapter == "lora":
+            self.block = net.layer3[-1]  # pyright: ignore[reportIndexIssue]
         self.linear = net.linear
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,16 +51,33 @@ class Tail(nn.Module):
 
 
 def prefix_of(net: nn.Module, adapter: str) -> Callable[[Tensor], Tensor]:
-    """The frozen part before the tail."""
+    """Return the frozen part before the tail."""
+    blocks = [*net.layer1, *net.layer2, *net.layer3]  # pyright: ignore[reportGeneralTypeIssues]
+    if adapter == "lora":
+        blocks.pop()
 
     def prefix(x: Tensor) -> Tensor:
         x = F.relu(net.bn1(net.conv1(x)))  # pyright: ignore[reportCallIssue]
-        blocks = [*net.layer1, *net.layer2, *net.layer3]  # pyright: ignore[reportGeneralTypeIssues]
-        for block in blocks[:-1] if adapter == "lora" else blocks:
+        for block in blocks:
             x = block(x)
         return x if adapter == "lora" else x.mean((2, 3))
 
     return prefix
+
+
+@torch.no_grad()
+def apply_once(prefix: Callable[[Tensor], Tensor], shard: Shard) -> Shard:
+    """Return a shard whose inputs are what enters the tail."""
+    return Shard(
+        train_inputs=_in_pieces(prefix, shard.train_inputs),
+        train_labels=shard.train_labels,
+        test_inputs=_in_pieces(prefix, shard.test_inputs),
+        test_labels=shard.test_labels,
+    )
+
+
+def _in_pieces(prefix: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    return torch.cat([prefix(piece) for piece in torch.split(inputs, 256)])
 
 
 def run(adapter: str, seed: int, shards_path: Path, cached: bool) -> None:
@@ -66,41 +86,54 @@ def run(adapter: str, seed: int, shards_path: Path, cached: bool) -> None:
     shards = load_shards(shards_path)
     model = new_model(adapter, seed)
     started = time.perf_counter()
-    data = [(shard.train_inputs, shard.test_inputs) for shard in shards]
     net: nn.Module = model
+    data = shards
     if cached:
         net = Tail(model.net, adapter)
         prefix = prefix_of(model.net, adapter)
-        with torch.no_grad():
-            data = [
-                tuple(torch.cat([prefix(x) for x in torch.split(part, 256)]) for part in pair)
-                for pair in data
-            ]
+        data = [apply_once(prefix, shard) for shard in shards]
+    average(net, data)
+    seconds = time.perf_counter() - started
+    report(accuracy=accuracy(model, shards), seconds=seconds, versions={"torch": torch.__version__})
+
+
+def average(net: nn.Module, data: Sequence[Shard]) -> None:
+    """Train by federated averaging, weighted by examples."""
     trainable = [p for p in net.parameters() if p.requires_grad]
-    sizes = torch.tensor([len(shard.train_labels) for shard in shards], dtype=torch.float32)
+    sizes = torch.tensor([len(shard.train_labels) for shard in data], dtype=torch.float32)
+    weights = (sizes / sizes.sum()).tolist()
     for _ in range(ROUNDS):
         received = [p.detach().clone() for p in trainable]
         total = [torch.zeros_like(p) for p in trainable]
-        for (train, test), shard, weight in zip(
-            data, shards, (sizes / sizes.sum()).tolist(), strict=True
-        ):
-            with torch.no_grad():
-                for p, value in zip(trainable, received, strict=True):
-                    p.copy_(value)
-                int((net(test).argmax(1) == shard.test_labels).sum())
-            optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.0)
-            for positions in torch.split(torch.randperm(len(train)), BATCH):
-                loss = F.cross_entropy(net(train[positions]), shard.train_labels[positions])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        for shard, weight in zip(data, weights, strict=True):
+            _copy(received, trainable)
+            _measure(net, shard)
+            train_epoch(net, trainable, shard)
             for sum_, p in zip(total, trainable, strict=True):
                 sum_.add_(p.detach(), alpha=weight)
-        with torch.no_grad():
-            for p, value in zip(trainable, total, strict=True):
-                p.copy_(value)
-    seconds = time.perf_counter() - started
-    report(accuracy=accuracy(model, shards), seconds=seconds, versions={"torch": torch.__version__})
+        _copy(total, trainable)
+
+
+def train_epoch(net: nn.Module, trainable: Sequence[nn.Parameter], shard: Shard) -> None:
+    """Pass over a shard's training data once."""
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.0)
+    for positions in torch.split(torch.randperm(len(shard.train_inputs)), BATCH):
+        outputs = net(shard.train_inputs[positions])
+        loss = F.cross_entropy(outputs, shard.train_labels[positions])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def _measure(net: nn.Module, shard: Shard) -> int:
+    return int((net(shard.test_inputs).argmax(1) == shard.test_labels).sum())
+
+
+@torch.no_grad()
+def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from fedgraft.simulations.benchmarks.over_seeds import run_over_seeds, show_metric
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.readable import show_bytes
-from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 SETTINGS = (
     "adapter.targets=last-block",
@@ -31,34 +30,42 @@ SETTINGS = (
     "train.schedule=cosine",
 )
 PRIVATE = ("privacy.mode=sample", "privacy.target_epsilon=8", "privacy.delta=1.0e-4")
+WAYS = ("average", "freeze-a", "svd")
 SEEDS = 2
-
-QUIET = SimulationOptions(quiet=True)
+HEAD = (
+    "lora_aggregation",
+    "update",
+    "no privacy: accuracy",
+    "AUROC",
+    "ε = 8, δ = 1e-4: accuracy",
+    "AUROC",
+)
 
 
 def main() -> None:
-    """Run each way over the seeds and print a table in Markdown."""
-    print(
-        "| lora_aggregation | update | no privacy: accuracy | AUROC | ε = 8, δ = 1e-4: accuracy |"
-        " AUROC |"
-    )
-    print("|---|---:|---:|---:|---:|---:|")
+    """Run each way over the seeds, print a table in Markdown and record it."""
+    table = ResultTable(HEAD)
+    table.print_head()
     with tempfile.TemporaryDirectory() as folder:
-        for way in ("average", "freeze-a", "svd"):
-            cells, update = [], ""
-            for name, private in (("plain", ()), ("private", PRIVATE)):
-                ran = simulate_plan(
-                    "pneumonia",
-                    overrides=[*SETTINGS, f"aggregate.lora_aggregation={way}", *private],
-                    out=Path(folder) / f"{way}-{name}",
-                    seeds=SEEDS,
-                    options=QUIET,
-                )
-                update = show_bytes(ran["seeds"][0]["bytes"]["adapter"])
-                for key in ("accuracy", "auroc"):
-                    values = [result["final"]["global"][key] for result in ran["seeds"]]
-                    cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
-            print(f"| {way} | {update} | {' | '.join(cells)} |", flush=True)
+        for way in WAYS:
+            table.add(way, *measure(way, Path(folder)))
+            table.print_last()
+    record("lora", "ways", table, packages=("torch", "opacus"))
+
+
+def measure(way: str, folder: Path) -> list[str]:
+    """Return an update's size, then accuracy and AUROC without and with privacy."""
+    settings = [*SETTINGS, f"aggregate.lora_aggregation={way}"]
+    plain = run_over_seeds("pneumonia", settings, folder / f"{way}-plain", seeds=SEEDS)
+    settings += PRIVATE
+    private = run_over_seeds("pneumonia", settings, folder / f"{way}-private", seeds=SEEDS)
+    return [
+        show_bytes(private[0]["bytes"]["adapter"]),
+        show_metric(plain, "accuracy"),
+        show_metric(plain, "auroc"),
+        show_metric(private, "accuracy"),
+        show_metric(private, "auroc"),
+    ]
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-POLL = 0.2  # seconds, as in server/exchange.py
+# seconds, as in server/exchange.py
+POLL = 0.2
 client = ClientApp()
 server = ServerApp()
 
@@ -24,6 +26,7 @@ server = ServerApp()
 def train(message: Message, context: Context) -> Message:
     """Answer."""
     if context.run_config["torch"]:
+        # here, since its seconds are what is measured
         import torch
 
         torch.set_num_threads(1)
@@ -33,20 +36,35 @@ def train(message: Message, context: Context) -> Message:
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Ask every node in every round; write the seconds of each round."""
-    while len(nodes := list(grid.get_node_ids())) < int(context.run_config["nodes"]):
-        time.sleep(POLL)
+    nodes = wait_for_nodes(grid, int(context.run_config["nodes"]))
     seconds = []
-    for round_ in range(int(context.run_config["rounds"])):
+    for number in range(int(context.run_config["rounds"])):
         started = time.perf_counter()
-        asked = [
-            Message(RecordDict(), dst_node_id=n, message_type="train", group_id=str(round_))
-            for n in nodes
-        ]
-        waiting = set(grid.push_messages(asked))
-        while waiting:
-            replies = list(grid.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in replies}
-            if not replies:
-                time.sleep(POLL)
+        ask_all(grid, nodes, number)
         seconds.append(time.perf_counter() - started)
     Path(str(context.run_config["result"])).write_text(json.dumps(seconds))
+
+
+def wait_for_nodes(grid: Grid, count: int) -> list[int]:
+    """Return the nodes, once there are so many."""
+    nodes = list(grid.get_node_ids())
+    while len(nodes) < count:
+        time.sleep(POLL)
+        nodes = list(grid.get_node_ids())
+    return nodes
+
+
+def ask_all(grid: Grid, nodes: Sequence[int], number: int) -> None:
+    """Send every node a message and wait for all answers."""
+    questions = []
+    for node in nodes:
+        question = Message(
+            RecordDict(), dst_node_id=node, message_type="train", group_id=str(number)
+        )
+        questions.append(question)
+    waiting = set(grid.push_messages(questions))
+    while waiting:
+        replies = list(grid.pull_messages(waiting))
+        waiting -= {reply.metadata.reply_to_message_id for reply in replies}
+        if not replies:
+            time.sleep(POLL)

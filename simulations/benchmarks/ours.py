@@ -1,6 +1,6 @@
 """fedgraft's in-process engine on the workload.
 
-python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS
+    python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS
 
 With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds
 it.
@@ -13,28 +13,25 @@ import tempfile
 from pathlib import Path
 
 from fedgraft.common.plan.plan_file import find_plan
-from fedgraft.simulations.benchmarks.workload import PLAN, report, the_plan
-from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
+from fedgraft.simulations.benchmarks.workload import PLAN, load_workload, report
+from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
 
 
 def run(adapter: str, seed: int, workers: int) -> None:
     """Simulate and report."""
-    plan = the_plan(adapter, seed)
-    with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, find_plan(PLAN)) as nodes:
-        run = simulate(
-            plan,
-            find_plan(PLAN),
-            Path(folder) / "run",
-            nodes=nodes,
-            options=EngineOptions(workers=workers),
-        )
-    result = run.to_json()
+    plan = load_workload(adapter, seed)
+    plan_path = find_plan(PLAN)
+    with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, plan_path) as nodes:
+        out = Path(folder) / "run"
+        result = simulate(plan, plan_path, out, nodes=nodes, workers=workers).to_json()
     sent = result["bytes"]["rounds"][-1]
+    down = sent["down"] / sent["nodes"]
+    versions = result["versions"]
     report(
         accuracy=result["final"]["global"]["accuracy"],
         seconds=result["seconds"]["total"],
-        versions={name: result["versions"][name] for name in ("fedgraft", "torch")},
-        wire=sent["down"] / sent["nodes"] / result["bytes"]["adapter"],
+        versions={"fedgraft": versions["fedgraft"], "torch": versions["torch"]},
+        wire=down / result["bytes"]["adapter"],
         rss=result["peak_rss_bytes"],
     )
 

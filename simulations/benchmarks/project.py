@@ -32,6 +32,8 @@ def write_project(
         config: the keys that a run config may set, and their defaults.
     """
     app.mkdir(exist_ok=True)
-    defaults = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
-    (app / "pyproject.toml").write_text(PROJECT.format(name=name, module=module) + defaults)
+    text = PROJECT.format(name=name, module=module)
+    for key, value in config.items():
+        text += f"{key} = {json.dumps(value)}\n"
+    (app / "pyproject.toml").write_text(text)
     shutil.copy(Path(__file__).with_name(f"{module}.py"), app)

@@ -20,27 +20,30 @@ from fedgraft.simulations.benchmarks.workload import NODES, report
 from fedgraft.simulations.engines.flower_engine import start_and_follow, superlink
 
 DEFAULTS = {"adapter": "", "seed": 0, "nodes": 0, "shards": "", "result": ""}
+PACKAGES = ("flwr", "ray", "torch")
 
 
 def run(adapter: str, seed: int, shards: Path) -> None:
     """Run the stock app and report."""
     with tempfile.TemporaryDirectory(prefix="stock-flower-") as folder:
         neutral = Path(folder)
-        app, found = neutral / "app", neutral / "result.json"
-        write_project(app, "stock", "flower_app", DEFAULTS)
+        app = neutral / "app"
+        result = neutral / "result.json"
+        write_project(app, "stock", "stock_flower_app", DEFAULTS)
         config = {
             "adapter": adapter,
             "seed": seed,
             "nodes": NODES,
             "shards": str(shards),
-            "result": str(found),
+            "result": str(result),
         }
         with superlink(neutral) as flower:
             started = time.perf_counter()
             start_and_follow(app, config, flower, nodes=NODES)
             seconds = time.perf_counter() - started
-        versions = {name: version(name) for name in ("flwr", "ray", "torch")}
-        report(**json.loads(found.read_text()), seconds=seconds, versions=versions)
+        measured = json.loads(result.read_text())
+    versions = {name: version(name) for name in PACKAGES}
+    report(**measured, seconds=seconds, versions=versions)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from fedgraft.simulations.benchmarks.workload import (
     NODES,
     RATE,
     ROUNDS,
+    Shard,
     accuracy,
     load_shards,
     new_model,
@@ -63,7 +65,8 @@ class Network(nn.Module):
     @torch.no_grad()
     def metrics(self, inputs: Tensor, labels: Tensor, eval: bool = False) -> dict[str, Weighted]:
         """Accuracy."""
-        return {"accuracy": Weighted(int((self(inputs).argmax(1) == labels).sum()), len(labels))}
+        correct = int((self(inputs).argmax(1) == labels).sum())
+        return {"accuracy": Weighted(correct, len(labels))}
 
 
 def run(adapter: str, seed: int, shards_path: Path) -> None:
@@ -73,52 +76,77 @@ def run(adapter: str, seed: int, shards_path: Path) -> None:
     shards = load_shards(shards_path)
     network = Network(adapter, seed)
     started = time.perf_counter()
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    model = PyTorchModel(
-        model=network,
-        local_optimizer_create=lambda parameters, lr: torch.optim.AdamW(
-            [p for p in parameters if p.requires_grad], lr=lr, weight_decay=0.0
-        ),
-        central_optimizer=torch.optim.SGD(trainable, lr=1.0),
-    )
-    users = {
-        str(number): PyTorchTensorDataset(
-            (shard.train_inputs, shard.train_labels), user_id=str(number)
-        )
-        for number, shard in enumerate(shards)
-    }
-    sampler = get_user_sampler("minimize_reuse", list(users))
-    training = FederatedDataset(lambda user: users[user], sampler)
-    tests = Dataset(
-        [torch.cat([s.test_inputs for s in shards]), torch.cat([s.test_labels for s in shards])]
-    )
-    measured = NNEvalHyperParams(local_batch_size=EVALUATION_BATCH)
-    FederatedAveraging().run(
-        algorithm_params=NNAlgorithmParams(
-            central_num_iterations=ROUNDS,
-            evaluation_frequency=ROUNDS + 1,
-            train_cohort_size=NODES,
-            val_cohort_size=None,
-        ),
-        backend=SimulatedBackend(
-            training_data=training, val_data=training, postprocessors=[WeightByDatapoints()]
-        ),
-        model=model,
-        model_train_params=NNTrainHyperParams(
-            local_num_epochs=1,
-            local_learning_rate=RATE,
-            local_batch_size=BATCH,
-            local_max_grad_norm=None,
-        ),
-        model_eval_params=measured,
-        callbacks=[CentralEvaluationCallback(tests, model_eval_params=measured)],
-    )
+    average(network, shards)
     seconds = time.perf_counter() - started
     report(
         accuracy=accuracy(network, shards),
         seconds=seconds,
         versions={"pfl": version("pfl"), "torch": torch.__version__},
     )
+
+
+def average(network: Network, shards: Sequence[Shard]) -> None:
+    """Train by pfl's federated averaging."""
+    model = PyTorchModel(
+        model=network,
+        local_optimizer_create=make_local_optimizer,
+        central_optimizer=torch.optim.SGD(select_trainable(network.parameters()), lr=1.0),
+    )
+    training = deal_to_users(shards)
+    evaluation = NNEvalHyperParams(local_batch_size=EVALUATION_BATCH)
+    measure = CentralEvaluationCallback(join_tests(shards), model_eval_params=evaluation)
+    backend = SimulatedBackend(
+        training_data=training,
+        val_data=training,
+        postprocessors=[WeightByDatapoints()],
+    )
+    algorithm = NNAlgorithmParams(
+        central_num_iterations=ROUNDS,
+        evaluation_frequency=ROUNDS + 1,
+        train_cohort_size=NODES,
+        val_cohort_size=None,
+    )
+    steps = NNTrainHyperParams(
+        local_num_epochs=1,
+        local_learning_rate=RATE,
+        local_batch_size=BATCH,
+        local_max_grad_norm=None,
+    )
+    FederatedAveraging().run(
+        algorithm_params=algorithm,
+        backend=backend,
+        model=model,
+        model_train_params=steps,
+        model_eval_params=evaluation,
+        callbacks=[measure],
+    )
+
+
+def make_local_optimizer(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return AdamW over what is trained."""
+    return torch.optim.AdamW(select_trainable(parameters), lr=lr, weight_decay=0.0)
+
+
+def select_trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters that are trained."""
+    return [p for p in parameters if p.requires_grad]
+
+
+def deal_to_users(shards: Sequence[Shard]) -> FederatedDataset:
+    """Return each shard as a user's data."""
+    users = {}
+    for number, shard in enumerate(shards):
+        tensors = (shard.train_inputs, shard.train_labels)
+        users[str(number)] = PyTorchTensorDataset(tensors, user_id=str(number))
+    sampler = get_user_sampler("minimize_reuse", list(users))
+    return FederatedDataset(users.__getitem__, sampler)
+
+
+def join_tests(shards: Sequence[Shard]) -> Dataset:
+    """Return all shards' tests together."""
+    inputs = torch.cat([shard.test_inputs for shard in shards])
+    labels = torch.cat([shard.test_labels for shard in shards])
+    return Dataset([inputs, labels])
 
 
 if __name__ == "__main__":

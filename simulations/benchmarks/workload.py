@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 
 PLAN = "pneumonia"
-NODES, ROUNDS, BATCH, RATE = 10, 20, 32, 1e-3
+NODES = 10
+ROUNDS = 20
+BATCH = 32
+RATE = 1e-3
 EVALUATION_BATCH = 256
 ADAPTERS = {
     "head": "{method: head}",
@@ -44,97 +47,116 @@ class Shard:
     test_labels: Tensor
 
 
+# ── the plan ──────────────────────────────────────────────────────────────────────────────────────
 def overrides(adapter: str, seed: int, *, nodes: int = NODES, rounds: int = ROUNDS) -> list[str]:
-    """What is set over the plan: the adapter ("head", "lora" in the last block, "full"), the seed,
-    the sizes.
+    """Return what is set over the plan: the adapter ("head", "lora" in the last block, "full"), the
+    seed, the sizes.
     """
+    optimizer = f"{{name: adamw, lr: {RATE}}}"
+    training = f"rounds: {rounds}, local_epochs: 1, batch_size: {BATCH}, optimizer: {optimizer}"
     return [
         f"adapter={ADAPTERS[adapter]}",
         f"seed={seed}",
-        (
-            f"train={{rounds: {rounds}, local_epochs: 1, batch_size: {BATCH}, optimizer: {{name:"
-            f" adamw, lr: {RATE}}}}}"
-        ),
+        f"train={{{training}}}",
         f"simulation.nodes={nodes}",
         "simulation.partition={kind: iid}",
     ]
 
 
-def the_plan(adapter: str, seed: int, **sizes: int) -> Plan:
-    """The plan of the workload."""
+def load_workload(adapter: str, seed: int, **sizes: int) -> Plan:
+    """Return the plan of the workload."""
     return load_plan(PLAN, overrides(adapter, seed, **sizes))
 
 
 def new_model(adapter: str, seed: int) -> GraftedModel:
-    """The grafted model with the plan's own initial values."""
-    plan = the_plan(adapter, seed)
+    """Return the grafted model with the plan's own initial values."""
+    plan = load_workload(adapter, seed)
     return plan_model(plan_backbone(plan, find_plan(PLAN).parent), plan)
 
 
+# ── the data ──────────────────────────────────────────────────────────────────────────────────────
 def prepare(folder: Path, seed: int) -> Path:
-    """Deal the data as the plan does; write `shards-SEED.npz`, unless it is there. Returns its
+    """Deal the data as the plan does; write `shards-SEED.npz`, unless it is there. Return its
     path.
     """
-    from fedgraft.client.node.node_file import load_node
-    from fedgraft.client.node_task import open_splits
-    from fedgraft.simulations.simulated_nodes import write_nodes
-
     path = folder / f"shards-{seed}.npz"
     if path.exists():
         return path
-    plan = the_plan("head", seed)
-    preprocess = plan_backbone(plan, find_plan(PLAN).parent).preprocess
-    arrays = {}
-    with tempfile.TemporaryDirectory() as nodes:
-        for number, node in enumerate(write_nodes(plan, find_plan(PLAN), Path(nodes))):
-            for name, split in zip(
-                ("train", "test"), open_splits(load_node(node), plan, preprocess), strict=True
-            ):
-                order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-                arrays[f"{name}-inputs-{number}"] = split.inputs(order).only.numpy()
-                arrays[f"{name}-labels-{number}"] = split.labels[order].numpy()
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"part-{path.name}")
-    np.savez(part, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez(part, **_deal(seed))  # pyright: ignore[reportArgumentType]
     part.replace(path)
     return path
 
 
+def _deal(seed: int) -> dict[str, np.ndarray]:
+    """Return every node's inputs and labels, shuffled, by names such as `train-inputs-3`."""
+    # here: competitors load this file in environments that lack what a node needs
+    from fedgraft.client.node.node_file import load_node
+    from fedgraft.client.node_task import open_splits
+    from fedgraft.simulations.simulated_nodes import write_nodes
+
+    plan = load_workload("head", seed)
+    plan_path = find_plan(PLAN)
+    preprocess = plan_backbone(plan, plan_path.parent).preprocess
+    arrays = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(write_nodes(plan, plan_path, Path(folder))):
+            train, test = open_splits(load_node(file), plan, preprocess)
+            for name, split in (("train", train), ("test", test)):
+                generator = torch.Generator().manual_seed(seed)
+                order = torch.randperm(len(split), generator=generator)
+                arrays[f"{name}-inputs-{number}"] = split.inputs(order).numpy()
+                arrays[f"{name}-labels-{number}"] = split.labels[order].numpy()
+    return arrays
+
+
 def load_shards(path: Path) -> list[Shard]:
-    """Every node's data."""
+    """Return every node's data."""
     with np.load(path) as arrays:
-        count = len(arrays.files) // 4
-        names = ("train-inputs", "train-labels", "test-inputs", "test-labels")
-        return [
-            Shard(*(torch.from_numpy(arrays[f"{name}-{k}"]) for name in names))
-            for k in range(count)
-        ]
+        nodes = len(arrays.files) // 4
+        return [_read_shard(arrays, number) for number in range(nodes)]
 
 
 def load_shard(path: Path, number: int) -> Shard:
-    """One node's data, without reading the others'."""
-    names = ("train-inputs", "train-labels", "test-inputs", "test-labels")
+    """Return one node's data, without reading the others'."""
     with np.load(path) as arrays:
-        return Shard(*(torch.from_numpy(arrays[f"{name}-{number}"]) for name in names))
+        return _read_shard(arrays, number)
 
 
+def _read_shard(arrays: Mapping[str, np.ndarray], number: int) -> Shard:
+    return Shard(
+        train_inputs=torch.from_numpy(arrays[f"train-inputs-{number}"]),
+        train_labels=torch.from_numpy(arrays[f"train-labels-{number}"]),
+        test_inputs=torch.from_numpy(arrays[f"test-inputs-{number}"]),
+        test_labels=torch.from_numpy(arrays[f"test-labels-{number}"]),
+    )
+
+
+# ── what is measured ──────────────────────────────────────────────────────────────────────────────
 @torch.no_grad()
 def correct(model: torch.nn.Module, inputs: Tensor, labels: Tensor) -> int:
-    """How many are classified correctly."""
-    batches = zip(
-        torch.split(inputs, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True
-    )
-    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    """Return how many are classified correctly."""
+    right = 0
+    for start in range(0, len(inputs), EVALUATION_BATCH):
+        end = start + EVALUATION_BATCH
+        answers = model(inputs[start:end]).argmax(1)
+        right += int((answers == labels[start:end]).sum())
+    return right
 
 
 def accuracy(model: torch.nn.Module, shards: Sequence[Shard]) -> float:
-    """Share of all nodes' test examples that is classified correctly."""
-    right = sum(correct(model, shard.test_inputs, shard.test_labels) for shard in shards)
-    return right / sum(len(shard.test_labels) for shard in shards)
+    """Return the share of all nodes' test examples that is classified correctly."""
+    right = 0
+    total = 0
+    for shard in shards:
+        right += correct(model, shard.test_inputs, shard.test_labels)
+        total += len(shard.test_labels)
+    return right / total
 
 
-def report(**found: Any) -> None:
-    """What a competitor prints last: one line of JSON with its accuracy, the seconds of its rounds,
-    its versions.
+def report(**measured: Any) -> None:
+    """Print what a competitor prints last: one line of JSON with its accuracy, the seconds of its
+    rounds, its versions.
     """
-    print(json.dumps(found), flush=True)
+    print(json.dumps(measured), flush=True)

@@ -1,0 +1,63 @@
+"""The ready plans over three seeds with their baselines: the tables of `fedgraft simulate`.
+
+.venv/bin/python -m fedgraft.simulations.benchmarks.ready_plans                 # all of them
+.venv/bin/python -m fedgraft.simulations.benchmarks.ready_plans digits
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.simulations.benchmarks.over_seeds import run_over_seeds
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
+from fedgraft.simulations.pretraining import pretrain
+from fedgraft.simulations.results_in_words import describe_results
+from fedgraft.simulations.results_table import COLUMNS, list_models, show_cells
+
+SEEDS = 3
+
+
+class Measured(NamedTuple):
+    """A ready plan that is measured: in which file of results, beside which baselines."""
+
+    file: str
+    baselines: str
+
+
+PLANS = {
+    "digits": Measured("digits", "alone,head,random-backbone"),
+    "pneumonia": Measured("medical", "alone,head"),
+    "heart": Measured("heart", "all"),
+}
+
+
+def main() -> None:
+    """Run each plan that is named, or all; print its table in Markdown and record it."""
+    for plan in sys.argv[1:] or PLANS:
+        measure(plan)
+
+
+def measure(name: str) -> None:
+    """Run one plan over the seeds, print its table and record it."""
+    measured = PLANS[name]
+    plan = load_plan(name)
+    if plan.pretrain is not None:
+        pretrain(plan, find_plan(name))
+    with tempfile.TemporaryDirectory() as folder:
+        results = run_over_seeds(
+            name, (), Path(folder) / name, seeds=SEEDS, baselines=measured.baselines
+        )
+    table = ResultTable(("model", *COLUMNS))
+    for model in list_models(results):
+        table.add(model.name, *show_cells(model))
+    print(table.to_markdown(), flush=True)
+    command = f"fedgraft simulate {name} --seeds {SEEDS} --baselines {measured.baselines}"
+    record(measured.file, name, table, notes=describe_results(results), command=command)
+
+
+if __name__ == "__main__":
+    main()
