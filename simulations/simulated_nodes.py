@@ -158,8 +158,6 @@ def _default_policy(simulation: SimulationSection) -> dict[str, Any]:
         # outside ε, as the result says
         "report_metrics": True,
         "round_counts": min(10, least),
-        # so that a simulation can be repeated
-        "seeded_noise": True,
         # a run that was killed goes on
         "replays": "count",
     }

@@ -33,7 +33,7 @@ from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.benchmarks.workload import ADAPTERS, PLAN
-from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
+from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
 # training examples of a node while their number grows
 PER_NODE = 24
@@ -170,7 +170,8 @@ def run(work: Work, data: str) -> Cost:
     with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, plan_path) as nodes:
         out = Path(folder) / "run"
         before = _processor_seconds()
-        finished = simulate(plan, plan_path, out, nodes=nodes, together=work.together)
+        options = EngineOptions(together=work.together)
+        finished = simulate(plan, plan_path, out, nodes=nodes, options=options)
         processor = _processor_seconds() - before
     result = finished.to_json()
     seconds = result["seconds"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedgraft.common.plan.plan_file import find_plan
 from fedgraft.simulations.benchmarks.workload import PLAN, load_workload, report
-from fedgraft.simulations.engines.engine import nodes_on_disk, simulate
+from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
 
 def run(adapter: str, seed: int, workers: int) -> None:
@@ -23,7 +23,8 @@ def run(adapter: str, seed: int, workers: int) -> None:
     plan_path = find_plan(PLAN)
     with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, plan_path) as nodes:
         out = Path(folder) / "run"
-        result = simulate(plan, plan_path, out, nodes=nodes, workers=workers).to_json()
+        options = EngineOptions(workers=workers)
+        result = simulate(plan, plan_path, out, nodes=nodes, options=options).to_json()
     sent = result["bytes"]["rounds"][-1]
     down = sent["down"] / sent["nodes"]
     versions = result["versions"]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedgraft.simulations.baselines import chosen_baselines
 from fedgraft.simulations.readable import show_spread
-from fedgraft.simulations.simulate import simulate_plan
+from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
 Results = Sequence[dict[str, Any]]
 
@@ -16,14 +17,8 @@ def run_over_seeds(
     plan: str, overrides: Sequence[str], out: Path, *, seeds: int, baselines: str = ""
 ) -> Results:
     """Run a plan over several seeds and return each one's result.json."""
-    ran = simulate_plan(
-        plan,
-        overrides=list(overrides),
-        out=out,
-        seeds=seeds,
-        baselines=baselines,
-        quiet=True,
-    )
+    options = SimulationOptions(baselines=chosen_baselines(baselines), quiet=True)
+    ran = simulate_plan(plan, overrides=overrides, out=out, seeds=seeds, options=options)
     return ran["seeds"]
 
 

@@ -16,10 +16,11 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedgraft.client.privacy import dp_sgd as privacy
 from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
@@ -29,10 +30,14 @@ from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.plan.train_section import OptimizerSection
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
 BATCH = 32
 ADAMW = OptimizerSection(name="adamw")
-NETWORKS = (("cifar-resnet20", 32), ("resnet18", 64))
+RATE = 1e-3
+MECHANISM = Mechanism(1.0, 0.1, 1, BATCH, 1.0)
+# name and side of its inputs, pixels
+NETWORKS = {"cifar-resnet20": 32, "resnet18": 64}
 ADAPTERS = (
     ("full", "auto"),
     ("head", "auto"),
@@ -42,34 +47,36 @@ ADAPTERS = (
     ("bottleneck", "auto"),
     ("bias", "auto"),
 )
+HEAD = ("network", "adapter", "whole", "cut", "dp", "hooks", "cut ÷ full", "dp ÷ cut")
+# a step that is this quick, in seconds, is repeated within a turn
+QUICK = 0.01
+MOST_REPEATS = 50
+
 Step = Callable[[], object]
-_open = contextlib.ExitStack()  # models stay wrapped while their steps are taken
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table and record it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--networks", nargs="*", default=[name for name, _ in NETWORKS])
-    given = parser.parse_args()
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}, python {sys.version.split()[0]}, one thread, batch {BATCH}, ms"
-        " (median)"
-    )
-    print(
-        f"{'network':15} {'adapter':21} {'whole':>7} {'cut':>7} {'dp':>7} {'hooks':>7} |"
-        f" {'cut/full':>8} {'dp/cut':>7}"
-    )
-    for name, size in NETWORKS:
-        if name in given.networks:
-            rows(name, size, given.repeats)
+    python = sys.version.split()[0]
+    print(f"torch {torch.__version__}, python {python}, one thread, batch {BATCH}, ms (median)")
+    table = ResultTable(HEAD, words=(0, 1))
+    table.print_head()
+    for name in NETWORKS:
+        if name in options.networks:
+            measure_network(name, options.repeats, table)
+    record("steps", "steps", table, packages=("torch", "opacus"))
 
 
-def rows(name: str, size: int, repeats: int) -> None:
-    """One network's part of the table."""
+def measure_network(name: str, repeats: int, table: ResultTable) -> None:
+    """Add one network's rows to the table."""
+    size = NETWORKS[name]
     backbone = load_backbone(name, image_size=size)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, size, size, generator=generator)
@@ -77,49 +84,59 @@ def rows(name: str, size: int, repeats: int) -> None:
     full = 0.0
     for method, targets in ADAPTERS:
         model = graft(backbone, method=method, classes=2, targets=targets)
-        steps = variants(model, images, labels)
-        with _open:
-            found = medians(steps, repeats)
-        cut = found.get("cut", found["whole"])
-        full = full or found["whole"]
-        dp = f"{found['dp'] / cut:7.2f}" if "dp" in found else f"{'':7}"
-        columns = " ".join(
-            f"{found[key]:7.2f}" if key in found else f"{'':7}"
-            for key in ("whole", "cut", "dp", "hooks")
-        )
-        print(
-            f"{name:15} {method + ' ' + targets:21} {columns} | {cut / full:8.2f} {dp}", flush=True
-        )
+        # models stay wrapped while their steps are taken
+        with contextlib.ExitStack() as wrappings:
+            steps = make_steps(model, images, labels, wrappings)
+            medians = take_turns(steps, repeats)
+        full = full or medians["whole"]
+        table.add(name, f"{method} {targets}", *show_medians(medians, full))
+        table.print_last()
 
 
-def variants(model: GraftedModel, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Step]:
-    """The same step in every way that it can be taken; each has a model of its own."""
-    prefix = frozen_prefix(model)
+def show_medians(medians: Mapping[str, float], full: float) -> list[str]:
+    """Return the cells after the adapter; `full` is what a step of full fine-tuning takes."""
+    cells = []
+    for variant in ("whole", "cut", "dp", "hooks"):
+        cells.append(f"{medians[variant]:.2f}" if variant in medians else "–")
+    cut = medians.get("cut", medians["whole"])
+    cells.append(f"{cut / full:.2f}")
+    cells.append(f"{medians['dp'] / cut:.2f}" if "dp" in medians else "–")
+    return cells
+
+
+# ── steps ─────────────────────────────────────────────────────────────────────────────────────────
+def make_steps(
+    model: GraftedModel, images: Tensor, labels: Tensor, wrappings: contextlib.ExitStack
+) -> dict[str, Step]:
+    """Return the same step in every way that it can be taken; each has a model of its own."""
     plain = copy.deepcopy(model)
     fuse(plain.net)
-    steps: dict[str, Step] = {"whole": plain_step(plain, images, labels)}
+    steps: dict[str, Step] = {"whole": make_plain_step(plain, images, labels)}
+    prefix = frozen_prefix(model)
     inputs = images
     if prefix is not None:
         inputs = prefix(images)
         behind = frozen_prefix(plain)
         assert behind is not None
-        steps["cut"] = plain_step(behind.tail, inputs, labels)
-    if model.method != "full":
-        steps["dp"] = private_step(
-            copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=True
-        )
-        steps["hooks"] = private_step(
-            copy.deepcopy(model), inputs, labels, cut=prefix is not None, ours=False
-        )
+        steps["cut"] = make_plain_step(behind.tail, inputs, labels)
+    if model.method == "full":
+        return steps
+
+    for variant, ours in (("dp", True), ("hooks", False)):
+        private = copy.deepcopy(model)
+        tail = frozen_prefix(private)
+        if tail is not None:
+            private = tail.tail
+        steps[variant] = make_private_step(private, inputs, labels, ours, wrappings)
     return steps
 
 
-def plain_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor) -> Step:
-    """Forward, backward, AdamW."""
-    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, 1e-3)
+def make_plain_step(model: GraftedModel, inputs: Tensor, labels: Tensor) -> Step:
+    """Return a step: forward, backward, AdamW."""
+    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, RATE)
 
     def step() -> None:
-        loss = F.cross_entropy(model(x), labels)
+        loss = F.cross_entropy(model(inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -127,42 +144,49 @@ def plain_step(model: GraftedModel, x: torch.Tensor, labels: torch.Tensor) -> St
     return step
 
 
-def private_step(
-    model: GraftedModel, x: torch.Tensor, labels: torch.Tensor, *, cut: bool, ours: bool
+def make_private_step(
+    model: GraftedModel,
+    inputs: Tensor,
+    labels: Tensor,
+    ours: bool,
+    wrappings: contextlib.ExitStack,
 ) -> Step:
-    """The same under DP-SGD: with the tape of `client/privacy/per_example.py`, or with Opacus's
-    hooks.
+    """Return the same under DP-SGD: with the tape of `client/privacy/per_example.py`, or with
+    Opacus's hooks.
     """
-    if cut and (prefix := frozen_prefix(model)) is not None:
-        model = prefix.tail
-    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, 1e-3)
-    takes, privacy.takes = privacy.takes, lambda model: ours
-    wrapping = wrapped(
-        model, optimizer, Mechanism(1.0, 0.1, 1, BATCH, 1.0), randomness=Randomness()
-    )
-    private = _open.enter_context(wrapping)
-    privacy.takes = takes
-    return lambda: private.step(x, labels)
+    optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, RATE)
+    before = privacy.takes
+    privacy.takes = lambda model: ours
+    wrapping = wrapped(model, optimizer, MECHANISM, randomness=Randomness())
+    private = wrappings.enter_context(wrapping)
+    privacy.takes = before
+    return lambda: private.step(inputs, labels)
 
 
-def medians(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taken in turns, after two to warm up; quick ones are repeated within a
-    turn.
+# ── time ──────────────────────────────────────────────────────────────────────────────────────────
+def take_turns(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Return the milliseconds of each, taken in turns, after two to warm up; quick ones are
+    repeated within a turn.
     """
     often = {}
+    times: dict[str, list[float]] = {}
     for name, step in steps.items():
         step()
-        clock = time.process_time()
-        step()
-        often[name] = max(1, min(50, int(0.01 / (time.process_time() - clock))))
-    seen: dict[str, list[float]] = {name: [] for name in steps}
+        seconds = _processor_seconds(step, 1)
+        often[name] = max(1, min(MOST_REPEATS, int(QUICK / seconds)))
+        times[name] = []
     for _ in range(repeats):
         for name, step in steps.items():
-            clock = time.process_time()
-            for _ in range(often[name]):
-                step()
-            seen[name].append(1000 * (time.process_time() - clock) / often[name])
-    return {name: statistics.median(times) for name, times in seen.items()}
+            seconds = _processor_seconds(step, often[name])
+            times[name].append(1000 * seconds / often[name])
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _processor_seconds(step: Step, times: int) -> float:
+    started = time.process_time()
+    for _ in range(times):
+        step()
+    return time.process_time() - started
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _deal(seed: int) -> dict[str, np.ndarray]:
             for name, split in (("train", train), ("test", test)):
                 generator = torch.Generator().manual_seed(seed)
                 order = torch.randperm(len(split), generator=generator)
-                arrays[f"{name}-inputs-{number}"] = split.inputs(order).numpy()
+                arrays[f"{name}-inputs-{number}"] = split.inputs(order).only.numpy()
                 arrays[f"{name}-labels-{number}"] = split.labels[order].numpy()
     return arrays
 

@@ -11,7 +11,7 @@ import pytest
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.data_files import resolve
-from fedgraft.simulations.benchmarks.leaks import PRIVATE, XRAYS, Finished, finished
+from fedgraft.simulations.benchmarks.planted_runs import PRIVATE, XRAYS, FinishedRun, finish_run
 
 UNLIKE = (  # six nodes with shares of their own of pneumonia
     "adapter.method=head",
@@ -34,38 +34,40 @@ def xrays() -> Path:
 
 
 @pytest.fixture(scope="session")
-def planted(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def planted(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """Everything trained on 24 images a node, for long, without privacy."""
-    with finished(tmp_path_factory.mktemp("planted")) as cell:
+    with finish_run(tmp_path_factory.mktemp("planted")) as cell:
         yield cell
 
 
 @pytest.fixture(scope="session")
-def private(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def private(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """The same images under differential privacy, ε = 1."""
-    with finished(tmp_path_factory.mktemp("private"), PRIVATE) as cell:
+    with finish_run(tmp_path_factory.mktemp("private"), PRIVATE) as cell:
         yield cell
 
 
 @pytest.fixture(scope="session")
-def unlike(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def unlike(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """Six nodes with unequal shares of the classes, without privacy."""
-    with finished(tmp_path_factory.mktemp("unlike"), UNLIKE, members=300) as cell:
+    with finish_run(tmp_path_factory.mktemp("unlike"), UNLIKE, members=300) as cell:
         yield cell
 
 
 @pytest.fixture(scope="session")
-def unlike_private(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def unlike_private(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """The same nodes, each record hidden: ε = 1 for an example."""
-    with finished(
+    with finish_run(
         tmp_path_factory.mktemp("unlike-private"), (*UNLIKE, PRIVATE[-1]), members=300
     ) as cell:
         yield cell
 
 
 @pytest.fixture(scope="session")
-def unlike_hidden(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def unlike_hidden(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """The same nodes, each update hidden as a whole: ε = 1 for a node."""
     local = "privacy={mode: local, target_epsilon: 1, delta: 1.0e-3}"
-    with finished(tmp_path_factory.mktemp("unlike-hidden"), (*UNLIKE, local), members=300) as cell:
+    with finish_run(
+        tmp_path_factory.mktemp("unlike-hidden"), (*UNLIKE, local), members=300
+    ) as cell:
         yield cell

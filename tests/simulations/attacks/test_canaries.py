@@ -25,7 +25,7 @@ from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
 from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit
 from fedgraft.simulations.attacks.target import node_data
-from fedgraft.simulations.benchmarks.leaks import AUDITED
+from fedgraft.simulations.benchmarks.leak_tasks import AUDITED
 from fedgraft.simulations.engines.engine import nodes_on_disk
 
 CANARIES = 400

@@ -1,0 +1,76 @@
+"""Who is measured on the workload: what each is, and the command that runs it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgraft.simulations.benchmarks import environments
+
+PACKAGE = "fedgraft.simulations.benchmarks"
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One row of the table: what it is, what runs it, with which adapters.
+
+        COMPETITORS["floor"].command("head", 7, Path("shards-7.npz"))
+
+    Attributes:
+        threads: workers × threads of torch in each, in words.
+        module: of this folder; it takes the adapter, the seed, the file of the shards and `more`.
+        takes_shards: whether it reads the file of the shards.
+        torch_threads: of each process.
+        peer: the environment it needs, see `environments.py`.
+        keeps_activations: they stay on disk, and a run before this one put them there.
+    """
+
+    title: str
+    threads: str
+    module: str
+    more: tuple[str, ...] = ()
+    takes_shards: bool = True
+    torch_threads: int = 1
+    adapters: tuple[str, ...] = ("head", "lora")
+    peer: str | None = None
+    keeps_activations: bool = False
+
+    def command(self, adapter: str, seed: int, shards: Path) -> list[str]:
+        """Return the words that run it once."""
+        python = sys.executable
+        if self.peer:
+            python = str(environments.python_of(self.peer))
+        words = [python, "-m", f"{PACKAGE}.{self.module}", adapter, str(seed)]
+        if self.takes_shards:
+            words.append(str(shards))
+        return [*words, *self.more]
+
+
+COMPETITORS = {
+    "ours": Competitor("fedgraft", "2 × 1", "ours", more=("2",), takes_shards=False),
+    "ours-kept": Competitor(
+        "fedgraft, activations kept by the run before",
+        "2 × 1",
+        "ours",
+        more=("2",),
+        takes_shards=False,
+        keeps_activations=True,
+    ),
+    "ours-1": Competitor("fedgraft, one worker", "1", "ours", more=("1",), takes_shards=False),
+    "floor": Competitor(
+        "plain PyTorch, frozen prefix computed once: the floor", "1", "floor", more=("cached",)
+    ),
+    "floor-full": Competitor(
+        "plain PyTorch, whole network at each step", "1", "floor", more=("full",)
+    ),
+    "flower": Competitor(
+        "Flower, stock simulation (Ray)",
+        "2 × 1",
+        "with_flower",
+        adapters=("head", "lora", "full"),
+    ),
+    "pfl": Competitor("pfl, SimulatedBackend", "1", "with_pfl", peer="pfl"),
+    "pfl-2": Competitor("pfl, SimulatedBackend", "2", "with_pfl", torch_threads=2, peer="pfl"),
+    "nvflare": Competitor("NVIDIA FLARE, simulator", "10 × 1", "with_nvflare", peer="nvflare"),
+}
