@@ -40,9 +40,10 @@ e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cab
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive
 
-bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch; about an hour
+bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch, into docs/results.md; about an hour
 	$(BIN)/python -m fedgraft.simulations.benchmarks.environments
 	$(BIN)/python -m fedgraft.simulations.benchmarks.peers
+	$(BIN)/python -m fedgraft.simulations.benchmarks.results_page
 
 study: $(STAMP) ## what privacy costs and what leaks, on real chest X-rays: two studies and their pages, ten minutes
 	@$(BIN)/fedgraft study utility-vs-epsilon
