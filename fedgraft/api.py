@@ -226,7 +226,7 @@ def _new_folder(plan: Plan) -> Path:
 
 def _simulation_options(baselines: tuple[str, ...], progress: bool, options: dict[str, Any]) -> Any:
     """Return the options of a simulation. Raise `UserError` for one that there is not."""
-    from fedgraft.simulations.baselines import chosen_baselines
+    from fedgraft.simulations.baselines import choose_baselines
     from fedgraft.simulations.engines.engine import EngineOptions
     from fedgraft.simulations.simulate import SimulationOptions
 
@@ -243,7 +243,7 @@ def _simulation_options(baselines: tuple[str, ...], progress: bool, options: dic
             together=options.get("together", False),
             resume=options.get("resume", False),
         ),
-        baselines=chosen_baselines(",".join(baselines)),
+        baselines=choose_baselines(",".join(baselines)),
         ledger=None if ledger is None else Path(ledger),
         policy=options.get("policy", {}),
         quiet=not progress,

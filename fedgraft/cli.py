@@ -146,13 +146,13 @@ def simulate(
 
     Example: `fedgraft simulate pneumonia --set train.rounds=5 --baselines head,alone`
     """
-    from fedgraft.simulations.baselines import chosen_baselines
+    from fedgraft.simulations.baselines import choose_baselines
     from fedgraft.simulations.engines.engine import EngineOptions
     from fedgraft.simulations.simulate import SimulationOptions, read_clauses, simulate_plan
 
     options = SimulationOptions(
         engine=EngineOptions(engine, workers=workers, together=together, resume=resume),
-        baselines=chosen_baselines(baselines),
+        baselines=choose_baselines(baselines),
         ledger=ledger,
         policy=read_clauses(policy or []),
         quiet=json_,

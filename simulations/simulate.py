@@ -24,7 +24,7 @@ from fedgraft.common.result import Result, SeedResults
 from fedgraft.server.papers.manifest import run_facts, write_manifest
 from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
-from fedgraft.simulations.baselines import VARIANTS, alone, pooled
+from fedgraft.simulations.baselines import VARIANTS, measure_alone, measure_pooled
 from fedgraft.simulations.data_facts import NodeCounts, count_nodes, describe_data, note_small_nodes
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 from fedgraft.simulations.results_table import count_round_bytes, print_table
@@ -228,9 +228,9 @@ def run_baseline(
         return _run_variant(job, name, nodes, progress)
     if name == "alone":
         with progress.count(name, len(nodes)) as step:
-            return alone(plan, backbone, nodes, on_node=step)
+            return measure_alone(plan, backbone, nodes, on_node=step)
     with progress.count(name, 1) as step:
-        measured = pooled(plan, backbone, nodes)
+        measured = measure_pooled(plan, backbone, nodes)
         step()
     return measured
 

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.attacks import (
-    canaries,
-    inversion,
-    labels,
-    lira,
-    loss_threshold,
-    properties,
+from fedgraft.common.registry import Registry
+
+if TYPE_CHECKING:
+    from fedgraft.common.plan.plan import Plan
+
+Attack = Callable[["Plan", Path, Sequence[Path], int], dict[str, Any]]
+
+ATTACKS: Registry[Attack] = Registry(
+    "attacks",
+    "attack",
+    {
+        "loss-threshold": "fedgraft.simulations.attacks.loss_threshold:attack_by_loss",
+        "lira": "fedgraft.simulations.attacks.lira:attack_by_likelihood",
+        "inversion": "fedgraft.simulations.attacks.inversion:invert_gradients",
+        "labels": "fedgraft.simulations.attacks.labels:read_labels",
+        "properties": "fedgraft.simulations.attacks.properties:estimate_shares",
+        "audit": "fedgraft.simulations.attacks.canaries:audit_mechanism",
+    },
 )
-
-Attack = Callable[[Plan, Path, Sequence[Path], int], dict[str, Any]]
-
-ATTACKS: dict[str, Attack] = {
-    "loss-threshold": loss_threshold.loss_threshold,
-    "lira": lira.lira,
-    "inversion": inversion.inversion,
-    "labels": labels.labels,
-    "properties": properties.properties,
-    "audit": canaries.canaries,
-}
-
-__all__ = ["ATTACKS", "Attack"]

@@ -1,13 +1,12 @@
 """Empirical ε of a plan's mechanism: canaries in a node's data, its real training, guesses from
 what came out.
 
-A copy of the plan's model gets a head with one more input for each canary. A canary is a blank
-image (or row) that carries its number; on it the head sees that one input alone, lit up. So its
-gradient has a direction of its own, which no record and no other canary shares, and is clipped to
-the full norm: the worst case that ε must cover, or nearly (a "Dirac canary" in Steinke et al. 2023,
-section 6). Each canary is in the data by its own coin, beside all of the node's own records, and
-the node's own mechanism trains on them: sampling, clipping, noise, all steps of all rounds, by
-`client/privacy/dp_sgd.py`. The auditor sees every step's gradient, as the definition of
+A copy of the plan's model gets a head with one more input for each canary
+(`simulations/attacks/canary_model.py`). A canary's gradient has a direction of its own and is
+clipped to the full norm: the worst case that ε must cover, or nearly (a "Dirac canary" in Steinke
+et al. 2023, section 6). Each canary is in the data by its own coin, beside all of the node's own
+records, and the node's own mechanism trains on them: sampling, clipping, noise, all steps of all
+rounds, by `client/privacy/dp_sgd.py`. The auditor sees every step's gradient, as the definition of
 differential privacy lets them, and scores a canary by the sum of inner products with it.
 
 The node's ledger is not written: nothing of this run is released.
@@ -17,126 +16,95 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from fedgraft.client.data.split import Split
-from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, train_privately
-from fedgraft.client.round import generator_of
-from fedgraft.client.training import local_steps as training
+from fedgraft.client.data.examples import Examples
+from fedgraft.client.privacy.dp_sgd import Mechanism, train_privately
+from fedgraft.client.round import round_generator
+from fedgraft.client.training import local_steps
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.assembly import plan_model
-from fedgraft.common.model.grafted_model import GraftedModel, copy_sharing
+from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import bound
-from fedgraft.simulations.attacks.empirical_epsilon import audit
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks import TASKS
+from fedgraft.simulations.attacks.canary_model import CanaryModel, WithCanaries, add_canaries
+from fedgraft.simulations.attacks.empirical_epsilon import audit_guesses
 from fedgraft.simulations.attacks.target import open_target
+from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 
 CANARIES = 500
-_CODE = 1.0e6  # a value that no prepared record has; a canary's number is added to it
-# of a lit input: its gradient drowns that of the bias and is clipped wherever records' are
-_LIGHT = 100.0
+PURPOSE = "canaries"
 
 
-class CanaryHead(nn.Module):
-    """A linear head with one more input for each canary; what these add to the logits is their
-    gradient alone.
+def audit_mechanism(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
+    """Audit the mechanism as the first node runs it, and set the bound beside the ε that the run
+    states.
 
-    Attributes:
-        lit: inputs `(n, canaries)` of the batch at hand; all zero for a record.
+    Returns:
+        node, stated_epsilon (None: no privacy), and the fields of
+        `fedgraft.simulations.attacks.empirical_epsilon.Audit`.
+
+    Raises:
+        UserError: no finished run there, or a plan whose noise is on whole updates.
     """
-
-    def __init__(self, head: nn.Linear, canaries: int) -> None:
-        super().__init__()
-        self.features, self.lit = head.in_features, torch.empty(0)
-        self.linear = nn.Linear(head.in_features + canaries, head.out_features)
-        with torch.no_grad():
-            self.linear.weight.zero_()
-            self.linear.weight[:, : self.features] = head.weight
-            self.linear.bias.copy_(head.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (n, features) → logits (n, classes)."""
-        features = torch.where(self.lit.any(1, keepdim=True), 0.0, features)
-        logits = self.linear(torch.cat([features, self.lit], dim=1))
-        # Without their value a canary is never learnt, and its gradient stays as strong as in the
-        # first step.
-        return logits - (self.lit @ self.linear.weight[:, self.features :].T).detach()
-
-
-class CanaryModel(GraftedModel):
-    """A plan's model with a `CanaryHead`."""
-
-    def __init__(self, model: GraftedModel, canaries: int) -> None:
-        net = copy_sharing(model.net, lambda parameter: not parameter.requires_grad)
-        head = net.get_submodule(model.head_name)
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"the head is a {type(head).__name__}")
-        self_head = CanaryHead(head, canaries)
-        net.set_submodule(model.head_name, self_head)
-        super().__init__(
-            net,
-            method=model.method,
-            classes=model.classes,
-            head_name=model.head_name,
-            rank=model.rank,
-            alpha=model.alpha,
-            width=model.width,
+    privacy = plan.privacy
+    if privacy.on_updates:
+        raise UserError(
+            f"{privacy.mode}: what is noised is a node's whole update, and canaries are records",
+            where="privacy.mode",
+            remedy="leave the audit out, or study a plan with `mode: sample` or `mode: none`",
         )
-        self.canaries = canaries
+    target = open_target(plan, run, nodes)
+    data = target.nodes[0]
+    mechanism = None
+    stated = None
+    delta = 0.0
+    if privacy.at_node:
+        mechanism = UnrecordedBudget.open(data.node, plan, data.train).mechanism(plan)
+        delta = privacy.delta or 0.0
+        stated = _state_epsilon(plan, mechanism, delta)
 
-    @property
-    def head(self) -> CanaryHead:
-        """The head, with its canaries."""
-        found = self.net.get_submodule(self.head_name)
-        assert isinstance(found, CanaryHead)
-        return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Prepared inputs, canaries among them → logits (n, classes)."""
-        code = x.flatten(1).nan_to_num(0.0).amax(1)
-        coded = code >= _CODE
-        lit = torch.zeros((len(x), self.canaries), dtype=x.dtype)
-        lit[coded, (code[coded] - _CODE).long()] = _LIGHT
-        self.head.lit = lit
-        return self.net(torch.where(coded.view(-1, *[1] * (x.ndim - 1)), 0.0, x))
-
-
-class WithCanaries(Split):
-    """A node's split with some canaries behind it; canary k has label k mod classes."""
-
-    def __init__(self, split: Split, chosen: np.ndarray, classes: int) -> None:
-        self.own, self.chosen = split, torch.from_numpy(chosen)
-        self.records, self.rows = split.records, np.arange(len(split) + len(chosen))
-        self.labels = torch.cat([split.labels, self.chosen % classes])
-
-    def inputs(self, positions: Tensor) -> Tensor:
-        """The node's own records, and canaries behind them."""
-        mine = positions < len(self.own)
-        blank = self.own.inputs(torch.zeros(1, dtype=torch.int64))[0]
-        found = torch.empty((len(positions), *blank.shape), dtype=blank.dtype)
-        found[mine] = self.own.inputs(positions[mine])
-        codes = _CODE + self.chosen[positions[~mine] - len(self.own)].to(blank.dtype)
-        found[~mine] = codes.view(-1, *[1] * blank.ndim)
-        return found
+    included = np.random.default_rng([seed, 3]).random(CANARIES) < 0.5
+    model = plan_model(target.backbone, plan)
+    scores = score_canaries(plan, model, data.train, included, mechanism=mechanism, seed=seed)
+    audit = audit_guesses(scores, included, delta=delta)
+    return {
+        "kind": "audit",
+        "node": data.node.name,
+        "stated_epsilon": stated,
+        **asdict(audit),
+    }
 
 
-def canary_scores(
+def _state_epsilon(plan: Plan, mechanism: Mechanism, delta: float) -> float:
+    """Return ε of all rounds, as they are audited here: a node that was not in every cohort of the
+    run has told less.
+    """
+    noise_multiplier, rate, steps = mechanism.row
+    history = [(noise_multiplier, rate, steps * plan.train.rounds)]
+    return bound(history, delta, plan.privacy.accountant).epsilon
+
+
+# ── scores ────────────────────────────────────────────────────────────────────────────────────────
+def score_canaries(
     plan: Plan,
     model: GraftedModel,
-    split: Split,
+    records: Examples,
     included: np.ndarray,
     *,
     mechanism: Mechanism | None,
     seed: int,
 ) -> np.ndarray:
-    """Train on a split and the included canaries for all rounds of a plan; score every canary.
+    """Train on records and the included canaries for all rounds of a plan; score every canary.
 
     Args:
         model: the plan's model, as for private training (not fused); it is not changed.
@@ -148,89 +116,96 @@ def canary_scores(
     Returns:
         `(m,)`: the sum over all steps of minus the gradient along each canary's direction.
     """
-    classes, canaries = model.classes, len(included)
-    data = WithCanaries(split, np.flatnonzero(included), classes)
-    probed = CanaryModel(model, canaries)
-    weight = probed.head.linear.weight
-    total = torch.zeros((classes, canaries), dtype=torch.float64)
+    canaries = len(included)
+    numbers = torch.from_numpy(np.flatnonzero(included))
+    examples = WithCanaries(records, numbers, model.outputs)
+    probe = Probe(plan, add_canaries(model, canaries), examples, seed)
+    seen = torch.zeros((model.outputs, canaries), dtype=torch.float64)
 
-    def look(optimizer: Any, *_: Any) -> None:
-        assert weight.grad is not None
-        total.sub_(weight.grad[:, probed.head.features :])
-
-    rounds = (
-        plan.train.rounds if mechanism else 1
-    )  # without noise one look at every record tells all
+    # without noise one look at every record tells all
+    rounds = plan.train.rounds if mechanism else 1
     for round_ in range(1, rounds + 1):
-        rate = training.learning_rate(
-            plan.train.optimizer.lr, plan.train.schedule, round_, plan.train.rounds
-        )
-        optimizer = training.build_optimizer(probed, plan.train.optimizer, rate)
-        optimizer.register_step_pre_hook(look)
+        optimizer = probe.build_optimizer(round_, seen)
         if mechanism is None:
-            training.train(
-                probed,
-                data,
-                epochs=1,
-                batch_size=plan.train.batch_size,
-                optimizer=optimizer,
-                proximal=plan.train.proximal,
-                augment="none",
-                generator=generator_of(seed, round_, "canaries"),
-            )
+            probe.train_plainly(round_, optimizer)
         else:
-            train_privately(
-                probed,
-                data,
-                mechanism=mechanism,
-                optimizer=optimizer,
-                patients=(
-                    [np.array([k]) for k in range(len(data))]
-                    if mechanism.unit == "patient"
-                    else None
-                ),
-                proximal=plan.train.proximal,
-                augment="none",
-                randomness=Randomness(
-                    hashlib.sha256(f"{seed}/{round_}/canaries".encode()).digest()
-                ),
-            )
-    labels = torch.arange(canaries) % classes
-    direction = torch.nn.functional.one_hot(labels, classes).T.double() - 1 / classes
-    return (direction * total).sum(0).numpy()
+            probe.train_privately(round_, optimizer, mechanism)
+
+    labels = torch.arange(canaries) % model.outputs
+    one_hot = F.one_hot(labels, model.outputs)
+    direction = one_hot.T.double() - 1 / model.outputs
+    return (direction * seen).sum(0).numpy()
 
 
-def canaries(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
-    """Audit the mechanism as the first node runs it, and set the bound beside the ε that the run
-    states.
+@dataclass(frozen=True)
+class Probe:
+    """One audited training.
 
-    Returns:
-        node, stated_epsilon (None: no privacy), and the fields of
-        `fedgraft.simulations.attacks.empirical_epsilon.Audit`.
+        probe = Probe(plan, add_canaries(model, 500), examples, seed=0)
+        probe.train_privately(1, probe.build_optimizer(1, seen), mechanism)
 
-    Raises:
-        UserError: no finished run there, or a plan whose noise is on whole updates.
+    Attributes:
+        plan: how is trained.
+        probed: what is trained.
+        examples: what it is trained on.
+        seed: of sampling and noise.
     """
-    if plan.privacy.mode in ("central", "local"):
-        raise UserError(
-            f"{plan.privacy.mode}: what is noised is a node's whole update, and canaries are"
-            " records",
-            where="privacy.mode",
-            remedy="leave the audit out, or study a plan with `mode: sample` or `mode: none`",
+
+    plan: Plan
+    probed: CanaryModel
+    examples: WithCanaries
+    seed: int
+
+    def build_optimizer(self, round_: int, seen: Tensor) -> torch.optim.Optimizer:
+        """Return the optimizer of a round; minus the gradient of each of its steps is added to
+        `seen` `(classes, canaries)`.
+        """
+        head = self.probed.head
+        weight = head.linear.weight
+
+        def look(*_: Any) -> None:
+            if weight.grad is None:
+                raise RuntimeError("a step without a gradient of the head")
+            seen.sub_(weight.grad[:, head.features :])
+
+        section = self.plan.train
+        rate = local_steps.learning_rate(
+            section.optimizer.lr, section.schedule, round_, section.rounds
         )
-    target = open_target(plan, run, nodes)
-    data, mechanism, stated, delta = target.nodes[0], None, None, 0.0
-    if plan.privacy.mode == "sample":
-        mechanism = Budget.open(data.node, plan, data.train).mechanism(plan)
-        sigma, rate, steps = mechanism.row
-        delta = plan.privacy.delta or 0.0
-        # of all rounds, as they are audited here: a node that was not in every cohort of the run
-        # has told less
-        stated = bound(
-            [(sigma, rate, steps * plan.train.rounds)], delta, plan.privacy.accountant
-        ).epsilon
-    included = np.random.default_rng([seed, 3]).random(CANARIES) < 0.5
-    model = plan_model(target.backbone, plan)
-    scores = canary_scores(plan, model, data.train, included, mechanism=mechanism, seed=seed)
-    found = audit(scores, included, delta=delta)
-    return {"kind": "audit", "node": data.node.name, "stated_epsilon": stated, **asdict(found)}
+        optimizer = local_steps.build_optimizer(self.probed.model, section.optimizer, rate)
+        optimizer.register_step_pre_hook(look)
+        return optimizer
+
+    def train_plainly(self, round_: int, optimizer: torch.optim.Optimizer) -> None:
+        """Train for one epoch without noise."""
+        training = local_steps.LocalTraining(
+            epochs=1,
+            batch_size=self.plan.train.batch_size,
+            loss=TASKS[self.plan.task.question].loss,
+            proximal=self.plan.train.proximal,
+        )
+        local_steps.train(
+            self.probed.model,
+            self.examples,
+            training,
+            optimizer=optimizer,
+            generator=round_generator(self.seed, round_, PURPOSE),
+        )
+
+    def train_privately(
+        self, round_: int, optimizer: torch.optim.Optimizer, mechanism: Mechanism
+    ) -> None:
+        """Take a mechanism's steps. Where the unit is the patient, every record is one."""
+        patients = None
+        if mechanism.unit == "patient":
+            patients = [np.array([position]) for position in range(len(self.examples))]
+        text = f"{self.seed}/{round_}/{PURPOSE}"
+        train_privately(
+            self.probed.model,
+            self.examples,
+            mechanism=mechanism,
+            optimizer=optimizer,
+            patients=patients,
+            proximal=self.plan.train.proximal,
+            randomness=Randomness(hashlib.sha256(text.encode()).digest()),
+        )

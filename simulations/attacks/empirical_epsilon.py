@@ -20,16 +20,18 @@ from scipy import stats
 from fedgraft.common.errors import UserError
 
 CONFIDENCE = 0.95
-GUESSED = (
-    1.0,
-    0.5,
-    0.2,
-)  # shares of the canaries that are guessed; the best counts, each at a third of the risk
+# shares of the canaries that are guessed; the best counts, each at a third of the risk
+GUESSED = (1.0, 0.5, 0.2)
+# below the ε at which a bound was computed, so that rounding never raises it
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Audit:
     """What guesses prove.
+
+        audit = audit_guesses(scores, included, delta=1e-5)
+        audit.epsilon, audit.ceiling, audit.accuracy
 
     Attributes:
         epsilon: lower bound on ε, at `confidence`; 0 where they prove nothing.
@@ -48,8 +50,10 @@ class Audit:
     accuracy: float
 
 
+# ── the bound ─────────────────────────────────────────────────────────────────────────────────────
 def p_value(canaries: int, guesses: int, correct: int, *, epsilon: float, delta: float) -> float:
-    """Bound on the probability of `correct` or more right guesses against an (ε, δ)-DP mechanism.
+    """Return a bound on the probability of `correct` or more right guesses against an (ε, δ)-DP
+    mechanism.
 
     With q = e^ε / (1 + e^ε), W ~ Binomial(r, q), and b_j the largest probability of any value of
     Binomial(j, q):
@@ -80,34 +84,39 @@ def p_value(canaries: int, guesses: int, correct: int, *, epsilon: float, delta:
     Raises:
         UserError: numbers that cannot be.
     """
-    if not (0 <= correct <= guesses <= canaries and epsilon >= 0 and 0 <= delta <= 1):
+    counts_fit = 0 <= correct <= guesses <= canaries
+    if not (counts_fit and epsilon >= 0 and 0 <= delta <= 1):
+        counts = f"{correct} of {guesses} guesses right, {canaries} canaries"
         raise UserError(
-            f"{correct} of {guesses} guesses right, {canaries} canaries, ε = {epsilon}, δ ="
-            f" {delta}",
+            f"{counts}, ε = {epsilon}, δ = {delta}",
             remedy="give correct ≤ guesses ≤ canaries, ε ≥ 0 and δ from 0 to 1",
         )
-    tail = float(stats.binom.sf(correct - 1, guesses, _right(epsilon)))
-    return min(1.0, tail + _failures(canaries, guesses, epsilon, delta))
+    right = _right_at_most(epsilon)
+    tail = float(stats.binom.sf(correct - 1, guesses, right))
+    return min(1.0, tail + _what_delta_adds(canaries, guesses, epsilon, delta))
 
 
-def _right(epsilon: float) -> float:
-    """q: how often a guess is right at most where δ = 0."""
+def _right_at_most(epsilon: float) -> float:
+    """Return q: how often a guess is right at most where δ = 0."""
     return 1 / (1 + math.exp(-epsilon))
 
 
-def _failures(canaries: int, guesses: int, epsilon: float, delta: float) -> float:
-    """What δ adds; it falls as ε rises."""
+def _what_delta_adds(canaries: int, guesses: int, epsilon: float, delta: float) -> float:
+    """Return m δ (1 − q) · mean of b_j; it falls as ε rises."""
     if not delta or not guesses:
         return 0.0
-    right, after = _right(epsilon), np.arange(guesses)
-    mode = np.minimum(np.floor((after + 1) * right), after)
-    return canaries * delta * (1 - right) * float(stats.binom.pmf(mode, after, right).mean())
+    right = _right_at_most(epsilon)
+    following = np.arange(guesses)
+    likeliest = np.minimum(np.floor((following + 1) * right), following)
+    mean = float(stats.binom.pmf(likeliest, following, right).mean())
+    return canaries * delta * (1 - right) * mean
 
 
 def lower_bound(
     canaries: int, guesses: int, correct: int, *, delta: float, confidence: float = CONFIDENCE
 ) -> float:
-    """The largest ε that so many right guesses refute, at that confidence; 0 if they refute none.
+    """Return the largest ε that so many right guesses refute, at that confidence; 0 if they refute
+    none.
 
     Whoever keeps a smaller ε keeps this one, too, so that is refuted with it. From above: the ε at
     which the tail alone is the risk less what δ adds at the ε before (Clopper and Pearson 1934); to
@@ -117,42 +126,60 @@ def lower_bound(
         UserError: as `p_value`; a confidence that is not between 0 and 1.
     """
     if not 0 < confidence < 1:
-        raise UserError(
-            f"confidence = {confidence}", remedy="give a number between 0 and 1, such as 0.95"
-        )
-    risk, epsilon = 1 - confidence, math.inf
-    p_value(canaries, guesses, correct, epsilon=0.0, delta=delta)  # whether the numbers can be
+        remedy = "give a number between 0 and 1, such as 0.95"
+        raise UserError(f"confidence = {confidence}", remedy=remedy)
+    # whether the numbers can be
+    p_value(canaries, guesses, correct, epsilon=0.0, delta=delta)
+
+    risk = 1 - confidence
+    epsilon = math.inf
     while True:
-        room = risk - _failures(canaries, guesses, epsilon, delta)
-        right = (
-            float(stats.beta.ppf(room, correct, guesses - correct + 1))
-            if room > 0 and correct
-            else 0.0
-        )
+        left = risk - _what_delta_adds(canaries, guesses, epsilon, delta)
+        right = _least_right(guesses, correct, left)
         if right <= 0.5:
             return 0.0
-        epsilon = math.log(right / (1 - right)) - 1e-6
-        if (
-            epsilon <= 0
-            or p_value(canaries, guesses, correct, epsilon=epsilon, delta=delta) <= risk
-        ):
-            return max(0.0, epsilon)
+        epsilon = math.log(right / (1 - right)) - _ROUNDING
+        if epsilon <= 0:
+            return 0.0
+        if p_value(canaries, guesses, correct, epsilon=epsilon, delta=delta) <= risk:
+            return epsilon
 
 
-def among(several: int, found: Audit) -> Audit:
-    """An audit as one of several of which the best is told: its bound at that part of the risk
-    (Bonferroni).
+def _least_right(guesses: int, correct: int, risk: float) -> float:
+    """Return the least probability of a right guess that so many right ones leave possible."""
+    if risk <= 0 or not correct:
+        return 0.0
+    return float(stats.beta.ppf(risk, correct, guesses - correct + 1))
+
+
+def correct_for_choice(audit: Audit, several: int) -> Audit:
+    """Return an audit as one of several of which the best is told: its bound at that part of the
+    risk (Bonferroni).
 
     The share of guesses stays; another may prove more at this confidence, so the bound is on the
     low side.
     """
-    confidence = 1 - (1 - found.confidence) / len(GUESSED) / several
-    numbers = {"delta": found.delta, "confidence": confidence}
-    proved = lower_bound(found.canaries, found.guesses, found.correct, **numbers)
-    return replace(found, epsilon=proved, ceiling=lower_bound(*[found.canaries] * 3, **numbers))
+    confidence = 1 - (1 - audit.confidence) / len(GUESSED) / several
+    canaries = audit.canaries
+    delta = audit.delta
+    epsilon = lower_bound(
+        canaries, audit.guesses, audit.correct, delta=delta, confidence=confidence
+    )
+    ceiling = lower_bound(canaries, canaries, canaries, delta=delta, confidence=confidence)
+    return replace(audit, epsilon=epsilon, ceiling=ceiling)
 
 
-def audit(
+# ── guesses ───────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class _Proof:
+    """What so many right guesses prove."""
+
+    epsilon: float
+    guesses: int
+    correct: int
+
+
+def audit_guesses(
     scores: np.ndarray, included: np.ndarray, *, delta: float, confidence: float = CONFIDENCE
 ) -> Audit:
     """Guess from scores, in both directions, and bound ε.
@@ -170,41 +197,49 @@ def audit(
         UserError: fewer than four canaries, scores that are not numbers, coins that are not bool
             (−1 and 1 would all count as wrong guesses, and prove nothing).
     """
+    _check_scores(scores, included)
     canaries = len(scores)
-    if included.dtype != np.bool_:
-        raise UserError(
-            f"the coins are {included.dtype}",
-            remedy="give bool, True for a canary that is in the data",
-        )
-    if canaries < 4 or len(included) != canaries or np.isnan(scores).any():
-        raise UserError(
-            f"{canaries} scores for {len(included)} coins, or one that is no number",
-            remedy="give as many",
-        )
     each = 1 - (1 - confidence) / len(GUESSED)
-    ordered = np.sort(scores)
-    middle = (ordered[: canaries // 4].mean() + ordered[-(canaries // 4) :].mean()) / 2
-    right = (scores > middle) == included
-    surest = np.argsort(-np.abs(scores - middle), kind="stable")
-    tried = []
+    is_right = _order_guesses(scores, included)
+
+    proofs = []
     for share in GUESSED:
         guesses = int(share * canaries)
-        correct = int(right[surest[:guesses]].sum())
-        tried.append(
-            (
-                lower_bound(canaries, guesses, correct, delta=delta, confidence=each),
-                guesses,
-                correct,
-            )
-        )
-    best, guesses, correct = max(tried, key=lambda one: one[0])
+        correct = int(is_right[:guesses].sum())
+        epsilon = lower_bound(canaries, guesses, correct, delta=delta, confidence=each)
+        proofs.append(_Proof(epsilon, guesses, correct))
+    best = max(proofs, key=lambda proof: proof.epsilon)
+
+    all_right = int(is_right.sum())
     return Audit(
-        epsilon=best,
+        epsilon=best.epsilon,
         ceiling=lower_bound(canaries, canaries, canaries, delta=delta, confidence=each),
         delta=delta,
         confidence=confidence,
         canaries=canaries,
-        guesses=guesses,
-        correct=correct,
-        accuracy=tried[0][2] / tried[0][1],
+        guesses=best.guesses,
+        correct=best.correct,
+        accuracy=all_right / canaries,
     )
+
+
+def _check_scores(scores: np.ndarray, included: np.ndarray) -> None:
+    if included.dtype != np.bool_:
+        remedy = "give bool, True for a canary that is in the data"
+        raise UserError(f"the coins are {included.dtype}", remedy=remedy)
+    canaries = len(scores)
+    if canaries < 4 or len(included) != canaries or np.isnan(scores).any():
+        what = f"{canaries} scores for {len(included)} coins, or one that is no number"
+        raise UserError(what, remedy="give as many")
+
+
+def _order_guesses(scores: np.ndarray, included: np.ndarray) -> np.ndarray:
+    """Return which guesses are right, bool `(m,)`, the surest first."""
+    ordered = np.sort(scores)
+    quarter = len(scores) // 4
+    low = ordered[:quarter].mean()
+    high = ordered[-quarter:].mean()
+    middle = (low + high) / 2
+    is_right = (scores > middle) == included
+    surest = np.argsort(-np.abs(scores - middle), kind="stable")
+    return is_right[surest]

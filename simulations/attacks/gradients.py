@@ -8,71 +8,102 @@ each record, summed, noised.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
+from fedgraft.client.privacy.dp_sgd import Mechanism, wrapped
+from fedgraft.client.training.local_steps import Loss
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.attacks.target import Target, Unrecorded
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.simulations.attacks.target import Target
+from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 
 
-def mechanism_of(target: Target, number: int) -> Mechanism | None:
-    """The noisy step of node `number`, or None where its gradients leave as they are.
+@dataclass(frozen=True)
+class ObservedStep:
+    """One step of a node, of which an attacker sees the gradient.
+
+        step = observe_step(target, 0, Randomness(b"attack"))
+        gradient = step.release(split.inputs(rows), split.labels[rows])
+
+    Attributes:
+        model: with the adapter that the step starts from.
+        loss: (outputs, targets) → the mean loss of a batch.
+        mechanism: clips and noises the gradient; None: nothing does.
+        randomness: of the noise.
+    """
+
+    model: GraftedModel
+    loss: Loss
+    mechanism: Mechanism | None
+    randomness: Randomness
+
+    def release(self, batch: Batch | Tensor, labels: Tensor) -> list[Tensor]:
+        """Return the mean gradient over the records, as it leaves a node, in the order of
+        `model.trainable_parameters()`.
+
+        The noise is that of the node's step, whatever n is.
+
+        Args:
+            batch, labels: prepared inputs `(n, …)` and targets `(n,)`; each record is its own unit.
+        """
+        if self.mechanism is None:
+            return self.gradient(batch, labels)
+        owners = None
+        if self.mechanism.unit == "patient":
+            owners = torch.arange(len(labels))
+        with wrapped(self.model, None, self.mechanism, randomness=self.randomness) as private:
+            noised = private.gradient(batch, labels, owners)
+        gradients = []
+        for parameter in self.model.trainable_parameters().values():
+            total = noised[parameter] * self.mechanism.expected
+            gradients.append(total / len(labels))
+        return gradients
+
+    def gradient(
+        self, batch: Batch | Tensor, labels: Tensor, *, graph: bool = False
+    ) -> list[Tensor]:
+        """Return the mean gradient of the loss, by nobody clipped; zero where a parameter takes no
+        part.
+
+        Args:
+            graph: keep what is needed to differentiate it again, with respect to the inputs.
+        """
+        parameters = list(self.model.trainable_parameters().values())
+        loss = self.loss(self.model(batch), labels)
+        found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
+        gradients = []
+        for parameter, gradient in zip(parameters, found, strict=True):
+            gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
+        return gradients
+
+
+def observe_step(target: Target, number: int, randomness: Randomness) -> ObservedStep:
+    """Return a step of node `number` at the model as it is loaded.
 
     Raises:
         UserError: the plan noises whole updates (mode local), whose steps nobody sees.
     """
-    plan: Plan = target.plan
-    if plan.privacy.mode == "local":
+    mechanism = mechanism_of(target, number)
+    return ObservedStep(target.model, target.task.loss, mechanism, randomness)
+
+
+def mechanism_of(target: Target, number: int) -> Mechanism | None:
+    """Return the noisy step of node `number`, or None where its gradients leave as they are. Raise
+    as `observe_step`.
+    """
+    privacy = target.plan.privacy
+    if not privacy.at_node:
+        return None
+    if privacy.on_updates:
         raise UserError(
-            "local: only noised sums of many steps leave a node",
+            f"{privacy.mode}: only noised sums of many steps leave a node",
             where="privacy.mode",
             remedy="leave this attack out, or study a plan with `mode: sample` or `mode: none`",
         )
-    if plan.privacy.mode != "sample":
-        return None
     data = target.nodes[number]
-    return Unrecorded.open(data.node, plan, data.train).mechanism(plan)
-
-
-def released(
-    model: GraftedModel,
-    inputs: Tensor,
-    labels: Tensor,
-    mechanism: Mechanism | None,
-    randomness: Randomness,
-) -> list[Tensor]:
-    """The mean gradient over the records, as it leaves a node, in the order of
-    `model.trainable_parameters()`.
-
-    Args:
-        inputs, labels: prepared inputs `(n, …)` and classes `(n,)`; each record is its own unit.
-        mechanism: clips and noises it; None: nothing does. The noise is that of the node's step,
-            whatever n is.
-    """
-    parameters = list(model.trainable_parameters().values())
-    if mechanism is None:
-        return list(gradient(model, inputs, labels))
-    owners = torch.arange(len(labels)) if mechanism.unit == "patient" else None
-    with wrapped(model, None, mechanism, randomness=randomness) as private:
-        found = private.gradient(inputs, labels, owners)
-    return [found[p] * mechanism.expected / len(labels) for p in parameters]
-
-
-def gradient(
-    model: GraftedModel, inputs: Tensor, labels: Tensor, *, graph: bool = False
-) -> tuple[Tensor, ...]:
-    """The mean gradient of cross-entropy; zero where a parameter takes no part.
-
-    Args:
-        graph: keep what is needed to differentiate it again, with respect to the inputs.
-    """
-    parameters = list(model.trainable_parameters().values())
-    loss = F.cross_entropy(model(inputs), labels)
-    found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
-    return tuple(
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
-    )
+    return UnrecordedBudget.open(data.node, target.plan, data.train).mechanism(target.plan)

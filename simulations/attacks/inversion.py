@@ -15,7 +15,6 @@ is the quotient of a row of the first by an entry of the second (Phong et al. 20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,32 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.privacy.dp_sgd import Randomness
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.attacks.gradients import gradient, mechanism_of, released
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.simulations.attacks.gradients import ObservedStep, observe_step
+from fedgraft.simulations.attacks.image_search import (
+    Observation,
+    PublicImages,
+    search_images,
+)
 from fedgraft.simulations.attacks.similarity import psnr, ssim
-from fedgraft.simulations.attacks.target import open_target
+from fedgraft.simulations.attacks.target import NodeData, open_target
 
-IMAGES = 4  # that are attacked
-TOGETHER = 1  # images in a batch
-STEPS = 150
-RATE = 0.1  # in standard deviations of a component
-SMOOTH = 1e-4  # weight of the total variation
-PRIOR = 1e-4  # weight of the mean square of the components, in their standard deviations
+# that are attacked
+IMAGES = 4
+# images in a batch
+TOGETHER = 1
+# of SSIM, by which an image has to be closer than the mean image
+CLOSER = 0.02
 
 
-def inversion(
+def invert_gradients(
     plan: Plan,
     run: Path,
     nodes: Sequence[Path],
@@ -64,171 +71,130 @@ def inversion(
     Raises:
         UserError: no finished run there, or one of tables.
     """
-    if plan.task.kind != "image-classification":
-        raise UserError(
-            "inversion is for images", where="attacks", remedy="leave it out for tables"
-        )
+    if not INPUT_LINES[plan.task.material].has_pixels:
+        remedy = "leave it out for tables"
+        raise UserError("inversion is for images", where="attacks", remedy=remedy)
     target = open_target(plan, run, nodes)
-    data, mechanism = target.nodes[0], mechanism_of(target, 0)
-    rng = np.random.default_rng([seed, 4])
-    chosen = rng.permutation(len(data.train))[:images]
-    randomness = Randomness(b"inversion" + seed.to_bytes(8, "little"))
-    preprocess = target.backbone.preprocess
-    truth = _as_seen(data.train, chosen, preprocess)
-    public = _as_seen(data.others, np.arange(len(data.others)), preprocess)
-    mean = public.mean(0)
+    step = observe_step(target, 0, Randomness(b"inversion" + seed.to_bytes(8, "little")))
     target.model.load_adapter_state(target.first)
+    data = target.nodes[0]
+    preparation = _preparation_of_images(target.backbone.preprocess)
+    order = np.random.default_rng([seed, 4]).permutation(len(data.train))
+    chosen = order[:images]
 
-    found = []
+    truth = _as_seen(data.train, chosen, preparation)
+    public = _as_seen(data.others, np.arange(len(data.others)), preparation)
+    prior = PublicImages.of(public, preparation)
+    guesses = []
     for start in range(0, len(chosen), together):
-        rows = torch.from_numpy(chosen[start : start + together])
-        observed = released(
-            target.model, data.train.inputs(rows), data.train.labels[rows], mechanism, randomness
-        )
-        found.append(
-            invert(
-                target.model,
-                replace(preprocess, size=None, crop=None),
-                observed,
-                data.train.labels[rows],
-                public=public,
-                generator=torch.Generator().manual_seed(seed),
-            )
-        )
-    guessed = torch.cat(found)
-    ours = np.array([ssim(a, b) for a, b in zip(guessed, truth, strict=True)])
-    means = np.array([ssim(mean, b) for b in truth])
-
-    errors, baseline = [], []
-    others = _features(target.model, data.others.inputs(torch.arange(len(data.others)))).mean(0)
-    for row in chosen:
-        at = torch.tensor([row])
-        inputs, labels = data.train.inputs(at), data.train.labels[at]
-        seen = released(target.model, inputs, labels, mechanism, randomness)
-        wanted = _features(target.model, inputs)[0]
-        errors.append(float((head_input(target.model, seen) - wanted).norm() / wanted.norm()))
-        baseline.append(float((others - wanted).norm() / wanted.norm()))
+        positions = torch.from_numpy(chosen[start : start + together])
+        labels = data.train.labels[positions]
+        observed = Observation(step.release(data.train.inputs(positions), labels), labels)
+        generator = torch.Generator().manual_seed(seed)
+        guesses.append(search_images(step, observed, prior, generator=generator))
+    likeness = _compare(torch.cat(guesses), truth, public.mean(0))
     return {
         "kind": "inversion",
         "node": data.node.name,
         "images": len(chosen),
         "together": together,
-        "ssim": float(ours.mean()),
-        "ssim_mean": float(means.mean()),
-        "psnr": float(np.mean([psnr(a, b) for a, b in zip(guessed, truth, strict=True)])),
-        "psnr_mean": float(np.mean([psnr(mean, b) for b in truth])),
-        "better": int((ours > means + 0.02).sum()),
-        "features": float(np.median(errors)),
-        "features_mean": float(np.median(baseline)),
+        **likeness,
+        **_recover_features(step, data, chosen),
     }
 
 
-def invert(
-    model: GraftedModel,
-    preprocess: Preprocess,
-    observed: Sequence[Tensor],
-    labels: Tensor,
-    *,
-    public: Tensor,
-    generator: torch.Generator,
-    steps: int = STEPS,
-    smooth: float = SMOOTH,
-    rate: float = RATE,
-) -> Tensor:
-    """Images `(n, C, H, W)` on 0–1 whose gradient points as the observed one does.
+# ── images ────────────────────────────────────────────────────────────────────────────────────────
+def _preparation_of_images(preparation: Preparation) -> Preprocess:
+    if not isinstance(preparation, Preprocess):
+        raise TypeError(f"{type(preparation).__name__} does not prepare images")
+    return preparation
+
+
+def _as_seen(split: Split, positions: np.ndarray, preparation: Preprocess) -> Tensor:
+    """Return images as the model sees them, on 0–1: `(n, C, side, side)`, C = 1 where they are
+    grey.
+    """
+    prepared = split.inputs(torch.from_numpy(positions)).only
+    mean = torch.tensor(preparation.mean).view(1, -1, 1, 1)
+    std = torch.tensor(preparation.std).view(1, -1, 1, 1)
+    channels = split.records.read(split.rows[:1]).shape[1]
+    return (prepared * std + mean)[:, :channels].clamp(0, 1)
+
+
+def _compare(guesses: Tensor, truth: Tensor, mean: Tensor) -> dict[str, Any]:
+    """Return how like the truth the guesses are, and how like it the mean image is.
 
     Args:
-        observed: the mean gradient, in the order of `model.trainable_parameters()`.
-        labels: of the images `(n,)`, known (see `fedgraft.simulations.attacks.labels`).
-        public: images `(m, C, H, W)` on 0–1 of the same kind, two or more.
-        preprocess: how the model takes images on 0–1: without resizing.
-        rate: of Adam, in standard deviations of a component; falls to nothing as half a cosine.
+        guesses, truth: images `(n, C, H, W)` on 0–1.
+        mean: of public images `(C, H, W)`.
     """
-    mean, components = _principal(public)
-    inner = 0.01 * torch.randn(
-        (len(labels), len(components)), generator=generator
-    )  # so that several differ
-    inner.requires_grad_()
-    optimizer = torch.optim.Adam([inner], lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    head = [
-        at
-        for at, name in enumerate(model.trainable_parameters())
-        if name.startswith(model.head_name)
-    ]
-
-    def images() -> Tensor:
-        return (mean + (inner @ components)).view(-1, *public.shape[1:]).clamp(0, 1)
-
-    for _ in range(steps):
-        guess = images()
-        mine = gradient(model, preprocess(guess), labels, graph=True)
-        apart = distance(mine, observed) + distance(
-            [mine[at] for at in head], [observed[at] for at in head]
-        )
-        loss = apart + smooth * total_variation(guess) + PRIOR * inner.square().mean()
-        (slope,) = torch.autograd.grad(loss, [inner])
-        inner.grad = slope.sign()
-        optimizer.step()
-        schedule.step()
-    return images().detach()
+    of_guesses = []
+    of_mean = []
+    noise_of_guesses = []
+    noise_of_mean = []
+    for guess, image in zip(guesses, truth, strict=True):
+        of_guesses.append(ssim(guess, image))
+        of_mean.append(ssim(mean, image))
+        noise_of_guesses.append(psnr(guess, image))
+        noise_of_mean.append(psnr(mean, image))
+    is_better = np.array(of_guesses) > np.array(of_mean) + CLOSER
+    return {
+        "ssim": float(np.mean(of_guesses)),
+        "ssim_mean": float(np.mean(of_mean)),
+        "psnr": float(np.mean(noise_of_guesses)),
+        "psnr_mean": float(np.mean(noise_of_mean)),
+        "better": int(is_better.sum()),
+    }
 
 
-def _principal(public: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `(values,)` and principal components `(k, values)`, each as long as its standard
-    deviation.
+# ── the head's inputs ─────────────────────────────────────────────────────────────────────────────
+def read_head_input(model: GraftedModel, gradient: Sequence[Tensor]) -> Tensor:
+    """Return what the head was given, `(features,)`, from the gradient of one record: exact where
+    nothing is noised.
     """
-    flat = public.flatten(1)
-    mean = flat.mean(0)
-    _, spread, components = torch.linalg.svd(flat - mean, full_matrices=False)
-    kept = min(len(public) - 1, len(components))
-    return mean, components[:kept] * (spread[:kept, None] / (len(public) - 1) ** 0.5)
-
-
-def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """1 − cosine of the angle between two gradients, each given in parts."""
-    dot = torch.stack([(a * b).sum() for a, b in zip(some, others, strict=True)]).sum()
-    squares = [
-        torch.stack([a.square().sum() for a in side]).sum().clamp_min(1e-24)
-        for side in (some, others)
-    ]
-    return 1 - dot / (squares[0] * squares[1]).sqrt()
-
-
-def total_variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours of images (n, C, H, W), down and across together."""
-    return images.diff(dim=-2).abs().mean() + images.diff(dim=-1).abs().mean()
-
-
-def head_input(model: GraftedModel, observed: Sequence[Tensor]) -> Tensor:
-    """What the head was given, `(features,)`, from the gradient of one record: exact where nothing
-    is noised.
-    """
-    named = dict(zip(model.trainable_parameters(), observed, strict=True))
-    weight, bias = named[f"{model.head_name}.weight"], named[f"{model.head_name}.bias"]
+    by_name = dict(zip(model.trainable_parameters(), gradient, strict=True))
+    weight = by_name[f"{model.head_name}.weight"]
+    bias = by_name[f"{model.head_name}.bias"]
     row = int(bias.abs().argmax())
     return weight[row] / bias[row]
 
 
+def _recover_features(
+    step: ObservedStep, data: NodeData, positions: np.ndarray
+) -> dict[str, float]:
+    """Return relative errors of the head's inputs, medians over single records: as read off the
+    gradient, and of their mean over public records.
+    """
+    everybody = torch.arange(len(data.others))
+    mean = _features(step.model, data.others.inputs(everybody)).mean(0)
+    errors = []
+    errors_of_mean = []
+    for position in positions:
+        record = torch.tensor([position])
+        batch = data.train.inputs(record)
+        released = step.release(batch, data.train.labels[record])
+        features = _features(step.model, batch)[0]
+        guess = read_head_input(step.model, released)
+        errors.append(_relative_error(guess, features))
+        errors_of_mean.append(_relative_error(mean, features))
+    return {
+        "features": float(np.median(errors)),
+        "features_mean": float(np.median(errors_of_mean)),
+    }
+
+
+def _relative_error(guess: Tensor, truth: Tensor) -> float:
+    return float((guess - truth).norm() / truth.norm())
+
+
 @torch.no_grad()
-def _features(model: GraftedModel, inputs: Tensor) -> Tensor:
-    """Inputs of the head, `(n, features)`."""
+def _features(model: GraftedModel, batch: Batch) -> Tensor:
+    """Return the inputs of the head, `(n, features)`."""
     seen: list[Tensor] = []
-    handle = model.net.get_submodule(model.head_name).register_forward_pre_hook(
-        lambda _, given: seen.append(given[0])
-    )
+    head = model.net.get_submodule(model.head_name)
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        model(inputs)
+        model(batch)
     finally:
         handle.remove()
     return seen[0]
-
-
-def _as_seen(split: Split, positions: np.ndarray, preprocess: Preprocess) -> Tensor:
-    """Images as the model sees them, on 0–1: `(n, C, side, side)`, C = 1 where they are grey."""
-    prepared = split.inputs(torch.from_numpy(positions))
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std)
-    )
-    channels = split.records.read(split.rows[:1]).shape[1]
-    return (prepared * std + mean)[:, :channels].clamp(0, 1)

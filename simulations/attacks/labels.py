@@ -17,16 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.privacy.dp_sgd import Randomness
+from fedgraft.client.data.split import Split
 from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.attacks.gradients import mechanism_of, released
-from fedgraft.simulations.attacks.target import open_target
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.simulations.attacks.gradients import ObservedStep, observe_step
+from fedgraft.simulations.attacks.target import Target, open_target
 
 BATCHES = 16
-TOGETHER = 8  # records in a batch
+# records in a batch
+TOGETHER = 8
+# of the bootstrap over batches
+DRAWS = 1000
 
 
-def labels(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
+def read_labels(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
     """Read labels off single records' gradients, and counts off batches', at the model that every
     node starts from.
 
@@ -45,88 +49,103 @@ def labels(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str,
     """
     target = open_target(plan, run, nodes)
     target.model.load_adapter_state(target.first)
-    classes, rng = len(plan.task.classes), np.random.default_rng([seed, 5])
+    classes = target.model.outputs
+    rng = np.random.default_rng([seed, 5])
     randomness = Randomness(b"labels" + seed.to_bytes(8, "little"))
-    public = _public_outputs(target, classes)
-    names = list(target.model.trainable_parameters())
-    bias = names.index(f"{target.model.head_name}.bias")
-    single, ours, chance = [], [], []
+    public = _average_predictions(target)
+
+    single = []
+    shared = []
+    shared_by_chance = []
     for batch in range(BATCHES):
         number = batch % len(nodes)
-        data, mechanism = target.nodes[number], mechanism_of(target, number)
+        split = target.nodes[number].train
+        labels = split.labels.numpy()
+        step = observe_step(target, number, randomness)
 
-        def read(rows: np.ndarray, data=data, mechanism=mechanism) -> Tensor:
-            at = torch.from_numpy(rows)
-            inputs, wanted = data.train.inputs(at), data.train.labels[at]
-            return released(target.model, inputs, wanted, mechanism, randomness)[bias].detach()
+        row = rng.integers(len(labels), size=1)
+        guess = int(_observe_bias(step, split, row).argmin())
+        single.append(guess == labels[row[0]])
 
-        mine = data.train.labels.numpy()
-        one = rng.integers(len(mine), size=1)
-        single.append(int(read(one).argmin()) == mine[one[0]])
-        rows = _of_drawn_classes(mine, classes, rng)
-        truth = np.bincount(mine[rows], minlength=classes)
-        ours.append(_agreement(class_counts(read(rows), public, len(rows)), truth))
-        chance.append(_agreement(np.full(classes, len(rows) / classes), truth))
-    drawn = [np.mean(rng.choice(ours, len(ours))) for _ in range(1000)]
+        rows = _draw_batch(labels, classes, rng)
+        truth = np.bincount(labels[rows], minlength=classes)
+        counts = count_classes(_observe_bias(step, split, rows), public, len(rows))
+        equal = np.full(classes, len(rows) / classes)
+        shared.append(_share_in_common(counts, truth))
+        shared_by_chance.append(_share_in_common(equal, truth))
+
+    drawn = [np.mean(rng.choice(shared, len(shared))) for _ in range(DRAWS)]
     return {
         "kind": "labels",
         "batches": BATCHES,
         "together": TOGETHER,
         "single": float(np.mean(single)),
         "single_chance": 1 / classes,
-        "counts": float(np.mean(ours)),
-        "counts_interval": [float(edge) for edge in np.percentile(drawn, [2.5, 97.5])],
-        "counts_chance": float(np.mean(chance)),
+        "counts": float(np.mean(shared)),
+        "counts_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
+        "counts_chance": float(np.mean(shared_by_chance)),
     }
 
 
-def class_counts(bias_gradient: Tensor, public: Tensor, together: int) -> np.ndarray:
-    """Estimated records of each class in a batch, `(classes,)`, summing to `together`; not whole
-    numbers.
+def count_classes(bias_gradient: Tensor, public: Tensor, together: int) -> np.ndarray:
+    """Return the estimated records of each class in a batch, `(classes,)`, summing to `together`;
+    not whole numbers.
 
     Args:
         bias_gradient: of the head, mean over the batch, `(classes,)`.
         public: p̄, `(classes, classes)`: row c has the mean softmax of public records of class c.
     """
     classes = len(bias_gradient)
-    system = torch.cat(
-        [(public - torch.eye(classes)).T, torch.ones(1, classes)]
-    )  # the last row: shares sum to one
-    wanted = torch.cat([bias_gradient, torch.ones(1)])
-    shares = (
-        torch.linalg.lstsq(system.double(), wanted.double()[:, None])
-        .solution[:, 0]
-        .clamp(0, 1)
-        .numpy()
-    )
+    # the last row: shares sum to one
+    system = torch.cat([(public - torch.eye(classes)).T, torch.ones(1, classes)])
+    right_side = torch.cat([bias_gradient, torch.ones(1)])
+    solved = torch.linalg.lstsq(system.double(), right_side.double()[:, None])
+    shares = solved.solution[:, 0].clamp(0, 1).numpy()
     return together * shares / max(shares.sum(), 1e-12)
 
 
-def _agreement(counts: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the labels that two counts have in common."""
-    return float(np.minimum(counts, truth).sum() / truth.sum())
+def _observe_bias(step: ObservedStep, split: Split, rows: np.ndarray) -> Tensor:
+    """Return the gradient of the head's bias `(classes,)`, as it leaves a node, over some rows."""
+    positions = torch.from_numpy(rows)
+    released = step.release(split.inputs(positions), split.labels[positions])
+    names = list(step.model.trainable_parameters())
+    return released[names.index(f"{step.model.head_name}.bias")].detach()
 
 
-def _of_drawn_classes(mine: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of a batch whose class shares are drawn uniformly, among the classes that the node
-    has.
+def _share_in_common(counts: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the labels that two counts have in common."""
+    common = np.minimum(counts, truth).sum()
+    return float(common / truth.sum())
+
+
+def _draw_batch(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return positions of a batch whose class shares are drawn uniformly, among the classes that
+    the node has.
     """
-    shares = rng.dirichlet(np.ones(classes)) * (np.bincount(mine, minlength=classes) > 0)
-    wanted = rng.multinomial(TOGETHER, shares / shares.sum())
-    parts = [rng.choice(np.flatnonzero(mine == c), n) for c, n in enumerate(wanted) if n]
-    return np.concatenate(parts)
+    is_there = np.bincount(labels, minlength=classes) > 0
+    shares = rng.dirichlet(np.ones(classes)) * is_there
+    counts = rng.multinomial(TOGETHER, shares / shares.sum())
+    positions = []
+    for number, count in enumerate(counts):
+        if count:
+            positions.append(rng.choice(np.flatnonzero(labels == number), count))
+    return np.concatenate(positions)
 
 
-def _public_outputs(target: Any, classes: int) -> Tensor:
-    """Mean softmax of the rows that no one trained on, by class; an unseen class is taken to look
-    like all.
+def _average_predictions(target: Target) -> Tensor:
+    """Return the mean softmax of the rows that no one trained on, by class `(classes, classes)`; an
+    unseen class is taken to look like all.
     """
-    found = [
-        target.logits(n, target.first, data.others).softmax(1)
-        for n, data in enumerate(target.nodes)
-    ]
-    outputs, of = torch.cat(found), torch.cat([data.others.labels for data in target.nodes])
-    whole = outputs.mean(0)
-    return torch.stack(
-        [outputs[of == c].mean(0) if bool((of == c).any()) else whole for c in range(classes)]
-    )
+    outputs = []
+    labels = []
+    for number, data in enumerate(target.nodes):
+        outputs.append(target.outputs(number, target.first, data.others))
+        labels.append(data.others.labels)
+    predictions = target.task.predict(torch.cat(outputs))
+    classes_of = torch.cat(labels)
+    of_all = predictions.mean(0)
+    averages = []
+    for number in range(target.model.outputs):
+        of_class = predictions[classes_of == number]
+        averages.append(of_class.mean(0) if len(of_class) else of_all)
+    return torch.stack(averages)

@@ -18,58 +18,42 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.attacks.roc import measured
-from fedgraft.simulations.attacks.target import NodeData, Target, open_target
+from fedgraft.simulations.attacks.candidates import match_strata
+from fedgraft.simulations.attacks.roc import summarize_scores
+from fedgraft.simulations.attacks.target import State, Target, open_target
 
 
-def loss_threshold(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
-    """Attack a finished run. Returns plain numbers: see
-    `fedgraft.simulations.attacks.roc.measured`, once for each view.
+def attack_by_loss(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
+    """Attack a finished run. Return plain numbers: see
+    `fedgraft.simulations.attacks.roc.summarize_scores`, once for each view.
 
     Raises:
-        UserError: no finished run there.
+        UserError: no finished run there, or a task without a loss for each record.
     """
     target = open_target(plan, run, nodes)
     updates = [target.update(number) for number in range(len(nodes))]
-    views = {"shared model": [target.shared] * len(nodes), "node updates": updates}
     return {
         "kind": "membership",
         "others_from": target.others,
         "views": {
-            name: measured(*scores(target, states, np.random.default_rng([seed, 1])), seed=seed)
-            for name, states in views.items()
+            "shared model": _measure_view(target, [target.shared] * len(nodes), seed),
+            "node updates": _measure_view(target, updates, seed),
         },
     }
 
 
-def scores(
-    target: Target, states: Sequence[dict], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """−loss of members and of others, each under its own node's state; classes in equal shares on
-    both sides.
+def _measure_view(target: Target, states: Sequence[State], seed: int) -> dict[str, Any]:
+    """Return how well −loss tells members from others, each under its own node's state.
+
+    Classes are in equal shares on both sides.
     """
-    members, others = [], []
+    rng = np.random.default_rng([seed, 1])
+    members = []
+    others = []
     for number, (data, state) in enumerate(zip(target.nodes, states, strict=True)):
-        mine, theirs = alike(data, rng)
-        members.append(-target.losses(number, state, data.train)[mine])
-        others.append(-target.losses(number, state, data.others)[theirs])
-    return np.concatenate(members), np.concatenate(others)
-
-
-def alike(data: NodeData, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of members and of others such that both have each class in the same proportion.
-
-    Else an attack would win at a node of sick people by calling all sick people members. As many as
-    can be are kept.
-    """
-    mine, theirs = data.train.labels.numpy(), data.others.labels.numpy()
-    classes = int(max(mine.max(initial=0), theirs.max(initial=0))) + 1
-    have, can = np.bincount(mine, minlength=classes), np.bincount(theirs, minlength=classes)
-    both = (have > 0) & (can > 0)  # a class that one side lacks tells nothing of membership
-    ratio = (can[both] / have[both]).min(initial=np.inf)
-    kept_mine, kept_theirs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for label in np.flatnonzero(both):
-        kept_mine.append(np.flatnonzero(mine == label))
-        drawn = rng.permutation(np.flatnonzero(theirs == label))
-        kept_theirs.append(np.sort(drawn[: max(1, round(ratio * have[label]))]))
-    return np.concatenate(kept_mine), np.concatenate(kept_theirs)
+        mine, theirs = match_strata(target.strata(data.train), target.strata(data.others), rng)
+        losses_of_members = target.losses(number, state, data.train)
+        losses_of_others = target.losses(number, state, data.others)
+        members.append(-losses_of_members[mine])
+        others.append(-losses_of_others[theirs])
+    return summarize_scores(np.concatenate(members), np.concatenate(others), seed=seed)

@@ -24,11 +24,16 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.attacks.target import State, Target, open_target
 
 SHADOWS = 24
+# the least and the largest share that a shadow has of the class
+SHARES = (0.05, 0.95)
 RIDGE = 1e-2
-PROPERTY = 1  # the class whose share is asked for: the last of two, the second of many
+# the class whose share is asked for: the last of two, the second of many
+PROPERTY = 1
+# a standard deviation below which nothing varies
+_STILL = 1e-9
 
 
-def properties(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
+def estimate_shares(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
     """Estimate the share of one class at every node.
 
     Returns:
@@ -41,74 +46,103 @@ def properties(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[
         UserError: no finished run there, or public records of one class only.
     """
     target = open_target(plan, run, nodes)
+    with_property, without_property = find_public_rows(target)
+    if not len(with_property) or not len(without_property):
+        what = "all public records are of one kind"
+        raise UserError(what, where=str(run), remedy="attack data with a val split")
+
     rng = np.random.default_rng([seed, 6])
-    rows, of = public_rows(target)
-    if len(set((of == PROPERTY).tolist())) < 2:
-        raise UserError(
-            "all public records are of one kind",
-            where=str(run),
-            remedy="attack data with a val split",
-        )
-    heads, known = [], []
-    for number, share in enumerate(np.linspace(0.05, 0.95, SHADOWS)):
+    heads = []
+    shares = []
+    for number, share in enumerate(np.linspace(*SHARES, SHADOWS)):
         size = len(target.nodes[number % len(nodes)].train)
         count = round(float(share) * size)
-        drawn = np.r_[
-            rng.choice(rows[of == PROPERTY], count), rng.choice(rows[of != PROPERTY], size - count)
-        ]
-        split = Split(
-            target.nodes[0].train.records, rng.permutation(drawn), target.nodes[0].train.preprocess
-        )
-        state = target.trained(
-            0, split, target.received, plan.train.rounds, seed * 1000 + number + 1
-        )
-        heads.append(moved(target, state))
-        known.append(count / size)
-    predict = fitted(np.stack(heads), np.array(known))
-    truth = np.array(
-        [float((data.train.labels == PROPERTY).double().mean()) for data in target.nodes]
-    )
-    guess = predict(
-        np.stack([moved(target, target.update(number)) for number in range(len(nodes))])
-    )
-    varies = truth.std() > 1e-9 and guess.std() > 1e-9
+        some_with = rng.choice(with_property, count)
+        some_without = rng.choice(without_property, size - count)
+        rows = rng.permutation(np.concatenate([some_with, some_without]))
+        heads.append(_train_shadow(target, rows, seed * 1000 + number + 1))
+        shares.append(count / size)
+    predict = fit_shares(np.stack(heads), np.array(shares))
+
+    truth = np.array([_share_at(data.train) for data in target.nodes])
+    moves = [measure_move(target, target.update(number)) for number in range(len(nodes))]
+    guess = predict(np.stack(moves))
     return {
         "kind": "properties",
-        "share_of": plan.task.classes[PROPERTY],
+        "share_of": target.task.columns(plan.task)[PROPERTY],
         "nodes": len(nodes),
-        "error": float(np.abs(guess - truth).mean()),
-        "error_chance": float(np.abs(truth.mean() - truth).mean()),
+        "error": _mean_error(guess, truth),
+        "error_chance": _mean_error(truth.mean(), truth),
         "spread": float(truth.std()),
-        "correlation": float(np.corrcoef(guess, truth)[0, 1]) if varies else None,
+        "correlation": _correlate(guess, truth),
     }
 
 
-def fitted(rows: np.ndarray, shares: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Ridge regression on standardised columns: a function from rows `(n, d)` to shares within 0
-    and 1, `(n,)`.
+# ── what is known ─────────────────────────────────────────────────────────────────────────────────
+def find_public_rows(target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of the first node's file that no one trained on: those of the class, and the
+    others.
     """
-    mean, scale = rows.mean(0), rows.std(0) + 1e-12
-    x, centre = (rows - mean) / scale, shares.mean()
-    weights = np.linalg.solve(
-        x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ (shares - centre)
-    )
-    return lambda new: np.clip((new - mean) / scale @ weights + centre, 0, 1)
+    records = target.nodes[0].train.records
+    parts = []
+    for data in target.nodes:
+        if data.others.records.source is records.source:
+            parts.append(data.others.rows)
+    rows = np.concatenate(parts)
+    has_property = records.labels[rows] == PROPERTY
+    return rows[has_property], rows[~has_property]
 
 
-def moved(target: Target, state: State) -> np.ndarray:
-    """What the last round did to the head: to each bias, and to each class's weights together, `(2
-    classes,)`.
+def _train_shadow(target: Target, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Return the move of the head in a last round on rows of the first node's file."""
+    split = target.nodes[0].select(rows)
+    state = target.train(0, split, target.received, target.plan.train.rounds, seed)
+    return measure_move(target, state)
+
+
+def measure_move(target: Target, state: State) -> np.ndarray:
+    """Return what the last round did to the head: to each bias, and to each class's weights
+    together, `(2 classes,)`.
     """
-    name, before = target.model.head_name, target.received
+    name = target.model.head_name
+    before = target.received
     bias = state[f"{name}.bias"] - before[f"{name}.bias"]
     weight = state[f"{name}.weight"] - before[f"{name}.weight"]
-    return torch.cat([bias - bias.mean(), (weight - weight.mean(0)).sum(1)]).double().numpy()
+    of_bias = bias - bias.mean()
+    of_weight = (weight - weight.mean(0)).sum(1)
+    return torch.cat([of_bias, of_weight]).double().numpy()
 
 
-def public_rows(target: Target) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the first node's file that no one trained on, and their classes."""
-    records = target.nodes[0].train.records
-    rows = np.concatenate(
-        [data.others.rows for data in target.nodes if data.others.records.source is records.source]
-    )
-    return rows, records.labels[rows]
+# ── what is read ──────────────────────────────────────────────────────────────────────────────────
+def fit_shares(rows: np.ndarray, shares: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a ridge regression on standardised columns: a function from rows `(n, d)` to shares
+    within 0 and 1, `(n,)`.
+    """
+    mean = rows.mean(0)
+    scale = rows.std(0) + 1e-12
+    centre = shares.mean()
+    x = (rows - mean) / scale
+    penalty = RIDGE * len(x) * np.eye(x.shape[1])
+    weights = np.linalg.solve(x.T @ x + penalty, x.T @ (shares - centre))
+
+    def predict(new: np.ndarray) -> np.ndarray:
+        standardised = (new - mean) / scale
+        return np.clip(standardised @ weights + centre, 0, 1)
+
+    return predict
+
+
+def _share_at(split: Split) -> float:
+    has_property = split.labels == PROPERTY
+    return float(has_property.double().mean())
+
+
+def _mean_error(guess: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.abs(guess - truth).mean())
+
+
+def _correlate(guess: np.ndarray, truth: np.ndarray) -> float | None:
+    """Return the correlation; None where either does not vary."""
+    if truth.std() <= _STILL or guess.std() <= _STILL:
+        return None
+    return float(np.corrcoef(guess, truth)[0, 1])

@@ -14,65 +14,67 @@ source (as in many public data sets) would be told apart by its source, not by m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.client.data.examples import batches_in_order
 from fedgraft.client.data.split import Split
-from fedgraft.client.node.node_file import Node, load_node
-from fedgraft.client.node_task import Workplace, open_splits
-from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.node.node_file import Node
+from fedgraft.client.node_task import NodeTask, open_splits
 from fedgraft.client.round import run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.common import run_files
 from fedgraft.common.adapters.fused import fuse
-from fedgraft.common.backbones.backbone import Backbone, backbone_from_state
+from fedgraft.common.backbones.backbone import (
+    Backbone,
+    backbone_from_state,
+    preparation_from_json,
+)
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import read_tensors
-from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.model.shared_model import ABOUT, BACKBONE
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import Spent
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.task import Task
 from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
+from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class NodeData:
-    """One node's rows: those that it trained on, and those of the same source that no one did."""
+    """One node's rows: those that it trained on, and those of the same source that no one did.
+
+    data.train.labels, data.others.labels
+    data.select(np.array([4, 8]))  # any rows of its file
+    """
 
     node: Node
     train: Split
     others: Split
 
-
-class Unrecorded(Budget):
-    """A budget that is not written to the node's ledger: what is trained here is seen by nobody but
-    the attacker.
-    """
-
-    @contextmanager
-    def spending(self, plan: Plan, round_: int) -> Iterator[Mechanism]:
-        """The mechanism that the node would run."""
-        yield self.mechanism(plan)
-
-    def spent(self, plan: Plan) -> Spent:
-        """Nothing."""
-        return Spent(0.0, plan.privacy.delta or 0.0, plan.privacy.unit, plan.privacy.accountant, ())
+    def select(self, rows: np.ndarray) -> Split:
+        """Return rows of the node's file `(n,)`, int64, as they are prepared for the model."""
+        return Split(self.train.records, rows, self.train.preparation)
 
 
 @dataclass(frozen=True)
 class Target:
     """A finished run, opened for attack.
+
+        target = open_target(plan, run, nodes)
+        update = target.update(0)
+        losses = target.losses(0, update, target.nodes[0].train)
 
     Attributes:
         backbone, model: as the nodes had them; the model's adapter is whatever was loaded last.
@@ -94,52 +96,66 @@ class Target:
     fingerprint: str
     others: str
 
-    def update(self, number: int) -> State:
-        """The adapter that node `number` sends back in the last round."""
-        return self.trained(
-            number, self.nodes[number].train, self.received, self.plan.train.rounds, self.plan.seed
-        )
+    @property
+    def task(self) -> Task:
+        """The plan's question."""
+        return TASKS[self.plan.task.question]
 
-    def trained(self, number: int, train: Split, received: State, round_: int, seed: int) -> State:
-        """The adapter after one round at node `number`, by the client's own code, without its
-        ledger.
+    def update(self, number: int) -> State:
+        """Return the adapter that node `number` sends back in the last round."""
+        train = self.nodes[number].train
+        return self.train(number, train, self.received, self.plan.train.rounds, self.plan.seed)
+
+    def train(self, number: int, train: Split, received: State, round_: int, seed: int) -> State:
+        """Return the adapter after one round at node `number`, by the client's own code, without
+        its ledger.
 
         Args:
             train: the rows to train on; the node's own, or a shadow's.
             seed: of the order of examples and of the noise.
         """
-        node, plan = self.nodes[number].node, self.plan.model_copy(update={"seed": seed})
-        budget = (
-            None if plan.privacy.mode in ("none", "central") else Unrecorded.open(node, plan, train)
-        )
-        place = self._place(
-            node, plan, train, Split(train.records, np.empty(0, np.int64), train.preprocess)
-        )
-        place.budget = budget
-        return run_round(place, received, round_).state
+        data = self.nodes[number]
+        plan = self.plan.model_copy(update={"seed": seed})
+        task = self._node_task(number, plan, train, data.select(np.empty(0, np.int64)))
+        if plan.privacy.at_node:
+            task = replace(task, budget=UnrecordedBudget.open(data.node, plan, train))
+        return run_round(task, received, round_, measure=False).state
 
     @torch.inference_mode()
-    def logits(self, number: int, state: State, split: Split) -> Tensor:
-        """Logits `(n, classes)` of some of node `number`'s rows under an adapter."""
+    def outputs(self, number: int, state: State, split: Split) -> Tensor:
+        """Return the outputs `(n, outputs)` for some of node `number`'s rows under an adapter."""
         self.model.load_adapter_state(state)
-        model, rows = self._place(self.nodes[number].node, self.plan, split, split).for_tests()
-        found = [model(x) for x, _ in rows.in_order()]
-        return torch.cat(found) if found else torch.empty((0, self.model.classes))
+        task = self._node_task(number, self.plan, split, split)
+        model, examples = task.for_tests()
+        outputs = [model(batch) for batch, _ in batches_in_order(examples)]
+        if not outputs:
+            return torch.empty((0, self.model.outputs))
+        return torch.cat(outputs)
 
     def losses(self, number: int, state: State, split: Split) -> np.ndarray:
-        """Cross-entropy `(n,)` in nats of some of node `number`'s rows under an adapter."""
-        return (
-            F.cross_entropy(self.logits(number, state, split), split.labels, reduction="none")
-            .double()
-            .numpy()
-        )
+        """Return the loss `(n,)` in nats of some of node `number`'s rows under an adapter.
 
-    def _place(self, node: Node, plan: Plan, train: Split, test: Split) -> Workplace:
-        return Workplace(
-            node.name, plan, self.model, train, test, self.fingerprint, cache=open_cache(node)
-        )
+        Raises:
+            UserError: the losses of this task do not part into those of single records.
+        """
+        losses_of = self.task.losses
+        if losses_of is None:
+            what = f"{self.task.name}: no record has a loss of its own"
+            raise UserError(what, where="attacks", remedy="leave out what attacks by the loss")
+        losses = losses_of(self.outputs(number, state, split), split.labels)
+        return losses.double().numpy()
+
+    def strata(self, split: Split) -> np.ndarray:
+        """Return the stratum of each row `(n,)`, int64: its class."""
+        return self.task.strata(split.labels.numpy())
+
+    def _node_task(self, number: int, plan: Plan, train: Split, test: Split) -> NodeTask:
+        node = self.nodes[number].node
+        cache = open_cache(node)
+        return NodeTask(node.name, plan, self.model, train, test, self.fingerprint, cache=cache)
 
 
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────
 def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     """Open a run and the data of its nodes.
 
@@ -152,52 +168,47 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     """
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
-    file = run / run_files.SHARED_MODEL / "backbone.safetensors"
-    if last is None or last.round != plan.train.rounds or not file.is_file():
-        raise UserError(
-            "holds no finished run", where=str(run), remedy="let the run finish, then attack it"
-        )
-    preprocess = _preprocess(run)
-    backbone = backbone_from_state(plan.backbone.name, read_tensors(file), preprocess)
+    weights = folder.shared_model / BACKBONE
+    if last is None or last.round != plan.train.rounds or not weights.is_file():
+        remedy = "let the run finish, then attack it"
+        raise UserError("holds no finished run", where=str(run), remedy=remedy)
+
+    about = json.loads((folder.shared_model / ABOUT).read_text())
+    preparation = preparation_from_json(plan.backbone.name, about["preprocess"])
+    backbone = backbone_from_state(plan.backbone.name, read_tensors(weights), preparation)
     model = plan_model(backbone, plan)
     first = model.adapter_state()
     received = first
-    if plan.train.rounds > 1:
+    if last.round > 1:
         before = run_files.checkpoint_of(run, last.round - 1)
         received = read_tensors(before / run_files.ADAPTER)
     if plan.privacy.mode == "none":
         fuse(model.net)
-    data, others = node_data(plan, nodes, preprocess)
+    data, others = open_nodes(plan, nodes, preparation)
     return Target(
-        plan,
-        backbone,
-        model,
-        data,
-        first,
-        received,
-        last.adapter,
-        model.frozen_fingerprint(),
-        others,
+        plan=plan,
+        backbone=backbone,
+        model=model,
+        nodes=data,
+        first=first,
+        received=received,
+        shared=last.adapter,
+        fingerprint=model.frozen_fingerprint(),
+        others=others,
     )
 
 
-def node_data(
-    plan: Plan, nodes: Sequence[Path], preprocess: Preprocess
+def open_nodes(
+    plan: Plan, nodes: Sequence[Path], preparation: Preparation
 ) -> tuple[tuple[NodeData, ...], str]:
-    """Each node's members and non-members, and which split the latter are from."""
-    found = []
+    """Return each node's members and non-members, and which split the latter are from."""
+    opened: list[tuple[Node, dict[str, Split]]] = []
     for path in nodes:
-        node = load_node(path)
-        train, test = open_splits(node, plan, preprocess)
-        val = Split(train.records, train.records.splits["val"], preprocess)
-        found.append((node, train, val, test))
-    others = "val" if any(len(val) for _, _, val, _ in found) else "test"
-    data = tuple(
-        NodeData(node, train, val if others == "val" else test) for node, train, val, test in found
-    )
-    return data, others
-
-
-def _preprocess(run: Path) -> Preprocess:
-    about = json.loads((run / run_files.SHARED_MODEL / "model.json").read_text())
-    return Preprocess.from_json(about["preprocess"])
+        node = load_simulated_node(path)
+        train, test = open_splits(node, plan, preparation)
+        validation = Split(train.records, train.records.splits["val"], preparation)
+        opened.append((node, {"train": train, "val": validation, "test": test}))
+    has_validation = any(len(splits["val"]) for _, splits in opened)
+    others = "val" if has_validation else "test"
+    data = [NodeData(node, splits["train"], splits[others]) for node, splits in opened]
+    return tuple(data), others

@@ -18,9 +18,9 @@ import torch
 from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.plan.plan_file import load_plan
-from fedgraft.simulations.attacks.canaries import CANARIES, canary_scores
-from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit
-from fedgraft.simulations.attacks.target import node_data
+from fedgraft.simulations.attacks.canaries import CANARIES, score_canaries
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit_guesses
+from fedgraft.simulations.attacks.target import open_nodes
 from fedgraft.simulations.benchmarks.planted_runs import (
     PRIVATE,
     WEIGHTS,
@@ -95,9 +95,9 @@ class AuditTask:
             plan = load_plan(plan_file, [privacy])
             backbone = plan_backbone(plan, plan_file.parent)
             with nodes_on_disk(plan, plan_file) as nodes:
-                (hospital,), _ = node_data(plan, nodes[:1], backbone.preprocess)
+                (hospital,), _ = open_nodes(plan, nodes[:1], backbone.preprocess)
                 coins = np.random.default_rng([self.seed, 99]).random(CANARIES) < 0.5
-                scores = canary_scores(
+                scores = score_canaries(
                     plan,
                     plan_model(backbone, plan),
                     hospital.train,
@@ -105,7 +105,7 @@ class AuditTask:
                     mechanism=self._mechanism(mechanism_for(plan, 100)) if self.epsilon else None,
                     seed=self.seed,
                 )
-        return audit(scores, coins, delta=plan.privacy.delta or 0.0)
+        return audit_guesses(scores, coins, delta=plan.privacy.delta or 0.0)
 
     def _mechanism(self, right: Mechanism) -> Mechanism:
         if not self.broken:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.simulations.attacks.empirical_epsilon import Audit, among
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, correct_for_choice
 from fedgraft.simulations.flatten import is_interval, is_number
 from fedgraft.simulations.report.attack_results import (
     AttackResults,
@@ -118,7 +118,7 @@ def _strongest_audit(audits: Sequence[Measured]) -> Measured:
     corrected = []
     for measured in audits:
         audit = Audit(**{name: measured[name] for name in names})
-        together = among(len(audits), audit)
+        together = correct_for_choice(audit, len(audits))
         corrected.append({**measured, **asdict(together)})
     return max(corrected, key=lambda audit: (is_refuted(audit), audit["epsilon"]))
 
