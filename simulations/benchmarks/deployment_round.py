@@ -28,8 +28,8 @@ from fedgraft.server.site.start_server import connect
 from fedgraft.simulations.benchmarks.project import write_project
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.benchmarks.round_parts import Parts, average_parts, list_parts
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import free_ports, until
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import find_free_ports, wait_until
 from fedgraft.simulations.simulated_nodes import write_nodes
 
 NODES = 2
@@ -80,7 +80,7 @@ def measure(folder: Path) -> tuple[dict[str, float], Parts]:
     for number, file in enumerate(write_nodes(plan, plan_path, folder / "nodes")):
         nodes[f"node-{number}"] = file
     weights = str(resolve(str(plan.backbone.weights), plan_path.parent))
-    with Federation(folder, nodes, plan_file) as federation:
+    with LocalFederation(folder, nodes, plan_file) as federation:
         ours, parts = run_ours(federation, weights)
         start_plain_supernodes(federation)
         nothing = run_nothing(federation, torch=False)
@@ -94,7 +94,7 @@ def measure(folder: Path) -> tuple[dict[str, float], Parts]:
 
 
 # ── ours ──────────────────────────────────────────────────────────────────────────────────────────
-def run_ours(federation: Federation, weights: str) -> tuple[float, Parts]:
+def run_ours(federation: LocalFederation, weights: str) -> tuple[float, Parts]:
     """Return the mean seconds of a round of ours, and the parts that they are made of."""
     out = federation.folder / "out"
     ends: dict[int, float] = {}
@@ -119,22 +119,22 @@ def run_ours(federation: Federation, weights: str) -> tuple[float, Parts]:
 
 
 # ── nothing ───────────────────────────────────────────────────────────────────────────────────────
-def start_plain_supernodes(federation: Federation) -> None:
+def start_plain_supernodes(federation: LocalFederation) -> None:
     """Stop every node, and start Flower's own SuperNode as it is in its place."""
     for node in federation.files:
         federation.stop(node)
         federation.start_node(node, supernode_command(federation, node))
     for node in federation.files:
-        until(f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node))
+        wait_until(f"{node} is connected", lambda node=node: "SuperNode ID" in federation.log(node))
 
 
-def supernode_command(federation: Federation, node: str) -> list[str]:
+def supernode_command(federation: LocalFederation, node: str) -> list[str]:
     """Return what starts Flower's own SuperNode with this node's key."""
     home = federation.folder / "homes" / node
     home.mkdir(parents=True)
     connection = load_node(federation.files[node]).connection
     assert connection is not None
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     command = ["env", f"FLWR_HOME={home}", program("flower-supernode")]
     command += ["--superlink", connection.superlink]
     command += ["--root-certificates", connection.root_certificates]
@@ -143,7 +143,7 @@ def supernode_command(federation: Federation, node: str) -> list[str]:
     return command
 
 
-def run_nothing(federation: Federation, *, torch: bool) -> float:
+def run_nothing(federation: LocalFederation, *, torch: bool) -> float:
     """Return the mean seconds of a round of the app that does nothing."""
     app = federation.folder / "nothing"
     seconds = federation.folder / f"{torch}.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
 from fedgraft.common import run_files
-from fedgraft.simulations.deployment.local_federation import Federation
+from fedgraft.simulations.deployment.local_federation import LocalFederation
 
 LOGGED = re.compile(r"^(\S+Z)  (message|answered) .*group (\d+)$", re.MULTILINE)
 
@@ -27,7 +27,7 @@ Parts = dict[str, float]
 
 
 def list_parts(
-    federation: Federation, node: str, out: Path, ends: Mapping[int, float]
+    federation: LocalFederation, node: str, out: Path, ends: Mapping[int, float]
 ) -> list[Parts]:
     """Return where the seconds of each round but the first went, as one node saw it.
 

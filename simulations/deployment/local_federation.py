@@ -1,7 +1,7 @@
 """A whole federation of real processes on this machine: CA, TLS SuperLink, gateway, and nodes that
 hold to approvals.
 
-    with Federation(folder, {"north": Path("node-0.yaml"), …}, plan) as federation:
+    with LocalFederation(folder, {"north": Path("node-0.yaml"), …}, plan) as federation:
         done = federation.run(plan, out)
         federation.kill("superlink")         # SIGKILL; the server starts it again
         federation.kill_node("north"); federation.start_node("north")
@@ -14,32 +14,37 @@ somebody else's; run by a user they are read-only.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from fedgraft.client.node.approve import approve, propose
-from fedgraft.client.node.node_file import load_node
-from fedgraft.client.site.start_node import with_parent
 from fedgraft.common.errors import RunFailed
-from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.server_file import Server, load_server
-from fedgraft.simulations.deployment.processes import free_ports, processes, running, until
+from fedgraft.simulations.deployment.administrator import (
+    approve_plan,
+    without_rights,
+    write_node_file,
+)
+from fedgraft.simulations.deployment.processes import (
+    find_free_ports,
+    find_processes,
+    list_processes,
+    wait_until,
+)
+from fedgraft.simulations.deployment.started_processes import StartedProcesses
 
 BIN = Path(sys.executable).parent
-WITHOUT_RIGHTS = "-dac_override,-dac_read_search,-fowner,-chown,-setuid,-setgid"
-NOBODY = 65534
+FEDGRAFT = str(BIN / "fedgraft")
+SERVER = "server"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Done:
     err: str
 
 
-class Federation:
+class LocalFederation:
     """One coordinator and its nodes.
 
     Args:
@@ -74,32 +79,34 @@ class Federation:
         settings: str = "",
         host: str = "127.0.0.1",
     ) -> None:
-        self.folder, self.host, self.files = folder, host, dict[str, Path]()
-        self._sources, self._approved = dict(nodes), (plan, *changes)
-        self.environment = os.environ | {
-            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-            "OMP_NUM_THREADS": "1",
-            # where a plan's weights are looked up: these processes have other working directories
-            "FEDGRAFT_DATA": (
-                os.environ.get("FEDGRAFT_DATA") or str(Path.cwd().parent / "shared" / "data")
-            ),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-        }
-        self.environment.pop("FLWR_HOME", None)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.superlink, self.gateway, self.health = free_ports(3)
+        self.folder = folder
+        self.host = host
+        self.files: dict[str, Path] = {}
+        self._sources = dict(nodes)
+        self._plan = plan
+        self._changes = changes
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
+
+        self.environment = _make_environment()
+        self._processes = StartedProcesses(folder, self.environment)
+        self.superlink, self.gateway, self.health = find_free_ports(3)
         self.certificates = folder / "certificates"
         make_certificates(self.certificates, hosts=["localhost", host], nodes=list(nodes))
         self.ca = self.certificates / "ca.crt"
         self.server_file = folder / "server.yaml"
-        self.server_file.write_text(
-            "certificates: certificates\nstate: state\ngateway: {address:"
-            f" '{host}:{self.gateway}'}}\nsuperlink: 127.0.0.1:{self.superlink}\nhealth:"
-            f" 127.0.0.1:{self.health}\n{settings}"
-        )
+        self._write_server_file(settings)
+
+    def _write_server_file(self, settings: str) -> None:
+        lines = [
+            "certificates: certificates",
+            "state: state",
+            f"gateway: {{address: '{self.host}:{self.gateway}'}}",
+            f"superlink: 127.0.0.1:{self.superlink}",
+            f"health: 127.0.0.1:{self.health}",
+            settings,
+        ]
+        self.server_file.write_text("\n".join(lines))
 
     # ── all together ──────────────────────────────────────────────────────────────────────────────
     def __enter__(self) -> Self:
@@ -108,11 +115,11 @@ class Federation:
             for name, source in self._sources.items():
                 registry.add(self.server, name, self.certificates / "nodes" / f"{name}.pub")
                 self.settle(name, source)
-            self.approve(*self._approved)
+            self.approve(self._plan, *self._changes)
             for name in self._sources:
                 self.start_node(name)
             for name in self._sources:
-                until(f"{name} is connected", lambda name=name: self.connections(name) > 0)
+                wait_until(f"{name} is connected", lambda name=name: self.count_connections(name))
         except BaseException:
             self.close()
             raise
@@ -123,12 +130,7 @@ class Federation:
 
     def close(self) -> None:
         """End every process: nodes first, as an orderly shutdown does."""
-        nodes = [name for name in self._processes if name != "server"]
-        for name in nodes:
-            self._processes[name].terminate()
-        for name in [*nodes, "server"]:
-            with contextlib.suppress(KeyError):
-                self.stop(name)
+        self._processes.stop_all(last=SERVER)
 
     # ── the coordinator ───────────────────────────────────────────────────────────────────────────
     @property
@@ -137,208 +139,180 @@ class Federation:
         return load_server(self.server_file)
 
     def start_server(self) -> None:
-        """`fedgraft server start`, and wait until it says that it is ready."""
-        began = len(self.log("server"))
-        self._start("server", [str(BIN / "fedgraft"), "server", "start", str(self.server_file)])
-        until(
-            "the server is ready",
-            lambda: "ready" in self.log("server")[began:] or not self.alive("server"),
-        )
-        if not self.alive("server"):
-            raise RunFailed(self.log("server"))
+        """Run `fedgraft server start`, and wait until it says that it is ready."""
+        began = len(self.log(SERVER))
+        self._processes.start(SERVER, [FEDGRAFT, "server", "start", str(self.server_file)])
+
+        def is_ready_or_dead() -> bool:
+            return "ready" in self.log(SERVER)[began:] or not self.is_alive(SERVER)
+
+        wait_until("the server is ready", is_ready_or_dead)
+        if not self.is_alive(SERVER):
+            raise RunFailed(self.log(SERVER))
 
     def fedgraft(self, *words: str | Path, timeout: float = 900) -> Done:
-        """`fedgraft …` to its end."""
+        """Run `fedgraft …` to its end."""
         done = subprocess.run(
-            [str(BIN / "fedgraft"), *map(str, words)],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+            [FEDGRAFT, *map(str, words)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
     def run(self, plan: Path, out: Path, *changes: str) -> Done:
-        """`fedgraft server run` to its end."""
+        """Run `fedgraft server run` to its end."""
         return self.fedgraft(*self._run_words(plan, out, changes))
 
     def begin_run(self, plan: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
-        """`fedgraft server run` in the background; the caller waits for it."""
+        """Start `fedgraft server run` in the background; the caller waits for it."""
         return subprocess.Popen(
-            [str(BIN / "fedgraft"), *map(str, self._run_words(plan, out, changes))],
-            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # a job in the background ignores Ctrl-C
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            [FEDGRAFT, *map(str, self._run_words(plan, out, changes))],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_hear_interrupts,
+        )
 
-    def _run_words(self, plan: Path, out: Path, changes: tuple[str, ...]) -> list[str | Path]:
-        sets = [word for change in changes for word in ("--set", change)]
-        return ["server", "run", plan, "--server", self.server_file, "--out", out, *sets]
+    def _run_words(self, plan: Path, out: Path, changes: Sequence[str]) -> list[str | Path]:
+        words = ["server", "run", plan, "--server", self.server_file, "--out", out]
+        for change in changes:
+            words += ["--set", change]
+        return words
 
     def kill(self, process: str) -> None:
         """SIGKILL `superlink`, `superexec` or `gateway`; the server starts it again and says so."""
         started = f"{process} started (pid "
-        before = self.log("server").count(started)
-        os.kill(
-            int(re.findall(re.escape(started) + r"(\d+)", self.log("server"))[-1]), signal.SIGKILL
+        before = self.log(SERVER).count(started)
+        ids = re.findall(re.escape(started) + r"(\d+)", self.log(SERVER))
+        os.kill(int(ids[-1]), signal.SIGKILL)
+        wait_until(
+            f"{process} is started again",
+            lambda: self.log(SERVER).count(started) > before,
         )
-        until(f"{process} is started again", lambda: self.log("server").count(started) > before)
 
-    def server_app(self) -> int | None:
-        """The process of the ServerApp that runs now, or None."""
-        return next(iter(processes("flwr-serverapp", f"127.0.0.1:{self.superlink}")), None)
+    def find_server_app(self) -> int | None:
+        """Return the process of the ServerApp that runs now, or None."""
+        ids = find_processes("flwr-serverapp", f"127.0.0.1:{self.superlink}")
+        return ids[0] if ids else None
 
-    # ── nodes ─────────────────────────────────────────────────────────────────────────────────────
+    # ── hospitals ─────────────────────────────────────────────────────────────────────────────────
     def settle(
-        self, name: str, source: Path, *, place: Path | None = None, **connection: Path
+        self, name: str, source: Path, *, home: Path | None = None, **connection: Path
     ) -> None:
-        """Write a hospital's own node.yaml into its place: what `source` says, approvals, and how
+        """Write a hospital's own node.yaml into its folder: what `source` says, approvals, and how
         it connects.
 
         Args:
             connection: what differs from the federation's own, such as `private_key`.
         """
-        place = place or self.folder / "hospitals" / name
-        place.mkdir(parents=True, exist_ok=True)
-        about = load_node(source).model_dump(mode="json", exclude_unset=True, exclude_none=True)
-        about["connection"] = {
+        ways = {
             "superlink": f"{self.host}:{self.gateway}",
             "root_certificates": str(self.ca),
             "private_key": str(self.certificates / "nodes" / name),
-            **{key: str(path) for key, path in connection.items()},
         }
-        about.setdefault("policy", {}).setdefault("approved_plans", "recorded")
-        Path(about["store"]).mkdir(parents=True, exist_ok=True)
-        self.files[name] = place / "node.yaml"
-        self.files[name].write_text(dump_yaml(about | {"approvals": "approvals"}))
+        for key, path in connection.items():
+            ways[key] = str(path)
+        self.files[name] = write_node_file(source, home or self.folder / "hospitals" / name, ways)
 
     def approve(self, plan: str | Path, *changes: str, only: str | None = None) -> None:
-        """`fedgraft node approve`, as the administrator of every hospital or of one: this plan,
-        this code.
-        """
-        wanted = load_plan(plan, changes)
+        """Approve this plan and this code, as the administrator of every hospital or of one."""
+        loaded = load_plan(plan, changes)
         for name in self.files if only is None else [only]:
-            node = load_node(self.files[name])
-            with _administered(node.approvals):
-                approve(node, propose(node, wanted, None), f"the administrator of {name}")
+            approve_plan(self.files[name], loaded, f"the administrator of {name}")
 
+    # ── nodes ─────────────────────────────────────────────────────────────────────────────────────
     def node_command(self, name: str) -> list[str]:
-        """`fedgraft node start`, without root's rights."""
-        words = [str(BIN / "fedgraft"), "node", "start", str(self.files[name])]
-        if os.geteuid() != 0:
-            return words
-        dropped = ["setpriv", "--bounding-set", WITHOUT_RIGHTS, "--inh-caps", "-all"]
-        return [*(dropped if shutil.which("setpriv") else []), *words, "--allow-root"]
+        """Return `fedgraft node start`, without root's rights."""
+        return without_rights([FEDGRAFT, "node", "start", str(self.files[name])])
 
     def start_node(self, name: str, command: Sequence[str] = ()) -> None:
-        """`node_command`, or what starts it otherwise; it is connected once `connections` has
-        grown.
+        """Start a node by `node_command`, or by another one; it is connected once
+        `count_connections` has grown.
         """
-        self._start(name, list(command) or self.node_command(name))
+        self._processes.start(name, list(command) or self.node_command(name))
 
     def forget(self, name: str) -> None:
         """End a node, if it was started, and keep nothing of it."""
-        if name in self._processes:
-            self.stop(name)
-            del self._processes[name]
+        self._processes.forget(name)
         del self.files[name]
-        (self.folder / f"{name}.log").unlink(missing_ok=True)
 
-    def connections(self, name: str) -> int:
-        """How often a node said that it is connected."""
+    def count_connections(self, name: str) -> int:
+        """Return how often a node said that it is connected."""
         return len(re.findall(r"connected +as node", self.log(name)))
 
-    def events(self, name: str, kind: str) -> list[str]:
-        """What a node said under one kind of event."""
+    def list_events(self, name: str, kind: str) -> list[str]:
+        """Return what a node said under one kind of event."""
         return re.findall(rf"^\S+Z  {kind} +(.*)$", self.log(name), re.MULTILINE)
 
-    def at_work(self, name: str) -> bool:
-        """Whether a node has a ClientApp running: it is in the middle of a message."""
-        supernode = self._supernode(name)
-        return any(
-            found.name == "flwr-clientapp" and found.group == supernode for found in running()
-        )
+    def is_at_work(self, name: str) -> bool:
+        """Return whether a node has a ClientApp running: it is in the middle of a message."""
+        supernode = self._processes.find_group(name)
+        for process in list_processes():
+            if process.name == "flwr-clientapp" and process.group == supernode:
+                return True
+        return False
 
     def kill_supernode(self, name: str) -> None:
         """SIGKILL Flower's SuperNode and what it started; `fedgraft node start` stays, and starts
         another.
         """
-        if (group := self._supernode(name)) is not None:
+        group = self._processes.find_group(name)
+        if group is not None:
             os.killpg(group, signal.SIGKILL)
 
     def kill_node(self, name: str) -> None:
         """SIGKILL a node and all that it started, as a power cut would."""
-        self.freeze(name)  # or its SuperNode would sign off in between
-        self._signal(name, signal.SIGKILL)
-        self._processes[name].wait()
+        # or its SuperNode would sign off in between
+        self.freeze(name)
+        self._processes.signal(name, signal.SIGKILL)
+        self._processes.wait(name)
 
     def freeze(self, name: str) -> None:
         """Stop a node and what it started where they are, as a machine that hangs would."""
-        self._signal(name, signal.SIGSTOP)
+        self._processes.signal(name, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
         """Let it go on."""
-        self._signal(name, signal.SIGCONT)
+        self._processes.signal(name, signal.SIGCONT)
 
-    def _supernode(self, name: str) -> int | None:
-        """Flower's SuperNode of a node: the leader of the group of all that works for it."""
-        parent = self._processes[name].pid
-        return next(
-            (
-                found.pid
-                for found in running()
-                if found.parent == parent and found.group == found.pid
-            ),
-            None,
-        )
-
-    def _signal(self, name: str, number: signal.Signals) -> None:
-        supernode = self._supernode(name)
-        for group in (self._processes[name].pid, supernode):
-            with contextlib.suppress(ProcessLookupError):
-                if group is not None:
-                    os.killpg(group, number)
-
-    # ── processes ─────────────────────────────────────────────────────────────────────────────────
+    # ── every process ─────────────────────────────────────────────────────────────────────────────
     def log(self, name: str) -> str:
-        """What a process said so far; `server` is the coordinator."""
-        path = self.folder / f"{name}.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        """Return what a process said so far; `server` is the coordinator."""
+        return self._processes.log(name)
 
-    def alive(self, name: str) -> bool:
-        """Whether it runs."""
-        return self._processes[name].poll() is None
+    def is_alive(self, name: str) -> bool:
+        """Return whether it runs."""
+        return self._processes.is_alive(name)
 
     def stop(self, name: str) -> int:
-        """SIGTERM, and SIGKILL for what is left half a minute later; the exit status."""
-        process = self._processes[name]
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        self._signal(name, signal.SIGKILL)
-        return process.wait()
-
-    def _start(self, name: str, words: list[str]) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                words, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=with_parent(),
-            )  # fmt: skip
+        """Send SIGTERM, and SIGKILL to what is left half a minute later; return the exit status."""
+        return self._processes.stop(name)
 
 
-@contextlib.contextmanager
-def _administered(approvals: Path) -> Iterator[None]:
-    """The administrator's folder, to be written in the block; after it the node can only read what
-    is in it.
+def _make_environment() -> dict[str, str]:
+    """Return the environment of every process: this environment's programs, one thread each, no
+    word to anybody.
     """
-    root = os.geteuid() == 0
-    if not root and approvals.exists():
-        _each(approvals, lambda path: path.chmod(path.stat().st_mode | 0o200))
-    yield
-    if root:
-        _each(approvals, lambda path: os.chown(path, NOBODY, NOBODY))
-    else:
-        _each(approvals, lambda path: path.chmod(path.stat().st_mode & ~0o222))
+    # where a plan's weights are looked up: these processes have other working directories
+    data = os.environ.get("FEDGRAFT_DATA") or str(Path.cwd().parent / "shared" / "data")
+    path = os.environ.get("PATH", "")
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{path}",
+        "OMP_NUM_THREADS": "1",
+        "FEDGRAFT_DATA": data,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    environment.pop("FLWR_HOME", None)
+    return environment
 
 
-def _each(folder: Path, change: Callable[[Path], None]) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        change(path)
+def _hear_interrupts() -> None:
+    """Let a job in the background hear Ctrl-C, which it would ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from fedgraft.common.errors import RunFailed
 
-UP = 90.0  # seconds for a process to come up, on a machine that does other things, too
+# seconds for a process to come up, on a machine that does other things, too
+PATIENCE = 90.0
+POLL = 0.2
+PROC = Path("/proc")
 
 
-class Running(NamedTuple):
+class Process(NamedTuple):
     """A process: its id, its name as `top` shows it, its parent, its process group."""
 
     pid: int
@@ -23,49 +26,52 @@ class Running(NamedTuple):
     group: int
 
 
-def running() -> Iterator[Running]:
-    """All processes that have not ended."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
+def list_processes() -> Iterator[Process]:
+    """Yield all processes that have not ended."""
+    for path in PROC.glob("[0-9]*/stat"):
+        # one may end while it is looked at
         with contextlib.suppress(OSError):
             head, _, rest = path.read_text(errors="replace").rpartition(")")
+            _, _, name = head.partition("(")
             state, parent, group, *_ = rest.split()
             if state != "Z":
-                yield Running(
-                    int(path.parent.name), head.partition("(")[2], int(parent), int(group)
-                )
+                yield Process(int(path.parent.name), name, int(parent), int(group))
 
 
-def processes(*words: str) -> list[int]:
-    """Ids of the running processes whose command has all of these words."""
-    found = []
-    for process in running():
+def find_processes(*words: str) -> list[int]:
+    """Return ids of the running processes whose command has all of these words."""
+    ids = []
+    for process in list_processes():
         with contextlib.suppress(OSError):
-            command = (
-                Path(f"/proc/{process.pid}/cmdline")
-                .read_bytes()
-                .replace(b"\0", b" ")
-                .decode(errors="replace")
-            )
+            command = _read_command(process.pid)
             if all(word in command for word in words):
-                found.append(process.pid)
-    return found
+                ids.append(process.pid)
+    return ids
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
+def _read_command(pid: int) -> str:
+    raw = (PROC / str(pid) / "cmdline").read_bytes()
+    return raw.replace(b"\0", b" ").decode(errors="replace")
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now, all different."""
+    ports = []
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
+        for _ in range(count):
+            probe = held.enter_context(socket.socket())
             probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+            _, port = probe.getsockname()
+            ports.append(port)
+    return ports
 
 
-def until(what: str, found: Callable[[], object], seconds: float = UP) -> None:
-    """Wait for something that other processes do. Raises `RunFailed` with its name where it does
-    not come.
+def wait_until(what: str, is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait for something that other processes do. Raise `RunFailed` with its name where it does not
+    come.
     """
     deadline = time.monotonic() + seconds
-    while not found():
+    while not is_so():
         if time.monotonic() > deadline:
             raise RunFailed(f"not within {seconds:g} s: {what}")
-        time.sleep(0.2)
+        time.sleep(POLL)

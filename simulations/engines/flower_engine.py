@@ -19,7 +19,7 @@ from pathlib import Path
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.files.bundle import write_app
 from fedgraft.server.site.flower_processes import COMPLETED, Flower, RunConfig, environment, program
-from fedgraft.simulations.deployment.processes import free_ports
+from fedgraft.simulations.deployment.processes import find_free_ports
 from fedgraft.simulations.engines.simulation_app import simulation_files
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
@@ -79,7 +79,7 @@ def superlink(neutral: Path) -> Iterator[Flower]:
     """A SuperLink for simulations on a free loopback port, with a FLWR_HOME of its own; ended on
     exit.
     """
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     flower = Flower.connect(neutral, f"127.0.0.1:{port}", ca=None)
     log_path = _log(neutral)
     with log_path.open("w") as log:

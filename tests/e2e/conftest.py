@@ -19,8 +19,8 @@ from fedgraft.common.plan.plan_file import load_plan, plan_yaml
 from fedgraft.server.app import federate
 from fedgraft.server.federation import Federation as Federated
 from fedgraft.server.papers.run_folder import RunFolder
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import free_ports
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import find_free_ports
 from fedgraft.simulations.engines.inprocess import InProcessGrid
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.test_formats import shares
@@ -181,13 +181,13 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[Federation]:
+def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFederation]:
     """A coordinator with three nodes; shared by the tests of a session, which leave it as they
     found it.
     """
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
-    settings = f"metrics: 127.0.0.1:{free_ports(1)[0]}\n"
-    with Federation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
+    settings = f"metrics: 127.0.0.1:{find_free_ports(1)[0]}\n"
+    with LocalFederation(deployed, files, deployed / "plan.yaml", settings=settings) as running:
         seen(
             "made a CA and keys; up: a TLS SuperLink with node authentication, and a gateway with"
             " the Fleet API only"

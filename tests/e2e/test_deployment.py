@@ -17,8 +17,8 @@ import pytest
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
-from fedgraft.simulations.deployment.local_federation import BIN, Federation
-from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.deployment.local_federation import BIN, LocalFederation
+from fedgraft.simulations.deployment.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
@@ -31,7 +31,7 @@ def digest(run: Path) -> str:
     return f"sha256:{hashlib.sha256(adapter(run)).hexdigest()[:12]}…"
 
 
-def test_the_same_model_as_in_one_process(federation: Federation, in_process, seen):
+def test_the_same_model_as_in_one_process(federation: LocalFederation, in_process, seen):
     """Other bits over the wire than in one process; an exit status, a folder or a message that is
     not true.
     """
@@ -59,7 +59,7 @@ def test_the_same_model_as_in_one_process(federation: Federation, in_process, se
     assert "exists and is not an empty folder" in again.err
 
 
-def test_everything_is_written_down(federation: Federation):
+def test_everything_is_written_down(federation: LocalFederation):
     """A message that leaves no entry in a node's audit log, or a log that does not verify."""
     if not (federation.folder / "runs" / "first").is_dir():  # this test by itself
         federation.run(federation.folder / "plan.yaml", federation.folder / "runs" / "first")
@@ -76,7 +76,7 @@ def test_everything_is_written_down(federation: Federation):
     assert done.code == 0, done
 
 
-def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, seen):
+def test_a_killed_run_is_told_and_resumed(federation: LocalFederation, in_process, seen):
     """A dead ServerApp that nobody is told of; a resumed run with other bits than one that was
     never cut off.
 
@@ -86,12 +86,12 @@ def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, se
     out = federation.folder / "runs" / "killed"
     running = federation.begin_run(federation.folder / "plan.yaml", out)
     try:
-        until(
+        wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
             120,
         )
-        server_app = federation.server_app()
+        server_app = federation.find_server_app()
         assert server_app is not None
         os.kill(server_app, signal.SIGKILL)
         federation.kill("superlink")
@@ -114,7 +114,7 @@ def test_a_killed_run_is_told_and_resumed(federation: Federation, in_process, se
     seen("server run and SuperLink killed after round 1, resumed: the same bits")
 
 
-def on_terminal(federation: Federation, *words: str | Path) -> tuple[int, str]:
+def on_terminal(federation: LocalFederation, *words: str | Path) -> tuple[int, str]:
     """`fedgraft …` in a terminal: its exit status, and all that was shown."""
     ours, theirs = pty.openpty()
     environment = federation.environment | {"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
@@ -133,7 +133,7 @@ def on_terminal(federation: Federation, *words: str | Path) -> tuple[int, str]:
     return process.wait(), shown.decode(errors="replace")
 
 
-def test_metrics_of_the_server(federation: Federation):
+def test_metrics_of_the_server(federation: LocalFederation):
     """Numbers that are not those of the runs."""
     with urllib.request.urlopen(
         f"http://{federation.server.metrics}/metrics", timeout=10

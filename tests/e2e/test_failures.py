@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from fedgraft.server.papers.metric_lines import read_lines
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits
 CHANGES = ("adapter.method=head", "aggregate.min_nodes=2", f"aggregate.round_timeout={PATIENCE}")
 
 
-def begin(federation: Federation, out: Path, *changes: str) -> subprocess.Popen[str]:
+def begin(federation: LocalFederation, out: Path, *changes: str) -> subprocess.Popen[str]:
     """A run with the changes of these tests and more, which every hospital approved."""
     federation.approve(federation.folder / "plan.yaml", *CHANGES, *changes)
     return federation.begin_run(federation.folder / "plan.yaml", out, *CHANGES, *changes)
@@ -38,20 +38,20 @@ def refused(run: Path, node: str) -> dict[int, str]:
     }
 
 
-def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Federation, seen):
+def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: LocalFederation, seen):
     """A round that waits for ever; a reply that comes a round too late and is counted all the
     same.
     """
     out = federation.folder / "runs" / "hangs"
     running = begin(federation, out, "train.rounds=5")
     try:
-        until(
+        wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
             120,
         )
         federation.freeze("west")
-        until("a round went on without it", lambda: bool(refused(out, "west")), 120)
+        wait_until("a round went on without it", lambda: bool(refused(out, "west")), 120)
         federation.thaw("west")  # it answers now, what it was asked in a round that is over
         said, err = running.communicate(timeout=240)
         assert running.returncode == 0, said + err
@@ -71,7 +71,7 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Feder
     seen(f"a node that hung: waited for {PATIENCE} s, its late answer not counted, it trains again")
 
 
-def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, seen):
+def test_a_node_that_dies_while_it_trains_comes_back(federation: LocalFederation, seen):
     """A run that dies with a node, or that never takes it back; a node whose own key is refused
     after its crash.
 
@@ -82,23 +82,25 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: Federation, see
     out = federation.folder / "runs" / "dies"
     running = begin(federation, out, "train.rounds=200")
     try:
-        until(
+        wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
             120,
         )
-        until("it is in the middle of a message", lambda: federation.at_work("south"), 120)
-        before = federation.connections("south")
+        wait_until("it is in the middle of a message", lambda: federation.is_at_work("south"), 120)
+        before = federation.count_connections("south")
         federation.kill_supernode("south")
-        until("a round went on without it", lambda: bool(refused(out, "south")), 150)
-        until("its key is taken again", lambda: federation.connections("south") > before, 150)
+        wait_until("a round went on without it", lambda: bool(refused(out, "south")), 150)
+        wait_until(
+            "its key is taken again", lambda: federation.count_connections("south") > before, 150
+        )
         missed = refused(out, "south")
-        until("it trains again", lambda: max(trained(out, "south")) > max(missed), 120)
+        wait_until("it trains again", lambda: max(trained(out, "south")) > max(missed), 120)
         running.send_signal(signal.SIGINT)
         said, err = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert any("holds this key" in words for words in federation.events("south", "ended"))
+    assert any("holds this key" in words for words in federation.list_events("south", "ended"))
     assert trained(out, "north") == trained(out, "west") >= set(range(1, max(missed) + 1))
 
     # ── what Ctrl-C leaves ────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,8 @@ import pytest
 
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.handout import PART
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import processes, running
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import find_processes, list_processes
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import write_images
 
@@ -46,16 +46,18 @@ def peak(pid: int) -> int:
 class Watch(threading.Thread):
     """Peaks of the processes of a federation, by program."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: LocalFederation) -> None:
         super().__init__(daemon=True)
         self._federation, self._ended = federation, threading.Event()
         self.peaks = dict.fromkeys(PROGRAMS, 0)
 
     def run(self) -> None:
         while not self._ended.wait(0.5):
-            named = {process.pid for process in running() if process.name == "flwr-clientapp"}
+            named = {
+                process.pid for process in list_processes() if process.name == "flwr-clientapp"
+            }
             for program in PROGRAMS:
-                for pid in named if program == "flwr-clientapp" else processes(program):
+                for pid in named if program == "flwr-clientapp" else find_processes(program):
                     if self._ours(pid):
                         self.peaks[program] = max(self.peaks[program], peak(pid))
 
@@ -89,7 +91,7 @@ def test_a_large_backbone(tmp_path, capsys):
     write_images(tmp_path / "spots.npz")
     plan = load_plan(tmp_path / "plan.yaml")
     files = enumerate(write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes"))
-    with Federation(
+    with LocalFederation(
         tmp_path, {f"node-{k}": file for k, file in files}, tmp_path / "plan.yaml"
     ) as federation:
         with Watch(federation) as watch:

@@ -17,8 +17,8 @@ import pytest
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import wait_until
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import fill
 from tests.e2e.test_failures import refused, trained
@@ -96,7 +96,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
     plan = fill(tmp_path) / "plan.yaml"
     north, south, _ = write_nodes(load_plan(plan), plan, tmp_path / "nodes")
     out = tmp_path / "runs" / "cut"
-    with Federation(tmp_path, {"near": north}, plan, *CHANGES, host=cable.host) as federation:
+    with LocalFederation(tmp_path, {"near": north}, plan, *CHANGES, host=cable.host) as federation:
         make_certificates(tmp_path / "keys", hosts=[], nodes=["far"])
         registry.add(federation.server, "far", tmp_path / "keys" / "nodes" / "far.pub")
         federation.settle("far", south, private_key=tmp_path / "keys" / "nodes" / "far")
@@ -104,26 +104,26 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
         federation.start_node(
             "far", ["ip", "netns", "exec", cable.there, *federation.node_command("far")]
         )
-        until("it is connected", lambda: federation.connections("far") > 0)
+        wait_until("it is connected", lambda: federation.count_connections("far") > 0)
         running = federation.begin_run(plan, out, *CHANGES)
         try:
-            until(
+            wait_until(
                 "the first round is finished",
                 lambda: (out / "checkpoints" / "round-0001").is_dir(),
                 120,
             )
-            until("it is in the middle of a message", lambda: federation.at_work("far"), 60)
+            wait_until("it is in the middle of a message", lambda: federation.is_at_work("far"), 60)
             cable.cut()
-            until("a round went on without it", lambda: refused(out, "south"), 90)
+            wait_until("a round went on without it", lambda: refused(out, "south"), 90)
             cable.mend()
             missed = max(refused(out, "south"))
-            until("it trains again", lambda: max(trained(out, "south")) > missed, 150)
+            wait_until("it trains again", lambda: max(trained(out, "south")) > missed, 150)
             running.send_signal(signal.SIGINT)
             said, err = running.communicate(timeout=60)
         finally:
             running.kill()
         assert running.returncode == 130, said + err
-        assert federation.alive("far")
+        assert federation.is_alive("far")
     seen(
         f"a cable pulled in a round: left out in {len(refused(out, 'south'))} of its rounds, trains"
         " again"

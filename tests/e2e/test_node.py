@@ -30,15 +30,16 @@ from fedgraft.common.files.bundle import write_app
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.start_server import connect
-from fedgraft.simulations.deployment.local_federation import NOBODY, Federation
-from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.deployment.administrator import NOBODY
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("train.rounds=1", "adapter.method=head")
 
 
-def test_root_is_refused(federation: Federation) -> None:
+def test_root_is_refused(federation: LocalFederation) -> None:
     if os.geteuid() != 0:
         pytest.skip("not root")
     done = federation.fedgraft("node", "start", federation.files["north"])
@@ -46,7 +47,9 @@ def test_root_is_refused(federation: Federation) -> None:
     assert "running as root" in done.err
 
 
-def test_the_preflight_finds_the_key_registered(federation: Federation, tmp_path: Path) -> None:
+def test_the_preflight_finds_the_key_registered(
+    federation: LocalFederation, tmp_path: Path
+) -> None:
     """Asked while the node runs under the same key, which must go on undisturbed."""
     connection = load_node(federation.files["north"]).connection
     assert connection is not None
@@ -91,7 +94,7 @@ def escape(app: Path, mark: Path, approved: str) -> None:
     (app / "client" / "__init__.py").write_text(code)
 
 
-def sent(federation: Federation, alter: Callable[[Path, Path, str], None]) -> Path:
+def sent(federation: LocalFederation, alter: Callable[[Path, Path, str], None]) -> Path:
     """Submit a run of code that was altered; its folder."""
     mark, out = federation.folder / "ran", federation.folder / "runs" / f"altered-{alter.__name__}"
     about = Approvals(load_node(federation.files["north"]).approvals).bundle()
@@ -106,7 +109,7 @@ def sent(federation: Federation, alter: Callable[[Path, Path, str], None]) -> Pa
 
 
 def test_what_nobody_approved_is_refused(
-    federation: Federation, seen: Callable[[str], None]
+    federation: LocalFederation, seen: Callable[[str], None]
 ) -> None:
     """Code that differs by a byte, or that unpacks itself elsewhere, and is loaded; a plan that
     nobody read; a reason that the coordinator is not told.
@@ -117,7 +120,7 @@ def test_what_nobody_approved_is_refused(
         plan, federation.folder / "runs" / "not-approved", "train.rounds=99"
     )
     for out in outs:
-        until("the run failed", lambda out=out: (out / "result.json").is_file(), 180)
+        wait_until("the run failed", lambda out=out: (out / "result.json").is_file(), 180)
         result = json.loads((out / "result.json").read_text())
         assert result["status"] == "failed"
         assert result["error"].count("is not approved at this node") == len(federation.files)
@@ -126,7 +129,7 @@ def test_what_nobody_approved_is_refused(
     assert err.count("is not approved at this node") == len(federation.files)
     assert "Traceback" not in err
     for name in federation.files:
-        refusals = federation.events(name, "refused")
+        refusals = federation.list_events(name, "refused")
         assert len(refusals) == 2
         assert all("is not approved at this node" in words for words in refusals)
     assert not (federation.folder / "ran").exists()
@@ -137,13 +140,13 @@ def test_what_nobody_approved_is_refused(
     )
 
 
-def test_it_leaves_when_told_to_and_comes_back(federation: Federation) -> None:
+def test_it_leaves_when_told_to_and_comes_back(federation: LocalFederation) -> None:
     """A SIGTERM that is an error, or after which the SuperLink holds the key and refuses it."""
-    before = federation.connections("west")
+    before = federation.count_connections("west")
     assert federation.stop("west") == 0
     assert federation.log("west").splitlines()[-1].split()[1:] == ["stopped", "west"]
     federation.start_node("west")
-    until("it is connected again", lambda: federation.connections("west") > before, 30)
+    wait_until("it is connected again", lambda: federation.count_connections("west") > before, 30)
 
 
 # ── a user without any rights ─────────────────────────────────────────────────────────────────────
@@ -199,7 +202,7 @@ def environment(elsewhere: Path) -> Path:
 
 
 def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
-    federation: Federation, elsewhere: Path, environment: Path, seen: Callable[[str], None]
+    federation: LocalFederation, elsewhere: Path, environment: Path, seen: Callable[[str], None]
 ) -> None:
     """A node that needs more rights than to read its files and write its store; a removed key that
     is still good.
@@ -225,7 +228,7 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
 
         # ── it runs, and takes part ───────────────────────────────────────────────────────────────
         federation.start_node("guest", start)
-        until("it is connected", lambda: federation.connections("guest") > 0)
+        wait_until("it is connected", lambda: federation.count_connections("guest") > 0)
         federation.approve(federation.folder / "plan.yaml", *QUICK)
         out = federation.folder / "runs" / "with-a-guest"
         done = federation.run(federation.folder / "plan.yaml", out, *QUICK)
@@ -246,9 +249,9 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
             ).out
         )
         refused = lambda: any(
-            "does not know it" in words for words in federation.events("guest", "ended")
+            "does not know it" in words for words in federation.list_events("guest", "ended")
         )  # noqa: E731
-        until("it is refused", refused, 120)
+        wait_until("it is refused", refused, 120)
         seen(
             "a node as the user nobody: takes part, cannot write what was approved; once removed it"
             " is refused"
@@ -270,7 +273,7 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
             registry.remove(federation.server, "guest")
 
 
-def guest(federation: Federation, elsewhere: Path, environment: Path) -> list[str]:
+def guest(federation: LocalFederation, elsewhere: Path, environment: Path) -> list[str]:
     """A fourth hospital with the data of the first, all but its store out of its user's reach; how
     it is started.
     """

@@ -21,8 +21,8 @@ from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.plan.plan_file import load_plan, plan_yaml
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import until
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 WHO = "fpk_consortium"
@@ -97,14 +97,14 @@ def test_only_what_the_consortium_signed_runs(hub: Hub, tmp_path: Path, seen) ->
     trusted.write_text(f"{WHO}: {public}\n")
     plan.write_text(plan_yaml(load_plan("digits", SMALL)))
     (tmp_path / "node.yaml").write_text("name: a\ndata: {path: 'sklearn:digits'}\nstore: store\n")
-    with Federation(tmp_path, {}, plan, settings=f"hub: {hub.url}\n") as federation:
+    with LocalFederation(tmp_path, {}, plan, settings=f"hub: {hub.url}\n") as federation:
         make_certificates(tmp_path / "keys", hosts=[], nodes=["a"])
         registry.add(federation.server, "a", tmp_path / "keys" / "nodes" / "a.pub")
         key = tmp_path / "keys" / "nodes" / "a"
         federation.settle("a", tmp_path / "node.yaml", private_key=key, trusted_entities=trusted)
         federation.approve(plan)
         federation.start_node("a")
-        until("it is connected", lambda: federation.connections("a") > 0)
+        wait_until("it is connected", lambda: federation.count_connections("a") > 0)
 
         hub.sign(somebody)
         done = federation.run(plan, tmp_path / "runs" / "somebody")

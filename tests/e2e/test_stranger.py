@@ -38,15 +38,17 @@ from fedgraft.common.errors import RunFailed
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.flower_processes import CONNECTION, Flower
-from fedgraft.simulations.deployment.local_federation import Federation
-from fedgraft.simulations.deployment.processes import free_ports, until
+from fedgraft.simulations.deployment.local_federation import LocalFederation
+from fedgraft.simulations.deployment.processes import find_free_ports, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
 
 
 @pytest.fixture(scope="module")
-def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
+def nginx(
+    federation: LocalFederation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int | None]:
     """The port of a real nginx with deploy/nginx/fedgraft.conf in front of the SuperLink; None
     where there is none.
     """
@@ -54,7 +56,7 @@ def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> I
     if program is None:
         yield None
         return
-    folder, port = tmp_path_factory.mktemp("nginx"), free_ports(1)[0]
+    folder, port = tmp_path_factory.mktemp("nginx"), find_free_ports(1)[0]
     text = CONF.read_text().replace("listen 9092", f"listen 127.0.0.1:{port}")
     text = text.replace("127.0.0.1:9091", f"127.0.0.1:{federation.superlink}")
     text = text.replace("/etc/fedgraft/certificates", str(federation.certificates))
@@ -81,7 +83,7 @@ def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> I
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
-        until("nginx listens", listens)
+        wait_until("nginx listens", listens)
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
@@ -89,7 +91,7 @@ def nginx(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(params=["gateway", "nginx"])
-def door(request: pytest.FixtureRequest, federation: Federation, nginx: int | None) -> int:
+def door(request: pytest.FixtureRequest, federation: LocalFederation, nginx: int | None) -> int:
     """The port that a hospital is told."""
     if request.param == "gateway":
         return federation.gateway
@@ -101,14 +103,14 @@ def door(request: pytest.FixtureRequest, federation: Federation, nginx: int | No
 
 
 @pytest.fixture(autouse=True, scope="module")
-def nothing_changed(federation: Federation) -> Iterator[None]:
+def nothing_changed(federation: LocalFederation) -> Iterator[None]:
     """After everything that was tried: the same nodes and the same runs as before."""
     before = inventory(federation)
     yield
     assert inventory(federation) == before
 
 
-def inventory(federation: Federation) -> tuple[list[str], list[str]]:
+def inventory(federation: LocalFederation) -> tuple[list[str], list[str]]:
     flower = Flower(federation.server.work)
     nodes = [str(node["node-id"]) for node in flower.call("supernode", "list", CONNECTION)["nodes"]]
     return sorted(nodes), sorted(
@@ -126,7 +128,7 @@ def signed(port: int, ca: Path, key: ec.EllipticCurvePrivateKey) -> FleetHttpCli
     )
 
 
-def test_every_other_call_is_refused(federation: Federation, door: int):
+def test_every_other_call_is_refused(federation: LocalFederation, door: int):
     """One call of Flower's Control or Runtime API that the door lets through: any of them is
     enough.
     """
@@ -168,7 +170,7 @@ def test_every_other_call_is_refused(federation: Federation, door: int):
         "*",
     ],
 )
-def test_other_spellings_are_refused(federation: Federation, door: int, target: str):
+def test_other_spellings_are_refused(federation: LocalFederation, door: int, target: str):
     """Two programs that read one path in two ways: the door sees the Fleet API, Flower sees the
     Control API.
     """
@@ -176,7 +178,7 @@ def test_other_spellings_are_refused(federation: Federation, door: int, target: 
     assert answer.split()[1] in ("400", "403"), answer
 
 
-def test_a_request_within_a_request_is_not_seen(federation: Federation, door: int):
+def test_a_request_within_a_request_is_not_seen(federation: LocalFederation, door: int):
     """Request smuggling: a body that Flower reads as the next request, to a path that the door
     refuses.
     """
@@ -191,7 +193,7 @@ def test_a_request_within_a_request_is_not_seen(federation: Federation, door: in
     assert all(code.startswith("4") for code in codes), answer
 
 
-def spoken(federation: Federation, port: int, head: str, body: str = "") -> str:
+def spoken(federation: LocalFederation, port: int, head: str, body: str = "") -> str:
     """What a door answers to these very bytes."""
     context = ssl.create_default_context(cafile=str(federation.ca))
     with (
@@ -205,7 +207,7 @@ def spoken(federation: Federation, port: int, head: str, body: str = "") -> str:
     return answer.decode(errors="replace")
 
 
-def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
+def test_a_key_of_ones_own_opens_nothing(federation: LocalFederation, door: int):
     """A node that nobody registered: it registers itself, takes part, or takes another node's
     messages.
     """
@@ -230,7 +232,7 @@ def test_a_key_of_ones_own_opens_nothing(federation: Federation, door: int):
         )
 
 
-def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, door: int):
+def test_a_registered_key_is_good_for_its_own_node_only(federation: LocalFederation, door: int):
     """One hospital that pulls another's messages, or answers in its name."""
     private = (federation.certificates / "nodes" / "north").read_bytes()
     key = serialization.load_ssh_private_key(private, None)
@@ -242,7 +244,7 @@ def test_a_registered_key_is_good_for_its_own_node_only(federation: Federation, 
     assert refused.value.response.status_code == 401
 
 
-def test_flowers_own_commands_from_outside(federation: Federation, door: int, tmp_path: Path):
+def test_flowers_own_commands_from_outside(federation: LocalFederation, door: int, tmp_path: Path):
     """`flwr` with the CA's certificate and the hospitals' address: nodes are listed and added, runs
     started.
     """
@@ -261,7 +263,7 @@ def test_flowers_own_commands_from_outside(federation: Federation, door: int, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_task_is_not_given_to_who_has_no_secret(federation: Federation):
+def test_a_task_is_not_given_to_who_has_no_secret(federation: LocalFederation):
     """Somebody on the coordinator's own host, without the secret, takes a run's task and its
     token.
     """
@@ -277,7 +279,7 @@ def test_a_task_is_not_given_to_who_has_no_secret(federation: Federation):
     assert federation.server.secret.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_superlink_is_not_on_the_network(federation: Federation):
+def test_the_superlink_is_not_on_the_network(federation: LocalFederation):
     """The Control API on an address that other hosts reach."""
     listening = {
         line.split()[3]
@@ -299,7 +301,7 @@ def listeners() -> list[str]:
     return rows
 
 
-def test_no_tls_no_answer(federation: Federation, door: int):
+def test_no_tls_no_answer(federation: LocalFederation, door: int):
     """Plain HTTP that is answered by the Fleet API."""
     with httpx.Client() as client:
         try:
@@ -314,7 +316,7 @@ def test_no_tls_no_answer(federation: Federation, door: int):
     [("unregistered key", "does not know it"), ("wrong CA", "not one of this federation's CA")],
 )
 def test_a_node_that_does_not_belong_is_told_so(
-    federation: Federation, tmp_path: Path, case: str, told: str
+    federation: LocalFederation, tmp_path: Path, case: str, told: str
 ):
     """A node with a key that nobody registered, or that trusts another CA, that takes part, or is
     not told why not.
@@ -326,8 +328,8 @@ def test_a_node_that_does_not_belong_is_told_so(
     federation.approve(federation.folder / "plan.yaml", only="stranger")
     try:
         federation.start_node("stranger")
-        until("it is refused", lambda: federation.events("stranger", "ended"))
-        assert told in federation.events("stranger", "ended")[0]
-        assert federation.connections("stranger") == 0
+        wait_until("it is refused", lambda: federation.list_events("stranger", "ended"))
+        assert told in federation.list_events("stranger", "ended")[0]
+        assert federation.count_connections("stranger") == 0
     finally:
         federation.forget("stranger")

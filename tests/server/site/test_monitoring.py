@@ -14,7 +14,7 @@ import pytest
 from fedgraft.server.site.monitoring import MOST_RUNS, publish
 from fedgraft.server.site.server_file import Server, load_server, split_address
 from fedgraft.server.site.supervisor import Child, Supervisor
-from fedgraft.simulations.deployment.processes import free_ports
+from fedgraft.simulations.deployment.processes import find_free_ports
 
 ROWS = [
     {"round": 1, "node": "a", "bytes": {"down": 100, "up": 10}, "train": {"seconds": 1.5}},
@@ -33,7 +33,7 @@ RESULT = {
 def coordinator(folder: Path, runs: dict[str, Any]) -> Server:
     (folder / "state").mkdir(parents=True)
     (folder / "server.yaml").write_text(
-        f"certificates: certificates\nstate: state\nmetrics: 127.0.0.1:{free_ports(1)[0]}\n"
+        f"certificates: certificates\nstate: state\nmetrics: 127.0.0.1:{find_free_ports(1)[0]}\n"
     )
     server = load_server(folder / "server.yaml")
     for name, result in runs.items():
