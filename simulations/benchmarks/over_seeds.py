@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedgraft.simulations.baselines import chosen_baselines
+from fedgraft.simulations.baselines import choose_baselines
 from fedgraft.simulations.readable import show_spread
 from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 
@@ -17,7 +17,7 @@ def run_over_seeds(
     plan: str, overrides: Sequence[str], out: Path, *, seeds: int, baselines: str = ""
 ) -> Results:
     """Run a plan over several seeds and return each one's result.json."""
-    options = SimulationOptions(baselines=chosen_baselines(baselines), quiet=True)
+    options = SimulationOptions(baselines=choose_baselines(baselines), quiet=True)
     ran = simulate_plan(plan, overrides=overrides, out=out, seeds=seeds, options=options)
     return ran["seeds"]
 
