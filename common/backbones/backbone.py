@@ -238,14 +238,14 @@ def _give_values(
     """Return the backbone with the weights' values, or with random ones."""
     shape = NetworkShape(_side_of(preparation), request.columns, request.hidden)
     if state is None:
-        return _finish(request.name, _build(request.name, shape, request.seed), preparation)
+        return _finish(request.name, build_network(request.name, shape, request.seed), preparation)
     learnt = _with_state(request.name, state, shape, preparation, str(request.weights))
     if request.random:
         return _randomise(learnt, request.seed)
     return learnt
 
 
-def _build(name: str, shape: NetworkShape, seed: int | None) -> nn.Module:
+def build_network(name: str, shape: NetworkShape, seed: int | None) -> nn.Module:
     """Return a network, classifier included.
 
     Neither way touches the global random state in the end: torch's initialisers know no other, so
@@ -274,7 +274,7 @@ def _with_state(
     """Return the network with `state` for values, classifier left out; check names and shapes."""
     family = family_of(name)
     shape = family.read_shape(state, replace(shape, image_size=_side_of(preparation)), where)
-    net = _build(name, shape, None)
+    net = build_network(name, shape, None)
     state = family.fit(net, state)
     head_name, _ = last_linear(net)
     wanted = _without(net.state_dict(), head_name)
@@ -343,7 +343,7 @@ def _randomise(learnt: Backbone, seed: int) -> Backbone:
     family = family_of(learnt.name)
     side = _side_of(learnt.preprocess)
     shape = family.read_shape(state, NetworkShape(side), learnt.name)
-    net = _build(learnt.name, shape, seed)
+    net = build_network(learnt.name, shape, seed)
     for key in family.kept_when_random:
         _put(net, key, state[key].clone())
     return _finish(learnt.name, net, learnt.preprocess)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.adapters.attention import open_attention
 from fedgraft.common.adapters.targets import block_channels, blocks, channels_last, layers, select
-from fedgraft.common.backbones.backbone import Backbone, backbone_state, fingerprint_of
+from fedgraft.common.backbones.backbone import Backbone, backbone_state, build_network
+from fedgraft.common.backbones.family import NetworkShape
 from fedgraft.common.errors import UserError
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 
 QUICK = ("cifar-resnet20", "mlp", "resnet18", "mobilenet_v3_small")
@@ -44,7 +46,7 @@ def bare(backbone: Backbone, model: GraftedModel, x: Tensor) -> Tensor:
     return model.net.get_submodule(model.head_name)(backbone.net(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names)
 @pytest.mark.parametrize("name", NETWORKS)
 class TestEveryMethodOnEveryNetwork:
     def test_nothing_at_first_then_something_then_merged(
@@ -309,7 +311,7 @@ class TestTargets:
         assert "lora" in caught.value.remedy
         for wrong in (
             {"rank": 0},
-            {"width": 0},
+            {"method": "bottleneck", "width": 0},
             {"classes": 1},
             {"alpha": float("nan")},
             {"alpha": -1.0},
@@ -336,9 +338,7 @@ class TestTargets:
     )
     def test_blocks_are_known_with_their_channels(self, name: str, lively: Lively) -> None:
         """The table of blocks against what each block really puts out."""
-        from fedgraft.common.backbones.networks import build
-
-        net = build(name, seed=0, columns=5, hidden=(16, 8)).eval()
+        net = build_network(name, NetworkShape(columns=5, hidden=(16, 8)), seed=0).eval()
         found = blocks(net)
         assert found
         shapes: dict[str, tuple[int, ...]] = {}
@@ -363,7 +363,7 @@ class TestDeterminism:
         """All nodes graft by themselves and must begin alike; torch's global state belongs to
         others.
         """
-        for method in METHODS:
+        for method in METHODS.names:
             torch.manual_seed(3)
             before = torch.get_rng_state()
             first = graft(
@@ -385,7 +385,7 @@ class TestDeterminism:
         """Else a comparison of methods compares their heads' luck."""
         heads = [
             graft(lively("mlp"), method=m, classes=3, seed=4).adapter_state()["head.weight"]
-            for m in METHODS
+            for m in METHODS.names
         ]
         assert all(torch.equal(head, heads[0]) for head in heads)
 
@@ -416,8 +416,8 @@ def gradients_by_loop(model: GraftedModel, x: Tensor, y: Tensor) -> dict[str, Te
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *(("cifar-resnet20", m) for m in METHODS if m != "full"),
-        *(("mlp", m) for m in METHODS),
+        *(("cifar-resnet20", m) for m in METHODS.names if m != "full"),
+        *(("mlp", m) for m in METHODS.names),
         pytest.param("vit_b_16", "lora", marks=pytest.mark.slow),
         pytest.param("vit_b_16", "bias", marks=pytest.mark.slow),
         pytest.param("swin_t", "lora", marks=pytest.mark.slow),

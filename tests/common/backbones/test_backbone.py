@@ -1,8 +1,7 @@
-"""Backbones: known logits, names, weights from files, preprocessing, fingerprints."""
+"""Backbones: names, weights from files, the way to disk and over the wire."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -10,87 +9,20 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from fedgraft.common.backbones.backbone import (
     backbone_from_state,
     backbone_state,
-    fingerprint_of,
+    build_network,
     known_backbones,
     load_backbone,
-    preprocess_of,
     save_backbone,
 )
-from fedgraft.common.backbones.cifar_resnet import CifarResNet
-from fedgraft.common.backbones.mlp import Mlp, Standardise
-from fedgraft.common.backbones.networks import build, classifier_of
+from fedgraft.common.backbones.family import NetworkShape, last_linear
 from fedgraft.common.errors import UserError
-from fedgraft.common.inputs.image import Preprocess, for_images
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-
-
-def _reference() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "cifar_resnet20_reference", GOLDEN / "cifar_resnet20.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _published_network(weights: Path) -> CifarResNet:
-    """The whole published network: our backbone with the file's own classifier."""
-    from safetensors.torch import load_file
-
-    net = load_backbone("cifar-resnet20", weights=weights).net
-    head, state = nn.Linear(64, 10), load_file(weights)
-    head.load_state_dict({"weight": state["linear.weight"], "bias": state["linear.bias"]})
-    net.linear = head
-    assert isinstance(net, CifarResNet)
-    return net.eval()
-
-
-class TestCifarResNet:
-    def test_known_logits(self, cifar_weights: Path) -> None:
-        """Another stride, padding, shortcut or key would move the logits from those that numpy
-        worked out.
-        """
-        reference, net = _reference(), _published_network(cifar_weights)
-        images = torch.from_numpy(np.stack([reference.image(kind) for kind in range(4)])).float()
-        golden = torch.tensor(json.loads((GOLDEN / "cifar_resnet20.json").read_text()))
-        with torch.no_grad():
-            torch.testing.assert_close(net(images), golden, atol=2e-4, rtol=1e-5)
-
-    def test_against_numpy_on_another_size(self, cifar_weights: Path) -> None:
-        """The golden file could be stale, or agree by chance at 32 pixels only."""
-        reference, net = _reference(), _published_network(cifar_weights)
-        w = {
-            name: tensor.double().numpy()
-            for name, tensor in net.state_dict().items()
-            if tensor.ndim
-        }
-        image = reference.image(5)[:, :20, :28]
-        with torch.no_grad():
-            ours = net.double()(torch.from_numpy(image)[None])[0]
-        np.testing.assert_allclose(ours.numpy(), reference.logits(image, w), atol=1e-9)
-
-    @pytest.mark.parametrize(
-        ("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)]
-    )
-    def test_parameter_counts_of_the_paper(self, depth: int, millions: float) -> None:
-        """He et al. 2016, table 6: a block too many or a shortcut with weights would show."""
-        count = sum(p.numel() for p in CifarResNet(depth).parameters())
-        assert round(count / 1e6, 2) == millions
-        layers = [m for m in CifarResNet(depth).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        assert len(layers) == depth
 
 
 class TestNames:
@@ -142,8 +74,8 @@ class TestNames:
             "mnasnet1_0",
             "regnet_x_400mf",
         ):
-            net = build(name, seed=None)
-            head, layer = classifier_of(net)
+            net = build_network(name, NetworkShape(), None)
+            head, layer = last_linear(net)
             assert layer.out_features == 1000, (name, head)
 
     @pytest.mark.parametrize("name", ["resnet18", "mlp", "cifar-resnet20"])
@@ -188,7 +120,7 @@ class TestWeights:
         """DenseNet's published file says `denselayer1.norm.1`, a ViT's said `mlp.linear_1`; both
         must load.
         """
-        net = build("densenet121", seed=0)
+        net = build_network("densenet121", NetworkShape(), seed=0)
         state = net.state_dict()
         old = {
             k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
@@ -223,7 +155,7 @@ class TestWeights:
         """
         from torchvision.models.vision_transformer import interpolate_embeddings
 
-        net = build("vit_b_16", seed=0, image_size=64)
+        net = build_network("vit_b_16", NetworkShape(image_size=64), seed=0)
         torch.save(net.state_dict(), tmp_path / "v.pth")
         ours = load_backbone("vit_b_16", weights=tmp_path / "v.pth", image_size=96)
         wanted = interpolate_embeddings(96, 16, net.state_dict())["encoder.pos_embedding"]  # type: ignore[arg-type]
@@ -409,165 +341,3 @@ class TestSaving:
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="cannot be written"):
             save_backbone(load_backbone("cifar-resnet20"), tmp_path / "file" / "b.safetensors", {})
-
-
-class TestPreprocess:
-    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_t", "vit_b_16"])
-    def test_equals_torchvisions_preset(self, name: str) -> None:
-        """Weights work as well as published only behind the preprocessing that they were measured
-        with.
-        """
-        from sklearn.datasets import load_sample_image
-        from torchvision.models import get_model_weights
-
-        preset = get_model_weights(name)["DEFAULT"].transforms()
-        photographs = [np.array(load_sample_image(file)) for file in ("china.jpg", "flower.jpg")]
-        images = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)[:, :, :400, :]
-        for batch in (images, images.transpose(2, 3), images.float() / 255, images[:, :, :50, :70]):
-            torch.testing.assert_close(preprocess_of(name)(batch), preset(batch), atol=1e-6, rtol=0)
-
-    def test_grey_and_sixteen_bit_images(self) -> None:
-        """X-rays are grey and often 16 bit: three equal channels, and the same picture whatever its
-        depth.
-        """
-        eight = torch.arange(0, 252, 4, dtype=torch.uint8).view(1, 1, 7, 9)
-        same = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-        grey = same(eight)
-        assert grey.shape == (1, 3, 7, 9)
-        torch.testing.assert_close(grey, same(eight.expand(1, 3, 7, 9)))
-        torch.testing.assert_close(same((eight.to(torch.int32) * 257).to(torch.uint16)), grey)
-        torch.testing.assert_close(grey[0, 2], (eight[0, 0] / 255 - 0.3) / 0.1)
-        with pytest.raises(UserError, match="channels"):
-            same(torch.zeros(1, 2, 4, 4))
-
-    def test_tables_pass(self) -> None:
-        """A table is not an image: missing values must arrive as they are."""
-        table = torch.tensor([[1.0, float("nan")]], dtype=torch.float64)
-        out = load_backbone("mlp", columns=2).preprocess(table)
-        assert out.dtype == torch.float32
-        assert torch.isnan(out[0, 1])
-
-    def test_as_json(self) -> None:
-        """It travels with the backbone; what comes back must be equal, and nonsense refused."""
-        for made in (
-            for_images(28),
-            Preprocess(),
-            Preprocess(256, 224, (0.5,) * 3, (1.0,) * 3, "bicubic", False),
-        ):
-            assert Preprocess.from_json(json.loads(json.dumps(made.to_json()))) == made
-        good = for_images(28).to_json()
-        for bad in (
-            {"size": -1},
-            {"std": [0.0, 1.0, 1.0]},
-            {"mean": [1.0]},
-            {"interpolation": "magic"},
-            {"crop": 1e9},
-            {"more": 1},
-            {"mean": [float("nan")] * 3},
-        ):
-            with pytest.raises(UserError):
-                Preprocess.from_json({**good, **bad})
-
-
-class TestMlp:
-    def test_standardises_around_holes(self) -> None:
-        """Means and deviations must leave missing values out (numpy's nanmean), and never divide by
-        zero.
-        """
-        table = torch.tensor(
-            [[1.0, float("nan"), 5.0], [3.0, float("nan"), 5.0], [float("nan"), float("nan"), 5.0]]
-        )
-        layer = Standardise(3)
-        layer.fit(table)
-        np.testing.assert_allclose(layer.mean[0], np.nanmean(table[:, 0]))
-        np.testing.assert_allclose(layer.std[0], np.nanstd(table[:, 0]))
-        assert layer.mean.tolist()[1:] == [0.0, 5.0]
-        assert layer.std.tolist()[1:] == [1.0, 1.0]
-        wanted = [[-1.0, 0.0, 0.0, 0, 1, 0], [1.0, 0.0, 0.0, 0, 1, 0], [0.0, 0.0, 0.0, 1, 1, 0]]
-        torch.testing.assert_close(layer(table), torch.tensor(wanted))
-
-    def test_shape(self, tmp_path: Path) -> None:
-        """Its shape is in its file: a plan that says otherwise is corrected, not crashed on."""
-        made = load_backbone("mlp", columns=13, hidden=(32, 16))
-        assert (made.head_name, made.features) == ("head", 16)
-        assert isinstance(made.net, Mlp)
-        assert made.net(torch.full((2, 13), float("nan"))).isfinite().all()
-        save_backbone(made, tmp_path / "m.safetensors", {})
-        with pytest.raises(UserError) as caught:
-            load_backbone("mlp", weights=tmp_path / "m.safetensors", hidden=(64, 64))
-        assert "[32, 16]" in caught.value.remedy
-        with pytest.raises(UserError, match="13 columns"):
-            load_backbone("mlp", weights=tmp_path / "m.safetensors", hidden=(32, 16), columns=12)
-        with pytest.raises(UserError, match="without columns"):
-            load_backbone("mlp")
-
-
-class TestFingerprint:
-    STATE = st.dictionaries(
-        st.text(max_size=6),
-        st.tuples(
-            st.sampled_from([torch.float32, torch.int64, torch.uint8, torch.bfloat16]),
-            st.lists(st.integers(0, 3), max_size=3),
-            st.integers(0, 200),
-        ),
-        min_size=1,
-        max_size=4,
-    )
-
-    @staticmethod
-    def _state(drawn: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {
-            name: (torch.arange(int(np.prod(shape, dtype=int))) + start).reshape(shape).to(dtype)
-            for name, (dtype, shape, start) in drawn.items()
-        }
-
-    @settings(max_examples=60, deadline=None)
-    @given(drawn=STATE, data=st.data())
-    def test_moves_with_anything_but_the_order(
-        self, drawn: dict[str, Any], data: st.DataObject
-    ) -> None:
-        """A backbone that differs in one byte, name, dtype or shape is another backbone."""
-        state = self._state(drawn)
-        found = fingerprint_of(state)
-        assert found.startswith("sha256:")
-        assert len(found) == 71
-        assert fingerprint_of(dict(reversed(state.items()))) == found
-        assert fingerprint_of({k: v.clone() for k, v in state.items()}) == found
-        name = data.draw(st.sampled_from(sorted(state)))
-        tensor = state[name]
-        assert fingerprint_of({**state, name: tensor[None]}) != found
-        assert fingerprint_of({**state, name: tensor.to(torch.float64)}) != found
-        assert fingerprint_of({k if k != name else k + "_": v for k, v in state.items()}) != found
-        assert fingerprint_of({k: v for k, v in state.items() if k != name}) != found
-        if tensor.numel():
-            raw = tensor.clone().reshape(-1).view(torch.uint8)
-            place = data.draw(st.integers(0, raw.numel() - 1))
-            raw[place] ^= 1 << data.draw(st.integers(0, 7))
-            assert (
-                fingerprint_of({**state, name: raw.view(tensor.dtype).reshape(tensor.shape)})
-                != found
-            )
-
-    def test_bytes_cannot_wander_between_tensors(self) -> None:
-        """Two tensors with one's tail moved to the other must not collide."""
-        a = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
-        b = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])}
-        assert fingerprint_of(a) != fingerprint_of(b)
-
-    def test_memory_layout_does_not_matter(self) -> None:
-        """A transposed view and its contiguous copy hold the same values."""
-        view = torch.arange(6.0).reshape(2, 3).T
-        assert fingerprint_of({"w": view}) == fingerprint_of({"w": view.contiguous()})
-
-    def test_covers_buffers_and_leaves_the_classifier_out(self, cifar_weights: Path) -> None:
-        """BatchNorm's statistics are what private data would leak into; the head is not the
-        backbone's.
-        """
-        made = load_backbone("cifar-resnet20", weights=cifar_weights)
-        state = backbone_state(made)
-        assert "bn1.running_var" in state
-        assert not [name for name in state if name.startswith("linear")]
-        assert (
-            fingerprint_of({**state, "bn1.running_mean": state["bn1.running_mean"] + 1e-6})
-            != made.fingerprint
-        )

@@ -26,7 +26,7 @@ from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.files.tensor_files import fingerprint_of, write_tensors
-from fedgraft.common.files.whole_files import replacing, write_whole
+from fedgraft.common.files.whole_files import replacing, write_json, write_whole
 from fedgraft.common.result import SeedResults
 from fedgraft.server.papers.manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder

@@ -101,7 +101,7 @@ def test_what_peft_cannot_do_is_known(lively: Lively, inputs: Inputs, tmp_path: 
     assert (model(x) - ignored).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names)
 def test_round_trip(method: str, lively: Lively, inputs: Inputs, tmp_path: Path) -> None:
     """Every method's adapters come back bit for bit, and the same ones give the same files."""
     for name in ("cifar-resnet20", "mobilenet_v3_small"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedgraft.common.adapters.fused import fuse
+from fedgraft.common.adapters.method import NoOptions
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
@@ -119,9 +120,7 @@ def test_an_unknown_network_has_no_cut():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.one(x))
 
-    model = GraftedModel(
-        Other(), method="head", classes=2, head_name="head", rank=1, alpha=1, width=1
-    )
+    model = GraftedModel(Other(), method="head", options=NoOptions(), outputs=2, head_name="head")
     assert frozen_prefix(model) is None
 
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.backbones.backbone import Backbone, backbone_state, fingerprint_of
+from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 
 Lively = Callable[[str], Backbone]
@@ -39,7 +40,7 @@ class TestState:
         """What one side sends must give the other side the same model, and be copies, not live
         tensors.
         """
-        for method in METHODS:
+        for method in METHODS.names:
             first = graft(lively("mlp"), method=method, classes=3, seed=1)
             second = graft(lively("mlp"), method=method, classes=3, seed=2)
             state = train(first, inputs("mlp", 6), torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -152,7 +153,7 @@ class TestThreads:
             torch.set_num_threads(
                 1
             )  # as a node does: how a sum is split over threads shows in its last bits
-            method = list(METHODS)[k % len(METHODS)]
+            method = METHODS.names[k % len(METHODS.names)]
             return train(graft(backbone, method=method, classes=2, rank=2, seed=k), x + k / 10, y)
 
         before = torch.get_num_threads()

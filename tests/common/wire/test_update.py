@@ -13,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.wire.layout import ADAPTER, BadUpdate, Layout, pack, unpack
 from fedgraft.common.wire.message_size import message_bytes
 from fedgraft.common.wire.spent_record import spent_record
-from fedgraft.common.wire.update import BESIDE, AdapterUpdate
+from fedgraft.common.wire.update import BESIDE, AdapterUpdate, Expected
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([0.5, -0.5])}
 LAYOUT = Layout.of(STATE)
+TASK = TaskSection(kind="image-classification", classes=("a", "b"))
+EXPECTED = Expected(LAYOUT, round=3, task=TASK)
 
 
 def reply(**changes) -> RecordDict:
@@ -106,7 +109,7 @@ def test_a_bad_array_is_refused_with_the_reason(case):
     """Breaks if a node's broken array could reach the average."""
     record, words = BAD_ARRAYS[case]
     with pytest.raises(BadUpdate, match=words):
-        AdapterUpdate.from_record(reply(adapter=record), LAYOUT, 3, 2)
+        AdapterUpdate.from_record(reply(adapter=record), EXPECTED)
 
 
 def about(**changes) -> ConfigRecord:
@@ -150,7 +153,7 @@ def test_a_bad_part_is_refused_with_the_reason(case):
     """
     changes, words = BAD_PARTS[case]
     with pytest.raises(BadUpdate, match=words):
-        AdapterUpdate.from_record(reply(**changes), LAYOUT, 3, 2)
+        AdapterUpdate.from_record(reply(**changes), EXPECTED)
 
 
 def test_framing_is_small_and_counted():

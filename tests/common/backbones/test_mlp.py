@@ -1,0 +1,46 @@
+"""The family of perceptrons: holes in a table, and a shape that is in the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedgraft.common.backbones.backbone import load_backbone, save_backbone
+from fedgraft.common.backbones.mlp_network import Mlp, Standardise
+from fedgraft.common.errors import UserError
+
+
+class TestMlp:
+    def test_standardises_around_holes(self) -> None:
+        """Means and deviations must leave missing values out (numpy's nanmean), and never divide by
+        zero.
+        """
+        table = torch.tensor(
+            [[1.0, float("nan"), 5.0], [3.0, float("nan"), 5.0], [float("nan"), float("nan"), 5.0]]
+        )
+        layer = Standardise(3)
+        layer.fit(table)
+        np.testing.assert_allclose(layer.mean[0], np.nanmean(table[:, 0]))
+        np.testing.assert_allclose(layer.std[0], np.nanstd(table[:, 0]))
+        assert layer.mean.tolist()[1:] == [0.0, 5.0]
+        assert layer.std.tolist()[1:] == [1.0, 1.0]
+        wanted = [[-1.0, 0.0, 0.0, 0, 1, 0], [1.0, 0.0, 0.0, 0, 1, 0], [0.0, 0.0, 0.0, 1, 1, 0]]
+        torch.testing.assert_close(layer(table), torch.tensor(wanted))
+
+    def test_shape(self, tmp_path: Path) -> None:
+        """Its shape is in its file: a plan that says otherwise is corrected, not crashed on."""
+        made = load_backbone("mlp", columns=13, hidden=(32, 16))
+        assert (made.head_name, made.features) == ("head", 16)
+        assert isinstance(made.net, Mlp)
+        assert made.net(torch.full((2, 13), float("nan"))).isfinite().all()
+        save_backbone(made, tmp_path / "m.safetensors", {})
+        with pytest.raises(UserError) as caught:
+            load_backbone("mlp", weights=tmp_path / "m.safetensors", hidden=(64, 64))
+        assert "[32, 16]" in caught.value.remedy
+        with pytest.raises(UserError, match="13 columns"):
+            load_backbone("mlp", weights=tmp_path / "m.safetensors", hidden=(32, 16), columns=12)
+        with pytest.raises(UserError, match="without columns"):
+            load_backbone("mlp")

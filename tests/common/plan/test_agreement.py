@@ -1,0 +1,235 @@
+"""The agreement: what a hospital approves is in its hash, what only a researcher decides is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.plan import Plan, agreement_of
+from fedgraft.common.plan.plan_file import (
+    agreement_from_json,
+    agreement_hash,
+    amended,
+    canonical,
+    load_plan,
+    plan_from_json,
+    plan_hash,
+)
+from fedgraft.common.plan.plan_keys import describe_keys
+from fedgraft.common.plan.section import Section
+
+RECORDED = Path(__file__).parents[2] / "golden" / "e7a320a" / "results.json"
+
+# one change of each key; a list: together, where one alone fits no plan
+IMAGES = """
+name=other
+task.classes=[nine, eight, seven, six, five]
+task.labels=[9, 8, 7, 6, 5]
+backbone.name=cifar-resnet56
+backbone.fingerprint="sha256:{zeros}"
+backbone.image_size=64
+backbone.random=true
+backbone.hidden=[9]
+adapter.method=head
+adapter.rank=9
+adapter.alpha=3
+adapter.width=9
+adapter.targets=last-block
+train.rounds=99
+train.local_epochs=9
+train.batch_size=9
+train.optimizer.name=sgd
+train.optimizer.lr=9e-3
+train.optimizer.weight_decay=0.5
+train.optimizer.momentum=0.5
+train.proximal=0.5
+train.schedule=constant
+train.augment=flip
+train.loss=balanced
+train.activations=float16
+aggregate.strategy=median
+aggregate.fraction=0.5
+aggregate.min_nodes=3
+aggregate.server_lr=0.5
+aggregate.server_momentum=0.5
+aggregate.trim=0.25
+aggregate.byzantine=1
+aggregate.round_timeout=9
+aggregate.lora_aggregation=freeze-a
+aggregate.encoding=int8
+evaluate.every=9
+evaluate.metrics=[loss]
+evaluate.subgroups=[{column: sex, values: [f, m]}]
+seed=99
+"""
+PRIVATE = """
+privacy.mode=local privacy.unit=node
+privacy.unit=patient
+privacy.target_epsilon=9
+privacy.delta=1e-6
+privacy.max_grad_norm=9
+privacy.max_update_norm=9
+privacy.mode=central privacy.unit=node privacy.clipping=adaptive
+privacy.quantile=0.25
+privacy.target_epsilon=null privacy.noise_multiplier=9
+privacy.accountant=rdp
+privacy.grad_sample_mode=ghost
+"""
+TABLES = """
+task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
+task.columns=[z, x, y]
+task.categories=[{column: x, values: [f, n]}]
+task.target=z
+"""
+RESEARCHERS = """
+backbone.weights=other.safetensors
+train.threads=2
+pretrain.data=other.npz
+pretrain.labels=[8, 9]
+pretrain.epochs=9
+pretrain.batch_size=9
+pretrain.optimizer.lr=9e-3
+pretrain.optimizer.name=sgd
+pretrain.optimizer.weight_decay=0.5
+pretrain.optimizer.momentum=0.5
+pretrain.seed=9
+simulation.nodes=9
+simulation.data=other.npz
+simulation.partition.kind=iid
+simulation.partition.alpha=9
+simulation.partition.classes_per_node=1
+simulation.partition.column=hospital
+simulation.partition.min_examples=9
+simulation.test_fraction=0.5
+"""
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.replace("{zeros}", "0" * 64).splitlines() if line]
+
+
+def changes_of(line: str) -> list[str]:
+    """The `--set` options of a line; a space parts them where a key follows."""
+    options: list[str] = []
+    for word in line.split(" "):
+        if "=" in word:
+            options.append(word)
+        else:
+            options[-1] += f" {word}"
+    return options
+
+
+def plan_of(line: str) -> Plan:
+    """The plan that a line is a change of."""
+    plan = amended(load_plan("digits"), ["simulation.partition.kind=dirichlet"])
+    if line in lines(PRIVATE):
+        return amended(plan, ["privacy.mode=sample", "privacy.target_epsilon=3"])
+    if line in lines(TABLES):
+        table = {
+            "kind": "tabular-classification",
+            "classes": ["a", "b"],
+            "columns": ["x", "y"],
+            "categories": [{"column": "x", "values": ["f", "m"]}],
+        }
+        return amended(
+            plan, [f"task={json.dumps(table)}", "backbone={name: mlp, weights: m.safetensors}"]
+        )
+    return plan
+
+
+@pytest.mark.parametrize("line", lines(IMAGES + PRIVATE + TABLES))
+def test_every_key_that_a_hospital_approves_is_in_the_hash(line: str) -> None:
+    """A key that could change after the approval, and nobody would see it."""
+    plan = plan_of(line)
+    changed = amended(plan, changes_of(line))
+    assert agreement_hash(changed) != agreement_hash(plan)
+    assert plan_hash(changed) != plan_hash(plan)
+
+
+@pytest.mark.parametrize("line", lines(RESEARCHERS))
+def test_what_a_researcher_decides_needs_no_new_approval(line: str) -> None:
+    """A hospital asked again since somebody simulates the plan with nine nodes."""
+    plan = plan_of(line)
+    changed = amended(plan, changes_of(line))
+    assert agreement_hash(changed) == agreement_hash(plan)
+    assert plan_hash(changed) != plan_hash(plan)
+
+
+@pytest.mark.parametrize("part", ["simulation", "pretrain"])
+def test_a_part_that_a_researcher_drops_needs_no_new_approval(part: str) -> None:
+    plan = load_plan("digits")
+    assert agreement_hash(amended(plan, [f"{part}=null"])) == agreement_hash(plan)
+
+
+def test_every_key_of_a_plan_is_tried_here() -> None:
+    """A key that is new, and of which nobody has said whether a hospital approves it."""
+    tried: set[str] = set()
+    for line in lines(IMAGES + PRIVATE + TABLES + RESEARCHERS):
+        tried |= {option.partition("=")[0] for option in changes_of(line)}
+    # what is inside a list is written with the list
+    within = ("task.categories.", "evaluate.subgroups.")
+    keys: set[str] = set()
+    for row in describe_keys():
+        if not row.key.startswith(within):
+            keys.add(row.key)
+    groups = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
+    assert tried == keys - groups
+
+
+@pytest.mark.parametrize("name", ["digits", "heart", "pneumonia"])
+def test_only_the_agreement_travels(name: str) -> None:
+    """A path of the coordinator's machine, or its data's name, at every hospital."""
+    plan = load_plan(name)
+    agreement = agreement_of(plan)
+    assert type(agreement) is Agreement
+    content = json.loads(canonical(agreement))
+    assert content.keys() == Agreement.model_fields.keys()
+    assert not {"simulation", "pretrain"} & content.keys()
+    assert "weights" not in content["backbone"]
+    assert "threads" not in content["train"]
+    shared = plan.model_dump(mode="json")
+    assert _is_part(content, shared)
+
+
+def _is_part(part: Any, whole: Any) -> bool:
+    """Whether every key of nested mappings is in the other ones, with the same value."""
+    if not isinstance(part, dict):
+        return part == whole
+    return all(_is_part(value, whole[key]) for key, value in part.items())
+
+
+@pytest.mark.parametrize("name", ["digits", "heart", "pneumonia"])
+def test_the_agreement_of_an_agreement_is_itself(name: str) -> None:
+    """Two sides that take it out of different things, and come to different hashes."""
+    plan = load_plan(name)
+    agreement = agreement_of(plan)
+    assert agreement_of(agreement) is agreement
+    assert agreement_from_json(canonical(agreement)) == agreement
+    assert agreement_hash(agreement) == agreement_hash(plan)
+    sent = agreement_from_json(canonical(agreement))
+    assert agreement_hash(sent) == agreement_hash(plan_from_json(canonical(plan)))
+
+
+def test_sections_of_both_are_read_in_the_same_way() -> None:
+    """A key that the plan's own section takes, and the agreement's refuses or takes otherwise."""
+    for name, field in Agreement.model_fields.items():
+        planned = Plan.model_fields[name]
+        if isinstance(field.default, Section):
+            assert field.default.model_dump().items() <= planned.default.model_dump().items()
+        else:
+            assert (field.default, field.is_required()) == (planned.default, planned.is_required())
+
+
+def test_a_plan_has_the_hash_that_it_had() -> None:
+    """Results, studies and run folders of e7a320a that no longer know their plan."""
+    recorded = json.loads(RECORDED.read_text())["cases"]
+    for name in ("digits", "heart", "pneumonia"):
+        assert plan_hash(load_plan(name)) == recorded[name]["plan_hash"]
+    changed = ["train.rounds=2", "adapter.method=head"]
+    assert plan_hash(load_plan("digits", changed)) == recorded["digits-head"]["plan_hash"]
+    private = ["train.rounds=3", "privacy.mode=sample", "privacy.target_epsilon=3"]
+    assert plan_hash(load_plan("heart", private)) == recorded["heart-sample"]["plan_hash"]
