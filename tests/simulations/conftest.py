@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedgraft.client.app import app as client_app
+from fedgraft.client.app import make_client_app
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
@@ -19,6 +19,7 @@ from fedgraft.server.app import federate
 from fedgraft.server.federation import Federation
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
+from fedgraft.simulations.engines.simulated_node import simulation_desk
 from fedgraft.simulations.simulated_nodes import write_nodes
 
 PLAN = """
@@ -29,6 +30,9 @@ adapter: {method: lora, rank: 2}
 train: {rounds: 3, batch_size: 8, optimizer: {lr: 1.0e-2}}
 simulation: {data: [FILES], partition: {kind: files}}
 """
+# nodes whose noise can be repeated
+DESK = simulation_desk()
+client_app = make_client_app(DESK)
 Handle = Callable[[Message, Any], Message]
 
 

@@ -6,14 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedgraft.client.data.examples import batches_in_order, shuffle_batches
 from fedgraft.client.data.split import Split
-from fedgraft.client.training.local_steps import (
-    augmented,
-    evaluate,
-    learning_rate,
-    log_shares,
-    train,
-)
+from fedgraft.client.training.local_steps import LocalTraining, evaluate, learning_rate, train
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.image import augment_images
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks.classification import log_shares
+
+COLUMNS = ("a", "b", "c", "d", "e")
+THREE = TaskSection(kind="tabular-classification", classes=("x", "y", "z"), columns=COLUMNS)
+TWO = TaskSection(kind="tabular-classification", classes=("x", "y"), columns=COLUMNS)
 
 
 class Table:
@@ -24,18 +27,31 @@ class Table:
         self.values = torch.from_numpy(generator.normal(size=(rows, 5)).astype(np.float32))
         self.labels = generator.integers(0, 3, rows)
 
-    def read(self, rows, prepare=None):
-        values = self.values[torch.from_numpy(np.asarray(rows))]
-        return values if prepare is None else prepare(values)
+    def read(self, rows):
+        return self.values[torch.from_numpy(np.asarray(rows))]
+
+    def prepare(self, rows, preparation):
+        return preparation(Table.read(self, rows))
+
+
+def as_batch(values: torch.Tensor) -> Batch:
+    return Batch({"table": values})
+
+
+class OfBatches(nn.Linear):
+    """A linear layer that takes a batch."""
+
+    def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(batch if isinstance(batch, torch.Tensor) else batch.only)
 
 
 def split(rows: int = 40) -> Split:
-    return Split(Table(rows), np.arange(rows), lambda values: values)  # type: ignore[arg-type]
+    return Split(Table(rows), np.arange(rows), as_batch)  # type: ignore[arg-type]
 
 
 def linear() -> nn.Linear:
     torch.manual_seed(1)
-    return nn.Linear(5, 3)
+    return OfBatches(5, 3)
 
 
 def test_steps_equal_a_loop_written_out():
@@ -48,10 +64,9 @@ def test_steps_equal_a_loop_written_out():
     lr, mu = 0.1, 0.5
     model, reference, data = linear(), linear(), split()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    train(
-        model, data, epochs=2, batch_size=16, optimizer=optimizer, proximal=mu, augment="none",
-        generator=torch.Generator().manual_seed(3),
-    )  # fmt: skip
+    training = LocalTraining(epochs=2, batch_size=16, loss=F.cross_entropy, proximal=mu)
+    generator = torch.Generator().manual_seed(3)
+    train(model, data, training, optimizer=optimizer, generator=generator)
     generator = torch.Generator().manual_seed(3)
     start = [p.detach().clone() for p in reference.parameters()]
     for _ in range(2):
@@ -72,24 +87,27 @@ def test_every_example_is_seen_once_an_epoch(batch_size):
     step.
     """
     seen = torch.cat(
-        [labels for _, labels in split().shuffled(batch_size, torch.Generator().manual_seed(0))]
+        [
+            labels
+            for _, labels in shuffle_batches(split(), batch_size, torch.Generator().manual_seed(0))
+        ]
     )
     assert sorted(seen.tolist()) == sorted(split().labels.tolist())
 
 
 def test_large_splits_give_the_same_batches(monkeypatch):
     """Breaks if a split that is too large to keep in memory were read differently."""
-    kept = list(split().in_order())
+    kept = list(batches_in_order(split()))
     monkeypatch.setattr("fedgraft.client.data.split.KEPT_BYTES", 1)
-    streamed = list(split().in_order())
+    streamed = list(batches_in_order(split()))
     for (a, _), (b, _) in zip(kept, streamed, strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a.only, b.only)
 
 
 def test_an_empty_test_split_measures_nothing():
     """Breaks if a node without test data ended the round."""
-    data = Split(Table(), np.arange(0), lambda values: values)  # type: ignore[arg-type]
-    summary = evaluate(linear(), data, 3).summary()
+    data = Split(Table(), np.arange(0), as_batch)  # type: ignore[arg-type]
+    summary = evaluate(linear(), data, THREE).summary()
     assert summary["examples"] == 0
     assert summary["accuracy"] is None
 
@@ -107,13 +125,14 @@ def test_augmentation_moves_pixels_and_invents_none():
     """Breaks if a flip or crop changed values, shape, or drew on the global random state."""
     images = torch.rand(32, 3, 16, 16) + 1
     before = torch.random.get_rng_state()
-    crops = augmented(images, "flip-crop", torch.Generator().manual_seed(0))
+    batch = Batch({"image": images})
+    crops = augment_images(batch, "flip-crop", torch.Generator().manual_seed(0)).only
     assert torch.equal(before, torch.random.get_rng_state())
     assert crops.shape == images.shape
     for image, crop in zip(images, crops, strict=True):
         inside = crop[crop != 0]
         assert torch.isin(inside, image).all()
-    flips = augmented(images, "flip", torch.Generator().manual_seed(0))
+    flips = augment_images(batch, "flip", torch.Generator().manual_seed(0)).only
     for image, flip in zip(images, flips, strict=True):
         assert torch.equal(image, flip) or torch.equal(image, flip.flip(-1))
 
@@ -127,6 +146,7 @@ class Two:
         self.values = spread + torch.from_numpy(2.0 * self.labels - 1)[:, None].float()
 
     read = Table.read
+    prepare = Table.prepare
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -136,14 +156,21 @@ def test_the_balanced_loss_takes_a_nodes_own_shares_out(balanced):
     By Bayes' rule the classes part where 2x + log(p₁/p₀) = 0: at 0 for equal shares, at log(9)/2 =
     1.10 for 9 : 1.
     """
-    data = Split(Two(9000, 1000), np.arange(10_000), lambda values: values)  # type: ignore[arg-type]
+    data = Split(Two(9000, 1000), np.arange(10_000), as_batch)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = nn.Linear(1, 2)
+    model = OfBatches(1, 2)
+    shares = log_shares(data.labels, TWO)
+
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs + shares if balanced else outputs, labels)
+
     train(
-        model, data, epochs=6, batch_size=200, optimizer=torch.optim.Adam(model.parameters(), lr=0.03), proximal=0.0,
-        augment="none", generator=torch.Generator().manual_seed(0),
-        adjustment=log_shares(data.labels, 2) if balanced else None,
-    )  # fmt: skip
+        model,
+        data,
+        LocalTraining(epochs=6, batch_size=200, loss=loss),
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.03),
+        generator=torch.Generator().manual_seed(0),
+    )
     slope, offset = (
         (model.weight[1] - model.weight[0]).item(),
         (model.bias[1] - model.bias[0]).item(),
@@ -154,9 +181,9 @@ def test_the_balanced_loss_takes_a_nodes_own_shares_out(balanced):
 def test_a_class_that_a_node_does_not_have_is_not_unlearnt():
     """A logit that every node without the class pushes down; an infinity that becomes a NaN."""
     logits = torch.zeros(4, 3, requires_grad=True)
-    shares = log_shares(torch.tensor([0, 0, 2, 2]), 3)
+    shares = log_shares(torch.tensor([0, 0, 2, 2]), THREE)
     F.cross_entropy(logits + shares, torch.tensor([0, 0, 2, 2])).backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[:, 1] == 0).all()
-    assert log_shares(torch.empty(0, dtype=torch.int64), 2).isinf().all()
+    assert log_shares(torch.empty(0, dtype=torch.int64), TWO).isinf().all()

@@ -53,7 +53,8 @@ def test_training_imports_no_compiler():
     """
     program = (
         "import sys, torch; from fedgraft.client.training.optimizers import new_optimizer; from"
-        " fedgraft.common.plan.plan import Optimizer\np = torch.nn.Parameter(torch.ones(2)); o ="
+        " fedgraft.common.plan.train_section import OptimizerSection\n"
+        "p = torch.nn.Parameter(torch.ones(2)); o ="
         " new_optimizer([p], OptimizerSection(), 0.1)\np.sum().backward(); o.step();"
         " sys.exit('torch._dynamo' in sys.modules)"
     )

@@ -17,7 +17,10 @@ from fedgraft.simulations.engines.allocator import keep_freed_memory
 assert keep_freed_memory()
 torch.set_num_threads(1)
 network = nn.Sequential(
-    *(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(6))
+    *(
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        for _ in range(6)
+    )
 ).eval()
 images = torch.randn(32, 16, 32, 32)
 

@@ -18,7 +18,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from safetensors.numpy import load_file
 from sklearn import metrics as sk
 
-from fedgraft.client.app import app as client_app
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_splits
 from fedgraft.common.errors import RunFailed, UserErrors
@@ -29,6 +28,7 @@ from fedgraft.common.tasks.classification_sums import sums_of
 from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
+from tests.simulations.conftest import client_app
 
 STRATEGIES = (
     "fedavg",

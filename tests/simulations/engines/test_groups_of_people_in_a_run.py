@@ -21,6 +21,7 @@ from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.classification_sums import sums_of
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import Groups, group_records, read_groups
@@ -134,6 +135,7 @@ def test_where_they_may_not_be_told_or_are_not_known_nothing_is(
 
 
 # ── what comes over the wire ──────────────────────────────────────────────────────────────────────
+TASK = TaskSection(kind="tabular-classification", classes=("no", "yes"), columns=("a",))
 WHOLE = sums_of(
     torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.0, 3.0]]), torch.tensor([0, 1, 1, 1])
 )
@@ -147,7 +149,7 @@ def record(groups: dict, **more: Any) -> RecordDict:
 
 
 def test_groups_arrive_as_they_were_sent() -> None:
-    found = read_groups(record({(0, 1): SOME}), [2, 3], WHOLE)
+    found = read_groups(record({(0, 1): SOME}), [2, 3], WHOLE, TASK)
     assert list(found) == [(0, 1)]
     assert found[0, 1].to_flat() == SOME.to_flat()
 
@@ -175,7 +177,7 @@ def test_what_no_node_could_have_measured_is_refused(
     make: Callable[[], RecordDict], sizes, what
 ) -> None:
     with pytest.raises(BadUpdate, match=what):
-        read_groups(make(), sizes, WHOLE)
+        read_groups(make(), sizes, WHOLE, TASK)
 
 
 def test_a_node_that_lies_about_groups_is_left_out_and_named(tmp_path: Path, monkeypatch) -> None:
@@ -186,7 +188,7 @@ def test_a_node_that_lies_about_groups_is_left_out_and_named(tmp_path: Path, mon
         asked.append(len(groups))
         return group_records({(0, 0): HUGE} if len(asked) == 1 else groups)
 
-    monkeypatch.setattr("fedgraft.client.app.group_records", lie_once)
+    monkeypatch.setattr("fedgraft.client.handlers.group_records", lie_once)
     _, result, _ = ran(tmp_path, "train.rounds=1")
     (left_out,) = result["refused"]
     assert "more than all" in left_out["reason"]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedgraft.client.app import app as client_app
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.backbones.backbone import backbone_state
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.server import handout
+from tests.simulations.conftest import client_app
 
 
 class Wire:

@@ -15,8 +15,7 @@ from flwr.app import Context, Message
 from scipy import stats
 from torch import Tensor
 
-import fedgraft.client.app
-from fedgraft.client.app import app as client_app
+from fedgraft.client.app import make_client_app
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.common.errors import RunFailed
@@ -25,6 +24,8 @@ from fedgraft.common.privacy.accounting import epsilon
 from fedgraft.common.privacy.clipping import norm_of, update_of
 from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.common.wire.spent_record import read_spent
+from fedgraft.simulations.engines.simulated_node import simulation_desk
+from tests.simulations.conftest import client_app
 
 CENTRAL = ("privacy.mode=central", "privacy.noise_multiplier=1.0", "privacy.max_update_norm=0.05")
 LOCAL = ("privacy.mode=local", "privacy.noise_multiplier=2.0")
@@ -199,17 +200,11 @@ def test_local_rounds_are_in_the_ledger_and_end_at_the_ceiling(tiny, tmp_path) -
         ("node", (2.0, 1.0, 1), True)
     ] * 3
     assert result["privacy"]["h0"]["epsilon"] == pytest.approx(epsilon([(2.0, 1.0, 3)], 1e-5))
-    text = (
-        federation.nodes[0]
-        .read_text()
-        .replace("seeded_noise", "max_epsilon_run: 1.0e-3\n  seeded_noise")
-    )
-    federation.nodes[0].write_text(
-        text.replace("policy:", "policy:\n  dp_required: true\n  max_delta: 1.0e-3")
-    )
-    fedgraft.client.app._load_node.cache_clear()
-    fedgraft.client.app._budget.cache_clear()
-    result, _ = federation.run(tmp_path / "again", [*LOCAL, "seed=8"])
+    clauses = "policy:\n  dp_required: true\n  max_delta: 1.0e-3\n  max_epsilon_run: 1.0e-3"
+    text = federation.nodes[0].read_text()
+    federation.nodes[0].write_text(text.replace("policy:", clauses))
+    restarted = make_client_app(simulation_desk())
+    result, _ = federation.run(tmp_path / "again", [*LOCAL, "seed=8"], handle=restarted)
     refused = [row for row in result["refused"] if row["round"] == 0]
     assert [row["node"] for row in refused] == ["h0"]
     assert "ε above 0.001" in refused[0]["reason"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
-from fedgraft.client import app as client_app
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.model.shared_model import load_shared_model
+from fedgraft.simulations.engines.together import train_together
+from tests.simulations.conftest import DESK
 
-TOGETHER = {"together": client_app.train_together}
+TOGETHER = {"together": functools.partial(train_together, DESK)}
 
 
 def adapters(folder):
