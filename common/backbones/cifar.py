@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones.cifar_resnet import DEPTHS, CifarResNet
 from fedgraft.common.backbones.family import Family, NetworkShape, State
-from fedgraft.common.backbones.steps import mean_of_pixels, relu
+from fedgraft.common.backbones.forward_steps import mean_of_pixels, relu
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES
 from fedgraft.common.inputs.image import Preprocess, for_images

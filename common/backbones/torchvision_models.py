@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones.cifar import keep_shape
 from fedgraft.common.backbones.family import Family, NetworkShape, State
-from fedgraft.common.backbones.steps import flatten, mean_of_pixels, pool, relu
+from fedgraft.common.backbones.forward_steps import flatten, mean_of_pixels, pool, relu
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES
 from fedgraft.common.inputs.image import Preprocess
