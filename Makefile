@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help install demo test e2e quick exhaustive bench study check format clean
+.PHONY: help install demo test e2e quick exhaustive bench study docs check format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ bench: $(STAMP) ## fedgraft beside Flower, pfl, NVIDIA FLARE and plain PyTorch, 
 study: $(STAMP) ## what privacy costs and what leaks, on real chest X-rays: two studies and their pages, ten minutes
 	@$(BIN)/fedgraft study utility-vs-epsilon
 	@$(BIN)/fedgraft study membership
+
+docs: $(STAMP) ## the documentation site, into build/site; it needs no network to be read
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 check: $(STAMP) ## style, types, the law of imports
 	$(BIN)/ruff format --check .
