@@ -9,9 +9,10 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_splits
+from fedgraft.common.inputs.batch import concatenate
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.shared_model import load_shared_model
-from fedgraft.simulations.baselines import Pool, alone, pooled
+from fedgraft.simulations.baselines import Pool, measure_alone, measure_pooled
 
 # Trained so far that scores are spread: AUROC counts those within 0.015 of log-odds as equal.
 FURTHER = ("aggregate.min_nodes=1", "train.rounds=10", "train.optimizer.lr=0.05")
@@ -24,11 +25,11 @@ def test_a_node_alone_is_a_federation_of_one_tested_on_everybody(tiny, tmp_path)
     federation = tiny(3)
     plan = federation.plan(*FURTHER)
     backbone = plan_backbone(plan, tmp_path)
-    found = alone(plan, backbone, federation.nodes)
+    found = measure_alone(plan, backbone, federation.nodes)
     tests = [
         open_splits(load_node(path), plan, backbone.preprocess)[1] for path in federation.nodes
     ]
-    inputs = torch.cat([test.inputs(torch.arange(len(test))) for test in tests])
+    inputs = concatenate([test.inputs(torch.arange(len(test))) for test in tests])
     labels = torch.cat([test.labels for test in tests]).numpy()
     everybody = federation.nodes
     for number, path in enumerate(everybody):
@@ -55,12 +56,12 @@ def test_pooled_data_are_all_data(tiny, tmp_path):
     plan = federation.plan()
     backbone = plan_backbone(plan, tmp_path)
     splits = [open_splits(load_node(path), plan, backbone.preprocess) for path in federation.nodes]
-    found = pooled(plan, backbone, federation.nodes)
+    found = measure_pooled(plan, backbone, federation.nodes)
     assert found["examples"] == sum(len(test) for _, test in splits)
     assert {name: row["examples"] for name, row in found["nodes"].items()} == {
         f"h{number}": len(test) for number, (_, test) in enumerate(splits)
     }
     pool = Pool([train for train, _ in splits])
-    whole = torch.cat([train.inputs(torch.arange(len(train))) for train, _ in splits])
+    whole = concatenate([train.inputs(torch.arange(len(train))) for train, _ in splits]).only
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pool.inputs(order).nan_to_num(), whole[order].nan_to_num())
+    assert torch.equal(pool.inputs(order).only.nan_to_num(), whole[order].nan_to_num())

@@ -22,9 +22,10 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.simulations.attacks import ATTACKS
-from fedgraft.simulations.attacks.canaries import CanaryModel, WithCanaries, canary_scores
-from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit
-from fedgraft.simulations.attacks.target import node_data
+from fedgraft.simulations.attacks.canaries import score_canaries
+from fedgraft.simulations.attacks.canary_model import WithCanaries, add_canaries
+from fedgraft.simulations.attacks.empirical_epsilon import Audit, audit_guesses
+from fedgraft.simulations.attacks.target import open_nodes
 from fedgraft.simulations.benchmarks.leak_tasks import AUDITED
 from fedgraft.simulations.engines.engine import nodes_on_disk
 
@@ -38,7 +39,7 @@ def hospital(xrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     path.write_text(AUDITED)
     plan = load_plan(path)
     with nodes_on_disk(plan, path) as nodes:
-        data, _ = node_data(plan, nodes[:1], plan_backbone(plan, path.parent).preprocess)
+        data, _ = open_nodes(plan, nodes[:1], plan_backbone(plan, path.parent).preprocess)
         yield path, data[0].train
 
 
@@ -54,9 +55,9 @@ def audited(
     plan, model = opened(path, *overrides)
     mechanism = mechanism or mechanism_for(plan, 100)
     coins = np.random.default_rng([seed, 99]).random(CANARIES) < 0.5
-    scores = canary_scores(plan, model, split, coins, mechanism=mechanism, seed=seed)
+    scores = score_canaries(plan, model, split, coins, mechanism=mechanism, seed=seed)
     assert plan.privacy.target_epsilon is not None
-    return audit(scores, coins, delta=1e-5), plan.privacy.target_epsilon
+    return audit_guesses(scores, coins, delta=1e-5), plan.privacy.target_epsilon
 
 
 # ── canaries ──────────────────────────────────────────────────────────────────────────────────────
@@ -67,15 +68,16 @@ def test_a_canarys_gradient_is_its_own(hospital, method) -> None:
     """
     path, split = hospital
     _, model = opened(path, f"adapter.method={method}")
-    probed, data = CanaryModel(model, 6), WithCanaries(split, np.array([1, 4]), 2)
+    probed = add_canaries(model, 6)
+    data = WithCanaries(split, torch.tensor([1, 4]), outputs=2)
     with torch.no_grad():
         probed.head.linear.weight.add_(3.0)  # as if it had been learnt
-    parameters = list(probed.trainable_parameters().values())
+    parameters = list(probed.model.trainable_parameters().values())
     at = next(k for k, p in enumerate(parameters) if p is probed.head.linear.weight)
     for position in (0, len(split), len(split) + 1):
         inputs, labels = data.inputs(torch.tensor([position])), data.labels[[position]]
         gradients = torch.autograd.grad(
-            F.cross_entropy(probed(inputs), labels), parameters, allow_unused=True
+            F.cross_entropy(probed.model(inputs), labels), parameters, allow_unused=True
         )
         squares = [0.0 if g is None else float(g.double().square().sum()) for g in gradients]
         added = gradients[at][:, probed.head.features :].double().square().sum(0)
@@ -91,9 +93,9 @@ def test_records_are_seen_as_the_plans_model_sees_them(hospital) -> None:
     """A probe that trains another model than the plan's."""
     path, split = hospital
     _, model = opened(path, "adapter.method=lora")
-    probed, inputs = CanaryModel(model, 5), split.inputs(torch.arange(4))
+    probed, inputs = add_canaries(model, 5), split.inputs(torch.arange(4))
     with torch.no_grad():
-        assert torch.allclose(probed(inputs), model(inputs), atol=1e-5)
+        assert torch.allclose(probed.model(inputs), model(inputs), atol=1e-5)
 
 
 # ── a correct mechanism ───────────────────────────────────────────────────────────────────────────

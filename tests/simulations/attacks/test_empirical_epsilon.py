@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from fedgraft.common.errors import UserError
-from fedgraft.simulations.attacks.empirical_epsilon import audit, lower_bound, p_value
+from fedgraft.simulations.attacks.empirical_epsilon import audit_guesses, lower_bound, p_value
 
 
 def best_of_all(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
@@ -194,7 +194,7 @@ def test_randomised_response_is_bounded_from_below_19_times_in_20(epsilon, typic
     for _ in range(200):
         coins = rng.random(300) < 0.5
         told = coins ^ (rng.random(300) > 1 / (1 + math.exp(-epsilon)))
-        found.append(audit(told + 1e-3 * rng.random(300), coins, delta=0.0).epsilon)
+        found.append(audit_guesses(told + 1e-3 * rng.random(300), coins, delta=0.0).epsilon)
         above += found[-1] > epsilon
     assert above < 19
     assert np.median(found) >= typical  # and it is a bound that says something
@@ -210,7 +210,7 @@ def test_a_mechanism_that_tells_all_with_probability_delta_stays_bounded() -> No
         truth = rng.random(m) < delta
         told = coins ^ ((rng.random(m) > 1 / (1 + math.exp(-epsilon))) & ~truth)
         score = np.where(told, 1.0, -1.0) * np.where(truth, 2.0, 1.0) + 1e-3 * rng.random(m)
-        above += audit(score, coins, delta=delta).epsilon > epsilon
+        above += audit_guesses(score, coins, delta=delta).epsilon > epsilon
     assert above < 20
 
 
@@ -221,9 +221,9 @@ def test_what_cannot_be_is_told() -> None:
     with pytest.raises(UserError, match="11 of 10"):
         p_value(20, 10, 11, epsilon=1.0, delta=0.0)
     with pytest.raises(UserError, match="no number"):
-        audit(np.array([math.nan, 1, 2, 3]), np.ones(4, bool), delta=0.0)
+        audit_guesses(np.array([math.nan, 1, 2, 3]), np.ones(4, bool), delta=0.0)
     for confidence in (0.0, 1.0, 95.0, math.nan):
         with pytest.raises(UserError, match="confidence"):
             lower_bound(20, 10, 10, delta=0.0, confidence=confidence)
     with pytest.raises(UserError, match="coins are float64"):
-        audit(np.arange(4.0), np.array([1.0, -1.0, 1.0, -1.0]), delta=0.0)
+        audit_guesses(np.arange(4.0), np.array([1.0, -1.0, 1.0, -1.0]), delta=0.0)

@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness
+from fedgraft.client.privacy.dp_sgd import Mechanism
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.errors import UserError
-from fedgraft.common.model.grafted_model import graft
+from fedgraft.common.model.grafted_model import GraftedModel, graft
+from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.simulations.attacks import ATTACKS
-from fedgraft.simulations.attacks.gradients import gradient, released
-from fedgraft.simulations.attacks.inversion import distance, head_input, total_variation
-from fedgraft.simulations.attacks.labels import class_counts
-from fedgraft.simulations.attacks.properties import fitted
+from fedgraft.simulations.attacks.gradients import ObservedStep
+from fedgraft.simulations.attacks.image_search import distance, total_variation
+from fedgraft.simulations.attacks.inversion import read_head_input
+from fedgraft.simulations.attacks.labels import count_classes
+from fedgraft.simulations.attacks.properties import fit_shares
 from fedgraft.simulations.attacks.similarity import psnr, ssim
 
 
@@ -82,6 +84,10 @@ def model(method: str = "head", classes: int = 3):
     )
 
 
+def observe(net: GraftedModel, mechanism: Mechanism | None = None, seed: bytes = b"a"):
+    return ObservedStep(net, F.cross_entropy, mechanism, Randomness(seed))
+
+
 def test_what_a_node_releases_is_clipped_and_noised_as_its_mechanism_says() -> None:
     """An attack on a gradient that no node sends: not clipped by record, noised too little, scaled
     otherwise.
@@ -94,23 +100,23 @@ def test_what_a_node_releases_is_clipped_and_noised_as_its_mechanism_says() -> N
     quiet = Mechanism(0.0, 0.1, 1, 10.0, 0.5)
     by_hand = [torch.zeros_like(p) for p in net.trainable_parameters().values()]
     for i in range(4):
-        single = gradient(net, inputs[i : i + 1], labels[i : i + 1])
+        single = observe(net).gradient(inputs[i : i + 1], labels[i : i + 1])
         norm = float(torch.cat([g.flatten() for g in single]).norm())
         for total, g in zip(by_hand, single, strict=True):
             total.add_(g * min(1.0, 0.5 / norm) / 4)
-    found = released(net, inputs, labels, quiet, Randomness(b"a"))
+    found = observe(net, quiet).release(inputs, labels)
     for ours, wanted in zip(found, by_hand, strict=True):
         assert torch.allclose(ours, wanted, atol=1e-5)
     noisy = Mechanism(20.0, 0.1, 1, 10.0, 0.5)
-    draws = [released(net, inputs, labels, noisy, Randomness(bytes([k]))) for k in range(6)]
+    draws = [observe(net, noisy, bytes([k])).release(inputs, labels) for k in range(6)]
     values = torch.cat(
         [(d - w).flatten() for draw in draws for d, w in zip(draw, by_hand, strict=True)]
     )
     assert float(values.std()) == pytest.approx(
         20 * 0.5 / 4, rel=0.06
     )  # 1,170 draws: 2 % of standard error
-    plain = released(net, inputs, labels, None, Randomness())
-    assert torch.equal(plain[0], gradient(net, inputs, labels)[0])
+    plain = observe(net).release(inputs, labels)
+    assert torch.equal(plain[0], observe(net).gradient(inputs, labels)[0])
 
 
 def test_the_heads_gradient_gives_its_input_away() -> None:
@@ -121,7 +127,7 @@ def test_the_heads_gradient_gives_its_input_away() -> None:
     net.net.get_submodule(net.head_name).register_forward_pre_hook(
         lambda _, given: seen.append(given[0])
     )
-    found = head_input(net, released(net, inputs, torch.tensor([2]), None, Randomness()))
+    found = read_head_input(net, observe(net).release(inputs, torch.tensor([2])))
     assert torch.allclose(found, seen[0][0], rtol=1e-4, atol=1e-6)
 
 
@@ -141,7 +147,7 @@ def test_counts_are_exact_where_records_of_a_class_look_alike(counts, seed) -> N
     )
     labels = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)])
     bias = (public[labels] - F.one_hot(labels, classes)).mean(0)
-    assert class_counts(bias, public, len(labels)) == pytest.approx(np.array(counts), abs=1e-3)
+    assert count_classes(bias, public, len(labels)) == pytest.approx(np.array(counts), abs=1e-3)
 
 
 def test_a_ridge_line_finds_the_share_again() -> None:
@@ -149,7 +155,7 @@ def test_a_ridge_line_finds_the_share_again() -> None:
     rng = np.random.default_rng(0)
     share = np.linspace(0.05, 0.95, 30)
     rows = np.c_[1e-4 * share, 300 - 50 * share, rng.normal(size=30)]
-    predict = fitted(rows, share)
+    predict = fit_shares(rows, share)
     assert predict(np.c_[[2e-5], [290.0], [0.0]]) == pytest.approx([0.2], abs=0.02)
 
 

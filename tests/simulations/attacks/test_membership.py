@@ -11,18 +11,23 @@ import torch
 from scipy import stats
 
 from fedgraft.simulations.attacks import ATTACKS
-from fedgraft.simulations.attacks.lira import (
+from fedgraft.simulations.attacks.candidates import (
     Candidates,
-    above_others,
-    affordable,
-    chosen_candidates,
-    federated,
-    halves,
-    likelihood_ratio,
-    lira,
-    logit_scaled,
+    choose_candidates,
+    match_strata,
 )
-from fedgraft.simulations.attacks.loss_threshold import alike
+from fedgraft.simulations.attacks.lira import (
+    Evidence,
+    attack_by_likelihood,
+    scale_confidences,
+    score_above_others,
+    score_by_ratio,
+)
+from fedgraft.simulations.attacks.shadows import (
+    count_affordable,
+    draw_halves,
+    train_federation,
+)
 from fedgraft.simulations.attacks.target import open_target
 
 pytestmark = pytest.mark.slow
@@ -43,7 +48,8 @@ def test_members_and_others_have_the_same_classes(planted) -> None:
     """An attack that wins by the class alone, at a node where sick people are many."""
     target = open_target(planted.plan, planted.run, planted.nodes)
     for data in target.nodes:
-        mine, theirs = alike(data, np.random.default_rng(0))
+        strata = target.strata(data.train), target.strata(data.others)
+        mine, theirs = match_strata(*strata, np.random.default_rng(0))
         shares = [
             s.labels[rows].double().mean()
             for s, rows in ((data.train, mine), (data.others, theirs))
@@ -76,8 +82,8 @@ def test_confidences_on_the_scale_of_logits() -> None:
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     labels = torch.arange(50) % 4
     p = logits.softmax(1)[torch.arange(50), labels]
-    assert torch.allclose(logit_scaled(logits, labels), torch.log(p / (1 - p)))
-    assert float(logit_scaled(torch.tensor([[80.0, 0.0]]), torch.tensor([0]))) == 80
+    assert torch.allclose(scale_confidences(logits, labels), torch.log(p / (1 - p)))
+    assert float(scale_confidences(torch.tensor([[80.0, 0.0]]), torch.tensor([0]))) == 80
 
 
 @pytest.mark.parametrize("shadows", [8, 200])
@@ -87,7 +93,8 @@ def test_the_ratio_is_that_of_two_normal_densities(shadows) -> None:
     """
     rng = np.random.default_rng(shadows)
     phi, seen = rng.normal(size=(shadows, 4)) * 2, rng.normal(size=4)
-    inside = halves([Candidates(np.arange(4), np.ones(4, bool))], shadows, rng)
+    inside = draw_halves([Candidates(np.arange(4), np.ones(4, bool))], shadows, rng)
+    evidence = Evidence(seen, phi, inside)
     pooled = {}
     for side, had in ((1, inside), (0, ~inside)):
         pooled[side] = np.mean([np.var(phi[had[:, i], i], ddof=1) for i in range(4)])
@@ -97,10 +104,10 @@ def test_the_ratio_is_that_of_two_normal_densities(shadows) -> None:
             mine = phi[had[:, i], i]
             variance = pooled[side] if shadows < 64 else np.var(mine, ddof=1)
             density.append(stats.norm.logpdf(seen[i], mine.mean(), math.sqrt(variance)))
-        assert likelihood_ratio(seen, phi, inside)[i] == pytest.approx(density[0] - density[1])
+        assert score_by_ratio(evidence)[i] == pytest.approx(density[0] - density[1])
         out = phi[~inside[:, i], i]
         sigma = math.sqrt(pooled[0] if shadows < 64 else np.var(out, ddof=1))
-        assert above_others(seen, phi, inside)[i] == pytest.approx((seen[i] - out.mean()) / sigma)
+        assert score_above_others(evidence)[i] == pytest.approx((seen[i] - out.mean()) / sigma)
 
 
 def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
@@ -108,15 +115,15 @@ def test_shadows_are_as_large_as_the_attacked_federation(planted) -> None:
     always in.
     """
     target = open_target(planted.plan, planted.run, planted.nodes)
-    candidates = chosen_candidates(target, np.random.default_rng(0))
-    inside = halves(candidates, 8, np.random.default_rng(0))
+    candidates = choose_candidates(target, np.random.default_rng(0))
+    inside = draw_halves(candidates, 8, np.random.default_rng(0))
     assert (inside.sum(0) == 4).all()
     start = 0
     for data, each in zip(target.nodes, candidates, strict=True):
         labels = data.train.records.labels[each.rows]
-        assert set(each.rows[each.member]) <= set(data.train.rows)
-        assert not set(each.rows[~each.member]) & set(data.train.rows)
-        wanted = np.bincount(labels[each.member], minlength=2)
+        assert set(each.rows[each.is_member]) <= set(data.train.rows)
+        assert not set(each.rows[~each.is_member]) & set(data.train.rows)
+        wanted = np.bincount(labels[each.is_member], minlength=2)
         for mine in inside[:, start : start + len(each.rows)]:
             assert (np.bincount(labels[mine], minlength=2) == wanted).all()
         start += len(each.rows)
@@ -127,11 +134,11 @@ def test_shadows_are_as_many_as_a_plan_is_worth(planted, private) -> None:
     halved.
     """
     target = open_target(planted.plan, planted.run, planted.nodes)
-    assert affordable(target) == 16  # 48 records, 75 epochs: 3,600 passes
+    assert count_affordable(target) == 16  # 48 records, 75 epochs: 3,600 passes
     long = planted.plan.train.model_copy(update={"local_epochs": 100})
     plan = planted.plan.model_copy(update={"train": long})
-    assert affordable(replace(target, plan=plan)) == 8  # 120,000 / 14,400 = 8.3
-    assert affordable(open_target(private.plan, private.run, private.nodes)) == 16
+    assert count_affordable(replace(target, plan=plan)) == 8  # 120,000 / 14,400 = 8.3
+    assert count_affordable(open_target(private.plan, private.run, private.nodes)) == 16
 
 
 def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
@@ -139,15 +146,17 @@ def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
     average.
     """
     target = open_target(planted.plan, planted.run, planted.nodes)
-    shared, last = federated(target, [data.train for data in target.nodes], planted.plan.seed)
+    splits = [data.train for data in target.nodes]
+    released = train_federation(target, splits, planted.plan.seed)
+    update = target.update(1)
     for name, tensor in target.shared.items():
-        assert torch.allclose(shared[name], tensor, atol=1e-6), name
-        assert torch.allclose(last[1][name], target.update(1)[name], atol=1e-6), name
+        assert torch.allclose(released.shared[name], tensor, atol=1e-6), name
+        assert torch.allclose(released.updates[1][name], update[name], atol=1e-6), name
 
 
 def test_shadow_models_tell_members_better_than_the_loss(planted) -> None:
     """Shadows that teach nothing."""
-    found = lira(planted.plan, planted.run, planted.nodes, 0, shadows=6)
+    found = attack_by_likelihood(planted.plan, planted.run, planted.nodes, 0, shadows=6)
     for view in found["views"].values():
         assert view["auc_interval"][0] > 0.65
         assert view["offline_auc"] > 0.65
@@ -155,7 +164,7 @@ def test_shadow_models_tell_members_better_than_the_loss(planted) -> None:
 
 def test_shadow_models_tell_nothing_at_epsilon_one(private) -> None:
     """A difference between shadows and run that is taken for membership."""
-    found = lira(private.plan, private.run, private.nodes, 0, shadows=6)
+    found = attack_by_likelihood(private.plan, private.run, private.nodes, 0, shadows=6)
     for view in found["views"].values():
         low, high = view["auc_interval"]
         assert low < 0.5 < high
