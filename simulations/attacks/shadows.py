@@ -15,6 +15,7 @@ from fedgraft.server.aggregation.plain_aggregation import PlainAggregation
 from fedgraft.server.rounds import Round
 from fedgraft.simulations.attacks.candidates import Candidates
 from fedgraft.simulations.attacks.target import State, Target
+from fedgraft.simulations.engines.inprocess import take_server_identity
 
 FEWEST = 4
 MOST = 16
@@ -98,6 +99,8 @@ def train_federation(target: Target, splits: Sequence[Split], seed: int) -> Rele
     Args:
         splits: what each node trains on, in the order of the nodes.
     """
+    # Flower's strategies take messages, also where an attack comes long after its run
+    take_server_identity()
     plan = target.plan
     layout = Layout.of(target.first)
     aggregation = PlainAggregation(plan)

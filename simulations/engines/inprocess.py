@@ -29,6 +29,15 @@ MOST_TOGETHER = 128  # nodes in one batched step; bounds what it holds at once
 LONGEST_PULL = 5.0  # seconds; a pull that finds nothing makes the server sleep
 
 
+def take_server_identity() -> None:
+    """Make this process a simulated run's server: a message asks for the identity of the process
+    that makes it.
+    """
+    TaskIdentity.run_id = RUN_ID
+    TaskIdentity.task_id = 1
+    TaskIdentity.node_id = SERVER_ID
+
+
 class InProcessGrid(Grid):
     """Node k of the simulation has the Flower id `FIRST_NODE_ID + k` and opens `nodes[k]`, its own
     node.yaml.
@@ -66,8 +75,7 @@ class InProcessGrid(Grid):
         self._answered: set[str] = set()  # those of them that were seen, and not pulled
         self._count = workers or os.cpu_count() or 1
         self._workers = ThreadPoolExecutor(max_workers=self._count)
-        # A message asks for the identity of the process that makes it: here that is the server's.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_ID
+        take_server_identity()
 
     def close(self) -> None:
         """Stop the workers; messages that were not begun are dropped."""

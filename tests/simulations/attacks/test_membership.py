@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flwr.supercore.task_identity import TaskIdentity
 from scipy import stats
 
 from fedgraft.simulations.attacks import ATTACKS
@@ -152,6 +153,14 @@ def test_a_shadow_on_the_same_rows_is_the_run_itself(planted) -> None:
     for name, tensor in target.shared.items():
         assert torch.allclose(released.shared[name], tensor, atol=1e-6), name
         assert torch.allclose(released.updates[1][name], update[name], atol=1e-6), name
+
+
+def test_shadows_need_no_run_in_the_same_process(private, monkeypatch) -> None:
+    """A study that is gone on with, whose runs are there and whose attacks are not."""
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    target = open_target(private.plan, private.run, private.nodes)
+    train_federation(target, [data.train for data in target.nodes], seed=1)
 
 
 def test_shadow_models_tell_members_better_than_the_loss(planted) -> None:
