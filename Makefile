@@ -24,11 +24,12 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP) ## every test: those in one process two at a time, then federations of real processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'
+	$(BIN)/python -m pytest -m 'deployment and not exhaustive'
 
 quick: $(STAMP) ## the quick tests
-	$(BIN)/python -m pytest -m 'not slow and not exhaustive'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not exhaustive'
 
 e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cable; the same bits as in one process
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
@@ -53,11 +54,13 @@ docs: $(STAMP) ## the documentation site, into build/site; it needs no network t
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "build/site/index.html"
 
-check: $(STAMP) ## style, types, the law of imports
+check: $(STAMP) ## style, types, the law of imports, declared dependencies, the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/deptry .
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format .
