@@ -44,7 +44,7 @@ def reply(desk: Desk, handle: Handler, message: Message, context: Context) -> Me
     audit = Audit(None)
     try:
         audit = Audit(desk.node(context).audit_path)
-        audit.came(message)
+        audit.log_arrival(message)
         answer = handle(desk, message, context)
     except Refused as refusal:
         answer = refuse(desk, context, refusal.code, refusal.reason)
@@ -64,7 +64,7 @@ def reply(desk: Desk, handle: Handler, message: Message, context: Context) -> Me
     seconds = time.perf_counter() - started
     try:
         left = epsilon_left(desk, answer.content, context)
-        audit.goes(outgoing, message, layout=answer.layout, seconds=seconds, left=left)
+        audit.log_answer(outgoing, message, layout=answer.layout, seconds=seconds, left=left)
     except Refused as refusal:
         # what was not written down does not leave
         answer = refuse(desk, context, refusal.code, refusal.reason)

@@ -210,7 +210,7 @@ def log(
 
     from fedgraft.client.node.node_file import load_node
     from fedgraft.client.store.audit_log import in_words
-    from fedgraft.client.store.chain import head as head_of
+    from fedgraft.client.store.chain_entry import parse_head
     from fedgraft.client.store.journal import Journal
 
     path = load_node(file).audit_path
@@ -226,7 +226,7 @@ def log(
             remedy="start the node first",
         )
     if verify:
-        _verified(path, "entry", journal.verify(head_of(head) if head else None), journal.head)
+        _verified(path, "entry", journal.verify(parse_head(head) if head else None), journal.head)
         return
     for entry in deque(journal.entries(), maxlen=last):
         if json_:
@@ -275,7 +275,7 @@ def ledger(
     from fedgraft.client.privacy.ledger import Ledger
     from fedgraft.client.privacy.spending import Ceilings
     from fedgraft.client.privacy.statement import markdown, statement
-    from fedgraft.client.store.chain import head as head_of
+    from fedgraft.client.store.chain_entry import parse_head
 
     ceilings, path = Ceilings(), file
     if file.suffix in (".yaml", ".yml"):
@@ -291,7 +291,7 @@ def ledger(
     kept = Ledger(path)
     if verify:
         _verified(
-            path, "row", kept.verify(head_of(head) if head else None), lambda: kept.book().head
+            path, "row", kept.verify(parse_head(head) if head else None), lambda: kept.book().head
         )
         return
     stated = statement(kept, ceilings=ceilings)

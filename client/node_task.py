@@ -11,7 +11,7 @@ from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.round_budget import RoundBudget
 from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.store.activation_cache import ActivationCache
-from fedgraft.client.store.activations import Cut, behind_prefix
+from fedgraft.client.store.cut_models import Cut, behind_prefix
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import Backbone

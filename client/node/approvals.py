@@ -22,7 +22,7 @@ from typing import Any
 
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.site.launcher import installed
-from fedgraft.client.store.chain import Entry
+from fedgraft.client.store.chain_entry import Entry
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.files.bundle import Bundle, unpacked

@@ -14,5 +14,5 @@ def encode(outgoing: Outgoing, terms: ReleaseTerms) -> Outgoing:
     if encoding == "none" or terms.memory is None or terms.layout is None:
         return outgoing
     update = update_of(outgoing.state(), outgoing.received)
-    encoded = terms.memory.encoded(update, terms.layout, encoding, terms.round)
+    encoded = terms.memory.encode(update, terms.layout, encoding, terms.round)
     return replace(outgoing, encoded=encoded)

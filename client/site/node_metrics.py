@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.site.network import split_address
-from fedgraft.client.store.chain import Entry
-from fedgraft.client.store.journal import Journal, parsed
+from fedgraft.client.store.chain_entry import Entry
+from fedgraft.client.store.journal import Journal, parse_line
 from fedgraft.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Tally:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    entry, _ = parsed(line)
+                    entry, _ = parse_line(line)
                     if entry is not None and entry.number > self.last:
                         self._take(entry)
                     self._place = (

@@ -20,7 +20,7 @@ class ActivationCache:
         cache.size()
         cache.purge()
 
-    `client/store/activations.py` makes and fills the files.
+    `client/store/cut_models.py` makes the files.
     """
 
     folder: Path

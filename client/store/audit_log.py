@@ -4,7 +4,7 @@ leaves. Never data.
     in    message, run, kind, plan, round, tensors (name, shape), bytes
     out   the same of the answer, and: decision (sent, refused), reason, ε and δ spent, seconds
 
-Values of tensors, metrics and configuration are not in it, but for the few named in `_SAID`. What
+Values of tensors, metrics and configuration are not in it, but for the few named in `_LOGGED`. What
 cannot be written down does not happen: a message is refused, an answer stays here.
 """
 
@@ -22,12 +22,27 @@ from fedgraft.common.wire.message_size import message_bytes
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
 
-# what config records may say here
-_SAID = ("plan-hash", "round", "fingerprint", "layout", "stored", "has", "part", "parts")
+# what of config records is written down, each under its name here
+_LOGGED = {
+    "plan-hash": "plan",
+    "round": "round",
+    "fingerprint": "fingerprint",
+    "layout": "layout",
+    "stored": "stored",
+    "has": "has",
+    "part": "part",
+    "parts": "parts",
+}
+_OF_PRIVACY = ("epsilon", "delta", "unit")
+_LONGEST = 200
 
 
 class Audit:
     """The log of one node.
+
+        audit = Audit(node.audit_path)
+        audit.log_arrival(message)
+        audit.log_answer(answer, message, layout=layout, seconds=0.2, left=None)
 
     Args:
         path: the file; None: nothing is written, as at a simulation's nodes.
@@ -36,15 +51,15 @@ class Audit:
     def __init__(self, path: Path | None) -> None:
         self.journal = None if path is None else Journal(path)
 
-    def came(self, message: Message) -> None:
+    def log_arrival(self, message: Message) -> None:
         """Write down a message that arrived. Raises `Refused` where that cannot be done."""
-        if self.journal is not None:
-            self._append(
-                "in",
-                _head(message) | described(message.content) | {"bytes": message_bytes(message)},
-            )
+        if self.journal is None:
+            return
+        body = _head(message) | describe(message.content)
+        body["bytes"] = message_bytes(message)
+        _append(self.journal, "in", body)
 
-    def goes(
+    def log_answer(
         self,
         answer: Message,
         to: Message,
@@ -64,71 +79,87 @@ class Audit:
         """
         if self.journal is None:
             return
-        body = _head(to) | described(answer.content, layout)
-        refused = answer.content.config_records.get("refused")
-        body["decision"] = "sent" if refused is None else "refused"
-        if refused is not None:
-            body["reason"] = str(refused.get("reason", ""))
-        if spent := answer.content.config_records.get("privacy"):
-            body |= {key: spent[key] for key in ("epsilon", "delta", "unit") if key in spent}
+        body = _head(to) | describe(answer.content, layout) | _decision(answer.content)
+        spent = answer.content.config_records.get("privacy")
+        if spent:
+            for key in _OF_PRIVACY:
+                if key in spent:
+                    body[key] = spent[key]
             body["epsilon_left"] = left
-        self._append("out", body | {"bytes": message_bytes(answer), "seconds": round(seconds, 3)})
-
-    def _append(self, kind: str, body: dict[str, Any]) -> None:
-        assert self.journal is not None
-        try:
-            self.journal.append(kind, body)
-        except Refused as refusal:
-            raise Refused(
-                Code.STORAGE,
-                f"this node cannot keep its audit log ({refusal.reason}); nothing is done",
-            ) from None
+        body["bytes"] = message_bytes(answer)
+        body["seconds"] = round(seconds, 3)
+        _append(self.journal, "out", body)
 
 
-def described(content: RecordDict, layout: Layout | None = None) -> dict[str, Any]:
-    """What a content holds: tensors by name and shape, the names of its metrics, and what `_SAID`
-    allows.
+def _append(journal: Journal, kind: str, body: dict[str, Any]) -> None:
+    try:
+        journal.append(kind, body)
+    except Refused as refusal:
+        what = f"this node cannot keep its audit log ({refusal.reason})"
+        raise Refused(Code.STORAGE, f"{what}; nothing is done") from None
+
+
+def describe(content: RecordDict, layout: Layout | None = None) -> dict[str, Any]:
+    """Return what a content holds: tensors by name and shape, the names of its metrics, and what
+    may be written down of its configuration.
     """
-    found: dict[str, Any] = {}
-    said = {
-        key: config[key]
-        for config in content.config_records.values()
-        for key in _SAID
-        if key in config
-        # a later record does not hide an earlier one's key: both sides use one record for each
-        # purpose
-    }
-    for key, value in said.items():
-        found[{"plan-hash": "plan"}.get(key, key)] = (
-            value if isinstance(value, bool | int) else str(value)[:200]
-        )
-    tensors = {
-        f"{record}.{name}": list(array.shape)
-        for record, arrays in content.array_records.items()
-        for name, array in arrays.items()
-    }
-    if (
-        layout is not None
-        and ADAPTER in content.array_records
-        and said.get("layout") == layout.digest
-    ):
-        tensors = {name: list(shape) for name, shape in layout.shapes}
+    logged = _logged_config(content)
+    description: dict[str, Any] = {}
+    for key, value in logged.items():
+        plain = value if isinstance(value, bool | int) else str(value)[:_LONGEST]
+        description[_LOGGED[key]] = plain
+
+    tensors = _shapes(content)
+    if layout is not None and ADAPTER in content.array_records:
+        if logged.get("layout") == layout.digest:
+            tensors = {name: list(shape) for name, shape in layout.shapes}
     if tensors:
-        found["tensors"] = tensors
-    if metrics := {record: sorted(values) for record, values in content.metric_records.items()}:
-        found["metrics"] = metrics
-    return found
+        description["tensors"] = tensors
+
+    metrics = {record: sorted(values) for record, values in content.metric_records.items()}
+    if metrics:
+        description["metrics"] = metrics
+    return description
+
+
+def _logged_config(content: RecordDict) -> dict[str, Any]:
+    """Return what may be written down of config records.
+
+    No record hides another one's key: both sides use one record for each purpose.
+    """
+    logged: dict[str, Any] = {}
+    for config in content.config_records.values():
+        for key in _LOGGED:
+            if key in config:
+                logged[key] = config[key]
+    return logged
+
+
+def _shapes(content: RecordDict) -> dict[str, list[int]]:
+    shapes = {}
+    for record, arrays in content.array_records.items():
+        for name, array in arrays.items():
+            shapes[f"{record}.{name}"] = list(array.shape)
+    return shapes
+
+
+def _decision(content: RecordDict) -> dict[str, Any]:
+    refused = content.config_records.get("refused")
+    if refused is None:
+        return {"decision": "sent"}
+    return {"decision": "refused", "reason": str(refused.get("reason", ""))}
 
 
 def in_words(entry: Mapping[str, Any]) -> str:
-    """One entry's body as a line for people."""
+    """Return one entry's body as a line for people."""
     parts = [f"{entry.get('kind', ''):<15}"]
     if "round" in entry:
         parts.append(f"round {entry['round']}")
     if "plan" in entry:
         parts.append(f"plan {str(entry['plan'])[:19]}…")
     if "tensors" in entry:
-        parts.append(f"{len(entry['tensors'])} tensor{'s' if len(entry['tensors']) > 1 else ''}")
+        count = len(entry["tensors"])
+        parts.append(f"{count} tensor{'s' if count > 1 else ''}")
     parts.append(f"{entry.get('bytes', 0):,} bytes")
     if "epsilon" in entry:
         parts.append(f"ε {entry['epsilon']:.4g} at δ {entry['delta']:g}")

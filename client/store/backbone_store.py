@@ -30,11 +30,17 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.files.whole_files import replacing, write_whole
 
-IN_USE = 3600.0  # seconds since it was last used
+# seconds since it was last used
+IN_USE = 3600.0
+_MEGABYTE = 1e6
 
 
 class BackboneStore:
     """A folder of `backbones/<sha256>.safetensors` and `plans/<sha256>.json`.
+
+        store = BackboneStore(node.store)
+        store.put(backbone_state(backbone), backbone.fingerprint)
+        state = store.load(backbone.fingerprint)
 
     Args:
         limit: most bytes of backbones; None: no limit.
@@ -45,10 +51,7 @@ class BackboneStore:
         self.plans = folder / "plans"
         self.limit = limit
 
-    def has(self, fingerprint: str) -> bool:
-        """Whether the backbone is here."""
-        return self._backbone(fingerprint).is_file()
-
+    # ── receiving ─────────────────────────────────────────────────────────────────────────────────
     def put(self, state: Mapping[str, Tensor], fingerprint: str) -> None:
         """Verify a backbone that arrived, and keep it.
 
@@ -56,7 +59,7 @@ class BackboneStore:
             Refused: its bytes are not those of `fingerprint`, or it does not fit the limit beside
                 what is in use; nothing is kept.
         """
-        _must_be(state, fingerprint)
+        _check_fingerprint(state, fingerprint)
         with self._alone():
             self._keep(state, fingerprint)
 
@@ -64,127 +67,136 @@ class BackboneStore:
         self, state: Mapping[str, Tensor], fingerprint: str, part: int, parts: int
     ) -> None:
         """Keep one of the parts (from 1) in which a backbone arrives; the last one makes it whole.
+
         Raises as `put`.
         """
         if parts == 1:
-            return self.put(state, fingerprint)
+            self.put(state, fingerprint)
+            return
         folder = self._backbone(fingerprint).with_suffix(".parts")
         with self._alone():
-            if self.has(fingerprint):  # another node of this store was sent it, too
-                return None
-            if part == 1:  # what another sending, or another backbone, left unfinished
-                for old in self.backbones.glob("*.parts"):
-                    shutil.rmtree(old)
-                folder.mkdir()
-            here = [folder / f"{number:05d}" for number in range(1, part)]
-            if not all(path.is_file() for path in here):
-                raise Refused(
-                    Code.MISSING,
-                    f"part {part} of the backbone came, and the ones before it are not here",
-                )
-            self._must_fit(
-                sum(path.stat().st_size for path in here) + sum(t.nbytes for t in state.values())
-            )
-            save_file(
-                {name: tensor.contiguous() for name, tensor in state.items()},
-                folder / f"{part:05d}",
-            )
+            # another node of this store was sent it, too
+            if self.has(fingerprint):
+                return
+            if part == 1:
+                self._begin_parts(folder)
+            files = [folder / f"{number:05d}" for number in range(1, part + 1)]
+            self._keep_part(state, files)
             if part == parts:
-                try:  # mapped, not read: the memory of one part is enough
-                    files = [*here, folder / f"{part:05d}"]
-                    whole = {
-                        name: tensor for path in files for name, tensor in load_file(path).items()
-                    }
-                    _must_be(whole, fingerprint)
-                    self._keep(whole, fingerprint)
+                try:
+                    self._join_parts(files, fingerprint)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
-        return None
+
+    def _begin_parts(self, folder: Path) -> None:
+        """Make a folder for parts, without what another sending, or another backbone, left."""
+        for unfinished in self.backbones.glob("*.parts"):
+            shutil.rmtree(unfinished)
+        folder.mkdir()
+
+    def _keep_part(self, state: Mapping[str, Tensor], files: list[Path]) -> None:
+        """Write the last of these files; those before it must be there."""
+        *earlier, file = files
+        if not all(path.is_file() for path in earlier):
+            what = f"part {len(files)} of the backbone came, and the ones before it are not here"
+            raise Refused(Code.MISSING, what)
+        self._check_size(sum(path.stat().st_size for path in earlier) + _size(state))
+        save_file(_contiguous(state), file)
+
+    def _join_parts(self, files: list[Path], fingerprint: str) -> None:
+        state: dict[str, Tensor] = {}
+        # mapped, not read: the memory of one part is enough
+        for file in files:
+            state |= load_file(file)
+        _check_fingerprint(state, fingerprint)
+        self._keep(state, fingerprint)
 
     def _keep(self, state: Mapping[str, Tensor], fingerprint: str) -> None:
         """Write a verified backbone, if it is not here; whoever calls holds the lock."""
         if self.has(fingerprint):
             return
-        self._make_room(sum(tensor.nbytes for tensor in state.values()))
+        self._make_room(_size(state))
         with replacing(self._backbone(fingerprint), mode=0o600) as part:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+            save_file(_contiguous(state), part)
         self._note(fingerprint)
 
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────
+    def has(self, fingerprint: str) -> bool:
+        """Return whether the backbone is here."""
+        return self._backbone(fingerprint).is_file()
+
     def load(self, fingerprint: str) -> dict[str, Tensor]:
-        """The backbone's tensors. A file that has changed on disk is removed, so that it is sent
-        again.
+        """Return the backbone's tensors.
+
+        A file that has changed on disk is removed, so that it is sent again.
 
         Raises:
             Refused: it is not here, or its bytes are not those of its name.
         """
         path = self._backbone(fingerprint)
+        what = f"backbone {fingerprint}"
         if not path.is_file():
-            raise Refused(Code.MISSING, f"backbone {fingerprint} is not in this node's store")
+            raise Refused(Code.MISSING, f"{what} is not in this node's store")
         verified = self._is_noted(fingerprint)
         try:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             self._remove(path)
-            raise Refused(
-                Code.DAMAGED,
-                f"backbone {fingerprint} cannot be read from this node's store; removed",
-            ) from error
+            reason = f"{what} cannot be read from this node's store; removed"
+            raise Refused(Code.DAMAGED, reason) from error
         if not verified and fingerprint_of(state) != fingerprint:
             self._remove(path)
-            raise Refused(
-                Code.DAMAGED, f"backbone {fingerprint} has changed in this node's store; removed"
-            )
-        with contextlib.suppress(OSError):  # a note that cannot be written costs time only
+            raise Refused(Code.DAMAGED, f"{what} has changed in this node's store; removed")
+        # a note that cannot be written costs time only
+        with contextlib.suppress(OSError):
             self._note(fingerprint)
         return state
 
+    # ── plans ─────────────────────────────────────────────────────────────────────────────────────
     def put_plan(self, plan_hash: str, offer: Mapping[str, object]) -> None:
         """Keep an offer (the plan and its backbone's description) under the plan's hash."""
         self.plans.mkdir(parents=True, exist_ok=True)
         write_whole(self._plan(plan_hash), json.dumps(dict(offer)), mode=0o600)
 
     def plan(self, plan_hash: str) -> dict[str, str]:
-        """The offer kept under a plan's hash. Raises `Refused` where there is none."""
+        """Return the offer kept under a plan's hash. Raises `Refused` where there is none."""
         path = self._plan(plan_hash)
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
-            raise Refused(
-                Code.MISSING, f"plan {plan_hash} was never offered to this node"
-            ) from None
-        return _offer(path, found.st_mtime_ns, found.st_ino)
+            what = f"plan {plan_hash} was never offered to this node"
+            raise Refused(Code.MISSING, what) from None
+        return _read_offer(path, status.st_mtime_ns, status.st_ino)
 
+    # ── room ──────────────────────────────────────────────────────────────────────────────────────
     def _make_room(self, size: int) -> None:
         """Evict what was not used for longest until `size` more bytes fit."""
         if self.limit is None:
             return
-        self._must_fit(size)
-        kept = sorted(self.backbones.glob("*.safetensors"), key=_used)
-        total = sum(path.stat().st_size for path in kept)
-        for path in kept:
+        self._check_size(size)
+        files = sorted(self.backbones.glob("*.safetensors"), key=_last_used)
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
             if total + size <= self.limit:
                 return
-            if time.time() - _used(path) < IN_USE:
-                raise Refused(
-                    Code.STORAGE,
-                    "this node's store is full of backbones that are in use; offer it again later",
-                )
+            if time.time() - _last_used(path) < IN_USE:
+                what = "this node's store is full of backbones that are in use"
+                raise Refused(Code.STORAGE, f"{what}; offer it again later")
             total -= path.stat().st_size
             self._remove(path)
         if total + size > self.limit:
             raise Refused(Code.STORAGE, "this node's store has no room for the backbone")
 
-    def _must_fit(self, size: int) -> None:
+    def _check_size(self, size: int) -> None:
         if self.limit is not None and size > self.limit:
-            raise Refused(
-                Code.STORAGE,
-                f"this node keeps at most {self.limit / 1e6:.0f} MB of backbones; this one has"
-                f" {size / 1e6:.0f}",
-            )
+            most = f"this node keeps at most {self.limit / _MEGABYTE:.0f} MB of backbones"
+            raise Refused(Code.STORAGE, f"{most}; this one has {size / _MEGABYTE:.0f}")
 
+    # ── what was verified ─────────────────────────────────────────────────────────────────────────
     def _note(self, fingerprint: str) -> None:
-        """That this very file was verified; the note's own time says when the backbone was last
-        used.
+        """Write down that this very file was verified.
+
+        The note's own time says when the backbone was last used.
         """
         path = self._backbone(fingerprint)
         note = path.with_suffix(".verified")
@@ -201,14 +213,16 @@ class BackboneStore:
         except (OSError, ValueError):
             return False
 
+    # ── files ─────────────────────────────────────────────────────────────────────────────────────
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         path.with_suffix(".verified").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time writes or evicts; readers need not wait, an open file outlives its
-        name.
+        """Let one process at a time write or evict.
+
+        Readers need not wait: an open file outlives its name.
         """
         self.backbones.mkdir(parents=True, exist_ok=True)
         with (self.backbones / "lock").open("a") as lock:
@@ -216,42 +230,55 @@ class BackboneStore:
             yield
 
     def _backbone(self, fingerprint: str) -> Path:
-        return self.backbones / f"{_hex(fingerprint)}.safetensors"
+        return self.backbones / f"{_digits(fingerprint)}.safetensors"
 
     def _plan(self, plan_hash: str) -> Path:
-        return self.plans / f"{_hex(plan_hash)}.json"
+        return self.plans / f"{_digits(plan_hash)}.json"
 
 
-def _must_be(state: Mapping[str, Tensor], fingerprint: str) -> None:
-    if (found := fingerprint_of(state)) != fingerprint:
-        raise Refused(
-            Code.DAMAGED, f"the backbone that arrived is {found}, not {fingerprint} as offered"
-        )
+def _size(state: Mapping[str, Tensor]) -> int:
+    """Return the bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in state.values())
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _check_fingerprint(state: Mapping[str, Tensor], fingerprint: str) -> None:
+    arrived = fingerprint_of(state)
+    if arrived != fingerprint:
+        what = f"the backbone that arrived is {arrived}, not {fingerprint} as offered"
+        raise Refused(Code.DAMAGED, what)
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size, inode and times. A file that was written to has another change time, which no program
-    can set.
+    """Return size, inode and times.
+
+    A file that was written to has another change time, which no program can set.
     """
-    found = path.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _used(path: Path) -> float:
-    """When a backbone was last used, Unix time."""
+def _last_used(path: Path) -> float:
+    """Return when a backbone was last used, Unix time."""
     note = path.with_suffix(".verified")
-    return (note if note.exists() else path).stat().st_mtime
+    if note.exists():
+        return note.stat().st_mtime
+    return path.stat().st_mtime
 
 
 @functools.lru_cache(maxsize=2048)
-def _offer(path: Path, changed: int, inode: int) -> dict[str, str]:
-    """The content of an offer's file; read again when the file is another."""
+def _read_offer(path: Path, changed: int, inode: int) -> dict[str, str]:
+    """Return the content of an offer's file; read again when the file is another."""
     return json.loads(path.read_text())
 
 
-def _hex(fingerprint: str) -> str:
-    """`sha256:<64 hex digits>` → the digits. A name from the wire becomes a file's name only in
-    this shape.
+def _digits(fingerprint: str) -> str:
+    """Return the 64 hex digits of `sha256:<64 hex digits>`.
+
+    A name from the wire becomes a file's name only in this shape.
     """
     digits = fingerprint.removeprefix("sha256:")
     if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):

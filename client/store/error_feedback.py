@@ -26,6 +26,9 @@ from fedgraft.common.wire.layout import Layout
 class Feedback:
     """The memory of one plan at one node.
 
+        memory = Feedback(node.store / "feedback", plan_hash(plan))
+        wire = memory.encode(update, layout, "int8", round_=3)
+
     Args:
         folder: of the node's store.
         plan: the plan's hash.
@@ -34,48 +37,59 @@ class Feedback:
     folder: Path
     plan: str
 
-    def encoded(
+    def encode(
         self, update: Mapping[str, Tensor], layout: Layout, encoding: str, round_: int
     ) -> np.ndarray:
-        """An update with what was lost before, encoded; what is lost now is kept."""
-        before = self._before(round_)
-        wanted = {
-            name: update[name].double() + (before[name].double() if name in before else 0.0)
-            for name, _ in layout.shapes
-        }
-        wire = encode(wanted, layout.shapes, encoding)
+        """Return an update with what was lost before, encoded; what is lost now is kept."""
+        earlier = self._lost_before(round_)
+        exact = {}
+        for name, _ in layout.shapes:
+            lost = earlier[name].double() if name in earlier else 0.0
+            exact[name] = update[name].double() + lost
+        wire = encode(exact, layout.shapes, encoding)
+
         arrived = decode(wire, layout.shapes, encoding)
-        lost = {name: (wanted[name] - arrived[name].double()).to(torch.float32) for name in wanted}
-        write_tensors(lost, self._path(round_))
+        remains = {}
+        for name, tensor in exact.items():
+            remains[name] = (tensor - arrived[name].double()).to(torch.float32)
+        write_tensors(remains, self._path(round_))
         self._path(round_).chmod(0o600)
-        kept = (round_, max(self._earlier(round_), default=round_))
-        for number, path in self._files().items():
-            if number not in kept:
-                path.unlink(missing_ok=True)
+        self._forget_but(round_)
         return wire
 
-    def _before(self, round_: int) -> dict[str, Tensor]:
-        """What was lost in the last round before this one; nothing in the first, or where the file
-        is damaged.
+    def _forget_but(self, round_: int) -> None:
+        """Delete what is neither of this round nor of the last one before it."""
+        last = max(self._rounds_before(round_), default=round_)
+        for number, path in self._files().items():
+            if number not in (round_, last):
+                path.unlink(missing_ok=True)
+
+    def _lost_before(self, round_: int) -> dict[str, Tensor]:
+        """Return what was lost in the last round before this one.
+
+        Nothing in the first, or where the file is damaged.
         """
-        earlier = self._earlier(round_)
+        earlier = self._rounds_before(round_)
         if not earlier:
             return {}
         try:
             return read_tensors(self._path(max(earlier)))
-        except UserError:  # late becomes lost, once
+        # late becomes lost, once
+        except UserError:
             return {}
 
-    def _earlier(self, round_: int) -> list[int]:
+    def _rounds_before(self, round_: int) -> list[int]:
         return [number for number in self._files() if number < round_]
 
     def _files(self) -> dict[int, Path]:
-        found = self.folder.glob(f"{self._name}-*.safetensors") if self.folder.is_dir() else []
-        return {
-            int(match[1]): path
-            for path in found
-            if (match := re.search(r"-(\d+)\.safetensors$", path.name))
-        }
+        """Return the plan's files by round."""
+        files = {}
+        if self.folder.is_dir():
+            for path in self.folder.glob(f"{self._name}-*.safetensors"):
+                match = re.search(r"-(\d+)\.safetensors$", path.name)
+                if match:
+                    files[int(match[1])] = path
+        return files
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"{self._name}-{round_}.safetensors"

@@ -57,8 +57,8 @@ def answered(message: Message) -> Message:
 
 def test_in_and_out_by_name_shape_and_size_never_by_value(tmp_path: Path) -> None:
     audit, message = Audit(tmp_path / "audit.jsonl"), asked()
-    audit.came(message)
-    audit.goes(answered(message), message, layout=LAYOUT, seconds=2.0, left=1.75)
+    audit.log_arrival(message)
+    audit.log_answer(answered(message), message, layout=LAYOUT, seconds=2.0, left=1.75)
     came, went = (entry.body for entry in Journal(tmp_path / "audit.jsonl").entries())
     assert (came["kind"], came["run"], came["round"], came["plan"]) == (
         "train",
@@ -84,21 +84,23 @@ def test_in_and_out_by_name_shape_and_size_never_by_value(tmp_path: Path) -> Non
 def test_a_refusal_and_its_reason(tmp_path: Path) -> None:
     audit, message = Audit(tmp_path / "audit.jsonl"), asked()
     refusal = RecordDict({"refused": ConfigRecord({"reason": "policy: dp_required", "node": "a"})})
-    audit.goes(Message(refusal, reply_to=message), message, layout=None, seconds=0.1, left=None)
+    audit.log_answer(
+        Message(refusal, reply_to=message), message, layout=None, seconds=0.1, left=None
+    )
     (entry,) = Journal(tmp_path / "audit.jsonl").entries()
     assert (entry.body["decision"], entry.body["reason"]) == ("refused", "policy: dp_required")
 
 
 def test_what_cannot_be_written_down_does_not_happen(tmp_path: Path) -> None:
     audit, message = Audit(tmp_path / "audit.jsonl"), asked()
-    audit.came(message)
+    audit.log_arrival(message)
     (tmp_path / "audit.jsonl").write_text("")
     with pytest.raises(Refused, match="cannot keep its audit log"):
-        audit.came(message)
+        audit.log_arrival(message)
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
-    Audit(None).came(asked())
+    Audit(None).log_arrival(asked())
     assert not list(tmp_path.iterdir())
     simulated = Node(name="a", data=Data(path="x.npz"), store=tmp_path)
     connected = simulated.model_copy(
@@ -113,8 +115,8 @@ def test_metrics_are_the_sums_of_the_log_read_bit_by_bit(tmp_path: Path) -> None
     audit.journal.segment = 2500  # pyright: ignore[reportOptionalMemberAccess]
     for _ in range(6):
         message = asked()
-        audit.came(message)
-        audit.goes(answered(message), message, layout=LAYOUT, seconds=2.0, left=1.75)
+        audit.log_arrival(message)
+        audit.log_answer(answered(message), message, layout=LAYOUT, seconds=2.0, left=1.75)
         tally.read()
     assert len(tally.journal.segments()) > 1
     entries = list(Journal(tmp_path / "audit.jsonl").entries())
@@ -129,7 +131,7 @@ def test_metrics_are_the_sums_of_the_log_read_bit_by_bit(tmp_path: Path) -> None
 
 def test_prometheus_can_fetch_them(tmp_path: Path) -> None:
     message = asked()
-    Audit(tmp_path / "audit.jsonl").goes(
+    Audit(tmp_path / "audit.jsonl").log_answer(
         answered(message), message, layout=LAYOUT, seconds=2.0, left=1.75
     )
     with socket.socket() as probe:

@@ -63,7 +63,7 @@ def test_what_is_lost_comes_later(tmp_path, encoding, floor):
     layout = Layout(SHAPES)
     total = torch.zeros(12, dtype=torch.float64)
     for round_ in range(1, 51):  # each a new process: only the folder goes on
-        wire = Feedback(tmp_path, "sha256:aa").encoded(small, layout, encoding, round_)
+        wire = Feedback(tmp_path, "sha256:aa").encode(small, layout, encoding, round_)
         total += flat(decode(wire, SHAPES, encoding))
     assert float((total - 50 * flat(small)).abs().max()) < floor
     if encoding == "int8":
@@ -76,11 +76,11 @@ def test_a_round_that_is_run_again_sends_the_same(tmp_path):
     """A resumed run that goes another way than one that was never cut off."""
     layout, first, second = Layout(SHAPES), update(1), update(2)
     memory = Feedback(tmp_path, "sha256:aa")
-    memory.encoded(first, layout, "int8", 1)
-    wanted = memory.encoded(second, layout, "int8", 2)
-    assert np.array_equal(memory.encoded(second, layout, "int8", 2), wanted)
+    memory.encode(first, layout, "int8", 1)
+    wanted = memory.encode(second, layout, "int8", 2)
+    assert np.array_equal(memory.encode(second, layout, "int8", 2), wanted)
     assert not np.array_equal(encode(second, SHAPES, "int8"), wanted)
-    fresh = memory.encoded(first, layout, "int8", 1)  # the plan begins anew
+    fresh = memory.encode(first, layout, "int8", 1)  # the plan begins anew
     assert np.array_equal(fresh, encode(first, SHAPES, "int8"))
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fedgraft.client.store.chain import head
+from fedgraft.client.store.chain_entry import parse_head
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.errors import Refused
 
@@ -103,7 +103,7 @@ def test_a_filed_head_tells_a_rewritten_log(tmp_path: Path) -> None:
     other = filled(tmp_path / "b")
     assert other.verify() == []
     assert "not in it" in other.verify(filed)[0]
-    assert head(str(filed)) == filed
+    assert parse_head(str(filed)) == filed
 
 
 def _write(path: Path, times: int) -> None:

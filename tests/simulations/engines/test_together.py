@@ -96,7 +96,7 @@ def test_a_node_that_cannot_answer_is_left_out_alone(tiny, tmp_path, monkeypatch
             raise OSError(28, "No space left on device")
         return encoded(self, *given)
 
-    monkeypatch.setattr(Feedback, "encoded", on_a_full_disk)
+    monkeypatch.setattr(Feedback, "encode", on_a_full_disk)
     plan = ("aggregate.encoding=int8", "aggregate.round_timeout=20", "train.rounds=2")
     result, _ = tiny(3).run(tmp_path / "out", plan, **TOGETHER)
     assert [(row["node"], row["round"]) for row in result["refused"]] == [("h1", 1), ("h1", 2)]
