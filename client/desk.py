@@ -22,7 +22,8 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.node_task import open_splits, working_model
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.privacy.dp_sgd import must_suit
+from fedgraft.client.privacy.clipping_engine import losses_of
+from fedgraft.client.privacy.gradient_check import check_gradients
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.backbones.backbone import backbone_from_state, preparation_from_json
 from fedgraft.common.errors import Code, Refused
@@ -188,7 +189,9 @@ class Desk:
             opened = open_model(plan, offer, store)
             if plan.privacy.mode == "sample":
                 example = train.inputs(torch.zeros(1, dtype=torch.int64)).only
-                must_suit(opened.model, plan.privacy.grad_sample_mode, example)
+                check_gradients(
+                    opened.model, plan.privacy.grad_sample_mode, example, losses_of(plan.task)
+                )
             return opened
 
         with self._models.lend(offer, build) as opened:

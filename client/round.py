@@ -20,7 +20,9 @@ from torch import Tensor
 from fedgraft.client.data.groups_of_people import group_sums
 from fedgraft.client.data.split import Split
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.privacy.dp_sgd import Mechanism, train_privately
+from fedgraft.client.privacy.clipping_engine import losses_of
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, train_privately
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.round_budget import RoundBudget
 from fedgraft.client.release.chain import release
 from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
@@ -176,16 +178,14 @@ def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_ste
     budget = require_budget(task)
     model, examples = task.for_training()
     with budget.spending(plan, round_) as mechanism:
-        train_privately(
-            model,
-            examples,
-            mechanism=mechanism,
-            optimizer=optimizer,
+        training = PrivateTraining(
+            mechanism,
+            losses_of(plan.task),
             patients=budget.patients,
             proximal=plan.train.proximal,
             augment=local_steps.augmentation_of(plan),
-            randomness=budget.randomness(plan, round_),
         )
+        train_privately(model, examples, optimizer, training, budget.randomness(plan, round_))
     return local_steps.Trained(steps=mechanism.steps, loss=0.0)
 
 

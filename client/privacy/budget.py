@@ -17,17 +17,20 @@ import numpy as np
 
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
-from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for, positions_by_patient
-from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
+from fedgraft.client.privacy.ledger import Ledger, Reservation
+from fedgraft.client.privacy.ledger_records import DataSet
+from fedgraft.client.privacy.mechanism import Mechanism, calibrate
+from fedgraft.client.privacy.patients import positions_by_patient
+from fedgraft.client.privacy.spending import Spending
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.plan_file import agreement_hash
+from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import Row, Spent, bound, merged
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.task import Sums
 
 log = logging.getLogger("fedgraft.budget")
-
 
 # (plan, round, node's name, purpose) → the randomness of one release
 RandomnessSource = Callable[[Agreement, int, str, str], Randomness]
@@ -41,6 +44,11 @@ def system_randomness(plan: Agreement, round_: int, node: str, purpose: str) -> 
 @dataclass(frozen=True)
 class Budget:
     """What stands between a plan and this node's data.
+
+        budget = Budget.open(node, plan, train)
+        budget.admit(plan)
+        with budget.spending(plan, round_=1) as mechanism:
+            …  # train with its noise
 
     Attributes:
         patients: positions of each patient's examples in the training split, where the unit is the
@@ -72,7 +80,8 @@ class Budget:
             Refused: the unit is the patient, and the data does not say whose each record is.
             UserError: it does not say so for every record.
         """
-        records, patients = train.records, None
+        records = train.records
+        patients = None
         if plan.privacy.unit == "patient":
             identities = records.patients(node.data.patient)
             if identities is None:
@@ -89,9 +98,9 @@ class Budget:
         """This node's ledger."""
         return Ledger(self.node.ledger_path)
 
+    # ── before training ───────────────────────────────────────────────────────────────────────────
     def mechanism(self, plan: Agreement) -> Mechanism:
-        """The noisy steps of one round of this plan: the plan's, or the policy's where that is
-        stricter.
+        """Return the noisy steps of one round: the plan's, or the policy's where that is stricter.
 
         The sample rate tells the number of units. So the number it is made from is rounded down,
         and `expected` with it; ε is that of the sample rate that is used.
@@ -99,86 +108,90 @@ class Budget:
         Raises:
             Refused: policy and plan cannot both be held.
         """
-        policy, coarse = self.node.policy, self.node.policy.round_counts
-        policy.check_privacy(plan.privacy)
-        least = policy.min_noise_multiplier or 0.0
-        least = (
-            0.0 if plan.privacy.noise_multiplier else least
-        )  # the plan's own is refused, not raised
-        if plan.privacy.mode == "local":
-            return mechanism_for(plan, 1, least_noise=least)
-        units = self.examples if self.patients is None else len(self.patients)
-        if units < max(coarse, policy.min_examples if self.patients is None else 1):
+        policy = self.node.policy
+        privacy = plan.privacy
+        policy.check_privacy(privacy)
+        least_noise = policy.min_noise_multiplier or 0.0
+        # the plan's own noise is refused, not raised
+        if privacy.noise_multiplier:
+            least_noise = 0.0
+        if privacy.mode == "local":
+            return calibrate(plan, 1, least_noise=least_noise)
+
+        units = self._units(privacy)
+        beside = self._metrics_rows(plan)
+        mechanism = calibrate(plan, units, least_noise=least_noise, beside=beside)
+        policy.check_privacy(privacy, noise_multiplier=mechanism.noise_multiplier)
+        return mechanism
+
+    def _units(self, privacy: PrivacySection) -> int:
+        """Return how many units there are, rounded down. Raises `Refused` where they are too few."""
+        policy = self.node.policy
+        if self.patients is None:
+            units = self.examples
+            least = max(policy.round_counts, policy.min_examples)
+        else:
+            units = len(self.patients)
+            least = policy.round_counts
+        if units < least:
+            what = f"too few training {privacy.unit}s for differential privacy"
+            raise Refused(Code.POLICY, f"policy: {what}")
+        units -= units % policy.round_counts
+        if privacy.delta is None or privacy.delta * units >= 1:
             raise Refused(
                 Code.POLICY,
-                f"policy: too few training {plan.privacy.unit}s for differential privacy",
+                f"δ = {privacy.delta} is not below 1 / {privacy.unit}s here: to publish one whole"
+                " record at random would satisfy it; write a smaller privacy.delta",
             )
-        units -= units % coarse
-        if plan.privacy.delta is None or plan.privacy.delta * units >= 1:
-            raise Refused(
-                Code.POLICY,
-                f"δ = {plan.privacy.delta} is not below 1 / {plan.privacy.unit}s here: to publish"
-                " one whole record at random would satisfy it; write a smaller privacy.delta",
-            )
-        found = mechanism_for(plan, units, least_noise=least, beside=self._metrics(plan))
-        policy.check_privacy(plan.privacy, noise_multiplier=found.noise_multiplier)
-        return found
+        return units
 
     def admit(self, plan: Agreement) -> None:
-        """Whether the whole plan, all rounds of it, fits what the policy and the ledger leave.
+        """Raise `Refused` unless the whole plan, all rounds of it, fits what the policy and the
+        ledger leave.
+
         Nothing is spent.
-
-        Raises:
-            Refused: it does not.
         """
-        found, wanted = self.mechanism(plan), plan.privacy
-        assert wanted.delta is not None  # mechanism() saw to it
-        sigma, rate, steps = found.row
-        ceilings = self.node.policy.ceilings(wanted)
-        whole = [(sigma, rate, steps * plan.train.rounds), *self._metrics(plan)]
-        run = bound(whole, wanted.delta, wanted.accountant).epsilon
-        if ceilings.run is not None and run > ceilings.run:
-            raise Refused(
-                Code.POLICY,
-                f"policy: all rounds of this plan would take ε above {ceilings.run:g} at δ ="
-                f" {wanted.delta:g}",
-            )
-        begun = self.ledger.book().of(self.data.fingerprint, agreement_hash(plan))
-        if (
-            ceilings.total is None or begun
-        ):  # of a plan that was begun here each round is asked for by itself
-            return
-        delta = ceilings.delta or wanted.delta
-        if (
-            bound([*self.ledger.history(self.data), *whole], delta, wanted.accountant).epsilon
-            > ceilings.total
-        ):
-            raise Refused(
-                Code.POLICY,
-                "policy: with this plan ε of all that was run on this data would pass"
-                f" {ceilings.total:g}",
-            )
+        sigma, rate, steps = self.mechanism(plan).row
+        privacy = plan.privacy
+        delta = _delta(privacy)
+        ceilings = self.node.policy.ceilings(privacy)
+        rows = [(sigma, rate, steps * plan.train.rounds), *self._metrics_rows(plan)]
+        of_run = bound(rows, delta, privacy.accountant).epsilon
+        if ceilings.run is not None and of_run > ceilings.run:
+            what = f"all rounds of this plan would take ε above {ceilings.run:g} at δ = {delta:g}"
+            raise Refused(Code.POLICY, f"policy: {what}")
 
+        # of a plan that was begun here each round is asked for by itself
+        begun = self.ledger.book().lines_on(self.data.fingerprint, agreement_hash(plan))
+        if ceilings.total is None or begun:
+            return
+        history = [*self.ledger.history(self.data), *rows]
+        of_all = bound(history, ceilings.delta or delta, privacy.accountant).epsilon
+        if of_all > ceilings.total:
+            what = "with this plan ε of all that was run on this data would pass"
+            raise Refused(Code.POLICY, f"policy: {what} {ceilings.total:g}")
+
+    # ── spending ──────────────────────────────────────────────────────────────────────────────────
     @contextmanager
     def spending(self, plan: Agreement, round_: int) -> Iterator[Mechanism]:
-        """Reserve a round's steps, run the body, settle. If the body fails, all of them stay
-        counted.
+        """Reserve a round's steps, run the body, settle.
+
+        If the body fails, all of them stay counted.
 
         Raises:
             Refused: policy or ledger refuse; nothing was spent.
         """
-        found = self.mechanism(plan)
-        reservation = self._reserve(plan, round_, found.row, "training")
-        yield found
+        mechanism = self.mechanism(plan)
+        reservation = self._reserve(plan, round_, mechanism.row, "training")
+        yield mechanism
         self.ledger.settle(reservation)
 
     def noised_metrics(
         self, plan: Agreement, round_: int, sums: Sums | None, purpose: str
     ) -> Sums | None:
-        """What a policy with `metrics_noise` lets out of a round's metrics, reserved first; None
-        where nothing may.
+        """Return what a policy with `metrics_noise` lets out of a round's metrics, reserved first.
 
-        One example is in one cell of the table of true and predicted classes: its sensitivity is 1.
+        None where nothing may. One example is in one cell of the counts: its sensitivity is 1.
 
         Args:
             purpose: "metrics" of the model as received, or "evaluation" of the last one.
@@ -195,47 +208,54 @@ class Budget:
         self.ledger.settle(reservation)
         return sums.only_counts(deviation * normal)
 
-    def _metrics(self, plan: Agreement) -> tuple[Row, ...]:
-        """What telling noised metrics costs over all rounds of a plan."""
-        if not self.node.policy.noises_metrics(plan.privacy):
+    def _metrics_rows(self, plan: Agreement) -> tuple[Row, ...]:
+        """Return what telling noised metrics costs over all rounds of a plan."""
+        deviation = self.node.policy.metrics_noise
+        if deviation is None or not self.node.policy.noises_metrics(plan.privacy):
             return ()
-        assert self.node.policy.metrics_noise is not None
-        return (
-            (
-                self.node.policy.metrics_noise,
-                1.0,
-                math.ceil(plan.train.rounds / plan.evaluate.every) + 1,
-            ),
-        )
+        times = math.ceil(plan.train.rounds / plan.evaluate.every) + 1
+        return ((deviation, 1.0, times),)
 
     def _reserve(self, plan: Agreement, round_: int, row: Row, purpose: str) -> Reservation:
-        wanted = plan.privacy
-        assert wanted.delta is not None
-        sigma, rate, steps = row
+        privacy = plan.privacy
+        spending = Spending(
+            unit=privacy.unit,
+            plan=agreement_hash(plan),
+            round=round_,
+            row=row,
+            delta=_delta(privacy),
+            accountant=privacy.accountant,
+            purpose=purpose,
+        )
+        policy = self.node.policy
         return self.ledger.reserve(
             self.data,
-            unit=wanted.unit,
-            plan=agreement_hash(plan),
-            round_=round_,
-            noise_multiplier=sigma,
-            sample_rate=rate,
-            steps=steps,
-            delta=wanted.delta,
-            accountant=wanted.accountant,
-            ceilings=self.node.policy.ceilings(wanted),
-            again=self.node.policy.replays == "count",
-            purpose=purpose,
+            spending,
+            ceilings=policy.ceilings(privacy),
+            again=policy.replays == "count",
         )
 
     def spent(self, plan: Agreement) -> Spent:
-        """What this plan has spent on this data so far, crashed rounds included: it may be told."""
-        wanted = plan.privacy
-        assert wanted.delta is not None
-        lines = self.ledger.book().of(self.data.fingerprint, agreement_hash(plan))
+        """Return what this plan has spent on this data so far, crashed rounds included.
+
+        It may be told.
+        """
+        privacy = plan.privacy
+        delta = _delta(privacy)
+        lines = self.ledger.book().lines_on(self.data.fingerprint, agreement_hash(plan))
         history = merged(line.row for line in lines)
-        found = bound(history, wanted.delta, wanted.accountant)
-        return Spent(found.epsilon, wanted.delta, wanted.unit, found.accountant, history)
+        total = bound(history, delta, privacy.accountant)
+        return Spent(total.epsilon, delta, privacy.unit, total.accountant, history)
 
     def randomness(self, plan: Agreement, round_: int, purpose: str = "noise") -> Randomness:
-        """Return the randomness of one round's noise."""
+        """Return what a round's noise and samples are drawn from."""
         return self.source(plan, round_, self.node.name, purpose)
+
+
+def _delta(privacy: PrivacySection) -> float:
+    """Return the plan's δ. Raises `Refused` without one, which the plan's own door does not let in
+    where the mode is not none.
+    """
+    if privacy.delta is None:
+        raise Refused(Code.POLICY, "policy: the plan's differential privacy has no δ")
+    return privacy.delta

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.randomness import Randomness
@@ -17,9 +17,9 @@ from fedgraft.common.privacy.randomness import Randomness
 class RoundBudget(Protocol):
     """What stands between a round and a node's data.
 
-    with budget.spending(plan, 3) as mechanism:
-        train_privately(…, mechanism=mechanism, randomness=budget.randomness(plan, 3))
-    budget.spent(plan).epsilon
+        with budget.spending(plan, 3) as mechanism:
+            train_privately(…, budget.randomness(plan, 3))
+        budget.spent(plan).epsilon
 
     `client/privacy/budget.py` is the one that a node has, with its ledger.
     """

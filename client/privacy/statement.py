@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedgraft.client.privacy.ledger import Book, Ledger, Line
+from fedgraft.client.privacy.ledger import Ledger
+from fedgraft.client.privacy.ledger_book import Book, KnownData, Line
 from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings
 from fedgraft.common.privacy.accounting import NEIGHBOURS, Accountant, bound, shown
 from fedgraft.common.privacy.accounting import statement as sentence
@@ -20,8 +22,23 @@ NOT_COVERED = (
         " same but were stored anew with other bytes (converted, resized, corrected)"
     ),
 )
+_NO_DELTA = 1e-5
+_DIGITS_SHOWN = 19
 
 
+@dataclass(frozen=True)
+class _Counting:
+    """How ε is counted: δ, by whom, and the most that may be spent."""
+
+    delta: float
+    accountant: Accountant
+    ceilings: Ceilings = NO_CEILINGS
+
+    def epsilon(self, lines: Iterable[Line]) -> float:
+        return bound([line.row for line in lines], self.delta, self.accountant).epsilon
+
+
+# ── as JSON ───────────────────────────────────────────────────────────────────────────────────────
 def statement(
     ledger: Ledger,
     *,
@@ -29,60 +46,112 @@ def statement(
     accountant: Accountant = "prv",
     ceilings: Ceilings = NO_CEILINGS,
 ) -> dict[str, Any]:
-    """Everything an officer needs to know, as JSON values.
+    """Return everything an officer needs to know, as JSON values.
+
+    `head` is what to file: `ledger.verify` tells later if what is stated here was changed or cut
+    off. ε that is infinite is null. Where `problems` is not empty the figures are not to be relied
+    on.
 
     Args:
         delta: δ at which ε is stated; default the ceiling's, else the smallest of the plans'.
-
-    Returns:
-        `head` is what to file: `ledger.verify` tells later if what is stated here was changed or
-        cut off. ε that is infinite is null. Where `problems` is not empty the figures are not to be
-        relied on.
     """
     problems = ledger.verify()
     book = ledger.book()
-    delta = delta or ceilings.delta or min((line.delta for line in book.lines), default=1e-5)
+    smallest = min((line.delta for line in book.lines), default=_NO_DELTA)
+    counting = _Counting(delta or ceilings.delta or smallest, accountant, ceilings)
+    data_sets = []
+    for known in book.data:
+        lines = book.lines_on(known.fingerprint)
+        if lines:
+            data_sets.append(_data_set(book, known, lines, counting))
     return {
         "schema": 1,
         "ledger": ledger.path.name,
-        "made": _day(datetime.now(UTC).timestamp()),
+        "made": _minute(datetime.now(UTC).timestamp()),
         "head": str(book.head),
         "problems": problems,
-        "data_sets": [
-            _data_set(book, known.number, delta, accountant, ceilings)
-            for known in book.data
-            if any(line.data in known.overlaps for line in book.lines)
-        ],
+        "data_sets": data_sets,
         "not_covered": list(NOT_COVERED),
     }
 
 
-def by_plan(
-    lines: Iterable[Line], delta: float, accountant: Accountant = "prv"
-) -> list[dict[str, Any]]:
-    """What each plan spent, in the order of their first reservation. ε of plans do not add up to
-    the total.
+def _data_set(
+    book: Book, known: KnownData, lines: Sequence[Line], counting: _Counting
+) -> dict[str, Any]:
+    unit = lines[0].unit
+    delta = counting.delta
+    rows = [line.row for line in lines]
+    total = bound(rows, delta, counting.accountant)
+    settled = counting.epsilon(line for line in lines if line.settled)
+    ceiling = counting.ceilings.total
+    left = None if ceiling is None else max(0.0, ceiling - total.epsilon)
+    shares = []
+    for other in book.data:
+        if other.number in known.overlaps and other is not known:
+            shares.append(other.fingerprint)
+    words = sentence(rows, delta, unit=unit, accountant=counting.accountant, found=total)
+    return {
+        "fingerprint": known.fingerprint,
+        "records": known.records,
+        "unit": unit,
+        "neighbours": NEIGHBOURS[unit],
+        "sampling": "Poisson",
+        "delta": delta,
+        "accountant": total.accountant,
+        "epsilon": _finite(total.epsilon),
+        "epsilon_settled": _finite(settled),
+        "ceiling": ceiling,
+        "left": left,
+        "shares_records_with": shares,
+        "sentence": words,
+        "plans": _by_plan(lines, counting),
+    }
+
+
+def _by_plan(lines: Sequence[Line], counting: _Counting) -> list[dict[str, Any]]:
+    """Return what each plan spent, in the order of their first reservation.
+
+    ε of plans do not add up to the total.
     """
     plans: dict[str, list[Line]] = {}
     for line in lines:
         plans.setdefault(line.plan, []).append(line)
-    return [
-        {
-            "plan": plan,
-            "rounds": len({line.round for line in own}),
-            "steps": sum(line.steps for line in own if line.settled),
-            "reserved_steps": sum(line.steps for line in own if not line.settled),
-            "epsilon": _number(bound([line.row for line in own], delta, accountant).epsilon),
-            "history": [list(line.row) for line in own],
-            "first": _day(own[0].time),
-            "last": _day(own[-1].time),
-        }
-        for plan, own in plans.items()
-    ]
+    return [_plan(plan, own, counting) for plan, own in plans.items()]
 
 
-def markdown(stated: dict[str, Any]) -> str:
-    """The statement as a document."""
+def _plan(plan: str, lines: Sequence[Line], counting: _Counting) -> dict[str, Any]:
+    rounds = {line.round for line in lines}
+    settled = sum(line.steps for line in lines if line.settled)
+    reserved = sum(line.steps for line in lines if not line.settled)
+    return {
+        "plan": plan,
+        "rounds": len(rounds),
+        "steps": settled,
+        "reserved_steps": reserved,
+        "epsilon": _finite(counting.epsilon(lines)),
+        "history": [list(line.row) for line in lines],
+        "first": _minute(lines[0].time),
+        "last": _minute(lines[-1].time),
+    }
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _minute(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+# ── as Markdown ───────────────────────────────────────────────────────────────────────────────────
+_TABLE = (
+    "| plan | rounds | steps | reserved, not settled | ε | from | to |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def markdown(stated: Mapping[str, Any]) -> str:
+    """Return the statement as a document."""
     lines = [
         "# Privacy statement",
         "",
@@ -91,75 +160,48 @@ def markdown(stated: dict[str, Any]) -> str:
     ]
     if stated["problems"]:
         lines += ["**The ledger does not verify; do not rely on these figures:**", ""]
-        lines += [f"- {problem}" for problem in stated["problems"]] + [""]
+        lines += _list(stated["problems"])
+        lines.append("")
     if not stated["data_sets"]:
         lines += ["Nothing was ever run on any data.", ""]
     for data in stated["data_sets"]:
-        lines += [
-            f"## Data set `{data['fingerprint'][:19]}…`, {data['records']} records",
-            "",
-            data["sentence"],
-        ]
-        if data["left"] is not None:
-            left = math.floor(data["left"] * 1e4) / 1e4
-            lines.append(f"Ceiling {data['ceiling']:g}; {left:.4f} is left.")
-        if data["shares_records_with"]:
-            others = ", ".join(f"`{other[:19]}…`" for other in data["shares_records_with"])
-            lines.append(f"Its records are also in {others}; what was run there is counted here.")
-        lines += [
-            "",
-            "| plan | rounds | steps | reserved, not settled | ε | from | to |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for plan in data["plans"]:
-            spent = shown(math.inf if plan["epsilon"] is None else plan["epsilon"])
-            lines.append(
-                f"| `{plan['plan'][:19]}…` | {plan['rounds']} | {plan['steps']} |"
-                f" {plan['reserved_steps']} | {spent} | {plan['first']} | {plan['last']} |"
-            )
-        lines += [
-            "",
-            "The plans' ε do not add up: the total is composed from all their steps together.",
-            "",
-        ]
-    lines += ["## Not covered by ε", ""] + [f"- {thing}" for thing in stated["not_covered"]]
+        lines += _data_set_lines(data)
+    lines += ["## Not covered by ε", "", *_list(stated["not_covered"])]
     return "\n".join(lines) + "\n"
 
 
-def _data_set(
-    book: Book, number: int, delta: float, accountant: Accountant, ceilings: Ceilings
-) -> dict[str, Any]:
-    known = next(known for known in book.data if known.number == number)
-    lines: Sequence[Line] = book.of(known.fingerprint)
-    rows = [line.row for line in lines]
-    total = bound(rows, delta, accountant)
-    settled = bound([line.row for line in lines if line.settled], delta, accountant)
-    left = None if ceilings.total is None else max(0.0, ceilings.total - total.epsilon)
-    return {
-        "fingerprint": known.fingerprint,
-        "records": known.records,
-        "unit": lines[0].unit,
-        "neighbours": NEIGHBOURS[lines[0].unit],
-        "sampling": "Poisson",
-        "delta": delta,
-        "accountant": total.accountant,
-        "epsilon": _number(total.epsilon),
-        "epsilon_settled": _number(settled.epsilon),
-        "ceiling": ceilings.total,
-        "left": left,
-        "shares_records_with": [
-            other.fingerprint
-            for other in book.data
-            if other.number in known.overlaps and other is not known
-        ],
-        "sentence": sentence(rows, delta, unit=lines[0].unit, accountant=accountant, found=total),
-        "plans": by_plan(lines, delta, accountant),
-    }
+def _data_set_lines(data: Mapping[str, Any]) -> list[str]:
+    name = _short(data["fingerprint"])
+    lines = [f"## Data set {name}, {data['records']} records", "", data["sentence"]]
+    if data["left"] is not None:
+        # rounded down: what is printed is really left
+        left = math.floor(data["left"] * 1e4) / 1e4
+        lines.append(f"Ceiling {data['ceiling']:g}; {left:.4f} is left.")
+    if data["shares_records_with"]:
+        others = ", ".join(map(_short, data["shares_records_with"]))
+        lines.append(f"Its records are also in {others}; what was run there is counted here.")
+    lines += ["", *_TABLE, *map(_plan_row, data["plans"])]
+    not_a_sum = "The plans' ε do not add up: the total is composed from all their steps together."
+    return [*lines, "", not_a_sum, ""]
 
 
-def _number(epsilon: float) -> float | None:
-    return epsilon if math.isfinite(epsilon) else None
+def _plan_row(plan: Mapping[str, Any]) -> str:
+    epsilon = math.inf if plan["epsilon"] is None else plan["epsilon"]
+    cells = (
+        _short(plan["plan"]),
+        plan["rounds"],
+        plan["steps"],
+        plan["reserved_steps"],
+        shown(epsilon),
+        plan["first"],
+        plan["last"],
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _short(fingerprint: str) -> str:
+    return f"`{fingerprint[:_DIGITS_SHOWN]}…`"
+
+
+def _list(items: Iterable[str]) -> list[str]:
+    return [f"- {item}" for item in items]

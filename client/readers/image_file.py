@@ -33,10 +33,10 @@ def read_images(files: Sequence[str | Path], prepare: Prepare | None = None) -> 
         UserError: a file cannot be decoded, or sizes differ and there is no `prepare` to make them
             equal.
     """
-    images = [_decode(Path(file)) for file in files]
     if prepare is None:
-        return torch.cat(_alike(images))
-    return concatenate([prepare(image) for image in images])
+        return torch.cat(_alike([_decode(Path(file)) for file in files]))
+    # one after the other: a hundred photographs in full size take a gigabyte
+    return concatenate([prepare(_decode(Path(file))) for file in files])
 
 
 def _alike(images: list[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.clipping import applied, update_of

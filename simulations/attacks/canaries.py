@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.data.examples import Examples
-from fedgraft.client.privacy.dp_sgd import Mechanism, train_privately
+from fedgraft.client.privacy.clipping_engine import losses_of
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, train_privately
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.round import round_generator
 from fedgraft.client.training import local_steps
 from fedgraft.common.errors import UserError
@@ -200,12 +202,11 @@ class Probe:
         if mechanism.unit == "patient":
             patients = [np.array([position]) for position in range(len(self.examples))]
         text = f"{self.seed}/{round_}/{PURPOSE}"
-        train_privately(
-            self.probed.model,
-            self.examples,
-            mechanism=mechanism,
-            optimizer=optimizer,
+        training = PrivateTraining(
+            mechanism,
+            losses_of(self.plan.task),
             patients=patients,
             proximal=self.plan.train.proximal,
-            randomness=Randomness(hashlib.sha256(text.encode()).digest()),
         )
+        randomness = Randomness(hashlib.sha256(text.encode()).digest())
+        train_privately(self.probed.model, self.examples, optimizer, training, randomness)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedgraft.client.privacy.dp_sgd import Mechanism, wrapped
-from fedgraft.client.training.local_steps import Loss
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks.task import Task
 from fedgraft.simulations.attacks.target import Target
 from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 
@@ -32,13 +33,13 @@ class ObservedStep:
 
     Attributes:
         model: with the adapter that the step starts from.
-        loss: (outputs, targets) → the mean loss of a batch.
+        task: whose loss it is.
         mechanism: clips and noises the gradient; None: nothing does.
         randomness: of the noise.
     """
 
     model: GraftedModel
-    loss: Loss
+    task: Task
     mechanism: Mechanism | None
     randomness: Randomness
 
@@ -56,7 +57,10 @@ class ObservedStep:
         owners = None
         if self.mechanism.unit == "patient":
             owners = torch.arange(len(labels))
-        with wrapped(self.model, None, self.mechanism, randomness=self.randomness) as private:
+        if self.task.losses is None:
+            raise UserError(f"{self.task.name}: its loss has no parts by example")
+        training = PrivateTraining(self.mechanism, self.task.losses)
+        with make_private(self.model, None, training, self.randomness) as private:
             noised = private.gradient(batch, labels, owners)
         gradients = []
         for parameter in self.model.trainable_parameters().values():
@@ -74,7 +78,7 @@ class ObservedStep:
             graph: keep what is needed to differentiate it again, with respect to the inputs.
         """
         parameters = list(self.model.trainable_parameters().values())
-        loss = self.loss(self.model(batch), labels)
+        loss = self.task.loss(self.model(batch), labels)
         found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
         gradients = []
         for parameter, gradient in zip(parameters, found, strict=True):
@@ -89,7 +93,7 @@ def observe_step(target: Target, number: int, randomness: Randomness) -> Observe
         UserError: the plan noises whole updates (mode local), whose steps nobody sees.
     """
     mechanism = mechanism_of(target, number)
-    return ObservedStep(target.model, target.task.loss, mechanism, randomness)
+    return ObservedStep(target.model, target.task, mechanism, randomness)
 
 
 def mechanism_of(target: Target, number: int) -> Mechanism | None:

@@ -14,7 +14,7 @@ import numpy as np
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.budget import Budget
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.randomness import Randomness

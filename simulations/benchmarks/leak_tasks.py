@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for
+from fedgraft.client.privacy.mechanism import Mechanism, calibrate
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.attacks.canaries import CANARIES, score_canaries
@@ -102,7 +102,7 @@ class AuditTask:
                     plan_model(backbone, plan),
                     hospital.train,
                     coins,
-                    mechanism=self._mechanism(mechanism_for(plan, 100)) if self.epsilon else None,
+                    mechanism=self._mechanism(calibrate(plan, 100)) if self.epsilon else None,
                     seed=self.seed,
                 )
         return audit_guesses(scores, coins, delta=plan.privacy.delta or 0.0)

@@ -22,14 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.privacy import dp_sgd as privacy
-from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
+from fedgraft.client.privacy import choose_engine
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.training.optimizers import new_optimizer
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.plan.train_section import OptimizerSection
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks.classification import cross_entropies
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
 BATCH = 32
@@ -151,15 +154,16 @@ def make_private_step(
     ours: bool,
     wrappings: contextlib.ExitStack,
 ) -> Step:
-    """Return the same under DP-SGD: with the tape of `client/privacy/per_example.py`, or with
+    """Return the same under DP-SGD: in one pass (`client/privacy/one_pass.py`), or with
     Opacus's hooks.
     """
     optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, RATE)
-    before = privacy.takes
-    privacy.takes = lambda model: ours
-    wrapping = wrapped(model, optimizer, MECHANISM, randomness=Randomness())
+    training = PrivateTraining(MECHANISM, cross_entropies)
+    before = choose_engine.knows_layers
+    choose_engine.knows_layers = lambda model: ours
+    wrapping = make_private(model, optimizer, training, Randomness())
     private = wrappings.enter_context(wrapping)
-    privacy.takes = before
+    choose_engine.knows_layers = before
     return lambda: private.step(inputs, labels)
 
 

@@ -190,12 +190,15 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
     if plan.privacy.mode != "sample":
         return
     from fedgraft.client.node_task import working_model
-    from fedgraft.client.privacy.dp_sgd import must_suit
+    from fedgraft.client.privacy.clipping_engine import losses_of
+    from fedgraft.client.privacy.gradient_check import check_gradients
 
     backbone = plan_backbone(plan, plan_path.parent)
     example = INPUTS[plan.task.material].example(backbone.preprocess, plan.backbone, plan.task)
+    model = working_model(backbone, plan)
+    losses = losses_of(plan.task)
     try:
-        must_suit(working_model(backbone, plan), plan.privacy.grad_sample_mode, example.only)
+        check_gradients(model, plan.privacy.grad_sample_mode, example.only, losses)
     except Refused as refused:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 

@@ -18,6 +18,7 @@ from fedgraft.client.data.choose_splits import by_content
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.batch import Batch
 from tests.records import open_records
 
 DATA = Path(os.environ.get("FEDGRAFT_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
@@ -313,8 +314,8 @@ def test_image_folders(tmp_path: Path) -> None:
     every = np.arange(10)
     with pytest.raises(UserError, match="several sizes"):
         records.read(every)
-    squares = records.read(every, prepare=lambda image: image[..., :16, :16].float())
-    assert squares.shape == (10, 1, 16, 16)
+    squares = records.source.read(every, lambda raw: Batch({"image": raw[..., :16, :16].float()}))
+    assert squares.only.shape == (10, 1, 16, 16)
     lone = records.read(every[:1])
     with Image.open(tmp_path / "normal" / "0.jpg") as image:
         assert np.array_equal(lone[0, 0].numpy(), np.asarray(image))
@@ -588,7 +589,7 @@ def test_16_bits_reach_the_backbone(tmp_path: Path, suffix: str) -> None:
     found = records.read(np.arange(6))
     assert found.dtype == torch.uint16
     assert np.array_equal(found[:, 0].numpy(), pixels[[0, 2, 4, 1, 3, 5]])
-    ready = records.read(np.arange(6), prepare=for_images(16))
+    ready = records.prepare(np.arange(6), for_images(16)).only
     wanted = (pixels[[0, 2, 4, 1, 3, 5]] / 65535 - 0.456) / 0.224
     np.testing.assert_allclose(ready[:, 1], wanted, atol=1e-5)
 

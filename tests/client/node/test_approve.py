@@ -22,7 +22,7 @@ from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import launcher
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle, unpacked
-from fedgraft.common.plan.plan_file import load_plan, plan_hash
+from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
 BUNDLE = build_bundle()
 
@@ -58,16 +58,18 @@ def packed(
 # ── plans ─────────────────────────────────────────────────────────────────────────────────────────
 def test_a_plan_runs_only_after_a_person_approved_it_and_until_they_withdraw(node: Node) -> None:
     plan = load_plan("pneumonia")
-    with pytest.raises(Refused, match=f"plan {plan_hash(plan)} is not approved"):
-        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
+    with pytest.raises(Refused, match=f"plan {agreement_hash(plan)} is not approved"):
+        check_approved(node, plan_hash=agreement_hash(plan), backbone=None)
     done = approve(node, propose(node, plan, None), "Dr. A")
-    check_approved(node, plan_hash=plan_hash(plan), backbone=None)
+    check_approved(node, plan_hash=agreement_hash(plan), backbone=None)
     with pytest.raises(Refused):
-        check_approved(node, plan_hash=plan_hash(load_plan("pneumonia", ["seed=8"])), backbone=None)
+        check_approved(
+            node, plan_hash=agreement_hash(load_plan("pneumonia", ["seed=8"])), backbone=None
+        )
     assert done["by"] == "Dr. A"
-    Approvals(node.approvals).record("withdrawn", {"plan": plan_hash(plan)}, "Dr. A")
+    Approvals(node.approvals).record("withdrawn", {"plan": agreement_hash(plan)}, "Dr. A")
     with pytest.raises(Refused):
-        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
+        check_approved(node, plan_hash=agreement_hash(plan), backbone=None)
 
 
 def test_a_record_that_was_tampered_with_approves_nothing(node: Node) -> None:
@@ -76,7 +78,7 @@ def test_a_record_that_was_tampered_with_approves_nothing(node: Node) -> None:
     record = node.approvals / "approvals.jsonl"
     record.write_text(record.read_text().replace("Dr. A", "Dr. B"))
     with pytest.raises(Refused, match="does not verify"):
-        check_approved(node, plan_hash=plan_hash(plan), backbone=None)
+        check_approved(node, plan_hash=agreement_hash(plan), backbone=None)
 
 
 def test_the_words_say_what_leaves(node: Node) -> None:

@@ -18,7 +18,7 @@ from fedgraft.client.node.finding import Finding
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import load_plan, plan_hash
+from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
 HEADER = "name: hospital-a\ndata: {path: data.npz}\nstore: store\n"
 
@@ -106,7 +106,7 @@ def test_each_clause_that_the_plan_would_meet(
     assert wrong == [clause]
     assert says in found[clause].found
     if clause == "policy: plan":
-        assert plan_hash(plan) in found[clause].remedy
+        assert agreement_hash(plan) in found[clause].remedy
 
 
 def test_a_budget_that_does_not_hold_the_plan(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 import fedgraft.client.round
 from fedgraft.client.app import app
 from fedgraft.client.node.node_file import load_node
-from fedgraft.client.privacy.ledger import DataSet, Ledger
+from fedgraft.client.privacy.ledger import Ledger
+from fedgraft.client.privacy.ledger_records import DataSet
 from fedgraft.common.backbones.backbone import (
     Backbone,
     backbone_state,
@@ -27,8 +28,8 @@ from fedgraft.common.backbones.backbone import (
     load_backbone,
 )
 from fedgraft.common.model.assembly import plan_model
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import canonical, plan_hash
+from fedgraft.common.plan.plan import Plan, agreement_of
+from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.privacy.accounting import epsilon
 from fedgraft.common.wire.layout import ADAPTER, Layout, pack
 from fedgraft.common.wire.spent_record import read_spent
@@ -93,8 +94,8 @@ class Hostile:
     def offer(self, plan: Plan, net: Backbone | None = None, **changed: str) -> RecordDict | str:
         net = net or backbone()
         offer = {
-            "plan": canonical(plan),
-            "plan-hash": plan_hash(plan),
+            "plan": canonical(agreement_of(plan)),
+            "plan-hash": agreement_hash(plan),
             "fingerprint": net.fingerprint,
             "preprocess": json.dumps(net.preprocess.to_json()),
         }
@@ -119,7 +120,7 @@ class Hostile:
         }
         layout = Layout.of(state)
         about = {
-            "plan-hash": plan_hash(plan),
+            "plan-hash": agreement_hash(plan),
             "round": round_,
             "layout": layout.digest,
             **changed.pop("about", {}),
@@ -201,7 +202,7 @@ def test_a_plan_beyond_the_policy_is_refused_and_nothing_spent(
     privacy.
     """
     monkeypatch.setattr(fedgraft.client.round, "train_privately", never)
-    monkeypatch.setattr(fedgraft.client.round.training, "train", never)
+    monkeypatch.setattr(fedgraft.client.round.local_steps, "train", never)
     server = hostile()
     plan = server.plan(privacy, **changed)
     said = server.offer(plan)
@@ -287,7 +288,7 @@ def test_a_stated_data_size_changes_nothing(hostile) -> None:
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan, "wide", 1])
 def test_a_clipping_norm_that_is_none_is_refused(hostile, monkeypatch, clip: Any) -> None:
     """A norm that makes NaN of an update, or turns it round."""
-    monkeypatch.setattr(fedgraft.client.round.training, "train", never)
+    monkeypatch.setattr(fedgraft.client.round.local_steps, "train", never)
     server = hostile("min_examples: 5")
     plan = server.accepted(server.plan({"mode": "central"}))
     said = server.train(plan, 1, about={"clip": clip})
@@ -445,7 +446,7 @@ def test_nothing_that_noise_does_not_cover_is_told_unasked(hostile) -> None:
     assert math.isfinite(spent.epsilon)
     about = ConfigRecord(
         {
-            "plan-hash": plan_hash(plan),
+            "plan-hash": agreement_hash(plan),
             "round": 3,
             "layout": reply.config_records["about"]["layout"],
         }
@@ -512,7 +513,7 @@ def test_outputs_that_are_not_finite_are_not_told(
     model overflows.
     """
     monkeypatch.setattr(
-        "fedgraft.client.app.must_suit", lambda *given: None
+        "fedgraft.client.desk.check_gradients", lambda *given: None
     )  # which tries other records, and is not the point
     server = hostile(POLICY + metrics)
     plan = overflowing(server, server.plan({"mode": mode}))
@@ -521,7 +522,7 @@ def test_outputs_that_are_not_finite_are_not_told(
     assert ("received" in reply) == told
     assert len(server.rows()) == 1 + ("noise" in metrics)
     about = {
-        "plan-hash": plan_hash(plan),
+        "plan-hash": agreement_hash(plan),
         "round": 3,
         "layout": reply.config_records["about"]["layout"],
     }

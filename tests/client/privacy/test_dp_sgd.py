@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,25 +16,23 @@ from scipy import stats
 from torch import Tensor
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.privacy import dp_sgd as privacy
-from fedgraft.client.privacy import per_example
-from fedgraft.client.privacy.dp_sgd import (
-    IMAGES_PER_PATIENT,
-    Mechanism,
-    Randomness,
-    mechanism_for,
-    must_suit,
-    poisson_sample,
-    positions_by_patient,
-    train_privately,
-    wrapped,
-)
+from fedgraft.client.privacy import choose_engine, layer_gradients
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private, train_privately
+from fedgraft.client.privacy.ghost_clipping import ghost_hooks_class
+from fedgraft.client.privacy.gradient_check import check_gradients
+from fedgraft.client.privacy.mechanism import Mechanism, calibrate
+from fedgraft.client.privacy.opacus_hooks import hooks_class
+from fedgraft.client.privacy.patients import IMAGES_PER_PATIENT, positions_by_patient
 from fedgraft.client.training.optimizers import new_optimizer
 from fedgraft.common.backbones.backbone import Backbone, load_backbone
 from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.table import TablePreparation
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.train_section import OptimizerSection
+from fedgraft.common.privacy.randomness import Randomness, poisson_sample
+from fedgraft.common.tasks.classification import cross_entropies
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 METHODS = ("head", "lora", "bottleneck", "scale-shift", "bias")
@@ -104,9 +101,8 @@ def noisy_step(
     unit = "example" if owners is None else "patient"
     mechanism = Mechanism(sigma, 1.0, 1, expected, norm, unit, mode)
     optimizer = torch.optim.SGD(parameters, lr=1.0)
-    with wrapped(
-        model, optimizer, mechanism, randomness=randomness or Randomness(), **options
-    ) as private:
+    training = PrivateTraining(mechanism, cross_entropies, **options)
+    with make_private(model, optimizer, training, randomness or Randomness()) as private:
         if data is None:
             private.step_without_examples()
         else:
@@ -158,8 +154,6 @@ def test_layers_see_contiguous_memory(ghost: bool) -> None:
     """Opacus 1.6 reads a convolution's windows by strides; on channels-last inputs it gave
     zeros.
     """
-    from fedgraft.client.privacy.dp_sgd import _hooks_class
-
     layer = torch.nn.Conv2d(4, 3, 3, padding=1).double()
     inputs = torch.randn((2, 4, 6, 6), dtype=torch.float64).contiguous(
         memory_format=torch.channels_last
@@ -168,7 +162,7 @@ def test_layers_see_contiguous_memory(ghost: bool) -> None:
     for i in range(2):
         (gradient,) = torch.autograd.grad((layer(inputs[i : i + 1]) ** 2).sum(), [layer.weight])
         wanted.append(gradient)
-    hooks = _hooks_class(ghost)(layer, loss_reduction="sum")
+    hooks = (ghost_hooks_class if ghost else hooks_class)()(layer, loss_reduction="sum")
     (layer(inputs) ** 2).sum().backward()
     norms = (
         vars(layer.weight)["_norm_sample"]
@@ -198,13 +192,12 @@ def test_several_steps_are_those_of_opacus_and_its_optimizer(
     from opacus.grad_sample import GradSampleHooks
     from opacus.optimizers import DPOptimizer
 
-    monkeypatch.setattr(privacy, "takes", lambda model: known)
+    monkeypatch.setattr(choose_engine, "knows_layers", lambda model: known)
     batches = [example("cifar-resnet20", n, n) for n in (3, 1, 5)]
     ours, theirs = (lively("cifar-resnet20", method) for _ in range(2))
     optimizer = new_optimizer(ours.trainable_parameters().values(), chosen, 0.01)
-    with wrapped(
-        ours, optimizer, Mechanism(0.0, 0.5, 3, 3.5, 0.5), randomness=Randomness()
-    ) as private:
+    training = PrivateTraining(Mechanism(0.0, 0.5, 3, 3.5, 0.5), cross_entropies)
+    with make_private(ours, optimizer, training, Randomness()) as private:
         for batch in batches:
             private.step(*batch)
 
@@ -352,13 +345,16 @@ class Table:
         self.labels = generator.integers(0, 3, rows)
         self.read_sizes: list[int] = []
 
-    def read(self, rows: np.ndarray, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        self.read_sizes.append(len(rows))
+    def read(self, rows: np.ndarray) -> Tensor:
         return self.values[torch.from_numpy(np.asarray(rows))]
+
+    def prepare(self, rows: np.ndarray, preparation: Any) -> Batch:
+        self.read_sizes.append(len(rows))
+        return preparation(self.read(rows))
 
 
 def table(rows: int = 60) -> Split:
-    return Split(Table(rows), np.arange(rows), lambda values: values)  # type: ignore[arg-type]
+    return Split(Table(rows), np.arange(rows), TablePreparation())  # type: ignore[arg-type]
 
 
 def run(
@@ -369,14 +365,8 @@ def run(
     **options: Any,
 ) -> None:
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=0.01)
-    train_privately(
-        model,
-        split,
-        mechanism=mechanism,
-        optimizer=optimizer,
-        randomness=Randomness(seed),
-        **options,
-    )
+    training = PrivateTraining(mechanism, cross_entropies, **options)
+    train_privately(model, split, optimizer, training, Randomness(seed))
 
 
 def test_real_batches_are_poisson_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,9 +455,9 @@ def test_the_proximal_term_stands_behind_the_noise() -> None:
     parameters = list(model.trainable_parameters().values())
     start = torch.cat([p.detach().flatten() for p in parameters])
     mechanism = Mechanism(0.0, 1.0, 2, 1.0, 1e-3)
-    randomness = Randomness()
+    training = PrivateTraining(mechanism, cross_entropies, proximal=100.0)
     optimizer = torch.optim.SGD(parameters, lr=0.5)
-    with wrapped(model, optimizer, mechanism, randomness=randomness, proximal=100.0) as private:
+    with make_private(model, optimizer, training, Randomness()) as private:
         private.step(*data)
         first = torch.cat([p.detach().flatten() for p in parameters])
         private.step(*data)
@@ -505,7 +495,7 @@ def test_noise_is_calibrated_over_all_rounds(units: int, target: float) -> None:
     whole run.
     """
     dp_accounting = pytest.importorskip("dp_accounting")
-    mechanism = mechanism_for(plan(target_epsilon=target, accountant="rdp"), units)
+    mechanism = calibrate(plan(target_epsilon=target, accountant="rdp"), units)
     assert mechanism.sample_rate == min(1.0, 32 / units)
     assert mechanism.steps == 2 * math.ceil(units / 32)
     assert mechanism.expected == min(32, units)
@@ -521,8 +511,8 @@ def test_noise_is_calibrated_over_all_rounds(units: int, target: float) -> None:
 def test_noise_that_is_given_is_used_and_the_floor_holds() -> None:
     """The plan's own noise multiplier changed, or a node's floor that is not one."""
     given = plan(noise_multiplier=0.9)
-    assert mechanism_for(given, 100).noise_multiplier == 0.9
-    assert mechanism_for(given, 100, least_noise=1.3).noise_multiplier == 1.3
+    assert calibrate(given, 100).noise_multiplier == 0.9
+    assert calibrate(given, 100, least_noise=1.3).noise_multiplier == 1.3
 
 
 # ── refusals ──────────────────────────────────────────────────────────────────────────────────────
@@ -531,11 +521,11 @@ def test_what_opacus_cannot_take_is_refused_with_an_alternative(mode: str) -> No
     """BatchNorm trained under DP mixes examples; the run must not begin."""
     model = graft(backbone("cifar-resnet20"), method="full", classes=3)
     with pytest.raises(Refused, match=r"BatchNorm.*lora, bottleneck"):
-        must_suit(model, mode, torch.zeros(1, 3, 8, 8))
+        check_gradients(model, mode, torch.zeros(1, 3, 8, 8), cross_entropies)
     for method in METHODS:
         fine = graft(backbone("cifar-resnet20"), method=method, classes=3, rank=2)
         before = fine.adapter_state()
-        must_suit(fine, mode, torch.zeros(1, 3, 8, 8))
+        check_gradients(fine, mode, torch.zeros(1, 3, 8, 8), cross_entropies)
         assert all(torch.equal(before[name], t) for name, t in fine.adapter_state().items())
 
 
@@ -549,7 +539,7 @@ def test_a_layer_that_hides_from_opacus_is_found() -> None:
         lambda module, inputs, output: output + F.linear(inputs[0], module.weight)
     )  # type: ignore[arg-type]
     with pytest.raises(Refused, match="does not see every layer"):
-        must_suit(model, "hooks", torch.zeros(1, 5))
+        check_gradients(model, "hooks", torch.zeros(1, 5), cross_entropies)
 
 
 def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:
@@ -559,7 +549,7 @@ def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:
     ‖g‖, where ‖x‖² is about 64 · 10⁸.
     """
     layer, x = torch.nn.Linear(64, 3, bias=False), torch.full((1, 1, 64), 1e4)
-    hooks = privacy._hooks_class(True)(layer, loss_reduction="sum", max_grad_norm=1.0)
+    hooks = ghost_hooks_class()(layer, loss_reduction="sum", max_grad_norm=1.0)
     y = layer(torch.cat([x, x + 0.5], dim=1))
     g = torch.tensor([[[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]])
     y.backward(g)
@@ -570,11 +560,11 @@ def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:
 
 def test_the_arithmetic_that_is_trained_is_probed_too(monkeypatch) -> None:
     """A wrong gradient in float32 only, on a machine whose library for convolutions is broken."""
-    right = per_example.conv2d_weight
-    monkeypatch.setattr(per_example, "conv2d_weight", lambda *given: -right(*given))
+    right = layer_gradients.conv2d_weight
+    monkeypatch.setattr(layer_gradients, "conv2d_weight", lambda *given: -right(*given))
     model = graft(backbone("cifar-resnet8"), method="lora", classes=3)
     with pytest.raises(Refused, match="does not see every layer"):
-        must_suit(model, "hooks", example("cifar-resnet8", 2)[0])
+        check_gradients(model, "hooks", example("cifar-resnet8", 2)[0], cross_entropies)
 
 
 def test_ghost_clipping_of_patients_is_refused() -> None:

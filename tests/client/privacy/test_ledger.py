@@ -20,10 +20,11 @@ import pytest
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node.policy import Policy
-from fedgraft.client.privacy.ledger import DataSet, Ledger, Reservation
-from fedgraft.client.privacy.spending import Ceilings
+from fedgraft.client.privacy.ledger import Ledger, Reservation
+from fedgraft.client.privacy.ledger_records import DataSet
+from fedgraft.client.privacy.spending import Ceilings, Spending
 from fedgraft.client.privacy.statement import markdown, statement
-from fedgraft.client.store import chain
+from fedgraft.client.store.chain_entry import parse_head
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import epsilon
@@ -44,19 +45,14 @@ DATA = records(0, 50)
 
 
 def reserve(ledger: Ledger, round_: int = 1, **changed: Any) -> Reservation:
-    asked: dict[str, Any] = {
-        "data": DATA,
-        "unit": "example",
-        "plan": PLAN,
-        "round_": round_,
-        "noise_multiplier": 1.0,
-        "sample_rate": 0.01,
-        "steps": 100,
-        "delta": 1e-5,
-        "accountant": "rdp",
-    }
-    asked |= changed
-    return ledger.reserve(asked.pop("data"), **asked)
+    row = {"noise_multiplier": 1.0, "sample_rate": 0.01, "steps": 100}
+    row |= {key: changed.pop(key) for key in row if key in changed}
+    options = {key: changed.pop(key) for key in ("ceilings", "again") if key in changed}
+    data = changed.pop("data", DATA)
+    said: dict[str, Any] = {"unit": "example", "plan": PLAN, "delta": 1e-5, "accountant": "rdp"}
+    said |= changed
+    spending = Spending(round=round_, row=tuple(row.values()), **said)
+    return ledger.reserve(data, spending, **options)
 
 
 @pytest.fixture
@@ -487,7 +483,7 @@ def test_rewriting_both_places_is_seen_by_a_filed_statement(ledger: Ledger) -> N
     officer's copy can.
     """
     full(ledger)
-    filed = chain.head(statement(ledger, accountant="rdp")["head"])
+    filed = parse_head(statement(ledger, accountant="rdp")["head"])
     for path in ledger.path.parent.iterdir():
         path.unlink()
     for round_ in range(1, 6):

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedgraft.client.privacy import dp_sgd as privacy
-from fedgraft.client.privacy.dp_sgd import Mechanism, Randomness, wrapped
-from fedgraft.client.privacy.per_example import Products, Rows, Tape, takes
+from fedgraft.client.privacy import choose_engine
+from fedgraft.client.privacy.clipping_engine import Drawn
+from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
+from fedgraft.client.privacy.example_gradients import Products, Rows
+from fedgraft.client.privacy.mechanism import Mechanism
+from fedgraft.client.privacy.one_pass import OnePass, knows_layers
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks.classification import cross_entropies
 
 
 def one_layer(layer: nn.Module, out: int) -> GraftedModel:
@@ -33,9 +38,7 @@ def one_layer(layer: nn.Module, out: int) -> GraftedModel:
             return self.head(y.reshape(len(y), -1, y.shape[-1]).mean(1))
 
     torch.manual_seed(0)
-    return GraftedModel(
-        Net(), method="x", classes=3, head_name="head", rank=1, alpha=1, width=1
-    ).double()
+    return GraftedModel(Net(), method="x", options=None, outputs=3, head_name="head").double()
 
 
 def looped(model: GraftedModel, x: Tensor, labels: Tensor, norm: float) -> list[Tensor]:
@@ -52,14 +55,14 @@ def looped(model: GraftedModel, x: Tensor, labels: Tensor, norm: float) -> list[
 
 
 def taped(model: GraftedModel, x: Tensor, labels: Tensor, norm: float) -> list[Tensor]:
-    tape = Tape(model)
-    sums = tape.clipped_sums(F.cross_entropy(model(x), labels, reduction="none"), norm)
-    tape.detach()
+    engine = OnePass(model, cross_entropies, norm)
+    sums = engine.sums(Drawn(x, labels))
+    engine.detach()
     return [sums[p] for p in model.trainable_parameters().values()]
 
 
 def must_agree(model: GraftedModel, x: Tensor, norm: float) -> None:
-    assert takes(model)
+    assert knows_layers(model)
     labels = torch.arange(len(x)) % 3
     for found, wanted in zip(
         taped(model, x, labels, norm), looped(model, x, labels, norm), strict=True
@@ -156,14 +159,13 @@ def test_the_same_sums_as_opacus(name, method, monkeypatch):
     labels = torch.tensor([0, 1, 2, 0])
     steps = []
     for ours in (True, False):
-        monkeypatch.setattr(privacy, "takes", lambda model, ours=ours: ours)
+        monkeypatch.setattr(choose_engine, "knows_layers", lambda model, ours=ours: ours)
         each = copy.deepcopy(model)
         before = [p.detach().clone() for p in each.trainable_parameters().values()]
         optimizer = torch.optim.SGD(each.trainable_parameters().values(), lr=1.0)
-        with wrapped(
-            each, optimizer, Mechanism(0.0, 1.0, 1, 1.0, 0.01), randomness=Randomness(b"x")
-        ) as private:
-            assert isinstance(private.hooks, Tape) == ours
+        training = PrivateTraining(Mechanism(0.0, 1.0, 1, 1.0, 0.01), cross_entropies)
+        with make_private(each, optimizer, training, Randomness(b"x")) as private:
+            assert isinstance(private.engine, OnePass) == ours
             private.step(x, labels)
         after = each.trainable_parameters().values()
         steps.append(
@@ -174,10 +176,10 @@ def test_the_same_sums_as_opacus(name, method, monkeypatch):
 
 def test_layers_that_are_not_known_are_left_to_opacus():
     """A LayerNorm, a reflected border or a BatchNorm taken for a layer whose rule is known."""
-    assert not takes(one_layer(nn.LayerNorm(5), 5))
-    assert not takes(one_layer(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), 2))
-    assert not takes(one_layer(nn.Conv2d(2, 2, 3, padding="same"), 2))
-    assert not takes(one_layer(nn.BatchNorm2d(2), 2))
+    assert not knows_layers(one_layer(nn.LayerNorm(5), 5))
+    assert not knows_layers(one_layer(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), 2))
+    assert not knows_layers(one_layer(nn.Conv2d(2, 2, 3, padding="same"), 2))
+    assert not knows_layers(one_layer(nn.BatchNorm2d(2), 2))
 
 
 def test_a_layer_that_is_called_twice_is_refused():
@@ -192,9 +194,9 @@ def test_measuring_between_steps_leaves_nothing_on_the_tape():
     """Memory that grows with every evaluation, or a step that counts an evaluation's layers."""
     model = one_layer(nn.Linear(5, 5), 5)
     x, labels = torch.randn(2, 5, dtype=torch.float64), torch.tensor([0, 1])
-    tape = Tape(model)
+    engine = OnePass(model, cross_entropies, 1.0)
     with torch.inference_mode():
         model(x)
-    assert not tape._seen
-    assert tape.clipped_sums(F.cross_entropy(model(x), labels, reduction="none"), 1.0)
-    tape.detach()
+    assert not engine._calls
+    assert engine.sums(Drawn(x, labels))
+    engine.detach()

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.privacy import per_example
-from fedgraft.client.privacy.dp_sgd import Mechanism, mechanism_for
+from fedgraft.client.privacy import one_pass
+from fedgraft.client.privacy.example_gradients import Gradient
+from fedgraft.client.privacy.mechanism import Mechanism, calibrate
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
@@ -53,7 +54,7 @@ def audited(
 ) -> tuple[Audit, float]:
     """The audit of a plan's mechanism, and the ε that the plan states."""
     plan, model = opened(path, *overrides)
-    mechanism = mechanism or mechanism_for(plan, 100)
+    mechanism = mechanism or calibrate(plan, 100)
     coins = np.random.default_rng([seed, 99]).random(CANARIES) < 0.5
     scores = score_canaries(plan, model, split, coins, mechanism=mechanism, seed=seed)
     assert plan.privacy.target_epsilon is not None
@@ -131,7 +132,7 @@ def less_noise(share: float) -> Callable[[Randomness, int], np.ndarray]:
     return lambda randomness, count: share * honest(randomness, count)
 
 
-def no_clipping(found: Sequence[per_example.Gradient], max_norm: float) -> dict[Tensor, Tensor]:
+def no_clipping(found: Sequence[Gradient], max_norm: float) -> dict[Tensor, Tensor]:
     ones = torch.ones(len(found[0].squared_norms()))
     return {each.parameter: each.total(ones) for each in found}
 
@@ -149,7 +150,7 @@ def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -
         case "a tenth of the noise":
             monkeypatch.setattr(Randomness, "normal", less_noise(0.1))
         case _:
-            monkeypatch.setattr(per_example, "clip_and_sum", no_clipping)
+            monkeypatch.setattr(one_pass, "clip_and_sum", no_clipping)
     found, stated = audited(*hospital, f"train.batch_size={batch}")
     assert found.epsilon > 1.4 * stated
 

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.common.backbones.backbone import load_backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks.classification import CLASSIFICATION
 from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.gradients import ObservedStep
 from fedgraft.simulations.attacks.image_search import distance, total_variation
@@ -85,7 +86,7 @@ def model(method: str = "head", classes: int = 3):
 
 
 def observe(net: GraftedModel, mechanism: Mechanism | None = None, seed: bytes = b"a"):
-    return ObservedStep(net, F.cross_entropy, mechanism, Randomness(seed))
+    return ObservedStep(net, CLASSIFICATION, mechanism, Randomness(seed))
 
 
 def test_what_a_node_releases_is_clipped_and_noised_as_its_mechanism_says() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedgraft.client.privacy.dp_sgd import Mechanism
+from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.simulations.attacks.empirical_epsilon import Audit
 from fedgraft.simulations.benchmarks.leak_tasks import (
     AUDITS,

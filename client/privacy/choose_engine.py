@@ -1,0 +1,33 @@
+"""Which engine gives the clipped sums of a model."""
+
+from __future__ import annotations
+
+from fedgraft.client.privacy.clipping_engine import ClippingEngine, Losses
+from fedgraft.client.privacy.ghost_clipping import GhostClipping
+from fedgraft.client.privacy.mechanism import Mechanism
+from fedgraft.client.privacy.one_pass import OnePass, knows_layers
+from fedgraft.client.privacy.opacus_hooks import OpacusHooks
+from fedgraft.common.errors import Code, Refused
+from fedgraft.common.model.grafted_model import GraftedModel
+
+
+def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> ClippingEngine:
+    """Attach per-example gradients to a model.
+
+    Ghost clipping where the plan asks for it, our own pass where it knows every trained layer,
+    Opacus's hooks otherwise.
+
+    Raises:
+        Refused: the engine cannot take this model, or this unit.
+    """
+    if mechanism.grad_sample_mode == "ghost":
+        if mechanism.unit == "patient":
+            raise Refused(
+                Code.MODEL,
+                "ghost clipping knows the norm of an example's gradient, not of a patient's; "
+                "write privacy.grad_sample_mode: hooks, or unit: example",
+            )
+        return GhostClipping(model, losses, mechanism.max_grad_norm)
+    if knows_layers(model):
+        return OnePass(model, losses, mechanism.max_grad_norm)
+    return OpacusHooks(model, losses, mechanism.max_grad_norm)
