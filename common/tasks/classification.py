@@ -13,9 +13,15 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.classification_sums import ClassificationSums, sums_of, zero
+from fedgraft.common.tasks.sums_from_wire import sums_from_flat
 from fedgraft.common.tasks.task import Label, LabelledSource, Task
 
 MOST_SHOWN = 12  # labels in one message
+
+
+def count_classes(task: TaskSection) -> int:
+    """Return how many classes there are, as many as outputs of the head."""
+    return len(task.classes)
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,7 +39,7 @@ def log_shares(labels: Tensor, task: TaskSection) -> Tensor:
     "Federated learning with label distribution skew via logits calibration"). The model then takes
     all classes for equally frequent. A class that a node does not have is not learnt to be absent.
     """
-    counts = torch.bincount(labels, minlength=len(task.classes))
+    counts = torch.bincount(labels, minlength=count_classes(task))
     return (counts / max(len(labels), 1)).log()
 
 
@@ -44,30 +50,40 @@ def class_numbers(source: LabelledSource, task: TaskSection) -> np.ndarray:
     Raises:
         UserError: the plan states no labels, and one is not a class's number or name.
     """
-    numbers_of = known_labels(task)
-    numbers = np.array([numbers_of.get(label, -1) for label in source.labels], np.int64)
-    if task.labels is None and (numbers < 0).any():
-        row = int(np.argmax(numbers < 0))
-        have = list_labels(source.labels)
-        classes = list_labels(task.classes)
-        raise UserError(
-            f"label {source.labels[row]!r} is not one of the plan's {len(task.classes)} classes",
-            where=source.place(row),
-            remedy=(
-                f"the data has labels {have}, the plan classes {classes}; "
-                "name them all in task.classes, or list in task.labels the ones to use"
-            ),
-        )
+    known = known_labels(task)
+    numbers = np.array([known.get(label, -1) for label in source.labels], np.int64)
+    unknown = numbers < 0
+    if task.labels is None and unknown.any():
+        row = int(np.argmax(unknown))
+        raise unknown_label(source, row, task)
     return numbers
+
+
+def unknown_label(source: LabelledSource, row: int, task: TaskSection) -> UserError:
+    """Return what to say of a record's label that is no class's number or name."""
+    label = source.labels[row]
+    labels = list_labels(source.labels)
+    classes = list_labels(task.classes)
+    return UserError(
+        f"label {label!r} is not one of the plan's {count_classes(task)} classes",
+        where=source.place(row),
+        remedy=(
+            f"the data has labels {labels}, the plan classes {classes}; name them all in"
+            " task.classes, or list in task.labels the ones to use"
+        ),
+    )
 
 
 def known_labels(task: TaskSection) -> dict[Label, int]:
     """Return the class that each label in the data stands for."""
+    known: dict[Label, int] = {}
     if task.labels is not None:
-        return {plain_label(label): number for number, label in enumerate(task.labels)}
-    known: dict[Label, int] = {number: number for number in range(len(task.classes))}
-    for number, name in enumerate(task.classes):
-        known[name] = number
+        for number, label in enumerate(task.labels):
+            known[plain_label(label)] = number
+        return known
+    numbers = range(count_classes(task))
+    known.update(zip(numbers, numbers, strict=True))
+    known.update(zip(task.classes, numbers, strict=True))
     return known
 
 
@@ -85,31 +101,50 @@ def plain_label(value: object) -> Label:
 
 def list_labels(values: Sequence[Label]) -> str:
     """Return a few distinct labels, for a message."""
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    listed = ", ".join(str(value) for value in distinct[:MOST_SHOWN])
+    distinct = sorted(set(values), key=_numbers_first)
+    listed = ", ".join(map(str, distinct[:MOST_SHOWN]))
     if len(distinct) > MOST_SHOWN:
         return f"{listed}, …"
     return listed
 
 
+def _numbers_first(label: Label) -> tuple[bool, Label]:
+    return isinstance(label, str), label
+
+
 def read_classification_sums(flat: Mapping[str, Any], task: TaskSection) -> ClassificationSums:
     """Return sums from the wire. Raise `ValueError` for what no predictions could give."""
-    return ClassificationSums.from_flat(flat, len(task.classes))
+    return sums_from_flat(flat, count_classes(task))
+
+
+def zero_of(task: TaskSection) -> ClassificationSums:
+    """Return the sums of no predictions."""
+    return zero(count_classes(task))
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class, `(n, classes)`."""
+    return logits.softmax(dim=1)
+
+
+def describe(task: TaskSection) -> str:
+    """Return the classes in one line."""
+    return ", ".join(task.classes)
 
 
 CLASSIFICATION = Task(
     name="classification",
     takes="pooled",
-    outputs=lambda task: len(task.classes),
+    outputs=count_classes,
     loss=F.cross_entropy,
     losses=cross_entropies,
     balance=log_shares,
-    zero=lambda task: zero(len(task.classes)),
+    zero=zero_of,
     sums=sums_of,
     read_sums=read_classification_sums,
     targets=class_numbers,
     strata=lambda targets: targets,
-    predict=lambda logits: logits.softmax(dim=1),
+    predict=probabilities,
     columns=lambda task: task.classes,
-    describe=lambda task: ", ".join(task.classes),
+    describe=describe,
 )

@@ -15,14 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgraft.common.errors import Refused
-from fedgraft.common.tasks.classification_sums import (
-    CALIBRATION_BINS,
-    bins_of,
-    log_odds,
-    sums_of,
-    zero,
-)
-from fedgraft.common.tasks.classification_sums import ClassificationSums as Sums
+from fedgraft.common.tasks.classification_sums import CALIBRATION_BINS, sums_of, zero
+from fedgraft.common.tasks.score_bins import bins_of, log_odds
+from fedgraft.common.tasks.sums_from_wire import sums_from_flat
 
 
 def predictions(
@@ -192,7 +187,7 @@ def test_merged_sums_equal_pooled_sums(
     assert np.array_equal(total.calibration[:, [0, 2]], pooled.calibration[:, [0, 2]])
     np.testing.assert_allclose(total.calibration[:, 1], pooled.calibration[:, 1], rtol=1e-12)
     assert math.isclose(total.loss, pooled.loss, rel_tol=1e-12, abs_tol=1e-12)
-    assert Sums.from_flat(total.to_flat(), classes).to_flat() == total.to_flat()
+    assert sums_from_flat(total.to_flat(), classes).to_flat() == total.to_flat()
 
 
 def test_sums_over_different_classes_do_not_add_up() -> None:
@@ -252,18 +247,18 @@ def test_malformed_sums_are_refused(key: str, change: Any) -> None:
     bad = flat()
     bad[key] = change(bad[key])
     with pytest.raises(ValueError, match=r"\w"):
-        Sums.from_flat(bad, 2)
+        sums_from_flat(bad, 2)
 
 
 def test_unknown_and_missing_keys_are_refused() -> None:
     """Anything more in the record is something that was not agreed to leave a node."""
     with pytest.raises(ValueError, match="extra"):
-        Sums.from_flat(flat() | {"extra": 1}, 2)
+        sums_from_flat(flat() | {"extra": 1}, 2)
     with pytest.raises(ValueError, match="loss"):
-        Sums.from_flat({key: value for key, value in flat().items() if key != "loss"}, 2)
+        sums_from_flat({key: value for key, value in flat().items() if key != "loss"}, 2)
 
 
 def test_sums_of_other_classes_are_refused() -> None:
     """A node that runs another plan's classes must be found out, not merged."""
     with pytest.raises(ValueError, match="beyond"):
-        Sums.from_flat(sums_of(*predictions(2, 30, 3)).to_flat(), 2)
+        sums_from_flat(sums_of(*predictions(2, 30, 3)).to_flat(), 2)
