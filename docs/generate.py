@@ -52,7 +52,11 @@ For the hospital's engineer: every key of a node's own file. The file is never s
 can loosen its `policy`. An [example with every key](#an-example-with-every-key) is below, and so is
 the coordinator's [server.yaml](#the-coordinators-serveryaml).
 """
-DECISION_FOR = "*For whoever reviews or changes a guarantee: why it is as it is.*"
+# pages that are written elsewhere, and for whom they are
+AUDIENCES = {
+    "adr": "For whoever reviews or changes this guarantee.",
+    "results.md": "For whoever asks what it brings, what it costs and how fast it is.",
+}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -63,12 +67,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Say under a decision's title for whom it is."""
-    name = Path(page.file.src_uri)
-    if name.parent.name != "adr" or name.stem == "index":
+    """Say under the title of a page that is written elsewhere for whom it is."""
+    name = page.file.src_uri
+    key = name.rpartition("/")[0] or name
+    if key not in AUDIENCES or name == "adr/index.md":
         return markdown
     title, _, text = markdown.partition("\n")
-    return f"{title}\n\n{DECISION_FOR}\n{text}"
+    return f"{title}\n\n*{AUDIENCES[key]}*\n{text}"
 
 
 # ── keys ──────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,6 @@ house, and what it says to try is run there.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import read_blocks, read_page
+
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "extend.md"
 RUNNER = Path(__file__).with_name("run_trials.py")
-FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 # files of the table of DESIGN §3: one file and one line; a step is there for either end
 FILES = {
@@ -58,16 +57,16 @@ class Recipe:
 
 def read_recipes() -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
-    for section in PAGE.read_text().split("\n## ")[1:]:
+    for section in read_page("extend.md").split("\n## ")[1:]:
         title, _, text = section.partition("\n")
         recipe = Recipe()
-        for language, path, content in FENCE.findall(text):
-            if language == "diff":
-                recipe.changes.append((path, content))
-            elif path:
-                recipe.files[path] = content
+        for block in read_blocks(text):
+            if block.language == "diff":
+                recipe.changes.append((block.title, block.text))
+            elif block.title:
+                recipe.files[block.title] = block.text
             else:
-                recipe.trials.append(content)
+                recipe.trials.append(block.text)
         if recipe.trials:
             recipes[title] = recipe
     return recipes

@@ -1,0 +1,99 @@
+"""What the pages say is so: the tutorial works word by word, examples of files are valid, each page
+says for whom it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedgraft.client.node.node_file import check_node_file
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.simulations.study.study_file import Study
+from tests.docs.blocks import Block, read_blocks, read_page
+
+ROOT = Path(__file__).parents[2]
+# results.md is written by the benchmarks; the site says above it for whom it is
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "results"]
+
+
+# ── the tutorial ──────────────────────────────────────────────────────────────────────────────────
+def mask(text: str) -> list[str]:
+    """Return the words of an output, without its numbers, hashes and the width of its columns."""
+    masked = re.sub(r"\b[0-9a-f]{64}\b|[0-9][0-9.,]*", "#", text)
+    return re.sub(r"[━─┏┓┗┛┡┩└┘┳┴╇┬┃│]+", " ", masked).split()
+
+
+def run_block(block: Block, folder: Path) -> str:
+    """Run a block of commands as they are typed. Return what they print."""
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": commands, "COLUMNS": "100", "FLWR_TELEMETRY_ENABLED": "0"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block.text],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_word_by_word(tmp_path: Path) -> None:
+    """Whoever types what the first page says, into an empty folder, sees what it shows."""
+    shown = ""
+    for block in read_blocks(read_page("first-federation.md")):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+        elif block.language == "sh":
+            shown = run_block(block, tmp_path)
+        elif block.language == "text":
+            assert mask(shown) == mask(block.text)
+
+
+# ── examples of files ─────────────────────────────────────────────────────────────────────────────
+def yaml_of(page: str, first_key: str) -> dict:
+    """Return the one YAML block of a page that begins with a key."""
+    blocks = [block.text for block in read_blocks(read_page(page)) if block.language == "yaml"]
+    (found,) = [text for text in blocks if text.startswith(f"{first_key}:")]
+    return yaml.safe_load(found)
+
+
+def test_the_study_of_the_page_is_one() -> None:
+    """A study that is refused is a bad beginning."""
+    Study.model_validate(yaml_of("leaks.md", "name"))
+
+
+def test_the_policy_of_the_page_is_one(tmp_path: Path) -> None:
+    """A privacy officer copies it into a node's file."""
+    node = {"name": "a", "data": {"path": "x"}, "store": "store"}
+    node |= yaml_of("privacy.md", "policy")
+    opened = check_node_file(node, {}, tmp_path / "node.yaml")
+    assert opened.policy.dp_required
+
+
+def test_data_and_task_of_the_page_are_valid(tmp_path: Path) -> None:
+    """A hospital's engineer copies them, too."""
+    node = {"name": "a", "store": "store"} | yaml_of("your-data.md", "data")
+    assert check_node_file(node, {}, tmp_path / "node.yaml").data.columns.label == "finding"
+    plan = {"name": "p", "backbone": {"name": "mlp"}, "adapter": {"method": "head"}}
+    plan |= yaml_of("your-data.md", "task")
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(plan))
+    assert load_plan(file).task.inputs == 4
+
+
+# ── for whom ──────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_says_first_for_whom_it_is(page: Path) -> None:
+    """A reader who is not meant should see that in the first sentence."""
+    title, _, text = page.read_text().partition("\n")
+    assert title.startswith("# ")
+    assert re.match(r"\s*For [a-z]", text), f"{page.name} does not begin with `For …`"
