@@ -124,8 +124,10 @@ def score_canaries(
     probe = Probe(plan, add_canaries(model, canaries), examples, seed)
     seen = torch.zeros((model.outputs, canaries), dtype=torch.float64)
 
-    # without noise one look at every record tells all
-    rounds = plan.train.rounds if mechanism else 1
+    rounds = plan.train.rounds
+    if mechanism is None:
+        # without noise one look at every record tells all
+        rounds = 1
     for round_ in range(1, rounds + 1):
         optimizer = probe.build_optimizer(round_, seen)
         if mechanism is None:
@@ -171,10 +173,9 @@ class Probe:
             seen.sub_(weight.grad[:, head.features :])
 
         section = self.plan.train
-        rate = local_steps.learning_rate(
-            section.optimizer.lr, section.schedule, round_, section.rounds
-        )
-        optimizer = local_steps.build_optimizer(self.probed.model, section.optimizer, rate)
+        chosen = section.optimizer
+        rate = local_steps.learning_rate(chosen.lr, section.schedule, round_, section.rounds)
+        optimizer = local_steps.build_optimizer(self.probed.model, chosen, rate)
         optimizer.register_step_pre_hook(look)
         return optimizer
 
@@ -186,12 +187,13 @@ class Probe:
             loss=TASKS[self.plan.task.question].loss,
             proximal=self.plan.train.proximal,
         )
+        generator = round_generator(self.seed, round_, PURPOSE)
         local_steps.train(
             self.probed.model,
             self.examples,
             training,
             optimizer=optimizer,
-            generator=round_generator(self.seed, round_, PURPOSE),
+            generator=generator,
         )
 
     def train_privately(
@@ -202,11 +204,12 @@ class Probe:
         if mechanism.unit == "patient":
             patients = [np.array([position]) for position in range(len(self.examples))]
         text = f"{self.seed}/{round_}/{PURPOSE}"
+        digest = hashlib.sha256(text.encode()).digest()
         training = PrivateTraining(
             mechanism,
             losses_of(self.plan.task),
             patients=patients,
             proximal=self.plan.train.proximal,
         )
-        randomness = Randomness(hashlib.sha256(text.encode()).digest())
+        randomness = Randomness(digest)
         train_privately(self.probed.model, self.examples, optimizer, training, randomness)

@@ -39,7 +39,8 @@ def match_strata(
     Args:
         members, others: the stratum of each, int64 `(m,)` and `(n,)`.
     """
-    strata = int(max(members.max(initial=0), others.max(initial=0))) + 1
+    highest = max(members.max(initial=0), others.max(initial=0))
+    strata = int(highest) + 1
     needed = np.bincount(members, minlength=strata)
     there = np.bincount(others, minlength=strata)
     # a stratum that one side lacks tells nothing of membership

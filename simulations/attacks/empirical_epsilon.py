@@ -211,9 +211,10 @@ def audit_guesses(
     best = max(proofs, key=lambda proof: proof.epsilon)
 
     all_right = int(is_right.sum())
+    ceiling = lower_bound(canaries, canaries, canaries, delta=delta, confidence=each)
     return Audit(
         epsilon=best.epsilon,
-        ceiling=lower_bound(canaries, canaries, canaries, delta=delta, confidence=each),
+        ceiling=ceiling,
         delta=delta,
         confidence=confidence,
         canaries=canaries,

@@ -79,9 +79,9 @@ class ObservedStep:
         """
         parameters = list(self.model.trainable_parameters().values())
         loss = self.task.loss(self.model(batch), labels)
-        found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
+        derivatives = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
         gradients = []
-        for parameter, gradient in zip(parameters, found, strict=True):
+        for parameter, gradient in zip(parameters, derivatives, strict=True):
             gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
         return gradients
 

@@ -113,12 +113,15 @@ def search_images(
 
     for _ in range(search.steps):
         images = public.draw(weights)
-        gradient = step.gradient(public.preparation(images), observed.labels, graph=True)
+        batch = public.preparation(images)
+        gradient = step.gradient(batch, observed.labels, graph=True)
         head_gradient = [gradient[number] for number in head]
-        apart = distance(gradient, observed.gradient) + distance(head_gradient, head_observed)
+        apart = distance(gradient, observed.gradient)
+        head_apart = distance(head_gradient, head_observed)
         rough = search.smooth * total_variation(images)
         unlikely = search.prior * weights.square().mean()
-        (slope,) = torch.autograd.grad(apart + rough + unlikely, [weights])
+        loss = apart + head_apart + rough + unlikely
+        (slope,) = torch.autograd.grad(loss, [weights])
         weights.grad = slope.sign()
         optimizer.step()
         schedule.step()
@@ -136,7 +139,8 @@ def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Return 1 − cosine of the angle between two gradients, each given in parts."""
     products = [(one * other).sum() for one, other in zip(some, others, strict=True)]
     dot = torch.stack(products).sum()
-    return 1 - dot / (_squared_norm(some) * _squared_norm(others)).sqrt()
+    squares = _squared_norm(some) * _squared_norm(others)
+    return 1 - dot / squares.sqrt()
 
 
 def _squared_norm(parts: Sequence[Tensor]) -> Tensor:

@@ -75,7 +75,8 @@ def invert_gradients(
         remedy = "leave it out for tables"
         raise UserError("inversion is for images", where="attacks", remedy=remedy)
     target = open_target(plan, run, nodes)
-    step = observe_step(target, 0, Randomness(b"inversion" + seed.to_bytes(8, "little")))
+    randomness = Randomness(b"inversion" + seed.to_bytes(8, "little"))
+    step = observe_step(target, 0, randomness)
     target.model.load_adapter_state(target.first)
     data = target.nodes[0]
     preparation = _preparation_of_images(target.backbone.preprocess)
@@ -83,23 +84,27 @@ def invert_gradients(
     chosen = order[:images]
 
     truth = _as_seen(data.train, chosen, preparation)
-    public = _as_seen(data.others, np.arange(len(data.others)), preparation)
+    everybody = np.arange(len(data.others))
+    public = _as_seen(data.others, everybody, preparation)
     prior = PublicImages.of(public, preparation)
     guesses = []
     for start in range(0, len(chosen), together):
         positions = torch.from_numpy(chosen[start : start + together])
         labels = data.train.labels[positions]
-        observed = Observation(step.release(data.train.inputs(positions), labels), labels)
+        released = step.release(data.train.inputs(positions), labels)
+        observed = Observation(released, labels)
         generator = torch.Generator().manual_seed(seed)
         guesses.append(search_images(step, observed, prior, generator=generator))
-    likeness = _compare(torch.cat(guesses), truth, public.mean(0))
+    mean = public.mean(0)
+    likeness = _compare(torch.cat(guesses), truth, mean)
+    recovered = _recover_features(step, data, chosen)
     return {
         "kind": "inversion",
         "node": data.node.name,
         "images": len(chosen),
         "together": together,
         **likeness,
-        **_recover_features(step, data, chosen),
+        **recovered,
     }
 
 
@@ -118,7 +123,8 @@ def _as_seen(split: Split, positions: np.ndarray, preparation: Preprocess) -> Te
     mean = torch.tensor(preparation.mean).view(1, -1, 1, 1)
     std = torch.tensor(preparation.std).view(1, -1, 1, 1)
     channels = split.records.read(split.rows[:1]).shape[1]
-    return (prepared * std + mean)[:, :channels].clamp(0, 1)
+    images = prepared * std + mean
+    return images[:, :channels].clamp(0, 1)
 
 
 def _compare(guesses: Tensor, truth: Tensor, mean: Tensor) -> dict[str, Any]:
@@ -137,14 +143,19 @@ def _compare(guesses: Tensor, truth: Tensor, mean: Tensor) -> dict[str, Any]:
         of_mean.append(ssim(mean, image))
         noise_of_guesses.append(psnr(guess, image))
         noise_of_mean.append(psnr(mean, image))
-    is_better = np.array(of_guesses) > np.array(of_mean) + CLOSER
+    needed = np.array(of_mean) + CLOSER
+    is_better = np.array(of_guesses) > needed
     return {
-        "ssim": float(np.mean(of_guesses)),
-        "ssim_mean": float(np.mean(of_mean)),
-        "psnr": float(np.mean(noise_of_guesses)),
-        "psnr_mean": float(np.mean(noise_of_mean)),
+        "ssim": _average(of_guesses),
+        "ssim_mean": _average(of_mean),
+        "psnr": _average(noise_of_guesses),
+        "psnr_mean": _average(noise_of_mean),
         "better": int(is_better.sum()),
     }
+
+
+def _average(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 # ── the head's inputs ─────────────────────────────────────────────────────────────────────────────
@@ -166,7 +177,8 @@ def _recover_features(
     gradient, and of their mean over public records.
     """
     everybody = torch.arange(len(data.others))
-    mean = _features(step.model, data.others.inputs(everybody)).mean(0)
+    public = _features(step.model, data.others.inputs(everybody))
+    mean = public.mean(0)
     errors = []
     errors_of_mean = []
     for position in positions:
@@ -184,7 +196,8 @@ def _recover_features(
 
 
 def _relative_error(guess: Tensor, truth: Tensor) -> float:
-    return float((guess - truth).norm() / truth.norm())
+    error = (guess - truth).norm() / truth.norm()
+    return float(error)
 
 
 @torch.no_grad()

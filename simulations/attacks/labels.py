@@ -28,6 +28,8 @@ BATCHES = 16
 TOGETHER = 8
 # of the bootstrap over batches
 DRAWS = 1000
+# percentiles of the bootstrap between which the interval lies
+INTERVAL = (2.5, 97.5)
 
 
 def read_labels(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict[str, Any]:
@@ -69,22 +71,28 @@ def read_labels(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> dict
 
         rows = _draw_batch(labels, classes, rng)
         truth = np.bincount(labels[rows], minlength=classes)
-        counts = count_classes(_observe_bias(step, split, rows), public, len(rows))
+        observed = _observe_bias(step, split, rows)
+        counts = count_classes(observed, public, len(rows))
         equal = np.full(classes, len(rows) / classes)
         shared.append(_share_in_common(counts, truth))
         shared_by_chance.append(_share_in_common(equal, truth))
 
     drawn = [np.mean(rng.choice(shared, len(shared))) for _ in range(DRAWS)]
+    interval = np.percentile(drawn, INTERVAL)
     return {
         "kind": "labels",
         "batches": BATCHES,
         "together": TOGETHER,
-        "single": float(np.mean(single)),
+        "single": _average(single),
         "single_chance": 1 / classes,
-        "counts": float(np.mean(shared)),
-        "counts_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
-        "counts_chance": float(np.mean(shared_by_chance)),
+        "counts": _average(shared),
+        "counts_interval": interval.tolist(),
+        "counts_chance": _average(shared_by_chance),
     }
+
+
+def _average(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 def count_classes(bias_gradient: Tensor, public: Tensor, together: int) -> np.ndarray:
@@ -97,7 +105,8 @@ def count_classes(bias_gradient: Tensor, public: Tensor, together: int) -> np.nd
     """
     classes = len(bias_gradient)
     # the last row: shares sum to one
-    system = torch.cat([(public - torch.eye(classes)).T, torch.ones(1, classes)])
+    by_class = public - torch.eye(classes)
+    system = torch.cat([by_class.T, torch.ones(1, classes)])
     right_side = torch.cat([bias_gradient, torch.ones(1)])
     solved = torch.linalg.lstsq(system.double(), right_side.double()[:, None])
     shares = solved.solution[:, 0].clamp(0, 1).numpy()
@@ -109,7 +118,8 @@ def _observe_bias(step: ObservedStep, split: Split, rows: np.ndarray) -> Tensor:
     positions = torch.from_numpy(rows)
     released = step.release(split.inputs(positions), split.labels[positions])
     names = list(step.model.trainable_parameters())
-    return released[names.index(f"{step.model.head_name}.bias")].detach()
+    bias = names.index(f"{step.model.head_name}.bias")
+    return released[bias].detach()
 
 
 def _share_in_common(counts: np.ndarray, truth: np.ndarray) -> float:
@@ -147,5 +157,8 @@ def _average_predictions(target: Target) -> Tensor:
     averages = []
     for number in range(target.model.outputs):
         of_class = predictions[classes_of == number]
-        averages.append(of_class.mean(0) if len(of_class) else of_all)
+        if len(of_class):
+            averages.append(of_class.mean(0))
+        else:
+            averages.append(of_all)
     return torch.stack(averages)

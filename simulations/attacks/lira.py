@@ -55,13 +55,15 @@ def attack_by_likelihood(
         UserError: no finished run there.
     """
     target = open_target(plan, run, nodes)
-    candidates = choose_candidates(target, np.random.default_rng([seed, 1]))
+    rng = np.random.default_rng([seed, 1])
+    candidates = choose_candidates(target, rng)
     is_member = np.concatenate([each.is_member for each in candidates])
     updates = [target.update(number) for number in range(len(nodes))]
     seen = measure_confidences(target, candidates, Released(target.shared, updates))
 
     shadows = shadows or count_affordable(target)
-    inside = draw_halves(candidates, shadows, np.random.default_rng([seed, 2]))
+    rng = np.random.default_rng([seed, 2])
+    inside = draw_halves(candidates, shadows, rng)
     confidences = []
     for number, chosen in enumerate(inside, start=1):
         released = train_shadow(target, candidates, chosen, seed * 1000 + number)
@@ -112,7 +114,8 @@ def score_above_others(evidence: Evidence) -> np.ndarray:
 def _log_density(evidence: Evidence, marked: np.ndarray) -> np.ndarray:
     """Return the logarithm of the normal density at φ over marked shadows, but for a constant."""
     mean, variance = _moments(evidence.by_shadow, marked)
-    return -0.5 * np.log(variance) - (evidence.seen - mean) ** 2 / (2 * variance)
+    distance = (evidence.seen - mean) ** 2 / (2 * variance)
+    return -0.5 * np.log(variance) - distance
 
 
 def _moments(by_shadow: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +124,8 @@ def _moments(by_shadow: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.
     """
     count = marked.sum(0)
     mean = np.where(marked, by_shadow, 0.0).sum(0) / count
-    squares = np.where(marked, (by_shadow - mean) ** 2, 0.0).sum(0)
+    distances = (by_shadow - mean) ** 2
+    squares = np.where(marked, distances, 0.0).sum(0)
     if len(by_shadow) >= OWN_VARIANCE:
         return mean, squares / (count - 1) + _LEAST_VARIANCE
     freedom = max((count - 1).sum(), 1)
@@ -152,7 +156,8 @@ def measure_confidences(
         for state in (released.shared, released.updates[number]):
             outputs = target.outputs(number, state, split)
             views.append(scale_confidences(outputs, split.labels))
-        by_node.append(torch.stack(views).double().numpy())
+        both = torch.stack(views)
+        by_node.append(both.double().numpy())
     return np.concatenate(by_node, axis=1)
 
 
@@ -160,6 +165,7 @@ def scale_confidences(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log(p / (1 − p)) of each label's probability, `(n,)`, from logits `(n, classes)`:
     exact where p rounds to 1.
     """
-    of_label = logits.gather(1, labels[:, None])
-    of_others = logits.scatter(1, labels[:, None], -torch.inf)
+    column = labels[:, None]
+    of_label = logits.gather(1, column)
+    of_others = logits.scatter(1, column, -torch.inf)
     return of_label.squeeze(1) - of_others.logsumexp(1)

@@ -32,14 +32,12 @@ def attack_by_loss(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> d
     """
     target = open_target(plan, run, nodes)
     updates = [target.update(number) for number in range(len(nodes))]
-    return {
-        "kind": "membership",
-        "others_from": target.others,
-        "views": {
-            "shared model": _measure_view(target, [target.shared] * len(nodes), seed),
-            "node updates": _measure_view(target, updates, seed),
-        },
+    shared = [target.shared] * len(nodes)
+    views = {
+        "shared model": _measure_view(target, shared, seed),
+        "node updates": _measure_view(target, updates, seed),
     }
+    return {"kind": "membership", "others_from": target.others, "views": views}
 
 
 def _measure_view(target: Target, states: Sequence[State], seed: int) -> dict[str, Any]:
@@ -50,8 +48,11 @@ def _measure_view(target: Target, states: Sequence[State], seed: int) -> dict[st
     rng = np.random.default_rng([seed, 1])
     members = []
     others = []
-    for number, (data, state) in enumerate(zip(target.nodes, states, strict=True)):
-        mine, theirs = match_strata(target.strata(data.train), target.strata(data.others), rng)
+    for number, data in enumerate(target.nodes):
+        state = states[number]
+        strata_of_members = target.strata(data.train)
+        strata_of_others = target.strata(data.others)
+        mine, theirs = match_strata(strata_of_members, strata_of_others, rng)
         losses_of_members = target.losses(number, state, data.train)
         losses_of_others = target.losses(number, state, data.others)
         members.append(-losses_of_members[mine])

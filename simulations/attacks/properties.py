@@ -55,7 +55,8 @@ def estimate_shares(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
     heads = []
     shares = []
     for number, share in enumerate(np.linspace(*SHARES, SHADOWS)):
-        size = len(target.nodes[number % len(nodes)].train)
+        example = target.nodes[number % len(nodes)]
+        size = len(example.train)
         count = round(float(share) * size)
         some_with = rng.choice(with_property, count)
         some_without = rng.choice(without_property, size - count)
@@ -64,15 +65,19 @@ def estimate_shares(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
         shares.append(count / size)
     predict = fit_shares(np.stack(heads), np.array(shares))
 
-    truth = np.array([_share_at(data.train) for data in target.nodes])
-    moves = [measure_move(target, target.update(number)) for number in range(len(nodes))]
+    moves = []
+    for number in range(len(nodes)):
+        moves.append(measure_move(target, target.update(number)))
     guess = predict(np.stack(moves))
+    truth = np.array([_share_at(data.train) for data in target.nodes])
+    by_chance = truth.mean()
+    classes = target.task.columns(plan.task)
     return {
         "kind": "properties",
-        "share_of": target.task.columns(plan.task)[PROPERTY],
+        "share_of": classes[PROPERTY],
         "nodes": len(nodes),
         "error": _mean_error(guess, truth),
-        "error_chance": _mean_error(truth.mean(), truth),
+        "error_chance": _mean_error(by_chance, truth),
         "spread": float(truth.std()),
         "correlation": _correlate(guess, truth),
     }
@@ -123,7 +128,8 @@ def fit_shares(rows: np.ndarray, shares: np.ndarray) -> Callable[[np.ndarray], n
     centre = shares.mean()
     x = (rows - mean) / scale
     penalty = RIDGE * len(x) * np.eye(x.shape[1])
-    weights = np.linalg.solve(x.T @ x + penalty, x.T @ (shares - centre))
+    moments = x.T @ x + penalty
+    weights = np.linalg.solve(moments, x.T @ (shares - centre))
 
     def predict(new: np.ndarray) -> np.ndarray:
         standardised = (new - mean) / scale

@@ -62,8 +62,9 @@ class RocCurve:
         if len(corners) <= _CURVE_POINTS:
             return RocCurve(self.fpr[corners], self.tpr[corners])
         half = _CURVE_POINTS // 2
+        last = len(corners) - 1
         lowest = np.arange(half)
-        others = np.linspace(half, len(corners) - 1, _CURVE_POINTS - half).round().astype(int)
+        others = np.linspace(half, last, _CURVE_POINTS - half).round().astype(int)
         chosen = corners[np.concatenate([lowest, others])]
         return RocCurve(self.fpr[chosen], self.tpr[chosen])
 
@@ -87,13 +88,14 @@ def trace_roc(members: np.ndarray, others: np.ndarray) -> RocCurve:
         UserError: one of them is empty, or a score is NaN.
     """
     scores = np.concatenate([members, others]).astype(np.float64)
-    if not len(members) or not len(others) or np.isnan(scores).any():
-        raise UserError(
-            f"{len(members)} members and {len(others)} others, or a score that is no number",
-            remedy="attack a model that has both, and whose outputs are finite",
-        )
+    counts = [len(members), len(others)]
+    if 0 in counts or np.isnan(scores).any():
+        what = f"{counts[0]} members and {counts[1]} others, or a score that is no number"
+        remedy = "attack a model that has both, and whose outputs are finite"
+        raise UserError(what, remedy=remedy)
     order = np.argsort(-scores, kind="stable")
-    is_member = np.repeat([1, 0], [len(members), len(others)])[order]
+    members_first = np.repeat([1, 0], counts)
+    is_member = members_first[order]
 
     # equal scores fall together
     falls = np.flatnonzero(np.diff(scores[order]))
@@ -133,15 +135,18 @@ def summarize_scores(
     area, *hits = _measure(curve)
     area_interval, *hit_intervals = edges.T.tolist()
     rates = [f"{rate:g}" for rate in FALSE_ALARMS]
+    tpr = dict(zip(rates, hits, strict=True))
+    tpr_interval = dict(zip(rates, hit_intervals, strict=True))
     thinned = curve.thin()
+    points = {"fpr": thinned.fpr.tolist(), "tpr": thinned.tpr.tolist()}
     return {
         "members": len(members),
         "others": len(others),
         "auc": area,
         "auc_interval": area_interval,
-        "tpr": dict(zip(rates, hits, strict=True)),
-        "tpr_interval": dict(zip(rates, hit_intervals, strict=True)),
-        "roc": {"fpr": thinned.fpr.tolist(), "tpr": thinned.tpr.tolist()},
+        "tpr": tpr,
+        "tpr_interval": tpr_interval,
+        "roc": points,
     }
 
 

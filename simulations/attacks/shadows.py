@@ -114,9 +114,12 @@ def train_federation(target: Target, splits: Sequence[Split], seed: int) -> Rele
         sent = {}
         updates = {}
         for name in cohort:
-            train = splits[numbers[name]]
-            sent[name] = target.train(numbers[name], train, received, round_, seed)
-            weight = len(train) if plan.privacy.mode == "none" else 1
+            number = numbers[name]
+            train = splits[number]
+            sent[name] = target.train(number, train, received, round_, seed)
+            weight = 1
+            if plan.privacy.mode == "none":
+                weight = len(train)
             updates[name] = _as_update(sent[name], round_, weight)
         shared = aggregation.aggregate(Round(plan, round_, layout, received, cohort), updates)
 

@@ -35,23 +35,30 @@ def ssim(image: Tensor, other: Tensor) -> float:
     structural similarity" (IEEE TIP 2004), eq. 13, with their Gaussian window of 11 pixels (smaller
     images: as large as fits), where it fits wholly.
     """
-    window = _gaussian_window(min(WINDOW, *image.shape[1:]))
+    size = min(WINDOW, *image.shape[1:])
+    window = _gaussian_window(size)
     x = image.double()[:, None]
     y = other.double()[:, None]
     mean_x = F.conv2d(x, window)
     mean_y = F.conv2d(y, window)
-    variance_x = F.conv2d(x * x, window) - mean_x**2
-    variance_y = F.conv2d(y * y, window) - mean_y**2
-    covariance = F.conv2d(x * y, window) - mean_x * mean_y
+    square_x = mean_x**2
+    square_y = mean_y**2
+    product = mean_x * mean_y
+    variance_x = F.conv2d(x * x, window) - square_x
+    variance_y = F.conv2d(y * y, window) - square_y
+    covariance = F.conv2d(x * y, window) - product
 
-    alike = (2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)
-    most = (mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2)
-    return float((alike / most).mean())
+    alike = (2 * product + _C1) * (2 * covariance + _C2)
+    most = (square_x + square_y + _C1) * (variance_x + variance_y + _C2)
+    similarity = alike / most
+    return float(similarity.mean())
 
 
 def _gaussian_window(size: int) -> Tensor:
     """Return weights `(1, 1, size, size)` that sum to one."""
-    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    middle = (size - 1) / 2
+    offsets = torch.arange(size, dtype=torch.float64) - middle
     line = torch.exp(-(offsets**2) / (2 * SPREAD**2))
     square = torch.outer(line, line)
-    return square[None, None] / line.sum() ** 2
+    total = line.sum() ** 2
+    return square[None, None] / total

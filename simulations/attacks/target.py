@@ -173,7 +173,8 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         remedy = "let the run finish, then attack it"
         raise UserError("holds no finished run", where=str(run), remedy=remedy)
 
-    about = json.loads((folder.shared_model / ABOUT).read_text())
+    text = (folder.shared_model / ABOUT).read_text()
+    about = json.loads(text)
     preparation = preparation_from_json(plan.backbone.name, about["preprocess"])
     backbone = backbone_from_state(plan.backbone.name, read_tensors(weights), preparation)
     model = plan_model(backbone, plan)

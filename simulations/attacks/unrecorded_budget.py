@@ -56,7 +56,8 @@ class UnrecordedBudget:
     def spent(self, plan: Agreement) -> Spent:
         """Return that nothing was."""
         privacy = plan.privacy
-        return Spent(0.0, privacy.delta or 0.0, privacy.unit, privacy.accountant, ())
+        delta = privacy.delta or 0.0
+        return Spent(0.0, delta, privacy.unit, privacy.accountant, ())
 
     def randomness(self, plan: Agreement, round_: int, purpose: str = "noise") -> Randomness:
         """Return the noise of the node's round, as the simulation had it."""
