@@ -7,6 +7,7 @@ with anything of the data.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -26,13 +27,22 @@ LONGEST_REASON = 2000  # characters
 Handler = Callable[[Desk, Message, Context], Answer]
 
 
-def make_client_app(desk: Desk) -> ClientApp:
-    """Return the ClientApp of a process that keeps its open things on `desk`."""
+def make_client_app(open_desk: Callable[[], Desk]) -> ClientApp:
+    """Return the ClientApp of a process.
+
+    Args:
+        open_desk: gives the process's desk, the same each time. Flower's Simulation Runtime sends
+            the app to other processes: what a desk keeps open must not go with it.
+    """
     app = ClientApp()
-    app.query("offer")(lambda message, context: reply(desk, handlers.offer, message, context))
-    app.query("backbone")(lambda message, context: reply(desk, handlers.backbone, message, context))
-    app.train()(lambda message, context: reply(desk, handlers.train, message, context))
-    app.evaluate()(lambda message, context: reply(desk, handlers.evaluate, message, context))
+
+    def answer_with(handle: Handler) -> Callable[[Message, Context], Message]:
+        return lambda message, context: reply(open_desk(), handle, message, context)
+
+    app.query("offer")(answer_with(handlers.offer))
+    app.query("backbone")(answer_with(handlers.backbone))
+    app.train()(answer_with(handlers.train))
+    app.evaluate()(answer_with(handlers.evaluate))
     return app
 
 
@@ -73,7 +83,7 @@ def reply(desk: Desk, handle: Handler, message: Message, context: Context) -> Me
 
 
 def refuse(desk: Desk, context: Context, code: Code, reason: str) -> Answer:
-    """Return a refusal: a code for programs, words for people, and the node's name if it has one."""
+    """Return a refusal: a code, words for people, and the name of the node if it has one."""
     refusal = {"code": str(code), "reason": reason[:LONGEST_REASON]}
     with contextlib.suppress(Exception):
         # a node whose own file cannot be read has no name
@@ -92,4 +102,10 @@ def epsilon_left(desk: Desk, content: RecordDict, context: Context) -> float | N
     return max(0.0, ceiling - float(str(spent["epsilon"])))
 
 
-app = make_client_app(Desk())
+@functools.cache
+def process_desk() -> Desk:
+    """Return the desk of this process."""
+    return Desk()
+
+
+app = make_client_app(process_desk)

@@ -126,7 +126,7 @@ def simulate(
     out: Path,
     *,
     nodes: list[Path],
-    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+    options: EngineOptions = EngineOptions(),
 ) -> Result:
     """Run one federation on this machine.
 
@@ -174,7 +174,7 @@ def _in_process(
     batched = None
     if options.together:
         batched = functools.partial(train_together, desk)
-    grid = InProcessGrid(make_client_app(desk), nodes, options.workers, batched)
+    grid = InProcessGrid(make_client_app(lambda: desk), nodes, options.workers, batched)
     try:
         return federate(grid, federation, folder, resume=options.resume)
     finally:

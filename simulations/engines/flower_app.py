@@ -4,15 +4,24 @@ what only a simulation has: nodes by number, and noise that can be repeated.
 
 from __future__ import annotations
 
+import functools
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedgraft.client.app import make_client_app
+from fedgraft.client.desk import Desk
 from fedgraft.server.app import run_from_config
 from fedgraft.simulations.engines.simulated_node import find_by_partition, simulation_desk
 
-# per process, with the run config of the first message
-client_app = make_client_app(simulation_desk(find=find_by_partition))
+
+@functools.cache
+def process_desk() -> Desk:
+    """Return the desk of this process, with nodes by number and noise that can be repeated."""
+    return simulation_desk(find=find_by_partition)
+
+
+client_app = make_client_app(process_desk)
 server_app = ServerApp()
 
 

@@ -32,7 +32,7 @@ simulation: {data: [FILES], partition: {kind: files}}
 """
 # nodes whose noise can be repeated
 DESK = simulation_desk()
-client_app = make_client_app(DESK)
+client_app = make_client_app(lambda: DESK)
 Handle = Callable[[Message, Any], Message]
 
 

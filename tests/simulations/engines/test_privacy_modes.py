@@ -203,7 +203,8 @@ def test_local_rounds_are_in_the_ledger_and_end_at_the_ceiling(tiny, tmp_path) -
     clauses = "policy:\n  dp_required: true\n  max_delta: 1.0e-3\n  max_epsilon_run: 1.0e-3"
     text = federation.nodes[0].read_text()
     federation.nodes[0].write_text(text.replace("policy:", clauses))
-    restarted = make_client_app(simulation_desk())
+    desk = simulation_desk()
+    restarted = make_client_app(lambda: desk)
     result, _ = federation.run(tmp_path / "again", [*LOCAL, "seed=8"], handle=restarted)
     refused = [row for row in result["refused"] if row["round"] == 0]
     assert [row["node"] for row in refused] == ["h0"]
