@@ -18,7 +18,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +39,13 @@ from fedgraft.simulations.deployment.processes import (
     list_processes,
     wait_until,
 )
-from fedgraft.simulations.deployment.started_processes import StartedProcesses
+from fedgraft.simulations.deployment.started_processes import (
+    BIN,
+    StartedProcesses,
+    hear_interrupts,
+    make_environment,
+)
 
-BIN = Path(sys.executable).parent
 FEDGRAFT = str(BIN / "fedgraft")
 SERVER = "server"
 
@@ -88,7 +91,7 @@ class LocalFederation:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
 
-        self.environment = _make_environment()
+        self.environment = make_environment()
         self._processes = StartedProcesses(folder, self.environment)
         self.superlink, self.gateway, self.health = find_free_ports(3)
         self.certificates = folder / "certificates"
@@ -176,7 +179,7 @@ class LocalFederation:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_hear_interrupts,
+            preexec_fn=hear_interrupts,
         )
 
     def _run_words(self, plan: Path, out: Path, changes: Sequence[str]) -> list[str | Path]:
@@ -293,26 +296,3 @@ class LocalFederation:
     def stop(self, name: str) -> int:
         """Send SIGTERM, and SIGKILL to what is left half a minute later; return the exit status."""
         return self._processes.stop(name)
-
-
-def _make_environment() -> dict[str, str]:
-    """Return the environment of every process: this environment's programs, one thread each, no
-    word to anybody.
-    """
-    # where a plan's weights are looked up: these processes have other working directories
-    data = os.environ.get("FEDGRAFT_DATA") or str(Path.cwd().parent / "shared" / "data")
-    path = os.environ.get("PATH", "")
-    environment = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{path}",
-        "OMP_NUM_THREADS": "1",
-        "FEDGRAFT_DATA": data,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
-    environment.pop("FLWR_HOME", None)
-    return environment
-
-
-def _hear_interrupts() -> None:
-    """Let a job in the background hear Ctrl-C, which it would ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

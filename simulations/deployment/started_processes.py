@@ -6,12 +6,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedgraft.client.site.start_node import with_parent
 from fedgraft.simulations.deployment.processes import list_processes
 
+# where this environment has its programs
+BIN = Path(sys.executable).parent
 # seconds for a process to end by itself
 LAST_WORDS = 30
 
@@ -105,3 +108,26 @@ class StartedProcesses:
 
     def _log_of(self, name: str) -> Path:
         return self._folder / f"{name}.log"
+
+
+def make_environment() -> dict[str, str]:
+    """Return the environment of every process: this environment's programs, one thread each, no
+    word to anybody.
+    """
+    # where a plan's weights are looked up: these processes have other working directories
+    data = os.environ.get("FEDGRAFT_DATA") or str(Path.cwd().parent / "shared" / "data")
+    path = os.environ.get("PATH", "")
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{path}",
+        "OMP_NUM_THREADS": "1",
+        "FEDGRAFT_DATA": data,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    environment.pop("FLWR_HOME", None)
+    return environment
+
+
+def hear_interrupts() -> None:
+    """Let a job in the background hear Ctrl-C, which it would ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
