@@ -90,7 +90,9 @@ def reproduce(
     checks = [Check("files", True, written), *_compare_surroundings(manifest)]
     runs = _select_runs(manifest, cells)
     with tempfile.TemporaryDirectory(prefix="fedgraft-again-") as again:
-        jobs = {name: _make_job(folder, name, manifest, Path(again)) for name in runs}
+        jobs = {}
+        for name in runs:
+            jobs[name] = _make_job(folder, name, manifest, Path(again))
         _run_again(jobs, manifest["name"], workers, quiet)
         for name, job in jobs.items():
             before = folder / "cells" / name if name else folder
@@ -129,9 +131,9 @@ def _select_runs(manifest: Facts, most: int | None) -> dict[str, Facts]:
     cells = manifest["cells"]
     if most is None or most >= len(cells):
         return cells
-    names = list(cells)
-    step = math.ceil(len(names) / most)
-    return {name: cells[name] for name in names[::step]}
+    step = math.ceil(len(cells) / most)
+    chosen = list(cells.items())[::step]
+    return dict(chosen)
 
 
 def _make_job(folder: Path, name: str, manifest: Facts, again: Path) -> CellJob:
@@ -157,7 +159,9 @@ def _run_again(jobs: Mapping[str, CellJob], name: str, workers: int | None, quie
         workers = 1
     failed = run_cells(list(jobs.values()), name, len(jobs), workers, quiet)
     if failed:
-        lines = [f"{cell or 'the run'} failed: {reason}" for cell, reason in failed.items()]
+        lines = []
+        for cell, reason in failed.items():
+            lines.append(f"{cell or 'the run'} failed: {reason}")
         raise RunFailed("\n".join(lines))
 
 

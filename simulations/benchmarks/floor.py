@@ -91,7 +91,9 @@ def run(adapter: str, seed: int, shards_path: Path, cached: bool) -> None:
     if cached:
         net = Tail(model.net, adapter)
         prefix = prefix_of(model.net, adapter)
-        data = [apply_once(prefix, shard) for shard in shards]
+        data = []
+        for shard in shards:
+            data.append(apply_once(prefix, shard))
     average(net, data)
     seconds = time.perf_counter() - started
     report(accuracy=accuracy(model, shards), seconds=seconds, versions={"torch": torch.__version__})

@@ -24,7 +24,8 @@ def run_over_seeds(
 
 def show_metric(results: Results, metric: str) -> str:
     """Return a metric of the shared model, `0.861 ± 0.004`."""
-    return show_spread([result["final"]["global"][metric] for result in results])
+    values = [result["final"]["global"][metric] for result in results]
+    return show_spread(values)
 
 
 def list_epsilons(results: Results) -> list[float]:

@@ -47,7 +47,12 @@ def make_tables(measured: Measured) -> Iterator[tuple[str, str, ResultTable]]:
 
 def list_runs(measured: Measured, name: str, adapter: str) -> list[Run]:
     """Return a competitor's runs with an adapter, over the seeds."""
-    return [run for key, run in measured.items() if key.split("/")[:2] == [name, adapter]]
+    runs = []
+    for key, run in measured.items():
+        who, what, _ = key.split("/")
+        if who == name and what == adapter:
+            runs.append(run)
+    return runs
 
 
 def select_good(runs: Sequence[Run]) -> list[Run]:
@@ -59,22 +64,25 @@ def _cells(competitor: Competitor, runs: Sequence[Run], ours: Sequence[Run]) -> 
     good = select_good(runs)
     if not good:
         return [competitor.title, competitor.threads, "–", "–", "–", "–", "–", runs[0]["failed"]]
-    wall = _median(good, "wall")
-    rounds = _median(good, "seconds")
-    walls = [run["wall"] for run in good]
-    accuracy = statistics.mean(run["accuracy"] for run in good)
-    versions = [f"{package} {number}" for package, number in good[0]["versions"].items()]
-    return [
-        competitor.title,
-        competitor.threads,
-        f"{wall:.1f} ({min(walls):.1f}–{max(walls):.1f})",
-        f"{rounds:.1f}",
-        f"{wall / _median(ours, 'wall'):.1f}",
-        f"{rounds / _median(ours, 'seconds'):.1f}",
-        f"{accuracy:.3f} (n={len(good)})",
-        ", ".join(versions),
-    ]
+    walls = _column(good, "wall")
+    wall = statistics.median(walls)
+    rounds = statistics.median(_column(good, "seconds"))
+    our_wall = statistics.median(_column(ours, "wall"))
+    our_rounds = statistics.median(_column(ours, "seconds"))
+    accuracy = statistics.mean(_column(good, "accuracy"))
+    cells = [competitor.title, competitor.threads]
+    cells.append(f"{wall:.1f} ({min(walls):.1f}–{max(walls):.1f})")
+    cells.append(f"{rounds:.1f}")
+    cells.append(f"{wall / our_wall:.1f}")
+    cells.append(f"{rounds / our_rounds:.1f}")
+    cells.append(f"{accuracy:.3f} (n={len(good)})")
+    cells.append(_join_versions(good[0]["versions"]))
+    return cells
 
 
-def _median(runs: Sequence[Run], key: str) -> float:
-    return statistics.median(run[key] for run in runs)
+def _column(runs: Sequence[Run], key: str) -> list[float]:
+    return [run[key] for run in runs]
+
+
+def _join_versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in versions.items())

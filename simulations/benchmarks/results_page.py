@@ -64,9 +64,12 @@ def render_page(folder: Path) -> str:
 
 def list_sections(folder: Path) -> list[str]:
     """Return the names of all sections: those that are known in their order, then any others."""
-    there = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".md")})
+    there = set()
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".md"):
+            there.add(path.stem)
     known = [name for name in SECTIONS if name in there]
-    return known + [name for name in there if name not in SECTIONS]
+    return known + sorted(there.difference(SECTIONS))
 
 
 def render_section(folder: Path, name: str) -> str:

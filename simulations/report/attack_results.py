@@ -75,9 +75,13 @@ def table_by_plan(head: Sequence[str], rows: Sequence[PlanRow], texts: Sequence[
     Args:
         texts: columns that hold words, not counting the plan's.
     """
+    plain = []
+    named = []
+    for plan, cells in rows:
+        plain.append(cells)
+        named.append([plan, *cells])
     several = any(plan for plan, _ in rows)
     if not several:
-        return page.table(head, [cells for _, cells in rows], texts=texts)
-    named = [[plan, *cells] for plan, cells in rows]
+        return page.table(head, plain, texts=texts)
     shifted = [number + 1 for number in texts]
     return page.table(["plan", *head], named, texts=[0, *shifted])

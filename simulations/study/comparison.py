@@ -89,14 +89,17 @@ def rank_groups(groups: Sequence[Group], column: str) -> Ranking | None:
     """Return the plan with the highest mean and where the others stand; None where no plan has
     one.
     """
-    means = [(group, group.estimate(column)) for group in groups]
-    known = [(group, mean) for group, mean in means if mean is not None]
+    known = []
+    for group in groups:
+        mean = group.estimate(column)
+        if mean is not None:
+            known.append((mean, group))
     if not known:
         return None
 
-    best, highest = max(known, key=lambda pair: pair[1].value)
+    highest, best = max(known, key=lambda pair: pair[0].value)
     ranking = Ranking(best, highest)
-    for group, _ in known:
+    for _, group in known:
         if group is best:
             continue
         difference = subtract(group, best, column)

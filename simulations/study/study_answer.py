@@ -67,7 +67,7 @@ def describe_answer(study: Study, groups: Sequence[Group]) -> list[str]:
     if is_choice and len(study.seeds) > 1:
         for column, word in METRICS.items():
             sentences.append(describe_ranking(groups, column, word))
-    return [sentence for sentence in sentences if sentence]
+    return list(filter(None, sentences))
 
 
 def _changes_one_thing(study: Study) -> bool:
@@ -113,14 +113,16 @@ def _answer_table(study: Study, groups: Sequence[Group]) -> str:
     head = ["plan"]
     if private:
         head.append("ε")
-    head += [WORDS.get(column, column) for column in columns]
+    for column in columns:
+        head.append(WORDS.get(column, column))
 
     rows = []
     for group in groups:
         cells = [group.name]
         if private:
             cells.append(_show_epsilon(group))
-        cells += [_show_estimate(group, column) for column in columns]
+        for column in columns:
+            cells.append(_show_estimate(group, column))
         rows.append(cells)
     return page.table(head, rows)
 
@@ -226,8 +228,11 @@ def _level_baselines(groups: Sequence[Group], column: str) -> dict[str, Interval
     """Return baselines that do not depend on the cell: one level each."""
     levels = {}
     for baseline, words in LEVELS.items():
-        estimates = [group.estimate(f"baseline.{baseline}.{column}") for group in groups]
-        known = [estimate for estimate in estimates if estimate is not None]
+        known = []
+        for group in groups:
+            estimate = group.estimate(f"baseline.{baseline}.{column}")
+            if estimate is not None:
+                known.append(estimate)
         if _are_equal(known):
             levels[words] = known[0]
     return levels

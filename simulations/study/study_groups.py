@@ -67,8 +67,11 @@ def group_cells(study: Study, rows: Sequence[Row]) -> list[Group]:
 
 
 def _name_of(study: Study, row: Row) -> str:
-    words = [row["case"]] if study.cases else []
-    words += [_shorten(key, row[key]) for key in study.grid]
+    words = []
+    if study.cases:
+        words.append(row["case"])
+    for key in study.grid:
+        words.append(_shorten(key, row[key]))
     return ", ".join(words) or study.name
 
 
@@ -114,13 +117,15 @@ def _strongest_audit(audits: Sequence[Measured]) -> Measured:
     """Return one that refutes, or else the one that proves most; all hold together at their
     confidence.
     """
-    names = [field.name for field in fields(Audit)]
     corrected = []
     for measured in audits:
-        audit = Audit(**{name: measured[name] for name in names})
-        together = correct_for_choice(audit, len(audits))
+        together = correct_for_choice(_to_audit(measured), len(audits))
         corrected.append({**measured, **asdict(together)})
     return max(corrected, key=lambda audit: (is_refuted(audit), audit["epsilon"]))
+
+
+def _to_audit(measured: Measured) -> Audit:
+    return Audit(**{field.name: measured[field.name] for field in fields(Audit)})
 
 
 def _merge(values: Sequence[Any]) -> Any:
@@ -131,8 +136,9 @@ def _merge(values: Sequence[Any]) -> Any:
     if is_interval(first):
         return _widest(values)
     if is_number(first) and all(map(is_number, values)):
-        fractions = any(isinstance(value, float) for value in values)
-        return float(np.mean(values)) if fractions else first
+        # whole numbers, such as counts, are the same in every seed
+        kinds = set(map(type, values))
+        return float(np.mean(values)) if float in kinds else first
     return first
 
 
@@ -148,6 +154,5 @@ def _merge_mappings(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _widest(intervals: Sequence[Sequence[float]]) -> list[float]:
-    lows = [interval[0] for interval in intervals]
-    highs = [interval[1] for interval in intervals]
+    lows, highs = zip(*intervals, strict=True)
     return [min(lows), max(highs)]

@@ -24,7 +24,9 @@ Result = Mapping[str, Any]
 
 def make_row(labels: Mapping[str, Any], result: Result, attacks: Mapping[str, Any]) -> Row:
     """Return one cell's row, from its result.json and its attacks.json."""
-    row: Row = {key: _write_label(value) for key, value in labels.items()}
+    row: Row = {}
+    for key, value in labels.items():
+        row[key] = _write_label(value)
     row |= _select_metrics(result["final"]["global"])
     row |= _compare_sites(result["final"]["nodes"])
     row |= _list_costs(result)
@@ -60,9 +62,10 @@ def _compare_sites(nodes: Mapping[str, Mapping[str, Any]]) -> Row:
 
 def _list_costs(result: Result) -> Row:
     """Return examples, the largest ε and δ, bytes, how many were left out, and seconds."""
+    shared = result["final"]["global"]
     sent = result["bytes"]
     return {
-        "examples": result["final"]["global"].get("examples"),
+        "examples": shared.get("examples"),
         "epsilon": _largest_spent(result, "epsilon"),
         "delta": _largest_spent(result, "delta"),
         "adapter_bytes": sent["adapter"],
@@ -84,7 +87,10 @@ def write_table(rows: Sequence[Row], folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    table = pa.table({name: _column(rows, name) for name in list_columns(rows)})
+    columns = {}
+    for name in list_columns(rows):
+        columns[name] = _column(rows, name)
+    table = pa.table(columns)
     with replacing(folder / "table.csv") as part:
         csv.write_csv(table, part)
     with replacing(folder / "table.parquet") as part:
