@@ -172,8 +172,9 @@ def _compare_surroundings(manifest: Facts) -> list[Check]:
     now = code()["files"]
     changed = [name for name, digest in then.items() if now.get(name) != digest]
     changed += [name for name in now if name not in then]
+    words = _name_some(changed) or "every source file is the same"
     return [
-        Check("code", not changed, _name_some(changed) or "every source file is the same", False),
+        Check("code", not changed, words, needed=False),
         _compare_versions("packages", manifest["packages"], packages()),
         _compare_versions("machine", manifest["machine"], machine()),
     ]
@@ -193,9 +194,9 @@ def _compare_runs(name: str, then: Facts, now: Facts) -> list[Check]:
         Check("plan", then["plan"] == now["plan"], now["plan"]),
         _compare_data(then["data"], now["data"]),
         _compare_backbones(then["backbone"], now["backbone"]),
-        Check("privacy", _list_spent(then) == _list_spent(now), _describe_epsilon(now)),
-        *_compare_results(then["results"], now["results"]),
+        _compare_privacy(then, now),
     ]
+    checks += _compare_results(then["results"], now["results"])
     if not name:
         return checks
     return [replace(check, what=f"{name}: {check.what}") for check in checks]
@@ -208,6 +209,10 @@ def _compare_data(then: Facts, now: Facts) -> Check:
 
 def _compare_backbones(then: Facts, now: Facts) -> Check:
     return Check("backbone", then == now, now["fingerprint"])
+
+
+def _compare_privacy(then: Facts, now: Facts) -> Check:
+    return Check("privacy", _list_spent(then) == _list_spent(now), _describe_epsilon(now))
 
 
 def _compare_results(then: Facts, now: Facts) -> list[Check]:

@@ -47,30 +47,38 @@ class Competitor:
         return [*words, *self.more]
 
 
+OURS = Competitor("fedgraft", "2 × 1", "ours", more=("2",), takes_shards=False)
+OURS_ALONE = Competitor("fedgraft, one worker", "1", "ours", more=("1",), takes_shards=False)
+OURS_KEPT = Competitor(
+    "fedgraft, activations kept by the run before",
+    "2 × 1",
+    "ours",
+    more=("2",),
+    takes_shards=False,
+    keeps_activations=True,
+)
+FLOOR = Competitor(
+    "plain PyTorch, frozen prefix computed once: the floor", "1", "floor", more=("cached",)
+)
+FLOOR_FULL = Competitor("plain PyTorch, whole network at each step", "1", "floor", more=("full",))
+FLOWER = Competitor(
+    "Flower, stock simulation (Ray)",
+    "2 × 1",
+    "with_flower",
+    adapters=("head", "lora", "full"),
+)
+PFL = Competitor("pfl, SimulatedBackend", "1", "with_pfl", peer="pfl")
+PFL_TWO = Competitor("pfl, SimulatedBackend", "2", "with_pfl", torch_threads=2, peer="pfl")
+NVFLARE = Competitor("NVIDIA FLARE, simulator", "10 × 1", "with_nvflare", peer="nvflare")
+
 COMPETITORS = {
-    "ours": Competitor("fedgraft", "2 × 1", "ours", more=("2",), takes_shards=False),
-    "ours-kept": Competitor(
-        "fedgraft, activations kept by the run before",
-        "2 × 1",
-        "ours",
-        more=("2",),
-        takes_shards=False,
-        keeps_activations=True,
-    ),
-    "ours-1": Competitor("fedgraft, one worker", "1", "ours", more=("1",), takes_shards=False),
-    "floor": Competitor(
-        "plain PyTorch, frozen prefix computed once: the floor", "1", "floor", more=("cached",)
-    ),
-    "floor-full": Competitor(
-        "plain PyTorch, whole network at each step", "1", "floor", more=("full",)
-    ),
-    "flower": Competitor(
-        "Flower, stock simulation (Ray)",
-        "2 × 1",
-        "with_flower",
-        adapters=("head", "lora", "full"),
-    ),
-    "pfl": Competitor("pfl, SimulatedBackend", "1", "with_pfl", peer="pfl"),
-    "pfl-2": Competitor("pfl, SimulatedBackend", "2", "with_pfl", torch_threads=2, peer="pfl"),
-    "nvflare": Competitor("NVIDIA FLARE, simulator", "10 × 1", "with_nvflare", peer="nvflare"),
+    "ours": OURS,
+    "ours-kept": OURS_KEPT,
+    "ours-1": OURS_ALONE,
+    "floor": FLOOR,
+    "floor-full": FLOOR_FULL,
+    "flower": FLOWER,
+    "pfl": PFL,
+    "pfl-2": PFL_TWO,
+    "nvflare": NVFLARE,
 }

@@ -48,15 +48,16 @@ def list_parts(
         answered = logged["answered", number]
         began = audited["in", number]
         ended = audited["out", number]
+        training = trained[number]
+        last = "the server's poll, the slower node, averaging, checkpoint"
         parts.append(
             {
                 "until the SuperNode asks, every second": came - ends[number - 1],
                 "executor, process, approved code read and checked": began - came,
-                "plan, backbone, data opened; the answer packed": ended - began - trained[number],
-                "the adapter trained": trained[number],
+                "plan, backbone, data opened; the answer packed": ended - began - training,
+                "the adapter trained": training,
                 "the answer sent; the SuperNode looks every 0.5 s": answered - ended,
-                "the server's poll, the slower node, averaging, checkpoint": ends[number]
-                - answered,
+                last: ends[number] - answered,
             }
         )
     return parts

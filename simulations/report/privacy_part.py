@@ -89,14 +89,16 @@ def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) 
     by_site: dict[str, Spent] = dict(sorted(result["privacy"].items()))
     most = max(by_site, key=lambda site: by_site[site]["epsilon"])
     spent = by_site[most]
-    budget = {site: row["epsilon"] for site, row in by_site.items()}
+    explained = page.paragraph(_explain_epsilon(plan.privacy, spent))
+    promise = page.note(f"{most}, which spent most: {_state_promise(spent)}")
+    facts = page.facts(_list_facts(plan.privacy, spent, by_site))
     return [
         title,
-        page.paragraph(_explain_epsilon(plan.privacy, spent)),
-        page.note(f"{most}, which spent most: {_state_promise(spent)}"),
-        page.facts(_list_facts(plan.privacy, spent, by_site)),
+        explained,
+        promise,
+        facts,
         _budget_table(by_site),
-        page.figure(draw_budget(budget, plan.privacy.target_epsilon), "Budget spent by each site."),
+        _budget_picture(plan.privacy, by_site),
         page.heading("What this rests on", 3),
         page.bullets(ASSUMPTIONS),
         audits or page.paragraph(NOT_AUDITED, "quiet"),
@@ -143,14 +145,14 @@ def _list_facts(
 ) -> list[tuple[str, str]]:
     unit = spent["unit"]
     neighbours = spent.get("neighbours") or f"one {unit} added or removed"
-    accountant = spent["accountant"].upper()
+    accountant = f"{spent['accountant'].upper()}, an upper bound, over every step of every round"
     return [
         ("kind", KINDS.get(privacy.mode, privacy.mode)),
         ("unit", unit),
         ("neighbours", neighbours),
         ("sampling", _describe_sampling(by_site)),
         ("δ", f"{spent['delta']:g}: the chance that the promise does not hold"),
-        ("accountant", f"{accountant}, an upper bound, over every step of every round"),
+        ("accountant", accountant),
         ("clipping norm", f"{_clipping_norm(privacy):g}"),
     ]
 
@@ -186,6 +188,12 @@ def _budget_table(by_site: Mapping[str, Spent]) -> str:
             ]
         )
     return page.table(head, rows)
+
+
+def _budget_picture(privacy: PrivacySection, by_site: Mapping[str, Spent]) -> str:
+    budget = {site: spent["epsilon"] for site, spent in by_site.items()}
+    picture = draw_budget(budget, privacy.target_epsilon)
+    return page.figure(picture, "Budget spent by each site.")
 
 
 def _join_distinct(history: Sequence[Steps], column: int) -> str:

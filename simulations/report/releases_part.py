@@ -66,16 +66,20 @@ def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[s
     """
     tensors = _read_tensors(run)
     sent = _collect_bytes(lines)
-    names = _tensors_table(tensors)
-    by_site = _sites_table(sent)
+    update = _describe_update(plan, result, lines, len(tensors))
+    names = _fold(f"The {len(tensors)} tensors", _tensors_table(tensors), len(tensors))
+    by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
+    sizes = page.figure(_draw_sizes(result["bytes"]), CAPTION)
+    hashes = page.facts(_list_hashes(result))
+    refusals = _show_refusals(result["refused"])
     return [
         page.heading("What left each building"),
-        page.paragraph(_describe_update(plan, result, lines, len(tensors))),
-        _fold(f"The {len(tensors)} tensors", names, len(tensors)),
-        _fold(f"Bytes by site ({len(sent)})", by_site, len(sent)),
-        page.figure(_draw_sizes(result["bytes"]), CAPTION),
-        page.facts(_list_hashes(result)),
-        _show_refusals(result["refused"]),
+        page.paragraph(update),
+        names,
+        by_site,
+        sizes,
+        hashes,
+        refusals,
     ]
 
 

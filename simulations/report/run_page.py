@@ -79,18 +79,16 @@ def render_run_page(run: Path, result: Result, plan_text: str) -> str:
     plan = load_plan(run / run_files.PLAN)
     attacks = read_attack_results(run)
     lines = [json.loads(line) for line in (run / run_files.METRICS).read_text().splitlines()]
-    sections = [
-        page.heading(result["name"], 1),
-        *_show_summary(plan, result, attacks),
-        *show_training(plan, result),
-        *show_quality(result, lines),
-        *show_fairness(plan, result),
-        *show_releases(plan, result, run, lines),
-        *show_privacy(plan, result, attacks),
-        *_show_attacks(attacks),
-        *show_not_protected(plan, result),
-        *_show_how_to_repeat(result, plan_text, run),
-    ]
+    sections = [page.heading(result["name"], 1)]
+    sections += _show_summary(plan, result, attacks)
+    sections += show_training(plan, result)
+    sections += show_quality(result, lines)
+    sections += show_fairness(plan, result)
+    sections += show_releases(plan, result, run, lines)
+    sections += show_privacy(plan, result, attacks)
+    sections += _show_attacks(attacks)
+    sections += show_not_protected(plan, result)
+    sections += _show_how_to_repeat(result, plan_text, run)
     return page.page(f"{result['name']}: report", sections)
 
 

@@ -61,10 +61,11 @@ def choose_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str
 
 def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
     adapter = result["adapter"]
+    method = adapter["method"]
     sites = len(result["final"]["nodes"])
     return [
         ("frozen network", _describe_backbone(result)),
-        ("what was trained", f"{TRAINED[adapter['method']]}: {adapter['values']:,} numbers"),
+        ("what was trained", f"{TRAINED[method]}: {adapter['values']:,} numbers"),
         ("training", _describe_rounds(plan)),
         ("combined by", _describe_strategy(plan.aggregate.strategy)),
         ("classes", ", ".join(plan.task.classes)),

@@ -64,19 +64,17 @@ def render_study_page(folder: Path) -> str:
     rows = parquet.read_table(table).to_pylist()
     groups = group_cells(study, rows)
     attacks = {group.name: merge_attacks(folder, group) for group in groups}
-    sections = [
-        page.heading(study.question, 1),
-        *_show_summary(study, groups, folder),
-        *show_answer(study, groups),
-        *show_against_first_case(study, groups),
-        *show_against_baselines(study, groups),
-        *show_worst_sites(groups),
-        *show_study_privacy(groups, attacks),
-        *_show_attacks(study, attacks),
-        *show_bytes_sent(groups),
-        *_show_not_protected(folder, rows),
-        *_show_how_to_repeat(study, folder, rows),
-    ]
+    sections = [page.heading(study.question, 1)]
+    sections += _show_summary(study, groups, folder)
+    sections += show_answer(study, groups)
+    sections += show_against_first_case(study, groups)
+    sections += show_against_baselines(study, groups)
+    sections += show_worst_sites(groups)
+    sections += show_study_privacy(groups, attacks)
+    sections += _show_attacks(study, attacks)
+    sections += show_bytes_sent(groups)
+    sections += _show_not_protected(folder, rows)
+    sections += _show_how_to_repeat(study, folder, rows)
     return page.page(f"{study.name}: a study", sections)
 
 
@@ -165,10 +163,12 @@ def _show_how_to_repeat(study: Study, folder: Path, rows: Sequence[Row]) -> list
     hashes = [[row["cell"], row["plan_hash"]] for row in rows]
     plans = page.table(["cell", "plan"], hashes, texts=[1])
     text = (folder / "study.yaml").read_text()
+    command = page.listing(f"fedgraft reproduce {folder.name}/manifest.json")
+    study_text = page.details("study.yaml, every default written out", page.listing(text))
     return [
         page.heading("How to repeat it"),
         page.paragraph(FILES),
-        page.listing(f"fedgraft reproduce {folder.name}/manifest.json"),
-        page.details("study.yaml, every default written out", page.listing(text)),
+        command,
+        study_text,
         page.details(f"The {len(rows)} plans by their hashes", plans),
     ]
