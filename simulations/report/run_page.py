@@ -14,6 +14,7 @@ from typing import Any
 
 from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs import INPUTS
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.readable import show_bytes
@@ -111,9 +112,7 @@ def _describe_status(result: Result) -> str:
 def _describe_federation(plan: Plan, result: Result) -> str:
     nodes = len(result["final"]["nodes"])
     classes = page.listed(plan.task.classes)
-    material = "table rows"
-    if plan.task.kind == "image-classification":
-        material = "X-rays or other images"
+    material = INPUTS[plan.task.material].plural
     return (
         f"{nodes} sites trained one model together to tell {classes} apart. Their {material} stayed"
         " where they are; a small adapter travelled."

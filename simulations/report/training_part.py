@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedgraft.common.adapters import METHODS
 from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
@@ -60,17 +61,25 @@ def choose_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str
 
 
 def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
-    adapter = result["adapter"]
-    method = adapter["method"]
+    values = result["adapter"]["values"]
     sites = len(result["final"]["nodes"])
     return [
         ("frozen network", _describe_backbone(result)),
-        ("what was trained", f"{TRAINED[method]}: {adapter['values']:,} numbers"),
+        ("what was trained", f"{_describe_adapter(plan)}: {values:,} numbers"),
         ("training", _describe_rounds(plan)),
         ("combined by", _describe_strategy(plan.aggregate.strategy)),
         ("classes", ", ".join(plan.task.classes)),
         ("sites", str(sites)),
     ]
+
+
+def _describe_adapter(plan: Plan) -> str:
+    """Return what a method trains, in words for people, or in its own words."""
+    name = plan.adapter.method
+    if name in TRAINED:
+        return TRAINED[name]
+    method = METHODS[name]
+    return method.describe(method.read_options(plan.adapter.model_dump()))
 
 
 def _describe_backbone(result: Result) -> str:
