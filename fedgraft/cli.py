@@ -273,8 +273,8 @@ def manifest(
         runs/pneumonia-1 --verify`
     """
     from fedgraft.common.run_files import MANIFEST, RESULT
-    from fedgraft.server.papers.manifest import run_facts, write_manifest
-    from fedgraft.server.papers.manifest import sign as sign_with
+    from fedgraft.server.papers.run_manifest import run_facts, write_manifest
+    from fedgraft.server.papers.run_manifest import sign as sign_with
     from fedgraft.simulations.reproduce import verify_manifest
 
     if (folder / RESULT).is_file() and not (folder / MANIFEST).is_file() and not verify:

@@ -17,7 +17,7 @@ from typing import Any
 from fedgraft.common import run_files
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
-from fedgraft.server.papers.manifest import problems_in, read_manifest, run_facts, signer
+from fedgraft.server.papers.run_manifest import problems_in, read_manifest, run_facts, signer
 from fedgraft.server.papers.surroundings import code, machine, packages
 from fedgraft.simulations.flatten import flatten_numbers
 from fedgraft.simulations.report.attack_results import read_attack_results

@@ -24,7 +24,7 @@ from fedgraft.client.readers.reader import (
     ReadRequest,
     TableColumns,
 )
-from fedgraft.client.readers.registry import PREFIX
+from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.client.readers.source import Label, Source, plain
 from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.common.errors import UserError

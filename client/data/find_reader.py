@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedgraft.client.readers.reader import Content, Reader
-from fedgraft.client.readers.registry import READERS
+from fedgraft.client.readers.reader_table import READERS
 from fedgraft.common.errors import UserError
 
 

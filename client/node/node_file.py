@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from fedgraft.client.node.policy import Policy
-from fedgraft.client.readers.registry import PREFIX, READERS
+from fedgraft.client.readers.reader_table import PREFIX, READERS
 from fedgraft.common.files.yaml_file import Lines, read_yaml, validate
 from fedgraft.common.plan.section import Section, Text
 

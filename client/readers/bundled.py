@@ -10,7 +10,7 @@ import numpy as np
 
 from fedgraft.client.readers.image_arrays import image_source
 from fedgraft.client.readers.reader import NO_TABLE, Content, Reader, ReadRequest, TableColumns
-from fedgraft.client.readers.registry import PREFIX
+from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.client.readers.source import (
     Label,
     Source,

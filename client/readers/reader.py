@@ -1,4 +1,4 @@
-"""What a reader of one format says of itself; `client/readers/registry.py` lists them all."""
+"""What a reader of one format says of itself; `client/readers/reader_table.py` lists them all."""
 
 from __future__ import annotations
 

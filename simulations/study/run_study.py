@@ -23,7 +23,7 @@ from typing import Any
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import read_yaml
-from fedgraft.server.papers.manifest import run_facts, write_manifest
+from fedgraft.server.papers.run_manifest import run_facts, write_manifest
 from fedgraft.simulations.engines.engine import ENGINES
 from fedgraft.simulations.report.attack_results import read_attack_results
 from fedgraft.simulations.study.cell_job import CellJob

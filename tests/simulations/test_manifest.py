@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedgraft.common.errors import RunFailed, UserError
-from fedgraft.server.papers.manifest import files_of, problems_in, read_manifest, sign, signer
+from fedgraft.server.papers.run_manifest import files_of, problems_in, read_manifest, sign, signer
 from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.reproduce import list_failures, reproduce, verify_manifest
 from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
@@ -203,7 +203,7 @@ def test_it_says_what_the_run_was_made_of(place):
     assert set(content["data"]["files"]) == {"north.csv", "south.csv"}
     assert all(value.startswith("sha256:") for value in content["data"]["fingerprints"].values())
     assert {"torch", "opacus", "flwr", "numpy"} <= set(content["packages"])
-    assert {"server/papers/manifest.py", "client/privacy/dp_sgd.py"} <= set(
+    assert {"server/papers/run_manifest.py", "client/privacy/dp_sgd.py"} <= set(
         content["code"]["files"]
     )
     assert content["results"]["final"] == result["final"]

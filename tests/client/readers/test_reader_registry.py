@@ -11,7 +11,7 @@ from fedgraft.client.data import find_reader as finding
 from fedgraft.client.data.find_reader import find_reader
 from fedgraft.client.readers.image_arrays import image_source
 from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
-from fedgraft.client.readers.registry import READERS
+from fedgraft.client.readers.reader_table import READERS
 from fedgraft.client.readers.source import Label, Source
 from fedgraft.common.errors import UserError
 from fedgraft.common.registry import Registry

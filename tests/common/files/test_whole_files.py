@@ -28,7 +28,7 @@ from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.files.tensor_files import fingerprint_of, write_tensors
 from fedgraft.common.files.whole_files import replacing, write_json, write_whole
 from fedgraft.common.result import SeedResults
-from fedgraft.server.papers.manifest import write_manifest
+from fedgraft.server.papers.run_manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.figures import draw_labels_by_node
 from fedgraft.simulations.report.page import write_page
