@@ -92,7 +92,7 @@ def simulate(
         RunFailed: the run failed; what was finished is kept.
 
     >>> run = simulate("digits", set={"train.rounds": 2}, out="two-rounds", progress=False)
-    >>> run.rounds["round"].max()
+    >>> int(run.rounds["round"].max())
     2
     >>> float(run.metrics.loc["shared model", "accuracy"]) > 0.2
     True

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 class Predictor:
     """A shared model, ready to use.
 
-    model = fedgraft.load_shared_model("runs/pneumonia-20261123-221500")
-    model.predict(images)          # uint8 (n, 1 or 3, H, W) → a row for each image
-    model.predict("xrays/")        # an image, a folder of images, an .npz or a .csv
-    model.classes, model.plan
+    >>> model = fedgraft.load_shared_model("two-rounds")
+    >>> model.classes
+    ('five', 'six', 'seven', 'eight', 'nine')
+    >>> images = np.zeros((2, 1, 8, 8), np.uint8)
+    >>> model.predict(images).columns.tolist()  # a row for each image
+    ['class', 'p_five', 'p_six', 'p_seven', 'p_eight', 'p_nine']
     """
 
     def __init__(self, shared: SharedModel, path: Path) -> None:

@@ -17,7 +17,8 @@ from fedgraft.predictor import Predictor
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
+
+    from fedgraft.plot import Plot
 
 SHARED = "shared model"  # the row of what the federation trained
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error", "examples")
@@ -25,12 +26,16 @@ DECIMALS = 3
 
 
 class Run:
-    """One run, read from its folder.
+    """One run, read from its folder. In a notebook it shows itself as a table.
 
-        run = fedgraft.load_run("runs/pneumonia-20261123-221500")
-        run.metrics              # a row for the shared model and for each baseline
-        run.rounds               # a row for each round and node
-        run.plot(); run.shared_model.predict("xrays/")
+    >>> run = fedgraft.load_run("two-rounds")
+    >>> run.metrics.index.tolist()  # a row for the shared model and for each baseline
+    ['shared model']
+    >>> run.rounds.groupby("round")["train_loss"].count().tolist()  # a row a round and node
+    [5, 5]
+    >>> run.plot().savefig("rounds.png")
+    >>> run.shared_model.classes[0], run.result.status.value
+    ('five', 'completed')
 
     Args:
         path: the run's folder.
@@ -117,12 +122,13 @@ class Run:
             if line.endswith("\n"):
                 yield json.loads(line)
 
-    def plot(self) -> Figure:
+    def plot(self) -> Plot:
         """Return a figure: the shared model's accuracy and the training loss, round by round."""
-        from matplotlib.figure import Figure
+        # matplotlib takes half a second to import
+        from fedgraft.plot import Plot
 
         rounds = self.rounds
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        figure = Plot(figsize=(9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         _plot_mean(left, rounds, "received_accuracy", "received_examples")
         left.set_title("accuracy of the shared model, all nodes")
@@ -161,11 +167,13 @@ class Run:
 
 
 class Runs(Sequence[Run]):
-    """The runs of several seeds.
+    """The runs of several seeds: what `fedgraft.simulate("digits", seeds=3)` returns.
 
-    runs = fedgraft.simulate("digits", seeds=3)
-    runs.metrics                       # a row for each seed and model
-    runs.metrics.groupby("model").mean(numeric_only=True)
+    >>> runs = fedgraft.Runs([fedgraft.load_run("two-rounds")])
+    >>> runs.metrics[["seed", "model"]].values.tolist()  # a row for each seed and model
+    [[7, 'shared model']]
+    >>> runs.metrics.groupby("model")["accuracy"].mean().index.tolist()
+    ['shared model']
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
