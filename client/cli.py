@@ -1,29 +1,36 @@
-"""`fedgraft node …`: the verbs of a hospital."""
+"""`fedgraft node …`: the verbs of a hospital.
+
+Each verb imports what it needs when it is called: `--help` and what reads one file answer at once.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedgraft.common.errors import RunFailed, UserError
 
+if TYPE_CHECKING:
+    from fedgraft.client.store.chain_entry import Entry
+
 node = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", help="This hospital's node.yaml.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
+]
 
 
 @node.callback()
 def _verbs() -> None:
     """At a hospital."""
-
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
-]
-NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", help="This hospital's node.yaml.")]
 
 
 @node.command()
@@ -42,25 +49,21 @@ def check(
     Example: `fedgraft node check node.yaml --plan pneumonia`
     """
     from fedgraft.client.node.check import check_node
-    from fedgraft.client.node.finding import table
+    from fedgraft.client.node.finding import print_findings
     from fedgraft.client.node.node_file import load_node
     from fedgraft.common.plan.plan_file import load_plan
 
-    found = check_node(load_node(file), load_plan(plan, set_ or []) if plan else None)
-    bad = [finding for finding in found if finding.state == "wrong"]
+    opened = load_node(file)
+    findings = check_node(opened, load_plan(plan, set_ or []) if plan else None)
+    problems = [finding.what for finding in findings if finding.is_wrong]
     if json_:
-        print(
-            json.dumps(
-                {"ok": not bad, "findings": [finding.to_json() for finding in found]}, indent=1
-            )
-        )
+        listed = [finding.to_json() for finding in findings]
+        _print_json({"ok": not problems, "findings": listed})
     else:
-        table(found)
-    if bad:
-        raise RunFailed(
-            f"{len(bad)} of {len(found)} checks failed:"
-            f" {', '.join(finding.what for finding in bad)}"
-        )
+        print_findings(findings)
+    if problems:
+        count = f"{len(problems)} of {len(findings)} checks failed"
+        raise RunFailed(f"{count}: {', '.join(problems)}")
 
 
 @node.command()
@@ -91,39 +94,39 @@ def approve(
 
     Example: `sudo fedgraft node approve pneumonia --node /etc/fedgraft/node.yaml`
     """
+    from fedgraft.client.node.approval_words import in_words
     from fedgraft.client.node.approvals import Approvals
     from fedgraft.client.node.approve import approve as record
-    from fedgraft.client.node.approve import in_words, propose
+    from fedgraft.client.node.approve import propose
     from fedgraft.client.node.node_file import load_node
     from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
-    opened, wanted = load_node(file), load_plan(plan, set_ or [])
+    opened = load_node(file)
+    loaded = load_plan(plan, set_ or [])
     if withdraw:
-        entry = Approvals(opened.approvals).record(
-            "withdrawn", {"plan": agreement_hash(wanted), "name": wanted.name}, by
-        )
-        print(
-            json.dumps(entry.body)
-            if json_
-            else f"✓ {wanted.name} is no longer approved; entry {entry.number}"
-        )
+        body = {"plan": agreement_hash(loaded), "name": loaded.name}
+        entry = Approvals(opened.approvals).record("withdrawn", body, by)
+        if json_:
+            print(json.dumps(entry.body))
+        else:
+            print(f"✓ {loaded.name} is no longer approved; entry {entry.number}")
         return
-    proposal = propose(opened, wanted, bundle)
+
+    proposal = propose(opened, loaded, bundle)
     if not json_:
         print(in_words(opened, proposal) + "\n")
     if not yes and not typer.confirm("Approve this plan and this code for this node?"):
         raise RunFailed("not approved; nothing was changed")
-    done = record(opened, proposal, by)
+    approval = record(opened, proposal, by)
     if json_:
-        print(json.dumps(done, indent=1, ensure_ascii=False))
+        _print_json(approval)
         return
-    print(
-        f"✓ approved by {done['by']}, entry {done['entry']} of"
-        f" {opened.approvals / 'approvals.jsonl'}"
-    )
-    print(f"✓ the code {'is in' if done['installed'] else 'was already in'} {done['folder']}")
+    journal = opened.approvals / "approvals.jsonl"
+    print(f"✓ approved by {approval['by']}, entry {approval['entry']} of {journal}")
+    where = "is in" if approval["installed"] else "was already in"
+    print(f"✓ the code {where} {approval['folder']}")
 
 
 @node.command()
@@ -144,16 +147,17 @@ def cache(
     from fedgraft.client.store.activation_cache import ActivationCache
 
     opened = load_node(file)
-    kept = ActivationCache(opened.activations_path, opened.cache.max_bytes)
-    files, size = len(kept.files()), kept.size()
+    activations = ActivationCache(opened.activations_path, opened.cache.max_bytes)
+    files = len(activations.files())
+    size = activations.size()
     if purge:
-        kept.purge()
+        activations.purge()
     if json_:
-        print(
-            json.dumps({"folder": str(kept.folder), "files": files, "bytes": size, "purged": purge})
-        )
-    else:
-        print(f"{'deleted' if purge else 'kept'}: {files} files, {size} bytes, in {kept.folder}")
+        folder = str(activations.folder)
+        print(json.dumps({"folder": folder, "files": files, "bytes": size, "purged": purge}))
+        return
+    what = "deleted" if purge else "kept"
+    print(f"{what}: {files} files, {size} bytes, in {activations.folder}")
 
 
 @node.command()
@@ -181,9 +185,10 @@ def start(
     Example: `fedgraft node start node.yaml`
     """
     from fedgraft.client.node.node_file import load_node
+    from fedgraft.client.site.start_node import Running
     from fedgraft.client.site.start_node import start as run
 
-    run(load_node(file), file, allow_root=allow_root, drain=drain, verbose=verbose)
+    run(load_node(file), Running(file, drain, verbose), allow_root=allow_root)
 
 
 @node.command()
@@ -205,47 +210,24 @@ def log(
 
     Example: `fedgraft node log node.yaml --verify`
     """
-    from collections import deque
-    from datetime import UTC, datetime
-
     from fedgraft.client.node.node_file import load_node
-    from fedgraft.client.store.audit_log import in_words
     from fedgraft.client.store.chain_entry import parse_head
     from fedgraft.client.store.journal import Journal
 
     path = load_node(file).audit_path
     if path is None:
-        raise UserError(
-            "this node keeps no audit log", where=str(file), remedy="write `audit: true`"
-        )
+        what = "this node keeps no audit log"
+        raise UserError(what, where=str(file), remedy="write `audit: true`")
     journal = Journal(path)
     if not journal.segments():
-        raise UserError(
-            "no audit log here yet: no message ever came",
-            where=str(path),
-            remedy="start the node first",
-        )
+        what = "no audit log here yet: no message ever came"
+        raise UserError(what, where=str(path), remedy="start the node first")
     if verify:
-        _verified(path, "entry", journal.verify(parse_head(head) if head else None), journal.head)
+        problems = journal.verify(parse_head(head) if head else None)
+        _print_verified(path, "entry", problems, journal.head)
         return
     for entry in deque(journal.entries(), maxlen=last):
-        if json_:
-            print(
-                json.dumps(
-                    {
-                        "number": entry.number,
-                        "kind": entry.kind,
-                        "time": entry.time,
-                        "body": entry.body,
-                    }
-                )
-            )
-        else:
-            arrow = {"in": "←", "out": "→"}.get(entry.kind, " ")
-            print(
-                f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%S}  {arrow} "
-                f" {in_words(entry.body)}"
-            )
+        _print_entry(entry, json_)
 
 
 @node.command()
@@ -273,38 +255,60 @@ def ledger(
     """
     from fedgraft.client.node.node_file import load_node
     from fedgraft.client.privacy.ledger import Ledger
-    from fedgraft.client.privacy.spending import Ceilings
+    from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings
     from fedgraft.client.privacy.statement import markdown, statement
     from fedgraft.client.store.chain_entry import parse_head
 
-    ceilings, path = Ceilings(), file
+    path = file
+    ceilings = NO_CEILINGS
     if file.suffix in (".yaml", ".yml"):
         opened = load_node(file)
         path = opened.ledger_path
-        ceilings = Ceilings(total=opened.policy.max_epsilon_total, delta=opened.policy.max_delta)
+        policy = opened.policy
+        ceilings = Ceilings(total=policy.max_epsilon_total, delta=policy.max_delta)
     if not path.is_file():
-        raise UserError(
-            "no ledger here yet: nothing was ever spent",
-            where=str(path),
-            remedy="run a private plan first",
-        )
-    kept = Ledger(path)
+        what = "no ledger here yet: nothing was ever spent"
+        raise UserError(what, where=str(path), remedy="run a private plan first")
+    opened_ledger = Ledger(path)
     if verify:
-        _verified(
-            path, "row", kept.verify(parse_head(head) if head else None), lambda: kept.book().head
-        )
+        problems = opened_ledger.verify(parse_head(head) if head else None)
+        _print_verified(path, "row", problems, lambda: opened_ledger.book().head)
         return
-    stated = statement(kept, ceilings=ceilings)
+
+    stated = statement(opened_ledger, ceilings=ceilings)
+    as_json = json.dumps(stated, indent=1, ensure_ascii=False)
+    as_text = markdown(stated)
     if out is not None:
-        out.with_suffix(".json").write_text(json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
-        out.with_suffix(".md").write_text(markdown(stated))
-    print(json.dumps(stated, indent=1, ensure_ascii=False) if json_ else markdown(stated))
+        out.with_suffix(".json").write_text(as_json + "\n")
+        out.with_suffix(".md").write_text(as_text)
+    print(as_json if json_ else as_text)
 
 
-def _verified(path: Path, what: str, problems: list[str], head: Callable[[], object]) -> None:
-    """The end of every `--verify`: what is wrong, or the head to file."""
+# ── what is printed ───────────────────────────────────────────────────────────────────────────────
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_entry(entry: Entry, json_: bool) -> None:
+    from fedgraft.client.store.audit_log import in_words
+
+    if json_:
+        line = {
+            "number": entry.number,
+            "kind": entry.kind,
+            "time": entry.time,
+            "body": entry.body,
+        }
+        print(json.dumps(line))
+        return
+    arrow = {"in": "←", "out": "→"}.get(entry.kind, " ")
+    time = datetime.fromtimestamp(entry.time, UTC)
+    print(f"{time:%Y-%m-%d %H:%M:%S}  {arrow}  {in_words(entry.body)}")
+
+
+def _print_verified(path: Path, what: str, problems: list[str], head: Callable[[], object]) -> None:
+    """Print the end of every `--verify`: the head to file. Raise `RunFailed` with what is wrong."""
     if problems:
-        raise RunFailed(
-            f"{path} does not verify:\n" + "\n".join(f"  ✗ {problem}" for problem in problems)
-        )
+        crossed = [f"  ✗ {problem}" for problem in problems]
+        raise RunFailed("\n".join([f"{path} does not verify:", *crossed]))
     print(f"✓ {path}: every {what} is there and unchanged\nhead {head()}")

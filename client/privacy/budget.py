@@ -125,7 +125,7 @@ class Budget:
         return mechanism
 
     def _units(self, privacy: PrivacySection) -> int:
-        """Return how many units there are, rounded down. Raises `Refused` where they are too few."""
+        """Return how many units there are, rounded down. Raises `Refused` for too few."""
         policy = self.node.policy
         if self.patients is None:
             units = self.examples

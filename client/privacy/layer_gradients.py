@@ -26,9 +26,8 @@ Rule = Callable[[Any, Tensor, Tensor], list[Gradient]]
 
 def rule_for(layer: nn.Module) -> Rule | None:
     """Return the rule for a layer; None where it is not known here."""
-    if isinstance(layer, nn.Conv2d):
-        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            return None
+    if isinstance(layer, nn.Conv2d) and not _is_padded_by_zeros(layer):
+        return None
     return _RULES.get(type(layer))
 
 
@@ -106,6 +105,11 @@ def _products(weight: Tensor, left: Tensor, right: Tensor) -> Gradient:
         return product.reshape(len(product), *weight.shape)
 
     return Products(weight, left, right, form).cheapest()
+
+
+def _is_padded_by_zeros(layer: nn.Conv2d) -> bool:
+    """Return whether a convolution says in numbers how many zeros are around its input."""
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a privacy ledger says: its reservations and data sets, read from the entries of its chain."""
+"""What a privacy ledger says: its reservations and data sets, read from its chain's entries."""
 
 from __future__ import annotations
 

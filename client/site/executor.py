@@ -27,13 +27,14 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus")
 FORKER = "--forker"
 # Flower's name for the program and the task; what `top` shows of a message's process
 NAME = "flwr-clientapp"
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+# of prctl(2)
+PR_SET_NAME = 15
 
 
 def main() -> None:
@@ -42,9 +43,8 @@ def main() -> None:
     from flwr.supercore.superexec import executor
     from flwr.supercore.superexec import run_superexec as loop
 
-    if not callable(
-        getattr(loop, "get_executor", None)
-    ):  # another Flower than this was written for
+    # another Flower than this was written for
+    if not callable(getattr(loop, "get_executor", None)):
         sys.exit("this release of Flower has no get_executor in its SuperExec")
     forker = Forker()
 
@@ -63,26 +63,22 @@ def main() -> None:
 
 
 def arguments(spec: Any) -> list[str]:
-    """The words of `flwr-clientapp` for a task, as Flower would write them."""
-    trust = ["--insecure"] if spec.insecure else []
-    if not spec.insecure and spec.root_certificates_path is not None:
-        trust = ["--root-certificates", spec.root_certificates_path]
-    parent = [] if spec.parent_pid is None else ["--parent-pid", str(spec.parent_pid)]
-    return [
-        NAME,
-        "--runtime-api-address",
-        spec.runtime_api_address,
-        "--token",
-        spec.token,
-        *trust,
-        *parent,
-    ]
+    """Return the words of `flwr-clientapp` for a task, as Flower would write them."""
+    words = [NAME, "--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+    if spec.insecure:
+        words.append("--insecure")
+    elif spec.root_certificates_path is not None:
+        words += ["--root-certificates", spec.root_certificates_path]
+    if spec.parent_pid is not None:
+        words += ["--parent-pid", str(spec.parent_pid)]
+    return words
 
 
 # ── the side of the SuperExec ─────────────────────────────────────────────────────────────────────
 class Forker:
-    """The process that others are forked from; it imports while the SuperExec starts, and ends with
-    its pipe.
+    """The process that others are forked from.
+
+    It imports while the SuperExec starts, and ends with its pipe.
     """
 
     def __init__(self) -> None:
@@ -92,15 +88,17 @@ class Forker:
         """Fork one process with these words as its command line."""
         try:
             self._send(words)
-        except OSError:  # it was killed
+        # it was killed
+        except OSError:
             self._process.wait()
             self._process = self._begin()
             self._send(words)
 
     def _send(self, words: list[str]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
-        self._process.stdin.flush()
+        pipe = self._process.stdin
+        assert pipe is not None
+        pipe.write(json.dumps(words) + "\n")
+        pipe.flush()
 
     @staticmethod
     def _begin() -> subprocess.Popen[str]:
@@ -109,22 +107,22 @@ class Forker:
 
 
 # ── the side of the forker ────────────────────────────────────────────────────────────────────────
-def fork_for_ever(asked: IO[str]) -> None:
+def fork_for_ever(orders: IO[str]) -> None:
     """Import; then fork for each line, until the SuperExec is gone."""
     for name in PRELOADED:
-        with contextlib.suppress(ImportError):  # the forked process meets it again, and says so
+        # the forked process meets it again, and says so
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: no zombies
-    for line in asked:
+    # nobody waits for them: no zombies
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in orders:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             become(json.loads(line))
 
 
-def become(words: list[str]) -> None:
-    """Run the launcher in this process, as if it had been started with these words; never
-    returns.
-    """
+def become(words: list[str]) -> NoReturn:
+    """Run the launcher in this process, as if it had been started with these words."""
     status = 1
     try:
         os.close(0)
@@ -132,18 +130,27 @@ def become(words: list[str]) -> None:
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(PR_SET_NAME, NAME.encode())
         sys.argv = words
-        runpy.run_path(str(Path(__file__).with_name("launcher.py")), run_name="__main__")
+        launcher = Path(__file__).with_name("launcher.py")
+        runpy.run_path(str(launcher), run_name="__main__")
         status = 0
-    except SystemExit as left:
-        if isinstance(left.code, str):
-            print(left.code, file=sys.stderr)
-        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as end:
+        status = _status_of(end)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _status_of(end: SystemExit) -> int:
+    """Return the exit status as an interpreter would; words are printed."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code
+    print(end.code, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

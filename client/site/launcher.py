@@ -22,11 +22,15 @@ import json
 import os
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-APPROVALS = "FEDGRAFT_APPROVALS"  # the environment: the administrator's folder
-LARGEST = 10 * 1024 * 1024  # bytes
+# the environment: the administrator's folder
+APPROVALS = "FEDGRAFT_APPROVALS"
+# bytes of a bundle, and of everything in it
+LARGEST = 10 * 1024 * 1024
+LARGEST_UNPACKED = 10 * LARGEST
 
 
 class BundleRefused(Exception):
@@ -39,61 +43,47 @@ def main() -> None:
 
     process = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     ours = {
-        "install_from_fab": must_be_approved,
+        "install_from_fab": check_bundle,
         "get_project_dir": lambda *_: approved_folder(),
         "get_load_client_app_fn": lambda **_: load_approved,
     }
     for name, function in ours.items():
-        if not callable(
-            getattr(process, name, None)
-        ):  # another Flower than this was written for: run nothing
-            sys.exit(
-                f"this release of Flower has no {name}; its code cannot be held to what was"
-                " approved"
-            )
+        # another Flower than this was written for: run nothing
+        if not callable(getattr(process, name, None)):
+            missing = f"this release of Flower has no {name}"
+            sys.exit(f"{missing}; its code cannot be held to what was approved")
         setattr(process, name, function)
     flwr_clientapp()
 
 
-def must_be_approved(fab: bytes, **_: Any) -> Path:
-    """The folder of the approved code, if the bundle that came is just that.
+def check_bundle(fab: bytes, **_: Any) -> Path:
+    """Return the folder of the approved code, if the bundle that came is just that.
 
     Raises:
         BundleRefused: it is not, by as little as one byte; or what is installed is no longer what
             was approved.
     """
-    wanted = _approved()
-    came = hashlib.sha256(fab).hexdigest()
-    if f"sha256:{came}" != wanted["hash"] and _contents_of_zip(fab) != wanted["contents"]:
+    approved = _approved()
+    arrived = f"sha256:{hashlib.sha256(fab).hexdigest()}"
+    if arrived != approved["hash"] and _contents_of_zip(fab) != approved["contents"]:
         raise BundleRefused(
-            f"the code sha256:{came} that the server sent is not approved at this node; "
-            f"approved is {wanted['hash']}. It was not unpacked"
+            f"the code {arrived} that the server sent is not approved at this node; "
+            f"approved is {approved['hash']}. It was not unpacked"
         )
     return approved_folder()
 
 
 def approved_folder() -> Path:
-    """Where the approved code is. Raises `BundleRefused` where it was changed since."""
-    wanted = _approved()
-    folder = _home() / "apps" / wanted["folder"]
-    if installed(folder) != wanted["contents"]:
+    """Return where the approved code is. Raises `BundleRefused` where it was changed since."""
+    approved = _approved()
+    folder = _home() / "apps" / approved["folder"]
+    if installed_contents(folder) != approved["contents"]:
         raise BundleRefused("the approved code at this node was changed or removed; nothing is run")
     return folder
 
 
-def installed(folder: Path) -> str:
-    """As `fedgraft.common.files.bundle.contents_of`, over the sources in an installed folder."""
-    return _contents(
-        {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*")
-            if path.is_file() and path.parent.name != "__pycache__"
-        }
-    )
-
-
 def load_approved(*_: str) -> Any:
-    """The ClientApp of the approved folder, whatever names the server's message has."""
+    """Return the ClientApp of the approved folder, whatever names the server's message has."""
     from flwr.clientapp.client_app import LoadClientAppError
     from flwr.supercore.object_ref import load_app
 
@@ -101,37 +91,53 @@ def load_approved(*_: str) -> Any:
 
 
 def _approved() -> dict[str, str]:
+    """Return folder, hash and contents of what was approved last."""
     try:
-        wanted = json.loads((_home() / "bundle.json").read_text())
-        if "/" in wanted["folder"] or wanted["folder"].startswith("."):
-            raise ValueError
-        return {key: str(wanted[key]) for key in ("folder", "hash", "contents")}
+        about = json.loads((_home() / "bundle.json").read_text())
+        approved = {key: str(about[key]) for key in ("folder", "hash", "contents")}
+        if "/" in approved["folder"] or approved["folder"].startswith("."):
+            raise ValueError("a folder elsewhere")
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleRefused("no code was ever approved at this node") from None
+    return approved
 
 
 def _home() -> Path:
     return Path(os.environ[APPROVALS])
 
 
+# ── contents ──────────────────────────────────────────────────────────────────────────────────────
+def installed_contents(folder: Path) -> str:
+    """Return as `fedgraft.common.files.bundle.contents_of`, over the sources in a folder."""
+    files = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.parent.name != "__pycache__":
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return _contents(files)
+
+
 def _contents_of_zip(fab: bytes) -> str:
-    """As `fedgraft.common.files.bundle.contents_of`; "" for what is no sound archive."""
+    """Return as `fedgraft.common.files.bundle.contents_of`; "" for what is no sound archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(fab)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > 10 * LARGEST:
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST_UNPACKED:
                 return ""
             names = archive.namelist()
             files = {name: archive.read(name) for name in names if name != ".info/CONTENT"}
-    except Exception:  # whatever a hostile archive provokes: it is not the approved one
+    # whatever a hostile archive provokes: it is not the approved one
+    except Exception:
         return ""
-    return _contents(files) if len(set(names)) == len(names) else ""
+    if len(set(names)) < len(names):
+        return ""
+    return _contents(files)
 
 
-def _contents(files: dict[str, bytes]) -> str:
-    lines = sorted(
-        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()
-    )
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+def _contents(files: Mapping[str, bytes]) -> str:
+    lines = []
+    for name, content in files.items():
+        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+    text = "".join(sorted(lines))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 if __name__ == "__main__":

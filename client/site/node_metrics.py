@@ -8,7 +8,8 @@ serves the sums, and reads only what was added since it was asked last.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,101 +22,145 @@ from fedgraft.common.errors import UserError
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+# label values → number
+_Samples = Mapping[tuple[str, ...], float]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How far a file was read: its inode and the offset behind the last line."""
+
+    inode: int = 0
+    offset: int = 0
+
 
 class Tally:
-    """Sums over the entries of an audit log."""
+    """Sums over the entries of an audit log.
+
+    tally = Tally(node.audit_path)
+    tally.read()
+    tally.messages["train", "sent"]
+    """
 
     def __init__(self, path: Path) -> None:
         self.journal = Journal(path)
-        self.messages: Counter[tuple[str, str]] = Counter()  # kind, decision
-        self.bytes: Counter[str] = Counter()  # in, out
-        self.seconds: defaultdict[str, float] = defaultdict(float)  # kind
-        self.epsilon: dict[str, tuple[float, float | None]] = {}  # run → spent, left
+        # by kind and decision
+        self.messages: Counter[tuple[str, str]] = Counter()
+        # in and out
+        self.bytes: Counter[str] = Counter()
+        # by kind
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        # by run: spent, and left if there is a ceiling
+        self.epsilon: dict[str, tuple[float, float | None]] = {}
         self.last = 0
-        self._place: tuple[int, int] = (0, 0)  # inode and offset of the newest file
+        self._mark = _Mark()
 
     def read(self) -> None:
         """Take in what was added since the last time."""
         for path in self.journal.segments():
             with path.open("rb") as file:
                 inode = path.stat().st_ino
-                if inode == self._place[0]:
-                    file.seek(self._place[1])
+                if inode != self._mark.inode:
+                    self._mark = _Mark(inode)
+                file.seek(self._mark.offset)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    entry, _ = parse_line(line)
-                    if entry is not None and entry.number > self.last:
-                        self._take(entry)
-                    self._place = (
-                        inode,
-                        (self._place[1] if inode == self._place[0] else 0) + len(line),
-                    )
+                    self._take_line(line)
+                    self._mark = _Mark(inode, self._mark.offset + len(line))
+
+    def _take_line(self, line: bytes) -> None:
+        entry, _ = parse_line(line)
+        if entry is not None and entry.number > self.last:
+            self._take(entry)
 
     def _take(self, entry: Entry) -> None:
-        body, self.last = entry.body, entry.number
+        body = entry.body
+        self.last = entry.number
         self.bytes[entry.kind] += int(body.get("bytes", 0))
-        if entry.kind == "out":
-            kind = str(body.get("kind", ""))
-            self.messages[kind, str(body.get("decision", ""))] += 1
-            self.seconds[kind] += float(body.get("seconds", 0.0))
-            if "epsilon" in body:
-                self.epsilon[str(body["run"])] = (float(body["epsilon"]), body.get("epsilon_left"))
+        if entry.kind != "out":
+            return
+        kind = str(body.get("kind", ""))
+        decision = str(body.get("decision", ""))
+        self.messages[kind, decision] += 1
+        self.seconds[kind] += float(body.get("seconds", 0.0))
+        if "epsilon" in body:
+            spent = float(body["epsilon"])
+            self.epsilon[str(body["run"])] = (spent, body.get("epsilon_left"))
 
     def collect(self) -> Iterator[Metric]:
-        """As Prometheus asks for it."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
+        """Give the metrics as Prometheus asks for them."""
         self.read()
-        messages = CounterMetricFamily(
+        yield _counter(
             "fedgraft_node_messages",
             "messages answered, by kind and decision",
-            labels=["kind", "decision"],
+            dict(sorted(self.messages.items())),
+            labels=("kind", "decision"),
         )
-        for (kind, decision), count in sorted(self.messages.items()):
-            messages.add_metric([kind, decision], count)
-        rounds = CounterMetricFamily("fedgraft_node_rounds", "rounds trained and sent")
-        rounds.add_metric([], self.messages["train", "sent"])
-        failures = CounterMetricFamily(
-            "fedgraft_node_failures", "messages refused, for whatever reason"
+        rounds = self.messages["train", "sent"]
+        yield _counter("fedgraft_node_rounds", "rounds trained and sent", {(): rounds})
+        refused = 0
+        for (_, decision), count in self.messages.items():
+            if decision == "refused":
+                refused += count
+        failures = "messages refused, for whatever reason"
+        yield _counter("fedgraft_node_failures", failures, {(): refused})
+        yield _counter(
+            "fedgraft_node_seconds",
+            "time spent on messages, by kind",
+            {(kind,): spent for kind, spent in sorted(self.seconds.items())},
+            labels=("kind",),
         )
-        failures.add_metric(
-            [],
-            sum(count for (_, decision), count in self.messages.items() if decision == "refused"),
+        yield _counter(
+            "fedgraft_node_bytes",
+            "bytes of messages, by direction",
+            {(direction,): count for direction, count in sorted(self.bytes.items())},
+            labels=("direction",),
         )
-        seconds = CounterMetricFamily(
-            "fedgraft_node_seconds", "time spent on messages, by kind", labels=["kind"]
-        )
-        for kind, spent in sorted(self.seconds.items()):
-            seconds.add_metric([kind], spent)
-        size = CounterMetricFamily(
-            "fedgraft_node_bytes", "bytes of messages, by direction", labels=["direction"]
-        )
-        for direction, count in sorted(self.bytes.items()):
-            size.add_metric([direction], count)
-        spent = GaugeMetricFamily(
-            "fedgraft_node_epsilon", "ε spent in a run, at the plan's δ", labels=["run"]
-        )
-        left = GaugeMetricFamily(
-            "fedgraft_node_epsilon_left", "ε that a run may still spend here", labels=["run"]
-        )
+        yield from self._collect_epsilon()
+
+    def _collect_epsilon(self) -> Iterator[Metric]:
+        spent: dict[tuple[str, ...], float] = {}
+        left: dict[tuple[str, ...], float] = {}
         for run, (epsilon, rest) in self.epsilon.items():
-            spent.add_metric([run], epsilon)
+            spent[run,] = epsilon
             if rest is not None:
-                left.add_metric([run], rest)
-        yield from (messages, rounds, failures, seconds, size, spent, left)
+                left[run,] = rest
+        what = "ε spent in a run, at the plan's δ"
+        yield _gauge("fedgraft_node_epsilon", what, spent, labels=("run",))
+        what = "ε that a run may still spend here"
+        yield _gauge("fedgraft_node_epsilon_left", what, left, labels=("run",))
+
+
+def _counter(name: str, what: str, samples: _Samples, labels: tuple[str, ...] = ()) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, what, labels=labels)
+    for values, number in samples.items():
+        family.add_metric(values, number)
+    return family
+
+
+def _gauge(name: str, what: str, samples: _Samples, labels: tuple[str, ...]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(name, what, labels=labels)
+    for values, number in samples.items():
+        family.add_metric(values, number)
+    return family
 
 
 def serve(node: Node) -> Any:
-    """Serve the sums over HTTP in a thread. Raises `UserError` where the address is taken or there
-    is no audit log.
+    """Serve the sums over HTTP in a thread.
+
+    Raises `UserError` where the address is taken or there is no audit log.
     """
+    # a tenth of a second
     from prometheus_client import CollectorRegistry, start_http_server
 
     if node.audit_path is None or node.metrics is None:
-        raise UserError(
-            "metrics are added up from the audit log", where="metrics", remedy="write `audit: true`"
-        )
+        what = "metrics are added up from the audit log"
+        raise UserError(what, where="metrics", remedy="write `audit: true`")
     host, port = split_address(node.metrics)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Tally(node.audit_path))  # pyright: ignore[reportArgumentType]
@@ -123,6 +168,5 @@ def serve(node: Node) -> Any:
         return start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         what = f"{node.metrics}: {error.strerror or error}"
-        raise UserError(
-            what, where="metrics", remedy="choose a free port, such as 127.0.0.1:9464"
-        ) from None
+        remedy = "choose a free port, such as 127.0.0.1:9464"
+        raise UserError(what, where="metrics", remedy=remedy) from None

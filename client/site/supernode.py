@@ -13,7 +13,8 @@ import sys
 import time
 from types import SimpleNamespace
 
-PAUSE = 1.0  # seconds between two questions
+# seconds between two questions
+PAUSE = 1.0
 
 
 def main() -> None:
@@ -21,7 +22,8 @@ def main() -> None:
     from flwr.supernode import start_client_internal as loop
     from flwr.supernode.cli import flower_supernode
 
-    if getattr(loop, "time", None) is not time:  # another Flower than this was written for
+    # another Flower than this was written for
+    if getattr(loop, "time", None) is not time:
         sys.exit("this release of Flower does not keep time in its SuperNode's loop")
     pauses = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, PAUSE)))
     setattr(loop, "time", pauses)  # noqa: B010

@@ -110,9 +110,10 @@ def describe(content: RecordDict, layout: Layout | None = None) -> dict[str, Any
         description[_LOGGED[key]] = plain
 
     tensors = _shapes(content)
-    if layout is not None and ADAPTER in content.array_records:
-        if logged.get("layout") == layout.digest:
-            tensors = {name: list(shape) for name, shape in layout.shapes}
+    digest = None if layout is None else layout.digest
+    has_adapter = ADAPTER in content.array_records and logged.get("layout") == digest
+    if layout is not None and has_adapter:
+        tensors = {name: list(shape) for name, shape in layout.shapes}
     if tensors:
         description["tensors"] = tensors
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedgraft.client.site.start_node import with_parent
+from fedgraft.client.site.node_process import with_parent
 from fedgraft.simulations.deployment.processes import list_processes
 
 # where this environment has its programs

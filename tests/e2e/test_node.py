@@ -70,7 +70,7 @@ def test_the_preflight_finds_the_key_registered(
             connection.model_copy(update={"private_key": str(stranger)})
         )
     }
-    assert "does not know it" in found["node key"].found
+    assert "does not know it" in found["node key"].detail
 
 
 def one_byte(app: Path, mark: Path, approved: str) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.data.groups_of_people import choose_reported, find_groups
-from fedgraft.client.node.approve import in_words, propose
+from fedgraft.client.node.approval_words import in_words
+from fedgraft.client.node.approve import propose
 from fedgraft.client.node.check import check_node
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import UserErrors
@@ -146,6 +147,6 @@ def test_who_approves_and_who_checks_is_told_of_them(
     node, plan = load_node(file), asking(*more)
     assert words in in_words(node, propose(node, plan, None))
     checks = {each.what: each for each in check_node(node, plan)}
-    assert found in checks["groups by sex"].found
+    assert found in checks["groups by sex"].detail
     assert checks["groups by sex"].state == ("ok" if found else "skipped")
     assert checks["groups by scanner"].state == "skipped"

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from fedgraft.client.node.approval_words import in_words
 from fedgraft.client.node.approvals import Approvals, check_approved
-from fedgraft.client.node.approve import approve, in_words, propose
+from fedgraft.client.node.approve import approve, propose
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import launcher
 from fedgraft.common.errors import Refused, UserError
@@ -103,9 +104,9 @@ def test_the_approved_bundle_is_let_in_however_it_was_packed(approvals: Approval
     then.
     """
     folder = approvals.folder / "apps" / BUNDLE.folder
-    assert launcher.must_be_approved(BUNDLE.data, skip_prompt=True) == folder
-    assert launcher.must_be_approved(packed(compression=zipfile.ZIP_STORED)) == folder
-    assert launcher.installed(folder) == BUNDLE.contents
+    assert launcher.check_bundle(BUNDLE.data, skip_prompt=True) == folder
+    assert launcher.check_bundle(packed(compression=zipfile.ZIP_STORED)) == folder
+    assert launcher.installed_contents(folder) == BUNDLE.contents
     assert list(folder.rglob("*.pyc")), (
         "compiled once: the node's user cannot keep what it compiles"
     )
@@ -126,7 +127,7 @@ def test_the_approved_bundle_is_let_in_however_it_was_packed(approvals: Approval
 )
 def test_one_other_byte_is_refused_in_words(approvals: Approvals, change: dict[str, bytes]) -> None:
     with pytest.raises(launcher.BundleRefused, match="is not approved at this node"):
-        launcher.must_be_approved(packed(change))
+        launcher.check_bundle(packed(change))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", BUNDLE.data[:-30], BUNDLE.data + b"x" * 10])
@@ -134,25 +135,25 @@ def test_what_is_no_bundle_is_refused(approvals: Approvals, data: bytes) -> None
     if data.startswith(
         BUNDLE.data
     ):  # trailing bytes: the same code in another file, which zip readers take
-        launcher.must_be_approved(data)
+        launcher.check_bundle(data)
     else:
         with pytest.raises(launcher.BundleRefused):
-            launcher.must_be_approved(data)
+            launcher.check_bundle(data)
 
 
 def test_installed_code_that_was_changed_is_not_run(approvals: Approvals) -> None:
     victim = approvals.folder / "apps" / BUNDLE.folder / "client" / "round.py"
     victim.write_bytes(victim.read_bytes() + b"#")
     with pytest.raises(launcher.BundleRefused, match="changed or removed"):
-        launcher.must_be_approved(BUNDLE.data)
+        launcher.check_bundle(BUNDLE.data)
     assert approvals.install(BUNDLE, "tester"), "approving again puts it right"
-    launcher.must_be_approved(BUNDLE.data)
+    launcher.check_bundle(BUNDLE.data)
 
 
 def test_nothing_approved_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher.APPROVALS, str(tmp_path))
     with pytest.raises(launcher.BundleRefused, match="no code was ever approved"):
-        launcher.must_be_approved(BUNDLE.data)
+        launcher.check_bundle(BUNDLE.data)
 
 
 def test_a_new_release_replaces_the_old_one(approvals: Approvals) -> None:
@@ -171,7 +172,7 @@ def test_a_new_release_replaces_the_old_one(approvals: Approvals) -> None:
     approvals.install(later, "tester")
     assert [folder.name for folder in (approvals.folder / "apps").iterdir()] == [later.folder]
     with pytest.raises(launcher.BundleRefused):
-        launcher.must_be_approved(BUNDLE.data)
+        launcher.check_bundle(BUNDLE.data)
     assert [entry.kind for entry in approvals.journal.entries()] == ["bundle", "bundle"]
 
 
@@ -237,7 +238,7 @@ def test_the_nodes_user_cannot_change_what_was_approved(approvals: Approvals, no
     assert told["writable"] == []
     for act in ("record", "install", "write"):
         assert "ermission denied" in told[act] or "not permitted" in told[act], told
-    launcher.must_be_approved(BUNDLE.data)
+    launcher.check_bundle(BUNDLE.data)
 
 
 def test_who_may_not_write_is_told_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import fedgraft.client.node.check as checked
 from fedgraft.cli import app
+from fedgraft.client.node import machine_findings
 from fedgraft.client.node.check import check_node
 from fedgraft.client.node.finding import Finding
 from fedgraft.client.node.node_file import load_node
@@ -47,8 +47,8 @@ def plan() -> Plan:
 def test_a_node_in_order(tmp_path: Path, plan: Plan) -> None:
     found = look(hospital(tmp_path), plan)
     assert not [finding for finding in found.values() if finding.state == "wrong"]
-    assert found["training data"].found == "40: normal 20, pneumonia 20"
-    assert found["test data"].found == "10: normal 5, pneumonia 5"
+    assert found["training data"].detail == "40: normal 20, pneumonia 20"
+    assert found["test data"].detail == "10: normal 5, pneumonia 5"
     assert found["connection"].state == "skipped"
     assert not (tmp_path / "store").exists(), "a preflight writes nothing"
 
@@ -56,7 +56,7 @@ def test_a_node_in_order(tmp_path: Path, plan: Plan) -> None:
 def test_labels_that_are_not_the_plans(tmp_path: Path, plan: Plan) -> None:
     found = look(hospital(tmp_path, classes=(0, 1, 2)), plan)
     assert found["data"].state == "wrong"
-    assert "2" in found["data"].found
+    assert "2" in found["data"].detail
     assert "task.classes" in found["data"].remedy
     assert found["policy: examples"].state == "skipped", "what needs the data is not judged"
 
@@ -64,7 +64,7 @@ def test_labels_that_are_not_the_plans(tmp_path: Path, plan: Plan) -> None:
 def test_a_class_that_is_missing(tmp_path: Path, plan: Plan) -> None:
     found = look(hospital(tmp_path, classes=(1,)), plan)
     assert found["training data"].state == "wrong"
-    assert "none of normal" in found["training data"].found
+    assert "none of normal" in found["training data"].detail
 
 
 def test_data_that_is_not_there(tmp_path: Path, plan: Plan) -> None:
@@ -86,7 +86,7 @@ def test_patients_in_training_and_in_test(tmp_path: Path, plan: Plan) -> None:
         np.savez(tmp_path / "data.npz", **arrays)
         found = look(file, plan)
         assert found[what].state == state, found
-    assert "patient" in found["data"].found
+    assert "patient" in found["data"].detail
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_each_clause_that_the_plan_would_meet(
     found = look(hospital(tmp_path, f"policy: {{{policy}}}\n"), plan)
     wrong = [finding.what for finding in found.values() if finding.state == "wrong"]
     assert wrong == [clause]
-    assert says in found[clause].found
+    assert says in found[clause].detail
     if clause == "policy: plan":
         assert agreement_hash(plan) in found[clause].remedy
 
@@ -116,15 +116,15 @@ def test_a_budget_that_does_not_hold_the_plan(tmp_path: Path) -> None:
     policy = "policy: {dp_required: true, max_epsilon_run: 0.5, max_delta: 1.0e-3}\n"
     found = look(hospital(tmp_path, policy), private)
     assert found["privacy budget"].state == "wrong"
-    assert "ε above 0.5" in found["privacy budget"].found
+    assert "ε above 0.5" in found["privacy budget"].detail
     assert not (tmp_path / "store").exists(), "nothing is spent, no ledger is made"
 
 
 def test_little_disk_memory_or_too_many_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checked, "LEAST_DISK", 1 << 60)
-    monkeypatch.setattr(checked, "_free_memory", lambda: 5_000_000)
+    monkeypatch.setattr(machine_findings, "LEAST_DISK", 1 << 60)
+    monkeypatch.setattr(machine_findings, "free_memory", lambda: 5_000_000)
     found = look(hospital(tmp_path, "threads: 1000\n"))
     assert [found[what].state for what in ("store", "memory", "processors")] == ["wrong"] * 3
 
@@ -143,7 +143,7 @@ def test_an_audit_log_that_was_cut(tmp_path: Path) -> None:
         Journal(tmp_path / "store" / "audit.jsonl").append("in", {})
     log = tmp_path / "store" / "audit.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0])
-    assert "the last 1 of 2 entries are gone" in look(file)["audit log"].found
+    assert "the last 1 of 2 entries are gone" in look(file)["audit log"].detail
 
 
 def test_the_command_its_table_and_its_exit_status(tmp_path: Path) -> None:

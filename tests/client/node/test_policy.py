@@ -466,7 +466,7 @@ def test_nothing_that_noise_does_not_cover_is_told_unasked(hostile) -> None:
 )
 def test_an_officer_is_told_of_every_mode(hostile, mode: str, words: str) -> None:
     """A preflight or an approval that knows sample-level privacy only."""
-    from fedgraft.client.node.approve import _privacy
+    from fedgraft.client.node.approval_words import _privacy
     from fedgraft.client.node.check import check_node
 
     server = hostile("min_examples: 5")

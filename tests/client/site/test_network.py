@@ -88,7 +88,7 @@ def look(
 
 def failed(found: dict[str, Finding]) -> Finding:
     """The one step that failed; all before are fine, all behind were not tried."""
-    states = [finding.state for finding in found.values()][:5]
+    states = [str(finding.state) for finding in found.values()][:5]
     at = states.index("wrong")
     assert states[:at] == ["ok"] * at
     assert set(states[at + 1 :]) <= {"skipped", "ok"}
@@ -104,7 +104,7 @@ def test_the_right_certificate(authority: Authority) -> None:
     with listening(authority.server()) as port:
         found = look(port, authority.path)
     assert [found[step].state for step in ("DNS", "TCP", "TLS")] == ["ok"] * 3
-    assert "29 days" in found["TLS"].found or "30 days" in found["TLS"].found
+    assert "29 days" in found["TLS"].detail or "30 days" in found["TLS"].detail
 
 
 def test_a_certificate_of_another_ca(authority: Authority, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_certificate_that_does_not_hold(
     with listening(authority.server(**made)) as port:
         found = failed(look(port, authority.path))
     assert found.what == "TLS"
-    assert says in found.found
+    assert says in found.detail
     assert remedy in found.remedy
 
 
@@ -144,15 +144,15 @@ def test_a_server_without_tls(authority: Authority) -> None:
 def test_a_ca_file_that_is_missing_or_no_certificate(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not a certificate")
     with listening(authority.server()) as port:
-        assert "no such file" in failed(look(port, tmp_path / "nowhere")).found
-        assert "no PEM certificate" in failed(look(port, tmp_path / "notes")).found
+        assert "no such file" in failed(look(port, tmp_path / "nowhere")).detail
+        assert "no PEM certificate" in failed(look(port, tmp_path / "notes")).detail
 
 
 def test_a_closed_port(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     found = failed(look(port, authority.path))
-    assert (found.what, found.found) == ("TCP", f"port {port} refused")
+    assert (found.what, found.detail) == ("TCP", f"port {port} refused")
 
 
 def test_a_name_that_nobody_knows(authority: Authority) -> None:
@@ -167,8 +167,8 @@ def test_a_key_that_is_missing_foreign_or_open_to_others(
 ) -> None:
     key = node_key(tmp_path)
     with listening(authority.server()) as port:
-        assert "no such file" in look(port, authority.path)["node key"].found
-        assert "not readable" in look(port, authority.path, authority.path)["node key"].found
+        assert "no such file" in look(port, authority.path)["node key"].detail
+        assert "not readable" in look(port, authority.path, authority.path)["node key"].detail
         key.chmod(0o644)
         assert look(port, authority.path, key)["node key"].remedy == f"chmod 600 {key}"
 
@@ -200,7 +200,7 @@ def test_what_the_fleet_api_says_of_the_key(authority, tmp_path, status, code, s
     with listening(authority.server(), answer=(head + body).encode()) as port:
         found = look(port, authority.path, node_key(tmp_path))
     assert found["node key"].state == state
-    assert says in found["node key"].found
+    assert says in found["node key"].detail
     assert found["clock"].state == "wrong", (
         "this clock is 90 s ahead of the server's, and Flower allows 5"
     )
@@ -219,10 +219,10 @@ def test_the_superlinks_health(authority: Authority, status: str, state: str) ->
     finally:
         server.stop(None)
     assert found.state == state
-    assert found.found.endswith(status)
+    assert found.detail.endswith(status)
 
 
 def test_no_health_server(authority: Authority) -> None:
     found = look(9, authority.path, health="127.0.0.1:9")["SuperLink health"]
     assert found.state == "wrong"
-    assert "UNAVAILABLE" in found.found
+    assert "UNAVAILABLE" in found.detail

@@ -17,7 +17,9 @@ import pytest
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import start_node as starting
-from fedgraft.client.site.start_node import Watch, environment, must_start
+from fedgraft.client.site.node_process import environment
+from fedgraft.client.site.start_node import check_start
+from fedgraft.client.site.watch import Watch
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.bundle import build_bundle
 
@@ -59,7 +61,7 @@ def test_one_line_for_each_event() -> None:
     watch = Watch(lambda event, what: said.append((event, what)))
     busy = []
     for line in FLOWER.splitlines():
-        watch.line(line)
+        watch.take_line(line)
         busy.append(watch.busy)
     assert said == [
         ("connected", "as node 123"),
@@ -72,13 +74,13 @@ def test_one_line_for_each_event() -> None:
 
 def test_a_key_that_is_still_held_is_told_from_other_trouble() -> None:
     watch = Watch(lambda event, what: None)
-    watch.line("Failed to initialize the connection to the SuperLink.")
-    watch.line("[code: 2004] Failed to activate SuperNode.")
+    watch.take_line("Failed to initialize the connection to the SuperLink.")
+    watch.take_line("[code: 2004] Failed to activate SuperNode.")
     assert watch.refused
-    watch.line("INFO :      SuperNode ID: 5")
+    watch.take_line("INFO :      SuperNode ID: 5")
     assert not watch.refused
     other = Watch(lambda event, what: None)
-    other.line(
+    other.take_line(
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer"
         " certificate"
     )
@@ -90,23 +92,23 @@ def test_it_does_not_start_without_approved_code_or_as_root(
     node: Node, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="no code is approved"):
-        must_start(node, allow_root=True)
+        check_start(node, allow_root=True)
     Approvals(node.approvals).install(build_bundle(), "me")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(UserError, match="running as root"):
-        must_start(node, allow_root=False)
-    must_start(node, allow_root=True)
+        check_start(node, allow_root=False)
+    check_start(node, allow_root=True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "access", lambda *_, **__: True)
     with pytest.raises(UserError, match="this user can change the approved code"):
-        must_start(node, allow_root=False)
+        check_start(node, allow_root=False)
     monkeypatch.undo()
     (node.approvals / "apps" / build_bundle().folder / "client" / "round.py").write_text("")
     with pytest.raises(UserError, match="changed or removed"):
-        must_start(node, allow_root=True)
+        check_start(node, allow_root=True)
     (file.parent / "node.key").unlink()
     with pytest.raises(UserError, match="no such file"):
-        must_start(load_node(file), allow_root=True)
+        check_start(load_node(file), allow_root=True)
 
 
 def test_its_processes_call_nobody_and_see_no_checkout(
@@ -159,12 +161,12 @@ def started(node: Node, file: Path, tmp_path: Path):
     stand_in.chmod(0o755)
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from fedgraft.client.site import start_node as starting
+        from fedgraft.client.site import node_process, start_node as starting
         from fedgraft.client.node.node_file import load_node
         starting.REFUSED_WAIT, starting.LONGEST_WAIT = 0.65, 0.1
-        starting.supernode.__file__ = {str(stand_in)!r}
+        node_process.supernode.__file__ = {str(stand_in)!r}
         file = Path({str(file)!r})
-        starting.start(load_node(file), file, allow_root=True)
+        starting.start(load_node(file), starting.Running(file), allow_root=True)
     """)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     log = tmp_path / "log"

@@ -1,0 +1,166 @@
+"""A proposal in plain words, for a person who does not read YAML: what is trained, how long, what
+leaves, at what ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fedgraft.client.node.approve import Proposal
+from fedgraft.client.node.node_file import Node
+from fedgraft.common.adapters import METHODS
+from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.wire.layout import Layout
+from fedgraft.common.wire.update import BESIDE
+
+# tensors that are listed one by one, and how many of more
+_MOST_LISTED = 12
+_LISTED_OF_MORE = 10
+# bytes of a value
+_FLOAT32 = 4
+
+_WHOSE = {
+    "example": "a single record",
+    "patient": "all records of one patient",
+    "node": "what all of this hospital's data did to the model",
+}
+_HOW = {
+    "sample": "each step's gradient is clipped and noised here, before anything leaves",
+    "local": "what leaves is noised here",
+    "central": "the noise is added by the server, which sees what this hospital sends",
+}
+
+
+def in_words(node: Node, proposal: Proposal) -> str:
+    """Return the proposal as a page of text."""
+    plan = proposal.plan
+    bundle = proposal.bundle
+    release = bundle.name.split(".", 2)[2]
+    parts = [
+        (f"Plan {plan.name}", [proposal.identity]),
+        ("What it learns", _what_it_learns(plan)),
+        ("How long", [_how_long(plan)]),
+        ("What leaves this hospital", list(_what_leaves(node, proposal))),
+        ("Differential privacy", list(_privacy(node, plan))),
+        ("Code that would run", [f"fedgraft {release}, {bundle.hash}"]),
+    ]
+    if proposal.refusals:
+        crossed = [f"✗ {clause}" for clause in proposal.refusals]
+        parts.append(("This node's policy refuses it, approved or not:", crossed))
+    return "\n\n".join(_part(title, lines) for title, lines in parts)
+
+
+def _part(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _what_it_learns(plan: Plan) -> list[str]:
+    task = plan.task
+    question = TASKS[task.question].describe(task)
+    method = METHODS[plan.adapter.method]
+    trained = method.describe(method.read_options(plan.adapter.model_dump()))
+    return [
+        f"to tell apart: {question} ({task.kind.replace('-', ' ')})",
+        f"on a frozen {plan.backbone.name}, which is not changed; trained is the {trained}",
+    ]
+
+
+def _how_long(plan: Plan) -> str:
+    train = plan.train
+    passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
+    each = f"in each, {passes} over this hospital's training data"
+    return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
+
+
+def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
+    plan = proposal.plan
+    layout = proposal.layout
+    each_round = proposal.bytes_each_round
+    numbers = f"{layout.values:,} numbers in {len(layout.shapes)} tensors"
+    in_all = _size(plan.train.rounds * each_round)
+    yield f"after each round {numbers}, {_size(each_round)}; {in_all} in all"
+    yield from _tensors(layout)
+    yield f"with it {BESIDE[plan.privacy.mode]}"
+    yield _metrics(node, plan)
+    yield from _groups(node, plan)
+    yield "no record, no image, no label, no file name"
+
+
+def _tensors(layout: Layout) -> list[str]:
+    """Return the largest tensors, one a line."""
+    by_size = sorted(layout.shapes, key=lambda shape: (-math.prod(shape[1]), shape[0]))
+    lines = []
+    for name, shape in by_size:
+        sides = " × ".join(map(str, shape)) or "1"
+        lines.append(f"  {name}  {sides}  {_size(_FLOAT32 * math.prod(shape))}")
+    if len(lines) <= _MOST_LISTED:
+        return lines
+    rest = len(lines) - _LISTED_OF_MORE
+    return [*lines[:_LISTED_OF_MORE], f"  and {rest} smaller ones"]
+
+
+def _metrics(node: Node, plan: Plan) -> str:
+    if node.policy.noises_metrics(plan.privacy):
+        counts = "counts of right and wrong answers on the test records"
+        return f"{counts}, with noise that the ledger counts"
+    if not node.policy.reports(plan.privacy):
+        return "no metrics (this node's policy)"
+    sums = "sums over the test records (answers by class, scores, losses)"
+    return f"{sums}, from which accuracy and the like are computed"
+
+
+def _groups(node: Node, plan: Plan) -> Iterator[str]:
+    """Give which groups of people the plan measures by themselves, and whether this node does."""
+    columns = []
+    for column in plan.evaluate.subgroups:
+        columns.append(f"{column.column} ({', '.join(column.groups)})")
+    if not columns:
+        return
+    least = node.policy.least_in_group(plan.privacy)
+    if least is None:
+        why = "ε would not cover it"
+        if plan.privacy.mode == "none":
+            why = "this node's policy"
+        nothing = "nothing of groups of people, which the plan asks for"
+        yield f"{nothing} ({why}): {'; '.join(columns)}"
+        return
+    same = "after the last round the same sums for groups of people"
+    away = "nor of any that would give such a group away"
+    yield f"{same}, by the columns that the plan names; of none with"
+    yield f"fewer than {least} test records, {away} (min_subgroup):"
+    for column in columns:
+        yield f"  {column}"
+
+
+def _privacy(node: Node, plan: Plan) -> Iterator[str]:
+    privacy = plan.privacy
+    if privacy.mode == "none":
+        yield "none"
+        yield "What leaves was computed from the records and may say something about single ones."
+        return
+    yield _HOW[privacy.mode]
+    if privacy.target_epsilon is None:
+        amount = f"noise multiplier {privacy.noise_multiplier:g}"
+    else:
+        amount = f"ε at most {privacy.target_epsilon:g} for the whole run"
+    yield f"{amount} at δ = {privacy.delta:g}; it hides {_WHOSE[privacy.unit]}"
+    ceilings = node.policy.ceilings(privacy)
+    if ceilings.run is not None:
+        yield f"this node stops at ε = {ceilings.run:g} in this run"
+    if ceilings.total is not None:
+        yield f"and at ε = {ceilings.total:g} over everything ever run on this data"
+
+
+def _size(count: float) -> str:
+    """Return bytes in words: three digits and a unit."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 100:
+            return f"{count:.1f} {unit}"
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+    return f"{count / 1000:.1f} GB"
