@@ -63,6 +63,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fedgraft' has no attribute {name!r}")
     import importlib
 
+    from fedgraft.common.supported_systems import check_system
+
+    check_system()
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

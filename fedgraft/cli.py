@@ -16,6 +16,7 @@ import typer
 
 from fedgraft.client.cli import node
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.common.supported_systems import check_system
 from fedgraft.server.cli import server
 
 app = typer.Typer(
@@ -343,6 +344,7 @@ app.add_typer(
 def main() -> None:
     """Run the command; turn what a person did wrong into one message and status 2."""
     try:
+        check_system()
         status = app(standalone_mode=False)  # Typer swallows Ctrl-C and gives its status back
         if isinstance(status, int) and status:
             _fail("interrupted" if status == 130 else "", status)
