@@ -265,9 +265,9 @@ def _draw_picture(plan: Plan, counts: Sequence[NodeCounts], out: Path) -> None:
 
 def _write_papers(job: SeedJob) -> None:
     # the page's pictures take a second to import
-    from fedgraft.simulations.write_report import write_report
+    from fedgraft.simulations.report.run_page import write_run_page
 
-    write_report(job.out)
+    write_run_page(job.out)
     facts = {
         "plan_folder": os.path.relpath(job.path.parent, job.out),
         "engine": job.options.engine.name,
