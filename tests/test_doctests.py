@@ -23,6 +23,7 @@ DOCUMENTED = (
 )
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_public_functions_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

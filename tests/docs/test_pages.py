@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fedgraft.simulations.study.study_file import Study
 from tests.docs.blocks import Block, read_blocks, read_page
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 # results.md is written by the benchmarks; the site says above it for whom it is
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "results"]
 
@@ -47,7 +49,9 @@ def run_block(block: Block, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_tutorial_works_word_by_word(tmp_path: Path) -> None:
-    """Whoever types what the first page says, into an empty folder, sees what it shows."""
+    """Whoever types what the first page says, into an empty folder, sees what it shows; and what
+    the README's Python prints.
+    """
     shown = ""
     for block in read_blocks(read_page("first-federation.md")):
         if block.title:
@@ -56,6 +60,20 @@ def test_the_tutorial_works_word_by_word(tmp_path: Path) -> None:
             shown = run_block(block, tmp_path)
         elif block.language == "text":
             assert mask(shown) == mask(block.text)
+
+    (script,) = [block.text for block in read_blocks(README) if block.language == "python"]
+    (tmp_path / "readme.py").write_text(script)
+    shown = run_block(Block("sh", "", "python readme.py"), tmp_path)
+    assert shown == textwrap.dedent(README.partition(script)[2].split("\n\n")[1]) + "\n"
+
+
+def test_the_readme_is_one_page() -> None:
+    """It grew to 443 lines once."""
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 100
+    for link in re.findall(r"\]\(([^):]+)\)", README):
+        assert (ROOT / link).exists(), link
 
 
 # ── examples of files ─────────────────────────────────────────────────────────────────────────────
