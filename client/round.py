@@ -24,8 +24,8 @@ from fedgraft.client.privacy.clipping_engine import losses_of
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, train_privately
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.round_budget import RoundBudget
-from fedgraft.client.release.release_chain import release
 from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
+from fedgraft.client.release.release_chain import release
 from fedgraft.client.training import local_steps
 from fedgraft.client.training.optimizers import Steps, new_optimizer
 from fedgraft.common.errors import Code, Refused

@@ -12,7 +12,7 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import open_splits
-from fedgraft.client.readers.registry import PREFIX
+from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.plan.plan import Plan

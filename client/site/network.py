@@ -161,7 +161,7 @@ def _check_health(address: str | None) -> Finding:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest()  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            response = stub.Check(request, timeout=TIMEOUT)
+            response = stub.Check(request, timeout=TIMEOUT)  # pyright: ignore[reportAttributeAccessIssue]
         except grpc.RpcError as error:
             code = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
             remedy = (
