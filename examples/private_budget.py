@@ -34,11 +34,11 @@ def simulate(name: str, rate: float, **policy: object) -> None:
 
 
 fedgraft.pretrain("digits")
-simulate("first", rate=0.05)
-simulate("second", rate=0.02)
+simulate("plan-a", rate=0.05)
+simulate("plan-b", rate=0.02)
 
 # a third would pass the ceiling: both hospitals refuse it before any gradient
 try:
-    simulate("third", rate=0.01, **CEILING)
+    simulate("plan-c", rate=0.01, **CEILING)
 except fedgraft.RunFailed as refusal:
-    print(f"third: {refusal}")
+    print(f"plan-c: {refusal}")

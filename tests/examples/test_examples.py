@@ -1,0 +1,88 @@
+"""examples/ work as they are, in a folder whose other files have the rooms' names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNNER = Path(__file__).with_name("run_examples.py")
+FILES = ("first_federation.py", "own_table.py", "private_budget.py", "first_federation.ipynb")
+HOSTILE = ("client", "server", "common", "simulations")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where every example was run, beside files that must not be imported."""
+    folder = tmp_path_factory.mktemp("examples")
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text("raise SystemExit('a file of the user is imported')\n")
+    for name in FILES:
+        shutil.copy(EXAMPLES / name, folder)
+    shutil.copy(RUNNER, folder)
+    subprocess.run([sys.executable, RUNNER.name, *FILES], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(folder: Path) -> Mapping[str, str]:
+    """What each example printed."""
+    return {name: (folder / f"{name}.out").read_text() for name in FILES}
+
+
+def test_every_example_is_run() -> None:
+    """One that is not rots."""
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert found == set(FILES)
+
+
+@pytest.mark.slow
+def test_a_first_federation(folder: Path, shown: Mapping[str, str]) -> None:
+    """The shared model is better than a hospital alone, and there is a picture of it."""
+    text = shown["first_federation.py"]
+    accuracy = {
+        name: float(value) for name, value in re.findall(r"^([a-z ]+?) +(\d\.\d+) ", text, re.M)
+    }
+    assert accuracy["shared model"] > accuracy["alone"] > accuracy["head"] / 2, text
+    assert (folder / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_tables_of_two_hospitals(shown: Mapping[str, str]) -> None:
+    """A hospital that lacks a column takes part."""
+    text = shown["own_table.py"]
+    assert re.search(r"^hospital-b +0\.\d+ +18$", text, re.M), text
+    assert "row 1" in text
+
+
+@pytest.mark.slow
+def test_a_budget_over_three_runs(shown: Mapping[str, str]) -> None:
+    """The second run counts on top of the first, and the third is refused."""
+    text = shown["private_budget.py"]
+    first, second = re.findall(r"ε = (\d\.\d+) for this plan, (\d\.\d+) for all so far", text)
+    assert first[0] == first[1] == "3.00", text
+    assert 3 < float(second[1]) < 4.5
+    assert "would pass 4.5" in text
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_it_keeps(shown: Mapping[str, str]) -> None:
+    """Its kept outputs are what its cells give, numbers aside; and it is small."""
+    file = EXAMPLES / "first_federation.ipynb"
+    assert file.stat().st_size < 100_000
+    kept: list[str] = []
+    for cell in json.loads(file.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            kept.append("".join(output["data"]["text/plain"]))
+    assert words("\n".join(kept)) == words(shown["first_federation.ipynb"])
+
+
+def words(text: str) -> list[str]:
+    return re.sub(r"\d+(\.\d+)?", "#", text).split()
