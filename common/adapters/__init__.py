@@ -1,7 +1,7 @@
 """Adapters: small trainable modules beside frozen layers; one method a file, one closed registry.
 
-A method attaches its modules to a copy of the backbone. The copy shares every frozen tensor, and the
-modules it has keep their names; an adapter is the child `adapter` of the layer or block that it
+A method attaches its modules to a copy of the backbone. The copy shares every frozen tensor, and
+the modules it has keep their names; an adapter is the child `adapter` of the layer or block that it
 serves, called by a forward hook. So a frozen tensor is called the same with and without adapters.
 """
 

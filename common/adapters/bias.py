@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.attention import open_attention
-from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.host import Adapter, Affine, attach_to
 from fedgraft.common.adapters.method import Attachment, Method
-from fedgraft.common.adapters.targets import layers, select
+from fedgraft.common.adapters.targets import find_layers, select
 
 
 class AddedBias(Adapter):
     """y + b for every channel.
+
+        attach_to(layer, AddedBias(channels=16, last=False))
 
     Args:
         channels: length of the vector.
@@ -36,8 +38,8 @@ class AddedBias(Adapter):
             return y + self.bias
         return y + self.bias.view(-1, 1, 1)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
-        """The vector joins the bias, or becomes it."""
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """Return the weight, and the vector added to the bias, or in its place."""
         if bias is None:
             return weight, self.bias
         return weight, bias + self.bias
@@ -45,11 +47,11 @@ class AddedBias(Adapter):
 
 def attach_bias(net: nn.Module, attachment: Attachment) -> None:
     """Put a zero vector after every target."""
-    chosen = select(layers(net), attachment.targets, net)
+    chosen = select(find_layers(net), attachment.targets, net)
     open_attention(net, chosen)
     for layer in chosen.values():
         channels, last = output_axis(layer)
-        place(layer, AddedBias(channels, last))
+        attach_to(layer, AddedBias(channels, last))
 
 
 def output_axis(layer: nn.Module) -> tuple[int, bool]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.host import place
+from fedgraft.common.adapters.host import attach_to
 from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
 from fedgraft.common.adapters.method import Attachment, Method
-from fedgraft.common.adapters.targets import block_channels, blocks, channels_last, select
+from fedgraft.common.adapters.targets import count_channels, find_blocks, has_channels_last, select
 from fedgraft.common.errors import UserError
 
 
@@ -39,7 +39,14 @@ class BottleneckOptions:
 
 
 class Bottleneck(nn.Module):
-    """y + up(relu(down(y))); both maps have a bias."""
+    """y + up(relu(down(y))); both maps have a bias.
+
+        attach_to(block, Bottleneck(down, up))
+
+    Args:
+        down: channels → width.
+        up: width → channels.
+    """
 
     parallel = False
 
@@ -54,10 +61,12 @@ class Bottleneck(nn.Module):
 
 
 def attach_bottleneck(net: nn.Module, attachment: Attachment) -> None:
-    """Put a bottleneck after every targeted block. Raise `UserError` for a network without residual
-    blocks.
+    """Put a bottleneck after every targeted block.
+
+    Raises:
+        UserError: a network without residual blocks.
     """
-    candidates = blocks(net)
+    candidates = find_blocks(net)
     if not candidates:
         raise UserError(
             "a bottleneck goes after residual blocks, and none are known in this backbone",
@@ -65,16 +74,16 @@ def attach_bottleneck(net: nn.Module, attachment: Attachment) -> None:
             remedy="write lora, scale-shift, bias, head or full",
         )
     for name, block in select(candidates, attachment.targets, net).items():
-        place(block, _new_bottleneck(name, block, attachment))
+        attach_to(block, _new_bottleneck(name, block, attachment))
 
 
 def _new_bottleneck(name: str, block: nn.Module, attachment: Attachment) -> Bottleneck:
-    channels = block_channels(block)
+    channels = count_channels(block)
     width = attachment.options.width
     seed = attachment.seed
     down = f"{name}.down"
     up = f"{name}.up"
-    if channels_last(block):
+    if has_channels_last(block):
         return Bottleneck(
             new_linear(channels, width, bias=True, seed=seed, name=down),
             new_linear(width, channels, bias=True, seed=None, name=up),

@@ -20,14 +20,14 @@ def attach_full(net: nn.Module, attachment: Attachment) -> None:
     frozen.
     """
     refuse_targets("full", attachment.targets)
+    # by the frozen one: two layers that share a parameter share its copy
     copies: dict[int, nn.Parameter] = {}
+    for parameter in net.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
     for module in net.modules():
         for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in copies:
-                copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
-            module._parameters[name] = copies[id(parameter)]
+            if parameter is not None:
+                module._parameters[name] = copies[id(parameter)]
 
 
 def refuse_targets(method: str, targets: Targets) -> None:

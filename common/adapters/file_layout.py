@@ -28,9 +28,16 @@ class Adapted(Protocol):
         ...
 
 
+ToDisk = Callable[[Adapted, Mapping[str, Tensor]], dict[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class FileLayout:
     """How a method's tensors are written.
+
+        layout = METHODS["lora"].layout
+        state = layout.to_disk(model, model.adapter_state())
+        named = {layout.name_on_disk(model, name): tensor for name, tensor in state.items()}
 
     Attributes:
         name_on_disk: (model, our name) → the tensor's name in the file.
@@ -44,8 +51,8 @@ class FileLayout:
     """
 
     name_on_disk: Callable[[Adapted, str], str]
-    to_disk: Callable[[Adapted, Mapping[str, Tensor]], dict[str, Tensor]]
-    from_disk: Callable[[Adapted, Mapping[str, Tensor]], dict[str, Tensor]]
+    to_disk: ToDisk
+    from_disk: ToDisk
     absent: Callable[[Adapted], dict[str, Tensor]]
     config: Callable[[Adapted], dict[str, Any]]
     check: Callable[[Adapted, Mapping[str, Any], str], None]
@@ -60,16 +67,28 @@ def adapters_of(net: nn.Module) -> dict[str, nn.Module]:
     return adapters
 
 
-def _own_config(model: Adapted) -> dict[str, Any]:
+# ── a method whose tensors are written as they are ────────────────────────────────────────────────
+def keep_name(model: Adapted, name: str) -> str:
+    """Return our own name."""
+    return name
+
+
+def keep_tensors(model: Adapted, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as they are."""
+    return dict(state)
+
+
+def own_config(model: Adapted) -> dict[str, Any]:
+    """Return method, width and targets; the width is in every file, as it was before."""
     width = getattr(model.options, "width", 8)
     return {"method": model.method, "width": width, "targets": sorted(adapters_of(model.net))}
 
 
 OWN_LAYOUT = FileLayout(
-    name_on_disk=lambda model, name: name,
-    to_disk=lambda model, state: dict(state),
-    from_disk=lambda model, state: dict(state),
+    name_on_disk=keep_name,
+    to_disk=keep_tensors,
+    from_disk=keep_tensors,
     absent=lambda model: {},
-    config=_own_config,
+    config=own_config,
     check=lambda model, config, where: None,
 )

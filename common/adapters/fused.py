@@ -16,7 +16,7 @@ import types
 
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.host import call, place_hook
+from fedgraft.common.adapters.host import hook_adapter, unhook_adapter
 from fedgraft.common.adapters.lora import Lora
 
 CHEAPER = 0.5
@@ -25,7 +25,7 @@ LARGEST = 200_000
 
 
 def fuse(net: nn.Module, *, always: bool = False) -> int:
-    """Let every convolution for which it is cheaper use its merged weight. Returns how many do.
+    """Let every convolution for which it is cheaper use its merged weight, and return how many do.
 
     Args:
         always: all whose weight is not large; cheaper where no gradient of the weight is asked for,
@@ -36,21 +36,26 @@ def fuse(net: nn.Module, *, always: bool = False) -> int:
         adapter = host._modules.get("adapter")
         if not isinstance(host, nn.Conv2d) or not isinstance(adapter, Lora):
             continue
-        if host.weight.numel() <= LARGEST if always else _ratio(host, adapter) > CHEAPER:
-            _unhook(host)
+        if always:
+            is_cheaper = host.weight.numel() <= LARGEST
+        else:
+            is_cheaper = cost_of_three(host, adapter) > CHEAPER
+        if is_cheaper:
+            unhook_adapter(host)
             host.forward = types.MethodType(_forward, host)  # type: ignore[method-assign]
             fused += 1
     return fused
 
 
 def unfuse(net: nn.Module) -> None:
-    """Back to three convolutions, whose modules are really called."""
+    """Go back to three convolutions, whose modules are really called."""
     for host in net.modules():
         if host.__dict__.pop("forward", None) is not None:
-            place_hook(host)
+            hook_adapter(host)
 
 
-def _ratio(host: nn.Conv2d, adapter: Lora) -> float:
+def cost_of_three(host: nn.Conv2d, adapter: Lora) -> float:
+    """Return what A and B cost beside the frozen convolution, in gradients of its weight."""
     rank = adapter.lora_A.weight.shape[0]
     window = host.kernel_size[0] * host.kernel_size[1]
     return 3 * rank * (1 / host.out_channels + host.groups / (host.in_channels * window))
@@ -59,11 +64,5 @@ def _ratio(host: nn.Conv2d, adapter: Lora) -> float:
 def _forward(host: nn.Conv2d, x: Tensor) -> Tensor:
     adapter = host._modules["adapter"]
     assert isinstance(adapter, Lora)
-    weight, bias = adapter.merged(host.weight, host.bias)
+    weight, bias = adapter.fold(host.weight, host.bias)
     return host._conv_forward(x, weight, bias)
-
-
-def _unhook(host: nn.Module) -> None:
-    for key, hook in list(host._forward_hooks.items()):
-        if hook is call:
-            del host._forward_hooks[key]

@@ -16,53 +16,74 @@ Affine = tuple[Tensor, Tensor | None]
 
 
 class Adapter(nn.Module):
-    """What every adapter of a single layer offers."""
+    """What every adapter of a single layer offers.
+
+        attach_to(layer, adapter)
+        layer(x)  # adapted
+        merge_into(layer)  # a plain layer again, with the same outputs
+
+    Attributes:
+        parallel: whether it sees the layer's input and is added to its output.
+        moves_bias: whether `fold` moves the bias, too.
+    """
 
     parallel: ClassVar[bool]
+    moves_bias: ClassVar[bool] = True
 
     @abstractmethod
-    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
-        """Weight and bias of one plain layer that does what the layer and this adapter do
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """Return weight and bias of one plain layer that does what the layer and this adapter do
         together.
         """
 
 
-def place(host: nn.Module, adapter: nn.Module) -> None:
-    """Give `host` its adapter. For a MultiheadAttention it serves the projection to queries, keys
+def attach_to(host: nn.Module, adapter: nn.Module) -> None:
+    """Give a layer its adapter. For a MultiheadAttention it serves the projection to queries, keys
     and values.
     """
     host.add_module("adapter", adapter)
-    if not isinstance(host, nn.MultiheadAttention):  # that one calls it by itself, see attention.py
-        place_hook(host)
+    # a MultiheadAttention calls its adapter by itself, see attention.py
+    if not isinstance(host, nn.MultiheadAttention):
+        hook_adapter(host)
 
 
-def place_hook(host: nn.Module) -> None:
+def hook_adapter(host: nn.Module) -> None:
     """Let a layer call its adapter after itself."""
-    host.register_forward_hook(call)
+    host.register_forward_hook(call_adapter)
 
 
-def served(host: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The host's output `y` for its input `x`, adapted; `y` itself where there is no adapter."""
+def unhook_adapter(host: nn.Module) -> None:
+    """Let a layer no longer call its adapter."""
+    for key, hook in list(host._forward_hooks.items()):
+        if hook is call_adapter:
+            del host._forward_hooks[key]
+
+
+def call_adapter(host: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Return a layer's output adapted: the forward hook of a layer that has an adapter."""
+    return adapt_output(host, inputs[0], output)
+
+
+def adapt_output(host: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the layer's output `y` for its input `x`, adapted; `y` itself where there is no
+    adapter.
+    """
     adapter = host._modules.get("adapter")
     if adapter is None:
         return y
-    return y + adapter(x) if getattr(adapter, "parallel", False) else adapter(y)
+    if getattr(adapter, "parallel", False):
+        return y + adapter(x)
+    return adapter(y)
 
 
-def call(host: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The forward hook of a layer that has an adapter."""
-    return served(host, inputs[0], output)
-
-
-def take_away(host: nn.Module) -> nn.Module:
-    """Remove the adapter and its hook, and return it."""
+def detach_from(host: nn.Module) -> nn.Module:
+    """Remove the adapter and its hook, and return it. Raise `KeyError` where there is none."""
     adapter = host._modules.pop("adapter")
-    host.__dict__.pop("forward", None)  # a fused one
-    for key, hook in list(host._forward_hooks.items()):
-        if hook is call:
-            del host._forward_hooks[key]
     if adapter is None:
         raise KeyError("adapter")
+    # of a fused one
+    host.__dict__.pop("forward", None)
+    unhook_adapter(host)
     return adapter
 
 
@@ -71,15 +92,19 @@ def merge_into(host: nn.Module) -> None:
     """Fold the adapter of a Linear, Conv2d or MultiheadAttention into new weights of its host, and
     remove it.
     """
-    weight_name, bias_name = (
-        ("in_proj_weight", "in_proj_bias")
-        if isinstance(host, nn.MultiheadAttention)
-        else ("weight", "bias")
-    )
-    adapter = take_away(host)
+    prefix = ""
+    if isinstance(host, nn.MultiheadAttention):
+        prefix = "in_proj_"
+    adapter = detach_from(host)
     assert isinstance(adapter, Adapter)
-    weight, bias = adapter.merged(getattr(host, weight_name), getattr(host, bias_name))
-    host.register_parameter(weight_name, nn.Parameter(weight.clone(), requires_grad=False))
-    host.register_parameter(
-        bias_name, None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-    )
+    weight = getattr(host, f"{prefix}weight")
+    bias = getattr(host, f"{prefix}bias")
+    weight, bias = adapter.fold(weight, bias)
+    host.register_parameter(f"{prefix}weight", _freeze(weight))
+    host.register_parameter(f"{prefix}bias", _freeze(bias))
+
+
+def _freeze(tensor: Tensor | None) -> nn.Parameter | None:
+    if tensor is None:
+        return None
+    return nn.Parameter(tensor.clone(), requires_grad=False)

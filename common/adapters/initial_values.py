@@ -10,22 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# what a layer's window is made of
+WINDOW = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+
 
 @torch.no_grad()
 def draw(tensor: Tensor, fan_in: int, seed: int, name: str) -> None:
-    """Fill a tensor with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or Conv2d, from `seed` and
-    `name` alone.
+    """Fill a tensor with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or Conv2d.
 
-    So the head begins alike under every method, and one more target changes no other's values.
+    It comes from `seed` and `name` alone: the head begins alike under every method, and one more
+    target changes no other's values.
     """
-    derived = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(derived, "big") >> 1)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    derived = int.from_bytes(digest[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(derived)
     bound = 1.0 / math.sqrt(fan_in)
     tensor.uniform_(-bound, bound, generator=generator)
 
 
 def new_linear(inputs: int, outputs: int, *, bias: bool, seed: int | None, name: str) -> nn.Linear:
-    """Return a trainable Linear drawn by `draw`; zeros where `seed` is None. No global random state."""
+    """Return a trainable Linear drawn by `draw`; zeros where `seed` is None. The global random
+    state is left alone.
+    """
     layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
     _fill(layer, inputs, seed, name)
     return layer
@@ -34,6 +40,8 @@ def new_linear(inputs: int, outputs: int, *, bias: bool, seed: int | None, name:
 @dataclass(frozen=True)
 class ConvShape:
     """The shape of a new convolution.
+
+        new_conv(ConvShape(64, 8, groups=2), seed=7, name="layer1.0.conv1.lora_A", like=layer)
 
     Attributes:
         inputs, outputs: channels.
@@ -55,17 +63,11 @@ def new_conv(
     """
     window: dict[str, Any] = {"kernel_size": 1}
     if like is not None:
-        window = {
-            "kernel_size": like.kernel_size,
-            "stride": like.stride,
-            "padding": like.padding,
-            "dilation": like.dilation,
-            "padding_mode": like.padding_mode,
-        }
-    layer = nn.Conv2d(
-        shape.inputs, shape.outputs, groups=shape.groups, bias=shape.bias, device="meta", **window
-    )
-    _fill(layer, shape.inputs // shape.groups * math.prod(layer.kernel_size), seed, name)
+        window = {key: getattr(like, key) for key in WINDOW}
+    options = {"groups": shape.groups, "bias": shape.bias, "device": "meta"}
+    layer = nn.Conv2d(shape.inputs, shape.outputs, **window, **options)
+    fan_in = shape.inputs // shape.groups * math.prod(layer.kernel_size)
+    _fill(layer, fan_in, seed, name)
     return layer
 
 

@@ -21,11 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.attention import open_attention
-from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.host import Adapter, Affine, attach_to
 from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
 from fedgraft.common.adapters.method import Attachment, Method, Targets
 from fedgraft.common.adapters.peft_layout import PEFT_LAYOUT
-from fedgraft.common.adapters.targets import around, is_depthwise, layers, select
+from fedgraft.common.adapters.targets import (
+    find_layers,
+    is_depthwise,
+    list_patterns,
+    parent_of,
+    select,
+)
 from fedgraft.common.errors import UserError
 
 
@@ -65,9 +71,17 @@ class LoraOptions:
 class Lora(Adapter):
     """B A x, scaled; children `lora_A` and `lora_B` are plain Linear or Conv2d layers without
     bias.
+
+            down = nn.Linear(64, 8, bias=False)
+        up = nn.Linear(8, 32, bias=False)
+        attach_to(layer, Lora(down, up, scaling=2.0))
+
+    Args:
+        scaling: alpha / rank.
     """
 
     parallel = True
+    moves_bias = False
 
     lora_A: nn.Linear | nn.Conv2d
     lora_B: nn.Linear | nn.Conv2d
@@ -81,11 +95,11 @@ class Lora(Adapter):
         self.scaling = scaling
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's input → what is added to its output."""
+        """Return what is added to the layer's output for its input."""
         return self.lora_B(self.lora_A(x)) * self.scaling
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
-        """W + (alpha / rank) · B A, group by group; the bias stays."""
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """Return W + (alpha / rank) · B A, group by group, and the bias as it is."""
         down = self.lora_A.weight
         up = self.lora_B.weight
         if isinstance(self.lora_A, nn.Conv2d):
@@ -106,7 +120,7 @@ def attach_lora(net: nn.Module, attachment: Attachment) -> None:
     for name, layer in chosen.items():
         adapter = _new_lora(name, layer, attachment)
         adapter.lora_A.requires_grad_(not attachment.freeze_drawn)
-        place(layer, adapter)
+        attach_to(layer, adapter)
 
 
 def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:
@@ -115,24 +129,16 @@ def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     Depthwise convolutions, and the output projection of a MultiheadAttention, to which PEFT 0.21
     adds the update twice (its pull request 3774): what we save would mean something else there.
     """
-    patterns = _patterns(targets)
+    patterns = list_patterns(targets)
     output_named = any(pattern.endswith("out_proj") for pattern in patterns)
     candidates: dict[str, nn.Module] = {}
-    for name, layer in layers(net).items():
+    for name, layer in find_layers(net).items():
         if is_depthwise(layer) and not patterns:
             continue
-        if isinstance(around(net, name), nn.MultiheadAttention) and not output_named:
+        if isinstance(parent_of(net, name), nn.MultiheadAttention) and not output_named:
             continue
         candidates[name] = layer
     return candidates
-
-
-def _patterns(targets: Targets) -> tuple[str, ...]:
-    if targets in ("auto", "last-block"):
-        return ()
-    if isinstance(targets, str):
-        return (targets,)
-    return tuple(targets)
 
 
 def _new_lora(name: str, layer: nn.Module, attachment: Attachment) -> Lora:

@@ -20,7 +20,9 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Attachment:
-    """What a method is told when it is attached.
+    """How a method is attached.
+
+        Attachment(LoraOptions(rank=4), targets="last-block", seed=7)
 
     Attributes:
         options: the method's own.
@@ -67,7 +69,6 @@ class Method:
         Raises:
             UserError: a value out of its range.
         """
-        own = {
-            field.name: given[field.name] for field in fields(self.options) if field.name in given
-        }
+        names = {field.name for field in fields(self.options)}
+        own = {name: value for name, value in given.items() if name in names}
         return self.options(**own)

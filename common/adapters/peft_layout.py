@@ -9,7 +9,7 @@ output projection of a MultiheadAttention twice; where those are targeted, only 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,20 +30,18 @@ def peft_name(model: Adapted, name: str) -> str:
 
 
 def absent_projections(model: Adapted) -> dict[str, Tensor]:
-    """Return zeros for projections without an adapter: PEFT adapts both of an attention, or none."""
+    """Return zeros for projections without an adapter: PEFT adapts both of an attention or none."""
     adapters = adapters_of(model.net)
     rank = model.options.rank
     absent: dict[str, Tensor] = {}
     for name, layer in _attentions(model.net).items():
-        inputs_too = name
-        outputs = f"{name}.out_proj"
-        if inputs_too not in adapters and outputs not in adapters:
-            continue
-        wide = layer.embed_dim
-        if inputs_too not in adapters:
-            absent |= _zeros(name, rank, wide, 3 * wide)
-        if outputs not in adapters:
-            absent |= _zeros(f"{name}.base_layer.out_proj", rank, wide, wide)
+        has_inputs = name in adapters
+        has_outputs = f"{name}.out_proj" in adapters
+        width = layer.embed_dim
+        if has_outputs and not has_inputs:
+            absent |= _zeros(name, rank, width, 3 * width)
+        if has_inputs and not has_outputs:
+            absent |= _zeros(f"{name}.base_layer.out_proj", rank, width, width)
     return absent
 
 
@@ -58,8 +56,6 @@ def peft_config(model: Adapted) -> dict[str, Any]:
     """Return what PEFT's LoraConfig reads."""
     options = model.options
     adapters = adapters_of(model.net)
-    projections = {f"{name}.out_proj": name for name in _attentions(model.net)}
-    targets = sorted({projections.get(name, name) for name in adapters})
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     for name, adapter in adapters.items():
@@ -77,16 +73,19 @@ def peft_config(model: Adapted) -> dict[str, Any]:
         "lora_alpha": options.numerator,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": _target_modules(targets, model.net),
+        "target_modules": _target_modules(model.net, adapters),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
     }
 
 
-def _target_modules(targets: list[str], net: nn.Module) -> list[str] | str:
+def _target_modules(net: nn.Module, adapters: Iterable[str]) -> list[str] | str:
     """Return targets as a list, which PEFT matches by their ends; as one expression where an end is
     not unique.
     """
+    # PEFT targets an attention as a whole
+    projections = {f"{name}.out_proj": name for name in _attentions(net)}
+    targets = sorted({projections.get(name, name) for name in adapters})
     for name, _ in net.named_modules():
         if name and name not in targets and _ends_like_one(name, targets):
             return "|".join(map(re.escape, targets))
@@ -102,16 +101,17 @@ def check_scaling(model: Adapted, config: Mapping[str, Any], where: str) -> None
     scaling = config["lora_alpha"] / config["r"]
     options = model.options
     if abs(scaling - options.scaling) > 1e-9 * abs(scaling):
-        raise UserError(
-            f"a LoRA scaled by alpha/r = {scaling:g}, not {options.scaling:g}",
-            where=where,
-            remedy=f"write adapter.alpha: {scaling * options.rank:g}",
-        )
+        what = f"a LoRA scaled by alpha/r = {scaling:g}, not {options.scaling:g}"
+        remedy = f"write adapter.alpha: {scaling * options.rank:g}"
+        raise UserError(what, where=where, remedy=remedy)
 
 
 def _attentions(net: nn.Module) -> dict[str, nn.MultiheadAttention]:
-    modules = net.named_modules()
-    return {name: layer for name, layer in modules if isinstance(layer, nn.MultiheadAttention)}
+    attentions: dict[str, nn.MultiheadAttention] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            attentions[name] = layer
+    return attentions
 
 
 # ── grouped convolutions: block-diagonal here, dense there ────────────────────────────────────────
@@ -127,8 +127,8 @@ def sparsify(model: Adapted, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state with the blocks alone of A of every grouped convolution."""
     sparse = dict(state)
     for name, layer in _grouped(model.net).items():
-        whole = torch.Size((layer.out_channels, layer.in_channels, *layer.kernel_size))
-        if name in state and state[name].shape == whole:
+        dense = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+        if name in state and state[name].shape == dense:
             sparse[name] = blocks_from_dense(state[name], layer.groups)
     return sparse
 
@@ -145,13 +145,12 @@ def _grouped(net: nn.Module) -> dict[str, nn.Conv2d]:
 
 def dense_from_blocks(weight: Tensor, groups: int) -> Tensor:
     """(groups·r, in/groups, kh, kw) → (groups·r, in, kh, kw), zero outside the blocks."""
-    rank = weight.shape[0] // groups
-    width = weight.shape[1]
-    dense = weight.new_zeros(weight.shape[0], groups * width, *weight.shape[2:])
+    rows, width, *window = weight.shape
+    rank = rows // groups
+    dense = weight.new_zeros(rows, groups * width, *window)
     for group in range(groups):
-        rows = slice(group * rank, (group + 1) * rank)
-        columns = slice(group * width, (group + 1) * width)
-        dense[rows, columns] = weight[rows]
+        block = weight[group * rank : (group + 1) * rank]
+        dense[_block_at(group, rank, width)] = block
     return dense
 
 
@@ -159,12 +158,15 @@ def blocks_from_dense(dense: Tensor, groups: int) -> Tensor:
     """Return the opposite of `dense_from_blocks`."""
     rank = dense.shape[0] // groups
     width = dense.shape[1] // groups
-    blocks: list[Tensor] = []
-    for group in range(groups):
-        rows = slice(group * rank, (group + 1) * rank)
-        columns = slice(group * width, (group + 1) * width)
-        blocks.append(dense[rows, columns])
+    blocks = [dense[_block_at(group, rank, width)] for group in range(groups)]
     return torch.cat(blocks)
+
+
+def _block_at(group: int, rank: int, width: int) -> tuple[slice, slice]:
+    """Return the rows and columns of a group's block on the diagonal."""
+    rows = slice(group * rank, (group + 1) * rank)
+    columns = slice(group * width, (group + 1) * width)
+    return rows, columns
 
 
 PEFT_LAYOUT = FileLayout(

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from fedgraft.common.adapters.attention import open_attention
 from fedgraft.common.adapters.bias import output_axis
-from fedgraft.common.adapters.host import Adapter, Affine, place
+from fedgraft.common.adapters.host import Adapter, Affine, attach_to
 from fedgraft.common.adapters.method import Attachment, Method
-from fedgraft.common.adapters.targets import layers, select
+from fedgraft.common.adapters.targets import find_layers, select
 
 
 class ScaleShift(Adapter):
     """y·γ + β, with γ = 1 and β = 0 at the beginning.
+
+        attach_to(layer, ScaleShift(channels=16, last=False))
 
     Args:
         channels: length of γ and of β.
@@ -36,9 +38,10 @@ class ScaleShift(Adapter):
             return y * self.scale + self.shift
         return y * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> Affine:
-        """γ·(W x + b) + β = (γ W) x + (γ b + β)."""
-        scaled = weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
+        """Return γ W and γ b + β: γ·(W x + b) + β = (γ W) x + (γ b + β)."""
+        by_channel = self.scale.view(-1, *[1] * (weight.ndim - 1))
+        scaled = weight * by_channel
         if bias is None:
             return scaled, self.shift
         return scaled, bias * self.scale + self.shift
@@ -46,11 +49,11 @@ class ScaleShift(Adapter):
 
 def attach_scale_shift(net: nn.Module, attachment: Attachment) -> None:
     """Put γ = 1, β = 0 after every target."""
-    chosen = select(layers(net), attachment.targets, net)
+    chosen = select(find_layers(net), attachment.targets, net)
     open_attention(net, chosen)
     for layer in chosen.values():
         channels, last = output_axis(layer)
-        place(layer, ScaleShift(channels, last))
+        attach_to(layer, ScaleShift(channels, last))
 
 
 SCALE_SHIFT = Method(

@@ -4,7 +4,7 @@ picks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -13,6 +13,31 @@ from fedgraft.common.adapters.method import Targets
 from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.family import kind_of
 from fedgraft.common.errors import UserError
+
+# names of candidates in one message, from the beginning and from the end
+FIRST_SHOWN = 3
+LAST_SHOWN = 2
+
+
+# ── what there is ─────────────────────────────────────────────────────────────────────────────────
+def find_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Return Linear, Conv2d and MultiheadAttention by name; the last stands for its projection to
+    q, k and v.
+
+    The layers of Swin v2 that make its table of positions are left out: they see no example.
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in net.named_modules():
+        is_layer = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+        if is_layer and ".cpb_mlp." not in name:
+            layers[name] = module
+    return layers
+
+
+def find_blocks(net: nn.Module) -> dict[str, nn.Module]:
+    """Return residual blocks by name, in order."""
+    types = block_types()
+    return {name: module for name, module in net.named_modules() if kind_of(module) in types}
 
 
 def block_types() -> dict[str, bool]:
@@ -23,40 +48,25 @@ def block_types() -> dict[str, bool]:
     return types
 
 
-def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Linear, Conv2d and MultiheadAttention by name; the last stands for its projection to q, k and
-    v.
-
-    The layers of Swin v2 that make its table of positions are left out: they see no example.
-    """
-    return {
-        name: module
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
-        and ".cpb_mlp." not in name
-    }
-
-
-def around(net: nn.Module, name: str) -> nn.Module:
-    """The module that the named one is a child of."""
+def parent_of(net: nn.Module, name: str) -> nn.Module:
+    """Return the module that the named one is a child of."""
     return net.get_submodule(name.rpartition(".")[0])
 
 
-def blocks(net: nn.Module) -> dict[str, nn.Module]:
-    """Residual blocks by name, in order."""
-    types = block_types()
-    return {name: module for name, module in net.named_modules() if kind_of(module) in types}
-
-
-def channels_last(block: nn.Module) -> bool:
+def has_channels_last(block: nn.Module) -> bool:
     """Whether a block's output is (n, …, channels) rather than (n, channels, H, W)."""
     return block_types()[kind_of(block)]
 
 
-def block_channels(block: nn.Module) -> int:
-    """Channels of a block's output."""
-    last = [module for module in block.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
+def count_channels(block: nn.Module) -> int:
+    """Return the channels of a block's output: those of its last layer."""
+    channels = 0
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            channels = module.out_features
+        elif isinstance(module, nn.Conv2d):
+            channels = module.out_channels
+    return channels
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -64,12 +74,13 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
 
 
+# ── what a plan picks ─────────────────────────────────────────────────────────────────────────────
 def select(
     candidates: Mapping[str, nn.Module], targets: Targets, net: nn.Module
 ) -> dict[str, nn.Module]:
-    """The candidates that `targets` pick: all for "auto", those in the last residual block for
-    "last-block", else those whose own name, or the name of a module around them, matches one of the
-    patterns (`fnmatch`).
+    """Return the candidates that `targets` pick: all for "auto", those in the last residual block
+    for "last-block", else those whose own name, or the name of a module around them, matches one of
+    the patterns (`fnmatch`).
 
     Raises:
         UserError: nothing is picked, or "last-block" for a network without residual blocks.
@@ -77,36 +88,58 @@ def select(
     if targets == "auto":
         return dict(candidates)
     if targets == "last-block":
-        known = blocks(net)
-        if not known:
-            raise UserError(
-                "no residual blocks are known in this backbone, so there is no last one",
-                where="adapter.targets",
-                remedy=f"write auto, or name patterns; its layers are {_some(candidates)}",
-            )
-        patterns: tuple[str, ...] = (list(known)[-1],)
+        patterns = [_last_block(candidates, net)]
     else:
-        patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    picked = {
-        name: module
-        for name, module in candidates.items()
-        if any(fnmatchcase(part, pattern) for part in _and_around(name) for pattern in patterns)
-    }
+        patterns = list_patterns(targets)
+    picked: dict[str, nn.Module] = {}
+    for name, module in candidates.items():
+        if matches(name, patterns):
+            picked[name] = module
     if not picked:
-        raise UserError(
-            f"{', '.join(map(repr, patterns))} match nothing that this method can serve",
-            where="adapter.targets",
-            remedy=f"there are {_some(candidates)}",
-        )
+        quoted = ", ".join(map(repr, patterns))
+        what = f"{quoted} match nothing that this method can serve"
+        remedy = f"there are {_list_some(candidates)}"
+        raise UserError(what, where="adapter.targets", remedy=remedy)
     return picked
 
 
-def _and_around(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+def list_patterns(targets: Targets) -> list[str]:
+    """Return the patterns that a plan names; none for "auto" and "last-block"."""
+    if targets in ("auto", "last-block"):
+        return []
+    if isinstance(targets, str):
+        return [targets]
+    return list(targets)
 
 
-def _some(candidates: Mapping[str, nn.Module]) -> str:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module, or one around it, has a name that matches one of the patterns."""
+    for part in _name_and_around(name):
+        if any(fnmatchcase(part, pattern) for pattern in patterns):
+            return True
+    return False
+
+
+def _name_and_around(name: str) -> Iterator[str]:
+    """Yield a module's name and those of the modules around it: a.b.c, a.b, a."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _last_block(candidates: Mapping[str, nn.Module], net: nn.Module) -> str:
+    blocks = list(find_blocks(net))
+    if not blocks:
+        raise UserError(
+            "no residual blocks are known in this backbone, so there is no last one",
+            where="adapter.targets",
+            remedy=f"write auto, or name patterns; its layers are {_list_some(candidates)}",
+        )
+    return blocks[-1]
+
+
+def _list_some(candidates: Mapping[str, nn.Module]) -> str:
     names = list(candidates)
-    shown = names if len(names) <= 5 else [*names[:3], "…", *names[-2:]]
-    return ", ".join(shown) or "none"
+    if len(names) > FIRST_SHOWN + LAST_SHOWN:
+        names = [*names[:FIRST_SHOWN], "…", *names[-LAST_SHOWN:]]
+    return ", ".join(names) or "none"

@@ -62,7 +62,9 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneRequest:
-    """Which backbone is wanted.
+    """Which backbone, with which values.
+
+        load_backbone("mlp", weights="heart.safetensors", columns=13)
 
     Attributes:
         name: one of `known_backbones`.
@@ -75,7 +77,7 @@ class BackboneRequest:
         hidden: widths of the hidden layers (`mlp`).
         columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
         seed: of a random initialisation.
-        fingerprint: what the backbone must be; None accepts any.
+        fingerprint: that the backbone must have; None accepts any.
     """
 
     name: str
@@ -104,18 +106,18 @@ def check_name(name: str) -> None:
     raise UserError(f"no backbone is called {name!r}", where="backbone.name", remedy=remedy)
 
 
-def load_backbone(name: str, **wanted: Any) -> Backbone:
+def load_backbone(name: str, **options: Any) -> Backbone:
     """Build a backbone and give it its values. Deterministic; leaves the global random state alone.
 
     Args:
         name: one of `known_backbones`.
-        wanted: the other fields of `BackboneRequest`.
+        options: the other fields of `BackboneRequest`.
 
     Raises:
         UserError: an unknown name, weights that are missing, damaged, not allowed or of another
             network, no network to fetch them, or another fingerprint.
     """
-    request = BackboneRequest(name, **wanted)
+    request = BackboneRequest(name, **options)
     check_name(name)
     size = request.image_size
     if size is not None and not 1 <= size <= LARGEST_IMAGE:
@@ -128,12 +130,10 @@ def load_backbone(name: str, **wanted: Any) -> Backbone:
         preparation = preparation_of(name, request.weights, size)
     backbone = _give_values(request, state, preparation)
     if request.fingerprint not in (None, backbone.fingerprint):
-        raise UserError(
-            f"the backbone's fingerprint is {backbone.fingerprint}, and the plan wants"
-            f" {request.fingerprint}",
-            where="backbone.fingerprint",
-            remedy="use the weights that were agreed on, or correct the plan",
-        )
+        mine = backbone.fingerprint
+        what = f"the backbone's fingerprint is {mine}, and the plan wants {request.fingerprint}"
+        remedy = "use the weights that were agreed on, or correct the plan"
+        raise UserError(what, where="backbone.fingerprint", remedy=remedy)
     return backbone
 
 
@@ -141,8 +141,9 @@ def preparation_of(
     name: str, weights: str | Path | None = None, image_size: int | None = None
 ) -> Preparation:
     """Return what a network's inputs go through: as its weights were trained, or as is usual."""
-    named = weights if isinstance(weights, str) else None
-    return family_of(name).preparation(name, named, image_size)
+    if isinstance(weights, Path):
+        weights = None
+    return family_of(name).preparation(name, weights, image_size)
 
 
 def preparation_from_json(name: str, data: Mapping[str, Any]) -> Preparation:
@@ -271,20 +272,24 @@ def build_network(name: str, shape: NetworkShape, seed: int | None) -> nn.Module
 def _with_state(
     name: str, state: State, shape: NetworkShape, preparation: Preparation, where: str
 ) -> Backbone:
-    """Return the network with `state` for values, classifier left out; check names and shapes."""
+    """Return the network with `state` for values, classifier left out; check names and shapes.
+
+    Raises:
+        UserError: tensors that are not this network's.
+    """
     family = family_of(name)
     shape = family.read_shape(state, replace(shape, image_size=_side_of(preparation)), where)
     net = build_network(name, shape, None)
     state = family.fit(net, state)
     head_name, _ = last_linear(net)
-    wanted = _without(net.state_dict(), head_name)
+    expected = _without(net.state_dict(), head_name)
     given = _without(state, head_name)
-    for key, tensor in wanted.items():
+    for key, tensor in expected.items():
         # counters of training steps that older files lack; unused in eval mode
         if key.endswith(".num_batches_tracked") and key not in given:
             given[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    _check_fit(name, wanted, given, where)
-    for key, tensor in wanted.items():
+    _check_fit(name, expected, given, where)
+    for key, tensor in expected.items():
         _put(net, key, given[key].to(tensor.dtype).contiguous())
     return _finish(name, net, preparation)
 
@@ -293,14 +298,15 @@ def _without(state: State, head_name: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
 
 
-def _check_fit(name: str, wanted: State, given: State, where: str) -> None:
+def _check_fit(name: str, expected: State, given: State, where: str) -> None:
     """Raise `UserError` where tensors are missing, strange or of another shape."""
-    problems = [f"{key} is missing" for key in wanted if key not in given]
-    problems += [f"{key} is not of this network" for key in given if key not in wanted]
-    for key, tensor in wanted.items():
-        if key in given and given[key].shape != tensor.shape:
-            shape = list(given[key].shape)
-            problems.append(f"{key} is {shape} and should be {list(tensor.shape)}")
+    problems = [f"{key} is missing" for key in expected if key not in given]
+    problems += [f"{key} is not of this network" for key in given if key not in expected]
+    for key, tensor in expected.items():
+        agreed = list(tensor.shape)
+        shape = list(given.get(key, tensor).shape)
+        if shape != agreed:
+            problems.append(f"{key} is {shape} and should be {agreed}")
     if not problems:
         return
     listed = "; ".join(problems[:MOST_NAMED])
@@ -330,7 +336,8 @@ def _finish(name: str, net: nn.Module, preparation: Preparation) -> Backbone:
     features = classifier.in_features
     net.set_submodule(head_name, nn.Identity())
     net.eval().requires_grad_(False)
-    return Backbone(name, net, head_name, features, preparation, fingerprint_of(_state_of(net)))
+    fingerprint = fingerprint_of(_state_of(net))
+    return Backbone(name, net, head_name, features, preparation, fingerprint)
 
 
 def _state_of(net: nn.Module) -> dict[str, Tensor]:

@@ -23,19 +23,29 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride = stride
-        self.extra = channels - channels_in  # channels that the shortcut lacks, half on each side
+        # channels that the shortcut lacks, half on each side
+        self.extra = channels - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels_in, H, W) → (n, channels, H/stride, W/stride)."""
-        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
-        if self.extra:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return F.relu(branch + shortcut)
+        branch = F.relu(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(branch))
+        return F.relu(branch + self._take_shortcut(x))
+
+    def _take_shortcut(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if not self.extra:
+            return x
+        before = self.extra // 2
+        return F.pad(x, (0, 0, 0, 0, before, self.extra - before))
 
 
 class CifarResNet(nn.Module):
     """ResNet of depth 8 (for demonstrations), 20, 32, 44 or 56 for small images.
+
+        net = CifarResNet(depth=20, classes=10)
+        net(torch.zeros(1, 3, 32, 32)).shape  # (1, 10)
 
     Args:
         depth: layers that carry weights, 6n+2.
@@ -60,5 +70,7 @@ class CifarResNet(nn.Module):
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(channels_in, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+    stage = nn.Sequential(BasicBlock(channels_in, channels, stride))
+    for _ in range(blocks - 1):
+        stage.append(BasicBlock(channels, channels, stride=1))
+    return stage

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.tensor_files import SUFFIXES
 from fedgraft.common.inputs.material import Preparation
 
 State = Mapping[str, Tensor]
@@ -84,3 +86,23 @@ def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
 def kind_of(module: nn.Module) -> str:
     """Return the qualified name of a module's class, as `block_types` and `order` have it."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+# ── what a family with nothing of its own here says ───────────────────────────────────────────────
+def refuse_to_fetch(name: str, weights: str) -> dict[str, Tensor]:
+    """Raise `UserError`: no weights of this network are known by a name."""
+    raise UserError(
+        f"{name} has no weights called {weights!r}",
+        where="backbone.weights",
+        remedy=f"give a file in {', '.join(SUFFIXES)}, or null for a random initialisation",
+    )
+
+
+def keep_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
+    """Return the shape: the name says it all."""
+    return shape
+
+
+def keep_state(net: nn.Module, state: State) -> State:
+    """Return the tensors as they are."""
+    return state

@@ -1,4 +1,4 @@
-"""The family of multi-layer perceptrons for tables: one name, `mlp`; its shape is in its weights."""
+"""The family of perceptrons for tables: one name, `mlp`; its shape is in its weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from fedgraft.common.backbones.cifar import keep_state, refuse_to_fetch
-from fedgraft.common.backbones.family import Family, NetworkShape, State
+from fedgraft.common.backbones.family import (
+    Family,
+    NetworkShape,
+    State,
+    keep_state,
+    refuse_to_fetch,
+)
 from fedgraft.common.backbones.mlp_network import Mlp
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.table import TablePreparation
@@ -36,36 +41,35 @@ def read_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
     """
     columns, hidden = shape_of_tensors(state, where)
     if shape.columns and columns != shape.columns:
-        raise UserError(
-            f"weights for {columns} columns, and the plan names {shape.columns}",
-            where=where,
-            remedy=(
-                "name the columns that the backbone was trained on, in the same order, or train it"
-                " again"
-            ),
+        what = f"weights for {columns} columns, and the plan names {shape.columns}"
+        remedy = (
+            "name the columns that the backbone was trained on, in the same order, or train it"
+            " again"
         )
+        raise UserError(what, where=where, remedy=remedy)
     if shape.hidden and hidden != shape.hidden:
-        raise UserError(
-            f"weights with hidden layers {list(hidden)}, and the plan says {list(shape.hidden)}",
-            where=where,
-            remedy=f"write backbone.hidden: {list(hidden)}",
-        )
+        widths = list(hidden)
+        what = f"weights with hidden layers {widths}, and the plan says {list(shape.hidden)}"
+        raise UserError(what, where=where, remedy=f"write backbone.hidden: {widths}")
     return replace(shape, columns=columns, hidden=hidden)
 
 
 def shape_of_tensors(state: State, where: str) -> tuple[int, tuple[int, ...]]:
     """Return columns and hidden widths. Raise `UserError` where these are no mlp's tensors."""
-    remedy = "make them with fedgraft pretrain"
+    refusal = UserError(
+        "these are not the weights of an mlp",
+        where=where,
+        remedy="make them with fedgraft pretrain",
+    )
+    hidden: list[int] = []
     try:
-        columns = int(state["standardise.mean"].shape[0])
-        hidden: list[int] = []
-        while f"layers.{len(hidden)}.linear.weight" in state:
-            hidden.append(int(state[f"layers.{len(hidden)}.linear.weight"].shape[0]))
-    except (KeyError, IndexError) as error:
-        what = "these are not the weights of an mlp"
-        raise UserError(what, where=where, remedy=remedy) from error
+        columns = len(state["standardise.mean"])
+        while (weight := state.get(f"layers.{len(hidden)}.linear.weight")) is not None:
+            hidden.append(len(weight))
+    except (KeyError, TypeError) as error:
+        raise refusal from error
     if not hidden or not columns:
-        raise UserError("these are not the weights of an mlp", where=where, remedy=remedy)
+        raise refusal
     return columns, tuple(hidden)
 
 

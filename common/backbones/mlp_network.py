@@ -1,9 +1,8 @@
 """A multi-layer perceptron for tables that have holes.
 
 The columns are standardised inside the network, with constants that are part of the backbone and of
-its
-fingerprint: all hospitals scale alike, and none has to tell its own means. A missing value becomes
-    the mean (0 after standardising), and an indicator for each column says that it was missing.
+its fingerprint: all hospitals scale alike, and none has to tell its own means. A missing value
+becomes the mean (0 after standardising), and an indicator for each column says that it was missing.
 """
 
 from __future__ import annotations
@@ -17,6 +16,10 @@ from torch import Tensor, nn
 class Standardise(nn.Module):
     """(n, columns), NaN where missing → (n, 2·columns): standardised values, then 1 where one was
     missing.
+
+        layer = Standardise(columns=3)
+        layer.fit(table)
+        layer(table)
     """
 
     mean: Tensor
@@ -38,13 +41,14 @@ class Standardise(nn.Module):
         count = known.sum(0).clamp(min=1)
         values = torch.where(known, table, 0.0).double()
         mean = values.sum(0) / count
-        variance = (torch.where(known, values - mean, 0.0) ** 2).sum(0) / count
-        std = variance.sqrt()
+        deviations = torch.where(known, values - mean, 0.0)
+        std = ((deviations**2).sum(0) / count).sqrt()
+        spreads = std > 1e-6 * mean.abs().clamp(min=1.0)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1.0), std, 1.0))
+        self.std.copy_(torch.where(spreads, std, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever is missing becomes the mean and is marked."""
+        """Return the values standardised and, behind them, the marks of those that are missing."""
         missing = x.isnan()
         values = torch.where(missing, 0.0, (x - self.mean) / self.std)
         return torch.cat([values, missing.to(values.dtype)], dim=1)
@@ -75,8 +79,9 @@ class Mlp(nn.Module):
     def __init__(self, columns: int, hidden: tuple[int, ...], classes: int = 2) -> None:
         super().__init__()
         widths = (2 * columns, *hidden)
+        layers = [Layer(inputs, outputs) for inputs, outputs in pairwise(widths)]
         self.standardise = Standardise(columns)
-        self.layers = nn.Sequential(*(Layer(a, b) for a, b in pairwise(widths)))
+        self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:

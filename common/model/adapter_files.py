@@ -21,16 +21,23 @@ CONFIG = "adapter_config.json"
 
 
 class Storable(Adapted, Protocol):
-    """What is read of a grafted model, and written into it."""
+    """What is read of a grafted model, and written into it.
+
+        save_adapter(model, folder)
+        load_adapter(model, folder)
+
+    Attributes:
+        head_name: dotted name of the head, which is written beside the adapters.
+    """
 
     head_name: str
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Copies of the trainable tensors by sorted name."""
+        """Return copies of the trainable tensors by sorted name."""
         ...
 
     def drawn_state(self) -> dict[str, Tensor]:
-        """Adapter tensors that stay as the seed drew them, by sorted name."""
+        """Return adapter tensors that stay as the seed drew them, by sorted name."""
         ...
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
@@ -47,8 +54,10 @@ def save_adapter(model: Storable, folder: str | Path) -> None:
     folder = Path(folder)
     layout = METHODS[model.method].layout
     state = layout.to_disk(model, model.adapter_state() | model.drawn_state())
-    stored = {layout.name_on_disk(model, name): tensor for name, tensor in state.items()}
-    write_tensors(stored | layout.absent(model), folder / TENSORS, {"format": "pt"})
+    stored = layout.absent(model)
+    for name, tensor in state.items():
+        stored[layout.name_on_disk(model, name)] = tensor
+    write_tensors(stored, folder / TENSORS, {"format": "pt"})
     config = {
         "modules_to_save": [model.head_name],
         "inference_mode": True,
@@ -83,10 +92,10 @@ def load_adapter(model: Storable, folder: str | Path) -> None:
 def _by_our_names(
     model: Storable, layout: FileLayout, stored: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    ours = {
-        layout.name_on_disk(model, name): name
-        for name in (*model.adapter_state(), *model.drawn_state())
-    }
+    """Return the tensors of a file under the names that the model has for them."""
+    ours: dict[str, str] = {}
+    for name in model.adapter_state() | model.drawn_state():
+        ours[layout.name_on_disk(model, name)] = name
     return {ours.get(name, name): tensor for name, tensor in stored.items()}
 
 
@@ -94,9 +103,10 @@ def _take_drawn(model: Storable, state: dict[str, Tensor]) -> None:
     """Move tensors that the seed draws out of a state and into the model: as a rule the same."""
     for name, drawn in model.drawn_state().items():
         stored = state.get(name)
-        if stored is None or stored.shape != drawn.shape or stored.dtype != drawn.dtype:
+        if stored is None:
             continue
-        drawn.copy_(state.pop(name))
+        if stored.shape == drawn.shape and stored.dtype == drawn.dtype:
+            drawn.copy_(state.pop(name))
 
 
 def _check_config(model: Storable, layout: FileLayout, path: Path) -> None:
@@ -109,17 +119,12 @@ def _check_config(model: Storable, layout: FileLayout, path: Path) -> None:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"holds no adapter that can be read ({type(error).__name__})",
-            where=str(path),
-            remedy="give the folder that holds adapter_model.safetensors and adapter_config.json",
-        ) from error
+        what = f"holds no adapter that can be read ({type(error).__name__})"
+        remedy = f"give the folder that holds {TENSORS} and {CONFIG}"
+        raise UserError(what, where=str(path), remedy=remedy) from error
     if method != model.method:
-        raise UserError(
-            f"an adapter of method {method!r}, not {model.method!r}",
-            where=str(path),
-            remedy=f"write adapter.method: {method}",
-        )
+        what = f"an adapter of method {method!r}, not {model.method!r}"
+        raise UserError(what, where=str(path), remedy=f"write adapter.method: {method}")
 
 
 def _method_in(config: Mapping[str, Any]) -> str:

@@ -47,12 +47,13 @@ def plan_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
     """Return the plan's adapter and a fresh head on a backbone, with the same initial values on
     every side.
     """
-    options = plan.adapter.model_dump(exclude={"method", "targets"})
+    adapter = plan.adapter
+    options = adapter.model_dump(exclude={"method", "targets"})
     return graft(
         backbone,
-        method=plan.adapter.method,
+        method=adapter.method,
         classes=count_outputs(plan),
-        targets=plan.adapter.targets,
+        targets=adapter.targets,
         seed=plan.seed,
         freeze_a=plan.aggregate.lora_aggregation == "freeze-a",
         **options,

@@ -9,31 +9,33 @@ frozen side. The stages in that order are the network, operation for operation.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.adapters.host import call
+from fedgraft.common.adapters.host import call_adapter
 from fedgraft.common.backbones import FAMILIES
-from fedgraft.common.backbones.family import kind_of
+from fedgraft.common.backbones.family import Family, kind_of
 from fedgraft.common.model.grafted_model import GraftedModel
 
-LEAST_SHARE = (
-    0.1  # of the layers: a shorter prefix saves less than reading its wide activations costs
-)
-Step = (
-    str | Callable[[Any, Tensor], Tensor]
-)  # a child's dotted name, or a function of the network and its input
+# of the layers: a shorter prefix saves less than reading its wide activations costs
+LEAST_SHARE = 0.1
+LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a network: its name, what it does, whether it trains, and how many frozen layers
-    it has.
+    """One step of a network.
+
+    Attributes:
+        name: of the module, or of the step between modules.
+        run: what it does.
+        trains: whether something in it is trained.
+        layers: how many frozen layers with weights it has.
     """
 
     name: str
@@ -46,11 +48,15 @@ class Stage:
 class FrozenPrefix:
     """The frozen part in front of the first trainable layer.
 
+        prefix = frozen_prefix(model)
+        activations = prefix(x)
+        prefix.tail(activations)  # as model(x)
+
     Attributes:
         name: of the stage behind it, the first that trains: `layer3.2`, or `layer3.2.adapter`
             behind that block.
         stages: what it does, in order.
-        tail: the rest, as a model that shares every module of the whole: activations → logits.
+        tail: the rest, as a model that shares every module of the whole: activations → outputs.
     """
 
     name: str
@@ -66,87 +72,112 @@ class FrozenPrefix:
 
 
 def frozen_prefix(model: GraftedModel) -> FrozenPrefix | None:
-    """The longest frozen prefix; None where the network's order is not known, or next to nothing is
-    frozen there.
+    """Return the longest frozen prefix; None where the network's order is not known, or next to
+    nothing is frozen there.
     """
-    stages = tuple(_stages(model.net))
-    first = next((number for number, stage in enumerate(stages) if stage.trains), 0)
-    if (
-        sum(stage.layers for stage in stages[:first])
-        < LEAST_SHARE * sum(stage.layers for stage in stages)
-        or not first
-    ):
+    stages = tuple(_list_stages(model.net))
+    first = _find_first_trained(stages)
+    if first == 0:
+        return None
+    front = stages[:first]
+    frozen = sum(stage.layers for stage in front)
+    if frozen < LEAST_SHARE * sum(stage.layers for stage in stages):
         return None
     tail = copy.copy(model)
     tail.steps = tuple(stage.run for stage in stages[first:])
-    return FrozenPrefix(stages[first].name, stages[:first], tail)
+    return FrozenPrefix(stages[first].name, front, tail)
 
 
-def _stages(net: nn.Module) -> Iterator[Stage]:
+def _find_first_trained(stages: tuple[Stage, ...]) -> int:
+    """Return the position of the first stage that trains; 0 where there is none."""
+    for position, stage in enumerate(stages):
+        if stage.trains:
+            return position
+    return 0
+
+
+# ── a network as stages ───────────────────────────────────────────────────────────────────────────
+def _list_stages(net: nn.Module) -> Iterator[Stage]:
     """Yield what a network does, in its order; nothing where that is not known."""
-    kind = kind_of(net)
     for family in FAMILIES.values():
-        for number, step in enumerate(family.order.get(kind, ())):
-            if isinstance(step, str):
-                yield from _inside(step, net.get_submodule(step))
-                continue
-            used = [net.get_submodule(name) for name in family.used_by_steps.get(step, ())]
-            trains = any(map(_trains, used))
-            layers = sum(map(_layers, used))
-            yield Stage(f"step-{number}", functools.partial(step, net), trains, layers)
+        if kind_of(net) in family.order:
+            yield from _stages_of(net, family)
 
 
-def _inside(name: str, module: nn.Module) -> Iterator[Stage]:
-    """A module as stages: the children of a Sequential, the layers of a dense block, a block and
-    its adapter.
+def _stages_of(net: nn.Module, family: Family) -> Iterator[Stage]:
+    for number, step in enumerate(family.order[kind_of(net)]):
+        if isinstance(step, str):
+            yield from _enter(step, net.get_submodule(step))
+            continue
+        used = [net.get_submodule(name) for name in family.used_by_steps.get(step, ())]
+        yield Stage(
+            f"step-{number}",
+            partial(step, net),
+            trains=any(map(_trains, used)),
+            layers=sum(map(_count_layers, used)),
+        )
+
+
+def _enter(name: str, module: nn.Module) -> Iterator[Stage]:
+    """Yield a module as stages: the children of a Sequential, the layers of a dense block, a block
+    and its adapter.
     """
-    hooks = [
-        *module._forward_pre_hooks.values(),
-        *module._forward_hooks.values(),
-        *_replaced(module),
-    ]
-    adapter = module._modules.get("adapter")
-    if not hooks and (
-        type(module).forward is nn.Sequential.forward or isinstance(module, nn.ModuleList)
-    ):
+    hooks = _list_hooks(module)
+    if not hooks and _is_sequence(module):
         for child, inner in module.named_children():
-            yield from _inside(f"{name}.{child}", inner)
+            yield from _enter(f"{name}.{child}", inner)
     elif not hooks and type(module).__qualname__ == "_DenseBlock":
         for child, inner in module.named_children():
-            yield Stage(
-                f"{name}.{child}", functools.partial(_grown, inner), _trains(inner), _layers(inner)
-            )
-    elif (
-        adapter is not None
-        and hooks == [call]
-        and not adapter.parallel
-        and not _trains(module, but=adapter)
-    ):
-        yield Stage(name, module.forward, False, _layers(module))
-        yield Stage(f"{name}.adapter", adapter, True)
+            yield _stage_of(f"{name}.{child}", inner, partial(_grow, inner))
+    elif hooks == [call_adapter] and _trains_behind_alone(module):
+        yield Stage(name, module.forward, layers=_count_layers(module))
+        yield Stage(f"{name}.adapter", module.get_submodule("adapter"), trains=True)
     else:
-        yield Stage(name, module, _trains(module), _layers(module))
+        yield _stage_of(name, module, module)
 
 
-def _replaced(module: nn.Module) -> list[Any]:
-    return [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+def _stage_of(name: str, module: nn.Module, run: Callable[[Tensor], Tensor]) -> Stage:
+    return Stage(name, run, _trains(module), _count_layers(module))
 
 
-def _trains(module: nn.Module, but: nn.Module | None = None) -> bool:
-    spared = {id(p) for p in but.parameters()} if but is not None else set()
-    return any(p.requires_grad and id(p) not in spared for p in module.parameters())
+def _list_hooks(module: nn.Module) -> list[Any]:
+    """Return what a module does beside its class's forward pass."""
+    hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if "forward" in module.__dict__:
+        hooks.append(module.__dict__["forward"])
+    return hooks
 
 
-def _layers(module: nn.Module) -> int:
-    """Frozen layers with weights in a module."""
-    kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-    return sum(isinstance(each, kinds) and not _trains_itself(each) for each in module.modules())
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module does nothing but call its children one after the other."""
+    return type(module).forward is nn.Sequential.forward or isinstance(module, nn.ModuleList)
 
 
-def _trains_itself(module: nn.Module) -> bool:
-    return any(p is not None and p.requires_grad for p in module._parameters.values())
-
-
-def _grown(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer of a dense block: its output behind all that came before it."""
+def _grow(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the output of a dense block's layer behind all that came before it."""
     return torch.cat([x, layer(x)], 1)
+
+
+# ── what trains ───────────────────────────────────────────────────────────────────────────────────
+def _trains_behind_alone(module: nn.Module) -> bool:
+    """Whether nothing of a block is trained but an adapter that maps its output."""
+    adapter = module._modules.get("adapter")
+    if adapter is None or adapter.parallel:
+        return False
+    behind = set(map(id, adapter.parameters()))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return behind.issuperset(map(id, trained))
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _count_layers(module: nn.Module) -> int:
+    """Return how many frozen layers with weights are in a module."""
+    count = 0
+    for layer in module.modules():
+        trains_itself = any(p.requires_grad for p in layer.parameters(recurse=False))
+        if isinstance(layer, LAYERS) and not trains_itself:
+            count += 1
+    return count

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.adapters.attention import close_attention, stays_beside
+from fedgraft.common.adapters.attention import cannot_merge_bias, close_attention
 from fedgraft.common.adapters.host import Adapter, merge_into
 from fedgraft.common.adapters.initial_values import new_linear
-from fedgraft.common.adapters.lora import Lora
 from fedgraft.common.adapters.method import Attachment, Targets
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
@@ -29,10 +28,17 @@ from fedgraft.common.model.seal import Seal
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
 Spec = dict[str, tuple[str, tuple[int, ...]]]
+# tensors that do not fit, in one message
+MOST_NAMED = 3
 
 
 class GraftedModel(nn.Module):
     """A network whose frozen part is a backbone's; call it with a batch to get outputs.
+
+        model = graft(backbone, method="lora", classes=2, rank=8, seed=7)
+        logits = model(backbone.preprocess(images))
+        model.load_adapter_state(model.adapter_state())
+        plain = model.merge()
 
     Made by `graft`. Always in eval mode: a frozen BatchNorm or Dropout never trains. After
     `train()`, which Opacus wants, only layers that hold trainable tensors and behave the same in
@@ -55,41 +61,48 @@ class GraftedModel(nn.Module):
         self.options = options
         self.outputs = outputs
         self.head_name = head_name
-        self.steps: tuple[Callable[[Tensor], Tensor], ...] = (
-            net,
-        )  # fewer in the tail of a model, see prefix.py
+        # others in the tail of a model, see frozen_prefix.py
+        self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)
         self._seal: Seal | None = None
         self.eval()
 
     def forward(self, inputs: Batch | Tensor) -> Tensor:
         """Return the outputs (n, outputs) for a prepared batch, or for its only tensor (n, …)."""
-        x = inputs if isinstance(inputs, Tensor) else inputs.only
+        if isinstance(inputs, Batch):
+            inputs = inputs.only
         for step in self.steps:
-            x = step(x)
-        return x
+            inputs = step(inputs)
+        return inputs
 
     def train(self, mode: bool = True) -> GraftedModel:
-        """Frozen and mode-dependent modules stay in eval mode, whatever `mode` says."""
+        """Set the mode; frozen and mode-dependent modules stay in eval mode, whatever it is."""
         self.training = mode
         for module in self.net.modules():
-            trainable = any(p is not None and p.requires_grad for p in module._parameters.values())
-            module.training = mode and trainable and isinstance(module, _SAME_IN_BOTH_MODES)
+            follows = isinstance(module, _SAME_IN_BOTH_MODES) and _trains_itself(module)
+            module.training = mode and follows
         return self
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by sorted name: adapters and head (`full`: all)."""
-        found = ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
-        return dict(sorted(found))
+        """Return the parameters that training changes, by sorted name: adapters and head (`full`:
+        all).
+        """
+        trainable: dict[str, nn.Parameter] = {}
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                trainable[name] = parameter
+        return dict(sorted(trainable.items()))
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """What travels: copies of the trainable tensors by sorted name."""
-        return {name: p.detach().clone() for name, p in self.trainable_parameters().items()}
+        """Return what travels: copies of the trainable tensors by sorted name."""
+        parameters = self.trainable_parameters()
+        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def adapter_spec(self) -> Spec:
-        """Name → (dtype, shape) of what travels, for instance {"linear.bias": ("float32",
-        (2,))}.
+        """Return (dtype, shape) of what travels by name, for instance
+        `{"linear.bias": ("float32", (2,))}`.
         """
-        return {name: _form(p) for name, p in self.trainable_parameters().items()}
+        parameters = self.trainable_parameters()
+        return {name: _form(parameter) for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
@@ -98,48 +111,41 @@ class GraftedModel(nn.Module):
         Raises:
             UserError: a name too many or too few, another shape or dtype.
         """
-        mine = self.trainable_parameters()
-        wrong = [f"{name} is missing" for name in mine if name not in state]
-        wrong += [f"{name} is not of this model" for name in state if name not in mine]
-        wrong += [
-            f"{name} is {_form(state[name])} and should be {_form(p)}"
-            for name, p in mine.items()
-            if name in state and _form(state[name]) != _form(p)
-        ]
-        if wrong:
-            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise UserError(
-                f"these are not the adapters of this model: {'; '.join(wrong[:3])}{more}",
-                remedy="use the plan, the backbone and the adapters of one and the same run",
-            )
-        for name, p in mine.items():
-            p.copy_(state[name])
+        parameters = self.trainable_parameters()
+        problems = _compare(parameters, state)
+        if problems:
+            listed = "; ".join(problems[:MOST_NAMED])
+            if len(problems) > MOST_NAMED:
+                listed += f"; and {len(problems) - MOST_NAMED} more"
+            what = f"these are not the adapters of this model: {listed}"
+            remedy = "use the plan, the backbone and the adapters of one and the same run"
+            raise UserError(what, remedy=remedy)
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
 
     def drawn_state(self) -> dict[str, Tensor]:
-        """Adapter tensors that stay as the seed drew them, by sorted name: A of every LoRA under
-        freeze-a.
+        """Return adapter tensors that stay as the seed drew them, by sorted name: A of every LoRA
+        under freeze-a.
         """
-        return {
-            f"{name}.{part}": p.detach()
-            for name, module in sorted(self.net.named_modules())
-            if isinstance(module, Adapter)
-            for part, p in sorted(module.named_parameters())
-            if not p.requires_grad
-        }
+        drawn: dict[str, Tensor] = {}
+        for name, module in self.net.named_modules():
+            if not isinstance(module, Adapter):
+                continue
+            for part, parameter in module.named_parameters():
+                if not parameter.requires_grad:
+                    drawn[f"{name}.{part}"] = parameter.detach()
+        return dict(sorted(drawn.items()))
 
     def frozen_state(self) -> dict[str, Tensor]:
-        """What never changes, by sorted name: the backbone's tensors (`full`: its buffers). No
-        copies.
+        """Return what never changes, by sorted name: the backbone's tensors (`full`: its buffers).
+        No copies.
         """
         ours = self.trainable_parameters().keys() | self.drawn_state().keys()
-        return {
-            name: t.detach()
-            for name, t in sorted(self.net.state_dict().items())
-            if name not in ours
-        }
+        state = sorted(self.net.state_dict().items())
+        return {name: tensor.detach() for name, tensor in state if name not in ours}
 
     def frozen_fingerprint(self) -> str:
-        """Fingerprint of the frozen part: the backbone's own, before and after training.
+        """Return the fingerprint of the frozen part: the backbone's own, before and after training.
 
         Under `full` only the buffers stay frozen, so there it is theirs; it, too, must not change.
         """
@@ -147,18 +153,18 @@ class GraftedModel(nn.Module):
         return self._seal.fingerprint
 
     def seal_as(self, backbone: Backbone) -> str:
-        """The same, without a second SHA-256 where the frozen tensors are the very ones of a
-        backbone just made.
+        """Return the same, without a second SHA-256 where the frozen tensors are the very ones of
+        a backbone just made.
         """
-        theirs, mine = backbone_state(backbone), self.frozen_state()
-        same = {n: (t.data_ptr(), t.shape) for n, t in theirs.items()} == {
-            n: (t.data_ptr(), t.shape) for n, t in mine.items()
-        }
-        self._seal = Seal.of(self.net, mine.keys(), backbone.fingerprint if same else None)
+        frozen = self.frozen_state()
+        known: str | None = None
+        if _addresses(frozen) == _addresses(backbone_state(backbone)):
+            known = backbone.fingerprint
+        self._seal = Seal.of(self.net, frozen.keys(), known)
         return self._seal.fingerprint
 
     def frozen_as(self, fingerprint: str, *, read: bool) -> bool:
-        """Whether the frozen part has this fingerprint still; SHA-256 only where something cheaper
+        """Whether the frozen part still has this fingerprint; SHA-256 only where something cheaper
         is in doubt.
 
         Args:
@@ -169,22 +175,21 @@ class GraftedModel(nn.Module):
         return self.frozen_fingerprint() == fingerprint
 
     def merge(self) -> nn.Module:
-        """A plain network with the same outputs, adapters folded into its weights; shares what is
-        unchanged.
+        """Return a plain network with the same outputs, adapters folded into its weights; it shares
+        what is unchanged.
 
         Bottlenecks stay modules, as do biases and scales on the keys of Swin v2, which has no bias
         there.
         """
         net = copy_sharing(self.net, lambda parameter: not parameter.requires_grad)
         for name, host in list(net.named_modules()):
-            for key in [
-                key for key, hook in host._forward_pre_hooks.items() if hook is _contiguous
-            ]:
-                del host._forward_pre_hooks[key]
+            for key, hook in list(host._forward_pre_hooks.items()):
+                if hook is _contiguous:
+                    del host._forward_pre_hooks[key]
             adapter = host._modules.get("adapter")
-            if isinstance(adapter, Adapter) and (
-                isinstance(adapter, Lora) or not stays_beside(net, name)
-            ):
+            if not isinstance(adapter, Adapter):
+                continue
+            if not (adapter.moves_bias and cannot_merge_bias(net, name)):
                 merge_into(host)
         close_attention(net)
         return net.eval().requires_grad_(False)
@@ -240,21 +245,21 @@ def graft(
 
 
 def copy_sharing(net: nn.Module, shared: Callable[[nn.Parameter], bool]) -> nn.Module:
-    """A copy of the modules that shares all buffers, and the parameters for which
+    """Return a copy of the modules that shares all buffers, and the parameters for which
     `shared(parameter)` is true.
 
     Their memory is shared, the objects are not: `copied.double()` or a gradient does not reach the
     original. Activations write in place no longer: what an adapter or a hook has returned must not
     be overwritten.
     """
-    aliases: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in net.buffers()}
+    aliases: dict[int, Tensor] = {}
+    for buffer in net.buffers():
+        aliases[id(buffer)] = buffer.detach()
     for parameter in filter(shared, net.parameters()):
-        aliases[id(parameter)] = nn.Parameter(
-            parameter.detach(), requires_grad=parameter.requires_grad
-        )
-    copied = copy.deepcopy(
-        net, aliases
-    )  # a deep copy takes what this table says was copied already
+        alias = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        aliases[id(parameter)] = alias
+    # a deep copy takes what this table says was copied already
+    copied = copy.deepcopy(net, aliases)
     for module in copied.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -262,13 +267,35 @@ def copy_sharing(net: nn.Module, shared: Callable[[nn.Parameter], bool]) -> nn.M
 
 
 def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Trainable convolutions get their input laid out as (n, C, H, W).
+    """Return the input of a trainable convolution laid out as (n, C, H, W).
 
     Opacus 1.6 unfolds it by strides that it takes for granted: for the channels-last tensors inside
     a ConvNeXt, or an image read as (H, W, C), its per-example gradients would be wrong without a
     word.
     """
     return tuple(tensor.contiguous() for tensor in inputs)
+
+
+def _compare(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return what of a state is not of a model with these parameters."""
+    problems = [f"{name} is missing" for name in parameters if name not in state]
+    problems += [f"{name} is not of this model" for name in state if name not in parameters]
+    for name, parameter in parameters.items():
+        agreed = _form(parameter)
+        form = _form(state.get(name, parameter))
+        if form != agreed:
+            problems.append(f"{name} is {form} and should be {agreed}")
+    return problems
+
+
+def _addresses(state: Mapping[str, Tensor]) -> dict[str, tuple[int, torch.Size]]:
+    """Return where each tensor lies in memory, and its shape."""
+    return {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
+
+
+def _trains_itself(module: nn.Module) -> bool:
+    """Whether a module has trainable parameters of its own, not only of its children."""
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _form(tensor: Tensor) -> tuple[str, tuple[int, ...]]:

@@ -26,15 +26,19 @@ from fedgraft.common.files.tensor_files import fingerprint_of
 class Seal:
     """What a network's frozen tensors were when their SHA-256 was taken.
 
+        seal = Seal.of(net, names)
+        seal.holds(net, read=True)
+
     Attributes:
         fingerprint: their SHA-256.
-        everything: every parameter and buffer of the network in the order of its modules, and which
-            of them train.
+        everything: every parameter and buffer of the network in the order of its modules.
+        trained: which of these train.
         frozen: those that must not change.
     """
 
     fingerprint: str
-    everything: tuple[tuple[Tensor | None, bool], ...]
+    everything: tuple[Tensor | None, ...]
+    trained: tuple[bool, ...]
     frozen: tuple[_Frozen, ...]
 
     @classmethod
@@ -45,11 +49,15 @@ class Seal:
             names: of the tensors that must not change, as in its state dict.
             fingerprint: their SHA-256, if it was just taken.
         """
-        state = {
-            name: tensor for name, tensor in net.state_dict(keep_vars=True).items() if name in names
-        }
-        frozen = tuple(_Frozen.of(tensor) for tensor in state.values())
-        return cls(fingerprint or fingerprint_of(state), tuple(_everything(net)), frozen)
+        state = net.state_dict(keep_vars=True)
+        frozen = {name: tensor for name, tensor in state.items() if name in names}
+        everything = tuple(_list_tensors(net))
+        return cls(
+            fingerprint=fingerprint or fingerprint_of(frozen),
+            everything=everything,
+            trained=tuple(map(_is_trained, everything)),
+            frozen=tuple(map(_Frozen.of, frozen.values())),
+        )
 
     def holds(self, net: nn.Module, *, read: bool) -> bool:
         """Whether the network has the same tensors in the same places, and they are as they were.
@@ -58,18 +66,16 @@ class Seal:
             read: compare the sums of all their bytes, too; else believe torch's counters of writes,
                 a hint.
         """
-        found = tuple(_everything(net))
-        if len(found) != len(self.everything):
+        tensors = tuple(_list_tensors(net))
+        # the same ones: tensors cannot be compared by their values here
+        if list(map(id, tensors)) != list(map(id, self.everything)):
             return False
-        if any(
-            a is not b or train != trained
-            for (a, train), (b, trained) in zip(found, self.everything, strict=True)
-        ):
+        if tuple(map(_is_trained, tensors)) != self.trained:
             return False
-        return all(each.lies_as_it_lay() and each.unmoved(read) for each in self.frozen)
+        return all(frozen.is_as_it_was(read=read) for frozen in self.frozen)
 
     def __deepcopy__(self, memo: object) -> Seal:
-        """The same: it speaks of these tensors, and holds for no copy of them."""
+        """Return the same: it speaks of these tensors, and holds for no copy of them."""
         return self
 
 
@@ -93,24 +99,27 @@ class _Frozen:
     @classmethod
     def of(cls, tensor: Tensor) -> _Frozen:
         """Seal a tensor."""
-        numbers = (
-            _numbers(tensor) if tensor.is_contiguous() and tensor.device.type == "cpu" else None
-        )
+        numbers: np.ndarray | None = None
+        if tensor.is_contiguous() and tensor.device.type == "cpu":
+            numbers = _numbers(tensor)
         return cls(tensor, _form(tensor), tensor._version, numbers, _total(tensor, numbers))
 
-    def lies_as_it_lay(self) -> bool:
-        return _form(self.tensor) == self.form
-
-    def unmoved(self, read: bool) -> bool:
-        return self.tensor._version == self.writes and (
-            not read or _total(self.tensor, self.numbers) == self.total
-        )
+    def is_as_it_was(self, *, read: bool) -> bool:
+        """Whether it lies where it lay, and nothing was written; see `Seal.holds`."""
+        if _form(self.tensor) != self.form or self.tensor._version != self.writes:
+            return False
+        return not read or _total(self.tensor, self.numbers) == self.total
 
 
-def _everything(net: nn.Module) -> Iterator[tuple[Tensor | None, bool]]:
+def _list_tensors(net: nn.Module) -> Iterator[Tensor | None]:
+    """Yield every parameter and buffer; None where a module could have one and has none."""
     for module in net.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            yield tensor, tensor is not None and tensor.requires_grad
+        yield from module._parameters.values()
+        yield from module._buffers.values()
+
+
+def _is_trained(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -118,15 +127,17 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
-    """The bytes of a contiguous tensor where they lie: eight to a number where that comes out
-    even.
+    """Return the bytes of a contiguous tensor where they lie: eight to a number where that comes
+    out even.
     """
     flat = tensor.detach().reshape(-1)
-    even = flat.nbytes % 8 == 0 and flat.data_ptr() % 8 == 0
-    return flat.view(torch.int64 if even else torch.uint8).numpy()
+    if flat.nbytes % 8 == 0 and flat.data_ptr() % 8 == 0:
+        return flat.view(torch.int64).numpy()
+    return flat.view(torch.uint8).numpy()
 
 
 def _total(tensor: Tensor, numbers: np.ndarray | None) -> int:
+    """Return the sum of a tensor's numbers, modulo 2⁶⁴."""
     if numbers is None:
         numbers = _numbers(tensor.detach().cpu().contiguous())
     return int(np.add.reduce(numbers))

@@ -33,9 +33,9 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_from_json
+from fedgraft.common.run_files import SHARED_MODEL
 from fedgraft.common.tasks import TASKS
 
-FOLDER = "shared_model"
 BACKBONE = "backbone.safetensors"
 ABOUT = "model.json"
 CARD = "MODEL_CARD.md"
@@ -45,8 +45,14 @@ CARD = "MODEL_CARD.md"
 class SharedModel:
     """A shared model that is ready to use.
 
-    shared = load_shared_model("runs/pneumonia-20261123-221500")
-    shared.probabilities(images)  # uint8 (n, 1 or 3, H, W) → (n, classes)
+        shared = load_shared_model("runs/pneumonia-20261123-221500")
+        shared.probabilities(images)  # uint8 (n, 1 or 3, H, W) → (n, classes)
+
+    Attributes:
+        model: backbone, adapters and head.
+        preprocess: what raw records go through first.
+        plan: that it was trained by.
+        classes: what the columns of `probabilities` are called.
     """
 
     model: GraftedModel
@@ -59,8 +65,8 @@ class SharedModel:
         """Raw images `(n, 1 or 3, H, W)` uint8, or tables `(n, columns)` → class probabilities
         `(n, classes)`.
         """
-        task = TASKS[self.plan.task.question]
-        return task.predict(self.model(self.preprocess(raw)))
+        outputs = self.model(self.preprocess(raw))
+        return TASKS[self.plan.task.question].predict(outputs)
 
 
 def save_shared_model(
@@ -72,18 +78,20 @@ def save_shared_model(
     part.mkdir(parents=True)
     save_adapter(model, part)
     write_tensors(backbone_state(backbone), part / BACKBONE, {"name": backbone.name})
+    described = {
+        "name": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "head": backbone.head_name,
+    }
     about = {
         "schema": 1,
         "classes": list(plan.task.classes),
         "preprocess": backbone.preprocess.to_json(),
-        "backbone": {
-            "name": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "head": backbone.head_name,
-        },
+        "backbone": described,
         "plan": json.loads(canonical(plan)),
     }
-    (part / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    (part / ABOUT).write_text(text)
     (part / CARD).write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
@@ -100,8 +108,8 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
         UserError: no shared model there, or files that are damaged or do not belong together.
     """
     inside = Path(folder)
-    if (inside / FOLDER).is_dir():
-        inside = inside / FOLDER
+    if (inside / SHARED_MODEL).is_dir():
+        inside = inside / SHARED_MODEL
     try:
         about: Mapping[str, Any] = json.loads((inside / ABOUT).read_text())
         plan = plan_from_json(json.dumps(about["plan"]))
@@ -113,9 +121,8 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
             where=str(folder),
             remedy="give the folder of a finished run, such as runs/NAME-TIME",
         ) from error
-    file = Path(backbone) if backbone else inside / BACKBONE
-    opened = _open_backbone(file, described, preparation)
-    model = plan_model(opened, plan)
+    file = Path(backbone or inside / BACKBONE)
+    model = plan_model(_open_backbone(file, described, preparation), plan)
     load_adapter(model, inside)
     return SharedModel(model, preparation, plan, tuple(about["classes"]))
 
@@ -127,10 +134,8 @@ def _open_backbone(file: Path, described: Mapping[str, Any], preparation: Prepar
     except UserError as error:
         raise UserError(error.what, where=str(file), remedy=error.remedy) from error
     fingerprint = fingerprint_of(backbone_state(backbone))
-    if fingerprint != described["fingerprint"]:
-        raise UserError(
-            f"is backbone {fingerprint}; this model was grafted onto {described['fingerprint']}",
-            where=str(file),
-            remedy="give the backbone that the run used",
-        )
+    agreed = described["fingerprint"]
+    if fingerprint != agreed:
+        what = f"is backbone {fingerprint}; this model was grafted onto {agreed}"
+        raise UserError(what, where=str(file), remedy="give the backbone that the run used")
     return backbone

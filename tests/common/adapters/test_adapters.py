@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.adapters.attention import open_attention
-from fedgraft.common.adapters.targets import block_channels, blocks, channels_last, layers, select
+from fedgraft.common.adapters.targets import (
+    count_channels,
+    find_blocks,
+    find_layers,
+    has_channels_last,
+    select,
+)
 from fedgraft.common.backbones.backbone import Backbone, backbone_state, build_network
 from fedgraft.common.backbones.family import NetworkShape
 from fedgraft.common.errors import UserError
@@ -255,7 +261,7 @@ class TestAttention:
         ):
             net = nn.Sequential(odd)
             with pytest.raises(UserError) as caught:
-                open_attention(net, select(layers(net), "auto", net))
+                open_attention(net, select(find_layers(net), "auto", net))
             assert caught.value.where == "0"
 
 
@@ -339,7 +345,7 @@ class TestTargets:
     def test_blocks_are_known_with_their_channels(self, name: str, lively: Lively) -> None:
         """The table of blocks against what each block really puts out."""
         net = build_network(name, NetworkShape(columns=5, hidden=(16, 8)), seed=0).eval()
-        found = blocks(net)
+        found = find_blocks(net)
         assert found
         shapes: dict[str, tuple[int, ...]] = {}
         for where, block in found.items():
@@ -355,7 +361,8 @@ class TestTargets:
                 else torch.zeros(1, 3, *[224 if "vit" in name else 64] * 2)
             )
         for where, block in found.items():
-            assert shapes[where][-1 if channels_last(block) else 1] == block_channels(block), where
+            axis = -1 if has_channels_last(block) else 1
+            assert shapes[where][axis] == count_channels(block), where
 
 
 class TestDeterminism:

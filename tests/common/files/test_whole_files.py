@@ -28,8 +28,8 @@ from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.files.tensor_files import fingerprint_of, write_tensors
 from fedgraft.common.files.whole_files import replacing, write_json, write_whole
 from fedgraft.common.result import SeedResults
-from fedgraft.server.papers.run_manifest import write_manifest
 from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.server.papers.run_manifest import write_manifest
 from fedgraft.simulations.figures import draw_labels_by_node
 from fedgraft.simulations.report.page import write_page
 from fedgraft.simulations.study.study_table import write_table
@@ -97,8 +97,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
         "sha256:" + "a" * 64, {"plan": "x" * LARGE}
     ),
     "nodes": lambda folder: fedgraft.server.site.nodes._write(
-        SimpleNamespace(nodes=folder / "file"), {"a": {"b": "x" * LARGE}}
-    ),  # type: ignore[arg-type]
+        SimpleNamespace(nodes=folder / "file"),  # type: ignore[arg-type]
+        {"a": {"b": "x" * LARGE}},
+    ),
     "approved code": lambda folder: Approvals(folder).install(build_bundle(), "tester"),
 }
 

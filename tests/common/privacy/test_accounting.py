@@ -182,7 +182,10 @@ def test_extremes(accountant: accounting.Accountant) -> None:
     """No noise is no privacy; nothing done costs nothing; nothing here may raise, hang or come out
     as NaN.
     """
-    count = lambda *row: epsilon([row], 1e-5, accountant)  # noqa: E731
+
+    def count(*row: float) -> float:
+        return epsilon([row], 1e-5, accountant)  # type: ignore[list-item]
+
     assert epsilon([], 1e-5, accountant) == count(1.0, 0.5, 0) == count(1.0, 0.0, 10) == 0
     assert count(0.0, 0.5, 1) == count(1e-300, 0.5, 1) == math.inf
     assert 5000 < count(0.01, 1.0, 1) < math.inf  # 1 / (2σ²) and more
