@@ -1,4 +1,4 @@
-"""Closed tables of members by name: a seam lists who may stand in it, and nothing else ever does."""
+"""Closed tables of members by name: a seam lists who stands in it, and nothing else ever does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Line:
 
 
 class Registry(Generic[Member]):
-    """Members of one seam by the name that a plan calls them; each is imported when first asked for.
+    """Members of one seam by the name that a plan calls them; each imported when asked for.
 
     The table is written in our own source, a line a member. A name out of a plan picks a line of
     it; it never becomes a module's name itself.

@@ -16,6 +16,7 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 from pydantic import BaseModel
 
 from fedgraft.cli import app
@@ -52,6 +53,9 @@ For the hospital's engineer: every key of a node's own file. The file is never s
 can loosen its `policy`. An [example with every key](#an-example-with-every-key) is below, and so is
 the coordinator's [server.yaml](#the-coordinators-serveryaml).
 """
+# what lets the search work from a folder: the theme's, and ours
+FOREIGN_SHIM = "https://unpkg.com/iframe-worker/shim"
+SHIM = "assets/search-from-a-folder.js"
 # pages that are written elsewhere, and for whom they are
 AUDIENCES = {
     "adr": "For whoever reviews or changes this guarantee.",
@@ -76,6 +80,17 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     return f"{title}\n\n*{AUDIENCES[key]}*\n{text}"
 
 
+def on_post_page(output: str, *, page: Page, **_: Any) -> str:
+    """Take the one script that the theme would fetch from elsewhere from this site."""
+    here = get_relative_url(SHIM, page.url)
+    return output.replace(FOREIGN_SHIM, here)
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Do the same for pages without a text, such as the one that says that there is none."""
+    return output_content.replace(FOREIGN_SHIM, f"/{SHIM}")
+
+
 # ── keys ──────────────────────────────────────────────────────────────────────────────────────────
 def write_plan_keys() -> str:
     """Return the page of a plan's keys."""
@@ -98,26 +113,33 @@ def write_node_keys() -> str:
 
 
 def list_keys(model: type[BaseModel], level: int = 2) -> str:
-    """Return a list of a model's keys; a group at the top begins a section, if sections have a
-    level.
+    """Return a list of a model's keys: those at the top, then a section for each group at the top,
+    if sections have a level.
     """
-    lines: list[str] = []
-    for key in describe_keys(model):
-        is_section = key.type.startswith("group") and "." not in key.key
-        if is_section and level:
-            lines.append(f"{'#' * level} {key.key}\n")
-            lines.append(f"{escape(key.description)}\n")
-        else:
+    keys = describe_keys(model)
+    if not level:
+        return "\n".join(map(describe_key, keys))
+    groups = [key.key for key in keys if is_group(key)]
+    lines = [describe_key(key) for key in keys if key.key.partition(".")[0] not in groups]
+    for key in keys:
+        if is_group(key):
+            lines.append(f"{'#' * level} {key.key}\n\n{escape(key.description)}\n")
+        elif key.key.partition(".")[0] in groups:
             lines.append(describe_key(key))
     return "\n".join(lines)
 
 
+def is_group(key: Key) -> bool:
+    """Return whether a key is a group of keys at the top of the file."""
+    return key.type.startswith("group") and "." not in key.key
+
+
 def describe_key(key: Key) -> str:
     """Return an entry of a list of definitions."""
-    facts = key.type.replace(" | ", " or ")
+    facts = key.type.replace(" | ", " or ").replace("list of group", "list of groups of keys")
     if key.default:
         facts += f", default `{key.default}`"
-    elif not key.type.startswith(("group", "list of group")):
+    elif not key.type.startswith("group"):
         facts += ", required"
     return f"`{key.key}` <small>{facts}</small>\n:   {escape(key.description)}\n"
 

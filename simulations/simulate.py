@@ -21,9 +21,9 @@ from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result, SeedResults
-from fedgraft.server.papers.run_manifest import run_facts, write_manifest
 from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.server.papers.run_manifest import run_facts, write_manifest
 from fedgraft.simulations.baselines import VARIANTS, measure_alone, measure_pooled
 from fedgraft.simulations.data_facts import NodeCounts, count_nodes, describe_data, note_small_nodes
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate

@@ -71,9 +71,17 @@ class Authority:
         )
         if ca:
             usage = dict.fromkeys(
-                ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-                 "encipher_only", "decipher_only"), False,
-            )  # fmt: skip
+                (
+                    "digital_signature",
+                    "content_commitment",
+                    "key_encipherment",
+                    "data_encipherment",
+                    "key_agreement",
+                    "encipher_only",
+                    "decipher_only",
+                ),
+                False,
+            )
             builder = builder.add_extension(
                 x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True
             )

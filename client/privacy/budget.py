@@ -26,7 +26,8 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.plan_file import agreement_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
-from fedgraft.common.privacy.accounting import Row, Spent, bound, merged
+from fedgraft.common.privacy.accounting import Spent, bound
+from fedgraft.common.privacy.history import Row, merge_rows
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.task import Sums
 
@@ -243,7 +244,7 @@ class Budget:
         privacy = plan.privacy
         delta = _delta(privacy)
         lines = self.ledger.book().lines_on(self.data.fingerprint, agreement_hash(plan))
-        history = merged(line.row for line in lines)
+        history = merge_rows(line.row for line in lines)
         total = bound(history, delta, privacy.accountant)
         return Spent(total.epsilon, delta, privacy.unit, total.accountant, history)
 

@@ -36,7 +36,8 @@ from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings, Spending
 from fedgraft.client.store.chain import Chain
 from fedgraft.client.store.chain_entry import Entry, Head, differences, head_of
 from fedgraft.common.errors import Code, Refused, UserError
-from fedgraft.common.privacy.accounting import Accountant, Bound, Row, bound, shown
+from fedgraft.common.privacy.accounting import Accountant, Bound, bound, shown
+from fedgraft.common.privacy.history import Row
 
 log = logging.getLogger("fedgraft.ledger")
 

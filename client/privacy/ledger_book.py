@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedgraft.client.store.chain_entry import Entry, Head
-from fedgraft.common.privacy.accounting import Row
+from fedgraft.common.privacy.history import Row
 
 
 @dataclass(frozen=True)

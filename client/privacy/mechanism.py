@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.privacy.accounting import Row, noise_for
+from fedgraft.common.privacy.history import Row
+from fedgraft.common.privacy.noise_search import noise_for
 
 
 @dataclass(frozen=True)

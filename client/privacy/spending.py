@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from fedgraft.common.errors import UserError
-from fedgraft.common.privacy.accounting import Accountant, Row
+from fedgraft.common.privacy.accounting import Accountant
+from fedgraft.common.privacy.history import Row
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _data_set(
     for other in book.data:
         if other.number in known.overlaps and other is not known:
             shares.append(other.fingerprint)
-    words = sentence(rows, delta, unit=unit, accountant=counting.accountant, found=total)
+    words = sentence(rows, delta, unit=unit, accountant=counting.accountant, counted=total)
     return {
         "fingerprint": known.fingerprint,
         "records": known.records,

@@ -1,4 +1,4 @@
-"""Local steps of one node: schedule, loss, proximal term, augmentation. Knows nothing of privacy."""
+"""Local steps of one node: schedule, loss, proximal term, augmentation. No privacy here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Augment = Callable[[Batch, torch.Generator], Batch]
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training did: optimizer steps and the mean loss over the examples seen, in nats."""
+    """What local training did: steps, and the mean loss over the examples seen, in nats."""
 
     steps: int
     loss: float

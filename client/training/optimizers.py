@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,9 +31,10 @@ class Steps(Protocol):
 class _Steps:
     """Parameters that take steps; those without a gradient stay."""
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], section: OptimizerSection, lr: float) -> None:
         self.parameters = list(parameters)
-        self.lr, self.chosen = lr, chosen
+        self.lr = lr
+        self.section = section
 
     def first(self, count: int) -> Self:
         """The same optimizer for the first `count` of stacked parameters `(n, …)`; memory and state
@@ -42,6 +43,14 @@ class _Steps:
         narrowed = copy.copy(self)
         narrowed.parameters = [p[:count] for p in self.parameters]
         return narrowed
+
+    def _moving(self) -> list[int]:
+        """Return the numbers of the parameters that have a gradient."""
+        moving: list[int] = []
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                moving.append(number)
+        return moving
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -54,8 +63,8 @@ class Adam(_Steps):
     2019) by name.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
-        super().__init__(parameters, chosen, lr)
+    def __init__(self, parameters: Iterable[Tensor], section: OptimizerSection, lr: float) -> None:
+        super().__init__(parameters, section, lr)
         self._first = [torch.zeros_like(p) for p in self.parameters]
         self._second = [torch.zeros_like(p) for p in self.parameters]
         self._counts = [torch.tensor(0.0) for _ in self.parameters]
@@ -71,23 +80,32 @@ class Adam(_Steps):
     @torch.no_grad()
     def step(self) -> None:
         """One step of every parameter that has a gradient."""
-        at = [number for number, p in enumerate(self.parameters) if p.grad is not None]
-        columns = (self.parameters, [p.grad for p in self.parameters], self._first, self._second)
-        parameters, gradients, first, second = (
-            [column[number] for number in at] for column in columns
-        )
+        at = self._moving()
+        gradients: list[Any] = [self.parameters[number].grad for number in at]
         adam(
-            parameters, gradients, first, second, [], [self._counts[number] for number in at],  # pyright: ignore
-            foreach=False, decoupled_weight_decay=self.chosen.name == "adamw", amsgrad=False, beta1=0.9, beta2=0.999,
-            lr=self.lr, weight_decay=self.chosen.weight_decay, eps=1e-8, maximize=False,
-        )  # fmt: skip
+            [self.parameters[number] for number in at],
+            gradients,
+            [self._first[number] for number in at],
+            [self._second[number] for number in at],
+            [],
+            [self._counts[number] for number in at],
+            foreach=False,
+            decoupled_weight_decay=self.section.name == "adamw",
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.lr,
+            weight_decay=self.section.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 class Sgd(_Steps):
     """Stochastic gradient descent with momentum."""
 
-    def __init__(self, parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> None:
-        super().__init__(parameters, chosen, lr)
+    def __init__(self, parameters: Iterable[Tensor], section: OptimizerSection, lr: float) -> None:
+        super().__init__(parameters, section, lr)
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
     def first(self, count: int) -> Self:
@@ -101,18 +119,27 @@ class Sgd(_Steps):
     @torch.no_grad()
     def step(self) -> None:
         """One step of every parameter that has a gradient."""
-        at = [number for number, p in enumerate(self.parameters) if p.grad is not None]
-        gradients: list[Tensor] = [self.parameters[number].grad for number in at]  # pyright: ignore
+        at = self._moving()
+        gradients: list[Any] = [self.parameters[number].grad for number in at]
         buffers = [self._momentum[number] for number in at]
         sgd(
-            [self.parameters[number] for number in at], gradients, buffers,
-            foreach=False, weight_decay=self.chosen.weight_decay, momentum=self.chosen.momentum, lr=self.lr,
-            dampening=0.0, nesterov=False, maximize=False,
-        )  # fmt: skip
+            [self.parameters[number] for number in at],
+            gradients,
+            buffers,
+            foreach=False,
+            weight_decay=self.section.weight_decay,
+            momentum=self.section.momentum,
+            lr=self.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
         for number, buffer in zip(at, buffers, strict=True):
             self._momentum[number] = buffer
 
 
-def new_optimizer(parameters: Iterable[Tensor], chosen: OptimizerSection, lr: float) -> Adam | Sgd:
-    """The plan's optimizer over these parameters, at this round's learning rate."""
-    return Sgd(parameters, chosen, lr) if chosen.name == "sgd" else Adam(parameters, chosen, lr)
+def new_optimizer(parameters: Iterable[Tensor], section: OptimizerSection, lr: float) -> Adam | Sgd:
+    """Return the plan's optimizer over these parameters, at this round's learning rate."""
+    if section.name == "sgd":
+        return Sgd(parameters, section, lr)
+    return Adam(parameters, section, lr)

@@ -74,7 +74,9 @@ class Bundle:
     def filename(self) -> str:
         """The file's name as `flwr install` demands it."""
         first, second, release = self.name.split(".", 2)
-        return f"{first}.{second}.{release.replace('.', '-')}.{self.hash.removeprefix('sha256:')[:8]}.fab"
+        number = release.replace(".", "-")
+        digest = self.hash.removeprefix("sha256:")
+        return f"{first}.{second}.{number}.{digest[:8]}.fab"
 
 
 def app_files(root: Path | None = None) -> dict[str, bytes]:

@@ -121,16 +121,8 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, int]]:
     return value, lines
 
 
-def _value(
-    event: yaml.NodeEvent,
-    events: Iterator[yaml.Event],
-    path: KeyPath,
-    lines: dict[KeyPath, int],
-    file: str,
-) -> Any:
-    """The value that begins with this event; takes the events that belong to it."""
-    here = _at(file, event)
-    lines.setdefault(path, event.start_mark.line + 1)
+def _check_event(event: yaml.NodeEvent, path: KeyPath, here: str) -> None:
+    """Raise `UserError` for aliases, tags and depths that no file of ours has."""
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise UserError(
             "aliases and anchors (`*x`, `&x`) are not allowed",
@@ -146,6 +138,19 @@ def _value(
             where=here,
             remedy="no key lies that deep; check the brackets",
         )
+
+
+def _value(
+    event: yaml.NodeEvent,
+    events: Iterator[yaml.Event],
+    path: KeyPath,
+    lines: dict[KeyPath, int],
+    file: str,
+) -> Any:
+    """The value that begins with this event; takes the events that belong to it."""
+    here = _at(file, event)
+    lines.setdefault(path, event.start_mark.line + 1)
+    _check_event(event, path, here)
     if isinstance(event, yaml.ScalarEvent):
         if event.style:  # quoted: it is text, whatever it looks like
             return event.value

@@ -97,7 +97,7 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
-        """Return the opposite of `to_json`. Raise `UserError` for what it would not have written."""
+        """Return the opposite of `to_json`. Raise `UserError` for what it never writes."""
         remedy = "save the backbone again"
         try:
             mean = tuple(map(float, data["mean"]))

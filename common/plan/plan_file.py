@@ -30,7 +30,7 @@ def ready_plans() -> list[str]:
 
 
 def find_plan(name: str | Path) -> Path:
-    """Return the file of a plan, by path or a ready plan's bare name. Raise `UserError` for none."""
+    """Return the file of a plan, by path or bare name. Raise `UserError` where there is none."""
     return find_file(name, "plan", READY_PLANS)
 
 
@@ -61,7 +61,7 @@ def amended(plan: Plan, overrides: Sequence[str]) -> Plan:
 
 
 def plan_from_json(text: str) -> Plan:
-    """Return the plan in a text that `canonical` wrote. Raise `UserError` or `UserErrors` for none."""
+    """Return the plan in a text that `canonical` wrote. Raise `UserError` where it is none."""
     return validate(Plan, _json_of(text), {}, "plan")
 
 

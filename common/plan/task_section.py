@@ -31,7 +31,7 @@ Values = Annotated[
 
 
 class CategorySection(Section):
-    """A column of words or codes, and all values that it may have: every node encodes them alike."""
+    """A column of words or codes, and all its values: every node encodes them alike."""
 
     column: Text = Field(description="one of the feature columns")
     values: Values = Field(

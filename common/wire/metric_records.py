@@ -58,13 +58,18 @@ def read_groups(
     if len(groups) + 1 != len(content):
         raise BadUpdate("a group's sums are of the wrong type")
     for column in range(len(sizes)):
-        together = TASKS[task.question].zero(task)
-        for at, sums in groups.items():
-            if at[0] == column:
-                together = together + sums
-        if not together.within(everybody):
-            raise BadUpdate(f"the groups of column {column} are together more than all records")
+        _check_column(column, groups, everybody, task)
     return groups
+
+
+def _check_column(column: int, groups: Groups, everybody: Any, task: TaskSection) -> None:
+    """Raise `BadUpdate` where a column's groups are together more than all records."""
+    together = TASKS[task.question].zero(task)
+    for at, sums in groups.items():
+        if at[0] == column:
+            together = together + sums
+    if not together.within(everybody):
+        raise BadUpdate(f"the groups of column {column} are together more than all records")
 
 
 def _name_of(column: int, group: int) -> str:

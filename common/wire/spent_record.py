@@ -7,7 +7,8 @@ from typing import Any
 
 from flwr.app import ConfigRecord
 
-from fedgraft.common.privacy.accounting import NEIGHBOURS, Row, Spent
+from fedgraft.common.privacy.accounting import NEIGHBOURS, Spent
+from fedgraft.common.privacy.history import Row
 from fedgraft.common.wire.layout import BadUpdate
 
 COLUMNS = ("noise-multipliers", "sample-rates", "steps")  # of a privacy history

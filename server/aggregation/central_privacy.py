@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import Spent, bound, noise_for
+from fedgraft.common.privacy.accounting import Spent, bound
 from fedgraft.common.privacy.clipping import State, applied, norm_of, update_of
+from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness, poisson_sample
 from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
 from fedgraft.server.aggregation.rule import Memory

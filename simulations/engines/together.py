@@ -27,8 +27,8 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.desk import Desk
 from fedgraft.client.handlers import Answer, OpenMessage
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.release.release_chain import release
 from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
+from fedgraft.client.release.release_chain import release
 from fedgraft.client.round import (
     Outcome,
     check_frozen,

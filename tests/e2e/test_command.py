@@ -246,13 +246,16 @@ def test_images_that_are_wrong(place, command):
         (["simulate", "plan.yaml", "--out", "plan.yaml"], ["--out plan.yaml", "file"]),
         (["simulate", "plan.yaml", "--out", "plan.yaml", "--seeds", "2"], ["--out plan.yaml"]),
         (["simulate", "plan.yaml", "--out", "plan.yaml/below"], ["--out plan.yaml/below", "file"]),
-        (["simulate", "plan.yaml", "--out", "/proc/below"], ["--out /proc/below", "cannot be written"]),
+        (
+            ["simulate", "plan.yaml", "--out", "/proc/below"],
+            ["--out /proc/below", "cannot be written"],
+        ),
         (["pretrain", "plan.yaml"], ["pretrain"]),
         (["predict", "nowhere", "north.csv"], ["nowhere"]),
         (["report", "nowhere"], ["nowhere"]),
         (["report", "full"], ["full"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_command_line(place, command, arguments, words):
     """A traceback, or a folder or file written for nothing."""
     (place / "full").mkdir()
@@ -264,8 +267,14 @@ def test_a_wrong_command_line(place, command, arguments, words):
 
 def test_an_unknown_verb_or_option(place, command):
     """A traceback, or status 0."""
-    for line in ("simulat plan.yaml", "simulate plan.yaml --rounds 3", "simulate", "simulate plan.yaml --seeds 0",
-                 "simulate plan.yaml --workers x", "predict"):  # fmt: skip
+    for line in (
+        "simulat plan.yaml",
+        "simulate plan.yaml --rounds 3",
+        "simulate",
+        "simulate plan.yaml --seeds 0",
+        "simulate plan.yaml --workers x",
+        "predict",
+    ):
         done = command(*line.split())
         assert done.code == 2
         assert "Traceback" not in done.err
@@ -316,8 +325,14 @@ def test_what_a_run_says_and_leaves(place, command):
     for word in ("shared model", "head only", "alone, mean", "accuracy", "run"):
         assert word in done.out
     assert {path.name for path in (place / "run").iterdir()} >= {
-        "plan.yaml", "result.json", "metrics.jsonl", "shared_model", "checkpoints", "report.html", "labels_by_node.png"
-    }  # fmt: skip
+        "plan.yaml",
+        "result.json",
+        "metrics.jsonl",
+        "shared_model",
+        "checkpoints",
+        "report.html",
+        "labels_by_node.png",
+    }
     assert not [path for path in place.rglob("*") if ".part" in path.name]
     assert "batch_size" not in done.out
     page = (place / "run" / "report.html").read_text()
@@ -371,8 +386,13 @@ def test_predict_on_every_kind_of_input(runs, command):
         shade = np.full((*size, 3), 80 * number, np.uint8)
         Image.fromarray(shade).save(folder / f"{number}.png")
         Image.fromarray(shade[..., 0]).save(folder / "deeper" / f"{number}.jpg")
-    for run, given, count in (("images", "scans/1.png", 1), ("images", "scans", 6), ("images", "spots.npz", 60),
-                              ("images/shared_model", "spots.npz", 60), ("tables", "west.csv", 40)):  # fmt: skip
+    for run, given, count in (
+        ("images", "scans/1.png", 1),
+        ("images", "scans", 6),
+        ("images", "spots.npz", 60),
+        ("images/shared_model", "spots.npz", 60),
+        ("tables", "west.csv", 40),
+    ):
         done = command("predict", run, given, "--out", "found.csv")
         assert done.code == 0, done.err
         head, *rows = rows_of(runs / "found.csv")
@@ -445,10 +465,14 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(place, process, pr
     sets = ["--set", "train.rounds=60", "--set", "task.classes=[no, yes indeed]"]
     started = subprocess.Popen(
         [*program, "simulate", "plan.yaml", *sets, "--out", "cut", "--baselines", "head"],
-        cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         # tests in the background ignore Ctrl-C
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     lines = place / "cut" / "metrics.jsonl"
     while started.poll() is None and (not lines.exists() or lines.read_text().count("\n") < 9):
         time.sleep(0.05)

@@ -120,8 +120,13 @@ def on_terminal(federation: LocalFederation, *words: str | Path) -> tuple[int, s
     environment = federation.environment | {"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
     process = subprocess.Popen(
         [str(BIN / "fedgraft"), *map(str, words)],
-        cwd=federation.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
+        cwd=federation.folder,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     shown = b""
     with (

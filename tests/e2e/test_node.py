@@ -248,9 +248,11 @@ def test_a_node_runs_as_nobody_and_a_removed_one_no_more(
                 "server", "nodes", "list", "--server", federation.server_file
             ).out
         )
-        refused = lambda: any(
-            "does not know it" in words for words in federation.list_events("guest", "ended")
-        )  # noqa: E731
+
+        def refused() -> bool:
+            ends = federation.list_events("guest", "ended")
+            return any("does not know it" in words for words in ends)
+
         wait_until("it is refused", refused, 120)
         seen(
             "a node as the user nobody: takes part, cannot write what was approved; once removed it"

@@ -38,9 +38,12 @@ def table(folder: Path, women: int = 12, men: int = 30) -> Records:
     ]
     (folder / "people.csv").write_text("\n".join(["a,sex,age,target", *rows]) + "\n")
     return open_records(
-        path=folder / "people.csv", kind="tabular-classification", classes=["no", "yes"], columns=["a"],
+        path=folder / "people.csv",
+        kind="tabular-classification",
+        classes=["no", "yes"],
+        columns=["a"],
         test_fraction=0.9,
-    )  # fmt: skip
+    )
 
 
 def test_each_row_is_in_the_group_of_its_own_value(tmp_path: Path) -> None:

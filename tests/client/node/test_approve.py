@@ -229,10 +229,23 @@ def test_the_nodes_user_cannot_change_what_was_approved(approvals: Approvals, no
         (altered / name).write_bytes(content + (b"#" if name == "client/round.py" else b""))
     dropped = "-dac_override,-dac_read_search,-fowner,-chown,-setuid,-setgid"
     done = subprocess.run(
-        ["setpriv", "--bounding-set", dropped, "--inh-caps", "-all",
-         sys.executable, "-c", script, str(approvals.folder), str(altered)],
-        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        [
+            "setpriv",
+            "--bounding-set",
+            dropped,
+            "--inh-caps",
+            "-all",
+            sys.executable,
+            "-c",
+            script,
+            str(approvals.folder),
+            str(altered),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     told = json.loads(done.stdout)
     assert told["reads"] == BUNDLE.hash
     assert told["writable"] == []

@@ -535,9 +535,11 @@ def test_a_layer_that_hides_from_opacus_is_found() -> None:
     """
     model = graft(backbone("mlp"), method="head", classes=3)
     head = model.net.get_submodule(model.head_name)
-    head.register_forward_hook(
-        lambda module, inputs, output: output + F.linear(inputs[0], module.weight)
-    )  # type: ignore[arg-type]
+
+    def add_unseen(module: Any, inputs: Any, output: Any) -> Any:
+        return output + F.linear(inputs[0], module.weight)
+
+    head.register_forward_hook(add_unseen)
     with pytest.raises(Refused, match="does not see every layer"):
         check_gradients(model, "hooks", torch.zeros(1, 5), cross_entropies)
 

@@ -89,8 +89,15 @@ def test_convolutions(groups, inputs, outputs, kernel, stride, padding, dilation
     network could have.
     """
     layer = nn.Conv2d(
-        inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias
-    )  # fmt: skip
+        inputs,
+        outputs,
+        kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=bias,
+    )
     x = torch.randn(
         3, inputs, side, side + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -140,11 +147,14 @@ def test_both_ways_to_a_norm_agree():
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *[(name, method) for name in ("cifar-resnet8", "mobilenet_v3_small")
-          for method in ("head", "lora", "bottleneck", "scale-shift", "bias")],
+        *[
+            (name, method)
+            for name in ("cifar-resnet8", "mobilenet_v3_small")
+            for method in ("head", "lora", "bottleneck", "scale-shift", "bias")
+        ],
         pytest.param("vit_b_16", "lora", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_the_same_sums_as_opacus(name, method, monkeypatch):
     """A rule that differs from Opacus's own on a real network, merged convolutions and grouped ones
     included.

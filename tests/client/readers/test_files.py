@@ -294,7 +294,8 @@ peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read
 told = {"before": peak()}
 began = time.perf_counter()
 records = open_records(
-    path=folder / "data", cache=folder / "seen", kind="image-classification", classes=("normal", "pneumonia")
+    path=folder / "data", cache=folder / "seen", kind="image-classification",
+    classes=("normal", "pneumonia")
 )
 told |= {"seconds": time.perf_counter() - began, "opened": peak(), "rows": len(records.labels)}
 split = Split(records, records.splits["train"], for_images(64))
@@ -370,7 +371,8 @@ import torch
 from tests.records import open_records
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()
-records = open_records(path=sys.argv[1], kind="image-classification", classes=("normal", "pneumonia"))
+classes = ("normal", "pneumonia")
+records = open_records(path=sys.argv[1], kind="image-classification", classes=classes)
 for start in range(0, 100_000, 500):
     records.read(np.arange(start, start + 500))
 print(peak() - before)

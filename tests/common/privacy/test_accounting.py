@@ -18,18 +18,11 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedgraft.common.errors import UserError
-from fedgraft.common.privacy import accounting
-from fedgraft.common.privacy.accounting import (
-    ORDERS,
-    PRV_ERROR,
-    Row,
-    bound,
-    epsilon,
-    merged,
-    noise_for,
-    shown,
-    statement,
-)
+from fedgraft.common.privacy.accounting import Accountant, bound, epsilon, shown, statement
+from fedgraft.common.privacy.history import Row, merge_rows
+from fedgraft.common.privacy.noise_search import noise_for
+from fedgraft.common.privacy.prv_bound import PRV_ERROR
+from fedgraft.common.privacy.rdp_bound import ORDERS, bound_by_rdp, renyi_curve
 
 Accountants = google.PrivacyAccountant
 
@@ -63,7 +56,7 @@ def against_google(history: list[Row], delta: float) -> None:
     ours = epsilon(history, delta, "rdp")
     # at whole orders; between them Google interpolates, and is higher
     theirs = independent(RdpAccountant(WHOLE), history, delta)
-    assert accounting._by_rdp(merged(history), delta, WHOLE) == pytest.approx(theirs, rel=1e-3)
+    assert bound_by_rdp(merge_rows(history), delta, WHOLE) == pytest.approx(theirs, rel=1e-3)
     assert ours <= theirs * 1.001
 
     found = bound(history, delta, "prv")
@@ -84,7 +77,7 @@ def between_prv_bounds(history: list[Row], delta: float) -> None:
     from opacus.accountants import PRVAccountant
 
     counted = PRVAccountant()
-    counted.history = list(merged(history))
+    counted.history = list(merge_rows(history))
     whole = counted._get_dprv(eps_error=PRV_ERROR, delta_error=delta / 1000)
     lower, estimate, upper = whole.compute_epsilon(delta, delta / 1000, PRV_ERROR)
     assert lower <= estimate <= found.epsilon <= upper + 1e-3
@@ -120,7 +113,7 @@ def test_renyi_divergence_by_integration(sigma: float, rate: float) -> None:
     orders = (1.05, 1.1, 1.5, 2.0, 2.3, 3.7, 8.4)
     z, width = np.linspace(-15 * sigma, 10 + 15 * sigma, 1_000_001, retstep=True)
     log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * z - 1) / (2 * sigma**2))
-    for order, found in zip(orders, accounting._curve(sigma, rate, orders), strict=True):
+    for order, found in zip(orders, renyi_curve(sigma, rate, orders), strict=True):
         # less α (ratio − 1), whose mean is 0: nothing is left that could cancel
         terms = norm.pdf(z, 0, sigma) * (np.expm1(order * log_ratio) - order * np.expm1(log_ratio))
         exact = math.log1p(float(np.sum(terms)) * float(width)) / (order - 1)
@@ -173,12 +166,12 @@ def test_order_and_splitting_do_not_matter(history: list[Row], seed: random.Rand
     """A round more or less in a row, or rows in another order, are the same history."""
     halves = [(s, q, part) for s, q, n in history for part in (n // 2, n - n // 2)]
     seed.shuffle(halves)
-    assert merged(halves) == merged(history)
+    assert merge_rows(halves) == merge_rows(history)
     assert epsilon(halves, 1e-5, "rdp") == epsilon(history, 1e-5, "rdp")
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
-def test_extremes(accountant: accounting.Accountant) -> None:
+def test_extremes(accountant: Accountant) -> None:
     """No noise is no privacy; nothing done costs nothing; nothing here may raise, hang or come out
     as NaN.
     """
@@ -219,7 +212,7 @@ def test_prv_gives_way_to_rdp_and_says_so() -> None:
 )
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
 def test_noise_keeps_the_promise_by_another_accountant(
-    accountant: accounting.Accountant,
+    accountant: Accountant,
     target: float,
     delta: float,
     rate: float,

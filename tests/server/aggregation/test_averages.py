@@ -18,8 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import noise_for
 from fedgraft.common.privacy.clipping import applied, clipped, norm_of, update_of
+from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
 from fedgraft.server.aggregation.central_privacy import CentralPrivacy

@@ -89,12 +89,12 @@ def test_one_bad_node_does_not_stop_the_others(tiny, tmp_path):
 
 def test_a_node_that_cannot_answer_is_left_out_alone(tiny, tmp_path, monkeypatch):
     """One full disk, and the server waits an hour for every node of the batch."""
-    encoded = Feedback.encoded
+    encode = Feedback.encode
 
     def on_a_full_disk(self, *given):
         if "node-1" in str(self.folder):
             raise OSError(28, "No space left on device")
-        return encoded(self, *given)
+        return encode(self, *given)
 
     monkeypatch.setattr(Feedback, "encode", on_a_full_disk)
     plan = ("aggregate.encoding=int8", "aggregate.round_timeout=20", "train.rounds=2")
