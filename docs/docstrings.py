@@ -1,4 +1,4 @@
-"""Show the examples in docstrings as code: an extension of griffe, which mkdocstrings reads with."""
+"""Show the examples in docstrings as code: an extension of griffe, by which mkdocstrings reads."""
 
 from __future__ import annotations
 

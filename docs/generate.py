@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import typer
@@ -76,7 +76,7 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     key = name.rpartition("/")[0] or name
     if key not in AUDIENCES or name == "adr/index.md":
         return markdown
-    title, _, text = markdown.partition("\n")
+    title, _newline, text = markdown.partition("\n")
     return f"{title}\n\n*{AUDIENCES[key]}*\n{text}"
 
 
@@ -165,12 +165,10 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
 def describe_command(name: str, command: click.Command) -> str:
     """Return a command's section: what it does, an example, arguments and options."""
     text, examples = part_help(command.help or "")
-    context = click.Context(command, info_name=name)
-    usage = " ".join([name, *command.collect_usage_pieces(context)])
-    parts = [f"## {name}\n", text, f"```sh\n{examples or usage}\n```\n"]
+    parts = [f"## {name}\n", text, f"```sh\n{examples or name}\n```\n"]
     for parameter in command.params:
         if parameter.name != "help":
-            parts.append(describe_parameter(parameter, context))
+            parts.append(describe_parameter(parameter, command))
     return "\n".join(parts)
 
 
@@ -188,19 +186,27 @@ def part_help(text: str) -> tuple[str, str]:
     return "\n".join(paragraphs), examples
 
 
-def describe_parameter(parameter: click.Parameter, context: click.Context) -> str:
+def describe_parameter(parameter: click.Parameter, command: click.Command) -> str:
     """Return an entry of a list of definitions."""
-    metavar = parameter.make_metavar(context)
+    metavar = parameter.make_metavar(click.Context(command))
     names = metavar
     if isinstance(parameter, click.Option):
         names = ", ".join(parameter.opts)
         if not parameter.is_flag:
-            names += f" {metavar}"
-    help_text = getattr(parameter, "help", None) or ""
+            names += f" {metavar.removesuffix(' RANGE')}"
     facts = ""
     if isinstance(parameter.default, str | int | float | Path) and parameter.default:
         facts = f" <small>default `{parameter.default}`</small>"
-    return f"`{names}`{facts}\n:   {help_text}\n"
+    return f"`{names}`{facts}\n:   {help_of(parameter, command)}\n"
+
+
+def help_of(parameter: click.Parameter, command: click.Command) -> str:
+    """Return a parameter's help out of its annotation: with click 8.5 typer's arguments lose it."""
+    hints = get_type_hints(command.callback, include_extras=True)
+    for described in getattr(hints[str(parameter.name)], "__metadata__", ()):
+        if getattr(described, "help", None):
+            return described.help
+    return ""
 
 
 # ── texts from elsewhere in the repository ────────────────────────────────────────────────────────
