@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedgraft.client.release.outgoing import Outgoing, ReleaseTerms
-from fedgraft.common.privacy.clipping import clipped
+from fedgraft.common.privacy.clipping import clip_update
 
 
 def clip(outgoing: Outgoing, terms: ReleaseTerms) -> Outgoing:
@@ -14,4 +14,4 @@ def clip(outgoing: Outgoing, terms: ReleaseTerms) -> Outgoing:
     if not privacy.on_updates:
         return outgoing
     norm = terms.clip or privacy.max_update_norm
-    return replace(outgoing, update=clipped(outgoing.difference(), norm))
+    return replace(outgoing, update=clip_update(outgoing.difference(), norm))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.privacy.clipping import applied, update_of
+from fedgraft.common.privacy.clipping import apply_update, update_of
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.wire.layout import Layout
 
@@ -65,4 +65,4 @@ class Outgoing:
         """Return the adapter that leaves."""
         if self.update is None:
             return dict(self.trained)
-        return applied(self.received, self.update)
+        return apply_update(self.received, self.update)

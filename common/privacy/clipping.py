@@ -18,37 +18,54 @@ State = Mapping[str, Tensor]
 
 
 def update_of(state: State, received: State) -> dict[str, Tensor]:
-    """Δ = state − received, float64, tensors by name."""
-    return {name: state[name].double() - received[name].double() for name in sorted(received)}
+    """Return Δ = state − received, float64, tensors by name."""
+    update: dict[str, Tensor] = {}
+    for name in sorted(received):
+        update[name] = state[name].double() - received[name].double()
+    return update
 
 
 def norm_of(update: State) -> float:
-    """L2 norm over all tensors of an update together."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in update.values()))
+    """Return the L2 norm over all tensors of an update together."""
+    total = 0.0
+    for tensor in update.values():
+        total += float(tensor.double().square().sum())
+    return math.sqrt(total)
 
 
-def clipped(update: State, most: float) -> dict[str, Tensor]:
-    """Δ · min(1, most / ‖Δ‖), in float64. Zero stays zero; what is not finite becomes zero, too."""
+def clip_update(update: State, most: float) -> dict[str, Tensor]:
+    """Return Δ · min(1, most / ‖Δ‖), float64. Zero stays zero; what is not finite becomes zero,
+    too.
+    """
     norm = norm_of(update)
+    clipped: dict[str, Tensor] = {}
     if not math.isfinite(norm):
-        return {
-            name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in update.items()
-        }
-    factor = 1.0 if norm <= most else most / norm
-    return {name: tensor.double() * factor for name, tensor in update.items()}
+        for name, tensor in update.items():
+            clipped[name] = torch.zeros_like(tensor, dtype=torch.float64)
+        return clipped
+    factor = 1.0
+    if norm > most:
+        factor = most / norm
+    for name, tensor in update.items():
+        clipped[name] = tensor.double() * factor
+    return clipped
 
 
-def applied(received: State, update: State) -> dict[str, Tensor]:
-    """received + Δ as float32: an adapter again."""
-    return {
-        name: (received[name].double() + update[name]).to(torch.float32)
-        for name in sorted(received)
-    }
+def apply_update(received: State, update: State) -> dict[str, Tensor]:
+    """Return received + Δ as float32: an adapter again."""
+    state: dict[str, Tensor] = {}
+    for name in sorted(received):
+        moved = received[name].double() + update[name]
+        state[name] = moved.to(torch.float32)
+    return state
 
 
 def noise_like(state: State, deviation: float, randomness: Randomness) -> dict[str, Tensor]:
-    """Independent Gaussian noise for every value of a state, float64."""
-    sizes = {name: state[name].numel() for name in sorted(state)}
-    drawn = torch.from_numpy(randomness.normal(sum(sizes.values())) * deviation)
-    parts = zip(sizes, drawn.split(list(sizes.values())), strict=True)
-    return {name: part.view_as(state[name]) for name, part in parts}
+    """Return independent Gaussian noise for every value of a state, float64."""
+    names = sorted(state)
+    sizes = [state[name].numel() for name in names]
+    values = randomness.normal(sum(sizes)) * deviation
+    noise: dict[str, Tensor] = {}
+    for name, part in zip(names, torch.from_numpy(values).split(sizes), strict=True):
+        noise[name] = part.view_as(state[name])
+    return noise

@@ -81,8 +81,8 @@ def _find_root(
         return least
     if distance(high) > 0:
         return None
-    root = brentq(distance, low, high, xtol=5e-4, rtol=1e-12)
-    return math.exp(float(root))  # type: ignore[arg-type]
+    root = brentq(distance, low, high, xtol=5e-4, rtol=1e-12)  # type: ignore[arg-type]
+    return math.exp(float(root))
 
 
 def _round_up(value: float) -> float:

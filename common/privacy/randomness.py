@@ -15,11 +15,17 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-FEW = 8192  # bytes, which the operating system gives as fast as a cipher is set up
+# bytes, which the operating system gives as fast as a cipher is set up
+FEW = 8192
+# of the fraction of a float64
+BITS = 53
 
 
 class Randomness:
     """Uniform and normal draws in float64, that nobody can foresee.
+
+        randomness = Randomness()
+        noise = deviation * randomness.normal(1000)
 
     Args:
         seed: makes every draw repeatable, so that a simulation can be repeated. Noise that can be
@@ -27,39 +33,40 @@ class Randomness:
     """
 
     def __init__(self, seed: bytes | None = None) -> None:
-        self._seeded = None if seed is None else np.random.default_rng(list(seed))
+        self._seeded: np.random.Generator | None = None
+        if seed is not None:
+            self._seeded = np.random.default_rng(list(seed))
 
     def uniform(self, count: int) -> np.ndarray:
-        """`(count,)` numbers in [0, 1), multiples of 2⁻⁵³."""
+        """Return `(count,)` numbers in [0, 1), multiples of 2⁻⁵³."""
         if self._seeded is not None:
             return self._seeded.random(count)
-        return (np.frombuffer(_bytes(8 * count), np.uint64) >> np.uint64(11)) * 2.0**-53
+        words = np.frombuffer(_draw_bytes(8 * count), np.uint64)
+        return (words >> np.uint64(64 - BITS)) * 2.0**-BITS
 
     def normal(self, count: int) -> np.ndarray:
-        """`(count,)` standard normal numbers (Box and Muller 1958)."""
+        """Return `(count,)` standard normal numbers (Box and Muller 1958)."""
         half = -(-count // 2)
-        draws = torch.from_numpy(
-            self.uniform(2 * half)
-        )  # torch's logarithm and sine are the quicker ones
+        # torch's logarithm and sine are the quicker ones
+        draws = torch.from_numpy(self.uniform(2 * half))
         radius = torch.log1p(-draws[:half]).mul_(-2).sqrt_()
         angle = draws[half:] * (2 * math.pi)
-        return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count].numpy()
+        pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+        return pairs[:count].numpy()
 
     def generator(self) -> torch.Generator:
-        """A torch generator for what needs no secrecy: which way an image is flipped."""
-        return torch.Generator().manual_seed(int(self.uniform(1)[0] * 2**53))
+        """Return a torch generator for what needs no secrecy: which way an image is flipped."""
+        seed = int(self.uniform(1)[0] * 2**BITS)
+        return torch.Generator().manual_seed(seed)
 
 
-def _bytes(count: int) -> bytes:
+def _draw_bytes(count: int) -> bytes:
     if count <= FEW:
         return os.urandom(count)
-    return (
-        Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16)))
-        .encryptor()
-        .update(bytes(count))
-    )
+    cipher = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16)))
+    return cipher.encryptor().update(bytes(count))
 
 
 def poisson_sample(units: int, rate: float, randomness: Randomness) -> np.ndarray:
-    """Numbers of the units that enter a step, each by its own coin; there may be none."""
+    """Return numbers of the units that enter a step, each by its own coin; there may be none."""
     return np.flatnonzero(randomness.uniform(units) < rate)

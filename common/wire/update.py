@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.privacy.accounting import Spent
-from fedgraft.common.privacy.clipping import applied
+from fedgraft.common.privacy.clipping import apply_update
 from fedgraft.common.wire.encoding import decode, error_bound
 from fedgraft.common.wire.layout import (
     ADAPTER,
@@ -210,6 +210,6 @@ def _unpack_encoded(arrays: ArrayRecord, expected: Expected) -> dict[str, Tensor
         update = decode(arrays[ADAPTER].numpy(), expected.layout.shapes, expected.encoding)
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise BadUpdate(f"the array cannot be read as {expected.encoding} ({error})") from error
-    state = applied(expected.sent, update)
+    state = apply_update(expected.sent, update)
     check_believable(torch.cat([tensor.reshape(-1) for tensor in state.values()]))
     return state

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedgraft.common.privacy.clipping import State, clipped, noise_like
+from fedgraft.common.privacy.clipping import State, clip_update, noise_like
 from fedgraft.common.privacy.randomness import Randomness
 
 # η_C of Andrew et al. 2021, section 3
@@ -48,7 +48,7 @@ def noisy_mean(
     """
     total = noise_like(like, deviation, randomness)
     for update in updates:
-        for name, tensor in clipped(update, clip).items():
+        for name, tensor in clip_update(update, clip).items():
             total[name] = total[name] + tensor
     return {name: tensor / expected for name, tensor in total.items()}
 

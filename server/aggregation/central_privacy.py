@@ -20,7 +20,7 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import Spent, bound
-from fedgraft.common.privacy.clipping import State, applied, norm_of, update_of
+from fedgraft.common.privacy.clipping import State, apply_update, norm_of, update_of
 from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness, poisson_sample
 from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
@@ -98,7 +98,7 @@ class CentralPrivacy:
             expected=self.expected,
             randomness=randomness,
         )
-        return applied(sent, mean)
+        return apply_update(sent, mean)
 
     def spent(self, rounds: int) -> Spent:
         """Return ε of each node after so many rounds."""

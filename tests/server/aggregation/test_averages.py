@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.clipping import applied, clipped, norm_of, update_of
+from fedgraft.common.privacy.clipping import apply_update, clip_update, norm_of, update_of
 from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
@@ -79,7 +79,7 @@ def test_moments_of_the_noise_of_a_real_average(answered: int, clipping: str) ->
     )
     sent = state_of(99, 0.01)
     updates = [state_of(k, scale) for k, scale in enumerate([1.0, 1e-3, 0.0, 3.0, 1e-4][:answered])]
-    states = {f"n{k}": applied(sent, update) for k, update in enumerate(updates)}
+    states = {f"n{k}": apply_update(sent, update) for k, update in enumerate(updates)}
     received = [update_of(state, sent) for state in states.values()]  # float32 on the way
     noise = flat(update_of(central.average(sent, states, 1), sent)) - by_hand(received, clip) / 5
     k, spread = len(noise), z * clip / 5 / (math.sqrt(0.9) if clipping == "adaptive" else 1)
@@ -129,13 +129,13 @@ def test_one_node_moves_the_average_by_the_norm_over_the_cohort(
 def test_an_update_of_zero_stays_zero_and_a_broken_one_becomes_zero() -> None:
     """Division by a norm of zero; a NaN that passes through a minimum."""
     zero = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    assert norm_of(clipped(zero, 1.0)) == 0.0
+    assert norm_of(clip_update(zero, 1.0)) == 0.0
     for bad in (math.nan, math.inf):
-        assert norm_of(clipped({**state_of(0), "head.bias": torch.full((7,), bad)}, 1.0)) == 0.0
-    long = clipped(state_of(0, 100.0), 0.25)
+        assert norm_of(clip_update({**state_of(0), "head.bias": torch.full((7,), bad)}, 1.0)) == 0.0
+    long = clip_update(state_of(0, 100.0), 0.25)
     assert norm_of(long) == pytest.approx(0.25, rel=1e-12)
     short = state_of(0, 1e-5)
-    assert np.array_equal(flat(clipped(short, 0.25)), flat(short))
+    assert np.array_equal(flat(clip_update(short, 0.25)), flat(short))
 
 
 # ── cohorts ───────────────────────────────────────────────────────────────────────────────────────
