@@ -12,6 +12,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import replacing, write_whole
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
+# a path that cannot be written was chosen by the user; a disk that is full or broken was not
 CHOSEN = (
     errno.EACCES,
     errno.EPERM,
@@ -28,11 +31,23 @@ CHOSEN = (
     errno.EISDIR,
     errno.EEXIST,
 )
-SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
+# what torch raises for bytes that are no file of its own
+DAMAGED = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+)
+# keys under which state dicts are found in published files
+WRAPPERS = ("state_dict", "model")
 
 
 def fingerprint_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the sorted tensors: name, dtype, shape, then the bytes as they lie in
+    """Return the SHA-256 over the sorted tensors: name, dtype, shape, then the bytes as they lie in
     (little-endian) memory.
 
     Any other byte, name, dtype or shape gives another fingerprint; the order of the mapping does
@@ -44,7 +59,8 @@ def fingerprint_of(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach()
-        head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+        kind = str(tensor.dtype).removeprefix("torch.")
+        head = json.dumps([name, kind, list(tensor.shape)])
         digest.update(head.encode() + b"\0")
         raw = tensor.cpu().contiguous().reshape(-1)
         if raw.numel():
@@ -53,7 +69,7 @@ def fingerprint_of(state: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, `.pth`, `.pt` or `.th` file, on the CPU.
+    """Return the tensors of a `.safetensors`, `.pth`, `.pt` or `.th` file, on the CPU.
 
     Torch's files are unpickled with `weights_only=True`: one that would run code is refused, not
     run. A state dict under the key `state_dict` or `model`, and names that begin with `module.`,
@@ -65,25 +81,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     where = str(path)
     if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"weights in a {path.suffix or 'nameless'} file",
-            where=where,
-            remedy=f"give a file in {', '.join(SUFFIXES)}",
-        )
+        what = f"weights in a {path.suffix or 'nameless'} file"
+        raise UserError(what, where=where, remedy=f"give a file in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise UserError(
-            "there is no such weights file",
-            where=where,
-            remedy="correct backbone.weights, or fetch the file first",
-        )
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        remedy = "correct backbone.weights, or fetch the file first"
+        raise UserError("there is no such weights file", where=where, remedy=remedy)
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        state = _read_torch(path)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{name} holds values that are not finite (NaN or infinity)",
-                where=where,
-                remedy="train or fetch the weights again",
-            )
+            what = f"{name} holds values that are not finite (NaN or infinity)"
+            raise UserError(what, where=where, remedy="train or fetch the weights again")
     return state
 
 
@@ -98,53 +108,53 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Weights only" in str(error) or "GLOBAL" in str(error):
-            raise UserError(
-                "the file holds more than tensors: to load it would run code that somebody put into"
-                " it; refused",
-                where=str(path),
-                remedy=(
-                    "save the state dict alone (torch.save(net.state_dict(), …)), or as"
-                    " .safetensors"
-                ),
-            ) from error
-        raise _corrupt(path, error) from error
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise _corrupt(path, error) from error
-    for wrapper in ("state_dict", "model"):
+    loaded = _unpickle(path)
+    for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(v, Tensor) for v in loaded.values())
-    ):
-        raise UserError(
-            "the file holds no state dict (names → tensors)",
-            where=str(path),
-            remedy="save it with torch.save(net.state_dict(), …) or as .safetensors",
+    if not _is_state(loaded):
+        remedy = "save it with torch.save(net.state_dict(), …) or as .safetensors"
+        what = "the file holds no state dict (names → tensors)"
+        raise UserError(what, where=str(path), remedy=remedy)
+    state: dict[str, Tensor] = {}
+    for name, tensor in loaded.items():
+        # a prefix of networks that were trained on several cards
+        state[str(name).removeprefix("module.")] = tensor.detach()
+    return state
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _would_run_code(error):
+            raise _corrupt(path, error) from error
+        what = (
+            "the file holds more than tensors: to load it would run code that somebody put into it;"
+            " refused"
         )
-    return {str(name).removeprefix("module."): tensor.detach() for name, tensor in loaded.items()}
+        remedy = "save the state dict alone (torch.save(net.state_dict(), …)), or as .safetensors"
+        raise UserError(what, where=str(path), remedy=remedy) from error
+    except DAMAGED as error:
+        raise _corrupt(path, error) from error
+
+
+def _would_run_code(error: pickle.UnpicklingError) -> bool:
+    """Whether torch refused something that is no tensor."""
+    words_of_torch = ("weights_only", "Weights only", "GLOBAL")
+    return any(words in str(error) for words in words_of_torch)
+
+
+def _is_state(loaded: Any) -> bool:
+    if not isinstance(loaded, dict) or not loaded:
+        return False
+    return all(isinstance(value, Tensor) for value in loaded.values())
 
 
 def _corrupt(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"the weights cannot be read: the file is cut short or damaged ({type(error).__name__})",
-        where=str(path),
-        remedy="fetch or write the file again",
-    )
+    kind = type(error).__name__
+    what = f"the weights cannot be read: the file is cut short or damaged ({kind})"
+    return UserError(what, where=str(path), remedy="fetch or write the file again")
 
 
 def write_tensors(
@@ -164,20 +174,16 @@ def write_tensors(
 
     if metadata and len(metadata) > 1:
         raise ValueError(f"metadata {sorted(metadata)}: several have no fixed order in the file")
-    whole = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # straight into the file: no copy of all in memory
         with replacing(path) as part:
-            save_file(
-                whole, part, metadata=dict(metadata or {})
-            )  # into the file: no copy of all in memory
+            save_file(tensors, part, metadata=dict(metadata or {}))
     except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        raise _told(
-            path, OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
-        ) from error
+        raise _explain(path, _os_error_of(error)) from error
     except OSError as error:
-        raise _told(path, error) from error
+        raise _explain(path, error) from error
 
 
 def write_beside(content: bytes, path: Path) -> None:
@@ -191,21 +197,20 @@ def write_beside(content: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise _told(path, error) from error
+        raise _explain(path, error) from error
 
 
-def _told(path: Path, error: Exception) -> Exception:
-    """A place that cannot be written was chosen by the user; a disk that is full or broken was
-    not.
-    """
-    if not isinstance(error, OSError) or error.errno not in CHOSEN:
-        return OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            getattr(error, "strerror", None) or str(error),
-            str(path),
-        )
-    return UserError(
-        f"cannot be written ({error.strerror})",
-        where=str(path),
-        remedy="choose a folder that you may write to",
-    )
+def _os_error_of(error: Exception) -> OSError:
+    """Return the system's error that safetensors put into words."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return OSError(errno.EIO, str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+def _explain(path: Path, error: OSError) -> Exception:
+    """Return what to raise for a path that cannot be written."""
+    if error.errno in CHOSEN:
+        what = f"cannot be written ({error.strerror})"
+        return UserError(what, where=str(path), remedy="choose a folder that you may write to")
+    return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))

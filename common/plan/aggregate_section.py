@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from fedgraft.common.plan.section import Count, Section
+from fedgraft.common.registry import Line
 
 
-class Strategy(NamedTuple):
-    """What a plan must know of a rule of aggregation; what it does is in `server/aggregation/`.
+_RULES = "fedgraft.server.aggregation"
+
+
+@dataclass(frozen=True)
+class Strategy(Line):
+    """A rule of aggregation, and what a plan must know of it without importing it: the rules are the
+    server's.
 
     Attributes:
         is_average: whether it combines updates by an average of them, with or without memory.
@@ -24,15 +31,15 @@ class Strategy(NamedTuple):
 
 
 STRATEGIES = {
-    "fedavg": Strategy(is_plain_mean=True),
-    "fedprox": Strategy(is_plain_mean=True, without_proximal="fedavg"),
-    "fedavgm": Strategy(),
-    "fedadam": Strategy(),
-    "fedyogi": Strategy(),
-    "fedadagrad": Strategy(),
-    "median": Strategy(is_average=False),
-    "trimmed-mean": Strategy(is_average=False),
-    "krum": Strategy(is_average=False),
+    "fedavg": Strategy(f"{_RULES}.fedavg:FEDAVG", is_plain_mean=True),
+    "fedprox": Strategy(f"{_RULES}.fedavg:FEDPROX", is_plain_mean=True, without_proximal="fedavg"),
+    "fedavgm": Strategy(f"{_RULES}.fedavgm:FEDAVGM"),
+    "fedadam": Strategy(f"{_RULES}.adaptive:FEDADAM"),
+    "fedyogi": Strategy(f"{_RULES}.adaptive:FEDYOGI"),
+    "fedadagrad": Strategy(f"{_RULES}.adaptive:FEDADAGRAD"),
+    "median": Strategy(f"{_RULES}.median:MEDIAN", is_average=False),
+    "trimmed-mean": Strategy(f"{_RULES}.trimmed_mean:TRIMMED_MEAN", is_average=False),
+    "krum": Strategy(f"{_RULES}.krum:KRUM", is_average=False),
 }
 if TYPE_CHECKING:
     StrategyName = str
