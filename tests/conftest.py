@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-
 # a machine at work is slow, not wrong
 settings.register_profile("fedgraft", deadline=None)
 settings.load_profile("fedgraft")

@@ -10,13 +10,12 @@ from pydantic import Field
 from fedgraft.common.plan.section import Count, Section
 from fedgraft.common.registry import Line
 
-
 _RULES = "fedgraft.server.aggregation"
 
 
 @dataclass(frozen=True)
 class Strategy(Line):
-    """A rule of aggregation, and what a plan must know of it without importing it: the rules are the
+    """A rule of aggregation, and what a plan must know of it without importing it: rules are the
     server's.
 
     Attributes:
