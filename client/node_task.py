@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
+from fedgraft.client.data.data_set import DataSource, Records, open_records
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
@@ -88,7 +88,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
     )
-    return open_records(source, TaskData.of(plan.task))
+    return open_records(source, plan.task)
 
 
 def open_splits(node: Node, plan: Agreement, preparation: Preparation) -> tuple[Split, Split]:

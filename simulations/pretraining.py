@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
+from fedgraft.client.data.data_set import DataSource, Records, open_records
 from fedgraft.client.data.split import Split
 from fedgraft.client.round import round_generator
 from fedgraft.client.training.local_steps import (
@@ -100,7 +100,7 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
 
 def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     classes = tuple(map(str, section.labels))
-    task = replace(TaskData.of(plan.task), classes=classes, labels=section.labels)
+    task = plan.task.model_copy(update={"classes": classes, "labels": section.labels})
     return open_records(DataSource(resolve(section.data, plan_path.parent)), task)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.client.data.data_set import DataSource, Records, TaskData, open_records
+from fedgraft.client.data.data_set import DataSource, Records, open_records
 from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
@@ -107,7 +107,7 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
 
 def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
     data = DataSource(file, test_fraction=simulation.test_fraction)
-    return open_records(data, TaskData.of(plan.task))
+    return open_records(data, plan.task)
 
 
 def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:
@@ -128,7 +128,7 @@ def _describe_data(
     plan: Plan, simulation: SimulationSection, share: _Share, rows_file: Path
 ) -> dict[str, Any]:
     """Return the `data` of a node's file; write its rows where nodes share a file."""
-    reader = find_reader(share.file, None, TaskData.of(plan.task).content)
+    reader = find_reader(share.file, None, plan.task.material)
     data: dict[str, Any] = {
         "path": share.file,
         "format": reader.name,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.client.data import data_set
-from fedgraft.client.data.data_set import DataSource, Records, TaskData
-from fedgraft.client.readers.reader import ManifestColumns, TableColumns
+from fedgraft.client.data.data_set import DataSource, Records
+from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.readers.source import Label
+from fedgraft.common.plan.task_section import CategorySection, TaskSection
 
 
 def open_records(
@@ -27,10 +28,15 @@ def open_records(
     """Options of the task first; whatever else there is says where the data are."""
     if "manifest" in source:
         source["manifest"] = ManifestColumns(*source["manifest"])
-    task = TaskData(
-        kind,
-        tuple(classes),
-        None if labels is None else tuple(labels),
-        TableColumns.of(columns, categories or {}, target),
+    named = []
+    for name, values in (categories or {}).items():
+        named.append(CategorySection(column=name, values=tuple(values)))
+    task = TaskSection(
+        kind=kind,
+        classes=tuple(classes),
+        labels=None if labels is None else tuple(labels),
+        columns=tuple(columns),
+        categories=tuple(named),
+        target=target,
     )
     return data_set.open_records(DataSource(path, **source), task, seed)

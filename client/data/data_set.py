@@ -7,7 +7,7 @@ A file is decoded once per process and shared, read-only: a thousand simulated n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +17,24 @@ from torch import Tensor
 from fedgraft.client.data.choose_splits import LabelledRows, SplitRule, choose_splits
 from fedgraft.client.data.find_reader import find_reader
 from fedgraft.client.readers.reader import (
-    NO_TABLE,
     USUAL_NAMES,
-    Content,
     ManifestColumns,
     ReadRequest,
     TableColumns,
 )
 from fedgraft.client.readers.reader_table import PREFIX
-from fedgraft.client.readers.source import Label, Source, plain
+from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.labels import list_labels
 
 # the column of patients where node.yaml names none
 PATIENT = "patient"
 MAX_UNREADABLE = 0.01
-_MOST_NAMED = 12
 SOURCES = SourceCache()
 
 
@@ -66,43 +65,11 @@ class DataSource:
     cache: Path | None = None
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """What a plan's task says of the data it learns from.
-
-        TaskData.of(plan.task)
-
-    Attributes:
-        kind: "image-classification" or "tabular-classification".
-        classes: the plan's class names.
-        labels: the value in the data that stands for each class; rows with another label are then
-            no part of the task. None: numbers 0 … K−1 or the names themselves, and another label is
-            an error.
-        table: which columns of a table are the inputs and the label.
-    """
-
-    kind: str
-    classes: tuple[str, ...]
-    labels: tuple[Label, ...] | None = None
-    table: TableColumns = NO_TABLE
-
-    @classmethod
-    def of(cls, task: TaskSection) -> TaskData:
-        """Return what a plan's own section says."""
-        table = TableColumns.of(task.columns, task.encoding, task.target)
-        return cls(task.kind, task.classes, task.labels, table)
-
-    @property
-    def content(self) -> Content:
-        """Whether the task is about images or the rows of a table."""
-        return "table" if self.kind == "tabular-classification" else "images"
-
-
 @dataclass(frozen=True, eq=False)
 class Records:
     """A hospital's records, by row number of its file.
 
-        records = open_records(DataSource("/data/xrays.npz"), TaskData.of(plan.task))
+        records = open_records(DataSource("/data/xrays.npz"), plan.task)
         batch = records.prepare(records.splits["train"][:32], preparation)
 
     Attributes:
@@ -154,7 +121,7 @@ class Records:
         return self.source.owners(name)
 
 
-def open_records(data: DataSource, task: TaskData, seed: int = 0) -> Records:
+def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     """Open a hospital's data for a plan's task, and check it.
 
     Args:
@@ -167,33 +134,33 @@ def open_records(data: DataSource, task: TaskData, seed: int = 0) -> Records:
     source = _open_source(data, task)
     _check_readable(source, data.max_unreadable)
     owners = _owners(source, data.patient)
-    key = ("classes", task.classes, task.labels)
-    numbers = source.derived(key, lambda: _class_numbers(source, task))
+    key = ("targets", task.question, task.classes, task.labels)
+    targets = source.derived(key, lambda: _targets(source, task))
 
-    rows = LabelledRows(source.where, numbers, source.digests, source.splits, owners)
+    rows = LabelledRows(source.where, targets, source.digests, source.splits, owners)
     splits = choose_splits(rows, SplitRule(data.rows, data.test_fraction, seed))
     if not len(splits["train"]):
-        where = str(data.rows or source.where)
-        present = _name_some(source.labels)
-        remedy = f"the data has labels {present}; the plan wants"
+        present = list_labels(source.labels)
+        planned = list_labels(task.labels or task.classes)
         raise UserError(
             "no training examples of the plan's classes",
-            where=where,
-            remedy=f"{remedy} {_name_some(task.labels or task.classes)}",
+            where=str(data.rows or source.where),
+            remedy=f"the data has labels {present}; the plan wants {planned}",
         )
-    return Records(numbers, splits, _fingerprint(source, splits), source, owners)
+    return Records(targets, splits, _fingerprint(source, splits), source, owners)
 
 
-def _open_source(data: DataSource, task: TaskData) -> Source:
+def _open_source(data: DataSource, task: TaskSection) -> Source:
     name = str(data.path)
-    reader = find_reader(name, data.format, task.content)
-    if reader.gives(name) != task.content:
-        found = "a table" if reader.gives(name) == "table" else "images"
-        what = f"{found}, but the plan's task is {task.kind}"
+    reader = find_reader(name, data.format, task.material)
+    content = reader.gives(name)
+    if content.material != task.material:
+        what = f"{content.words}, but the plan's task is {task.kind}"
         raise UserError(what, where=name, remedy="use data of that kind")
     if not name.startswith(PREFIX):
         name = str(Path(name).absolute())
-    request = ReadRequest(name, task.table, data.manifest, data.cache)
+    table = TableColumns.of(task.columns, task.encoding, task.target)
+    request = ReadRequest(name, table, data.manifest, data.cache)
     return SOURCES.open(reader, request)
 
 
@@ -228,44 +195,14 @@ def _owners(source: Source, column: str | None) -> list[str] | None:
     )
 
 
-def _class_numbers(source: Source, task: TaskData) -> np.ndarray:
-    """Return the class of each row, −1 where the plan states its labels and this row's is not
-    among them.
-    """
-    known: dict[Label, int] = {}
-    if task.labels is not None:
-        for number, label in enumerate(task.labels):
-            known[plain(label)] = number
-    else:
-        for number, name in enumerate(task.classes):
-            known |= {number: number, name: number}
-    numbers = np.array([known.get(label, -1) for label in source.labels], np.int64)
-    if task.labels is None and (numbers < 0).any():
-        raise _unknown_label(source, int(np.argmax(numbers < 0)), task.classes)
-    numbers.setflags(write=False)
-    return numbers
-
-
-def _unknown_label(source: Source, row: int, classes: Sequence[str]) -> UserError:
-    present = _name_some(source.labels)
-    remedy = (
-        f"the data has labels {present}, the plan classes {_name_some(classes)}; "
-        "name them all in task.classes, or list in task.labels the ones to use"
-    )
-    what = f"label {source.labels[row]!r} is not one of the plan's {len(classes)} classes"
-    return UserError(what, where=source.place(row), remedy=remedy)
+def _targets(source: Source, task: TaskSection) -> np.ndarray:
+    """Return the target of each row, read-only: the nodes of a simulation share it."""
+    targets = TASKS[task.question].targets(source, task)
+    targets.setflags(write=False)
+    return targets
 
 
 def _fingerprint(source: Source, splits: Mapping[str, np.ndarray]) -> str:
     rows = np.concatenate(list(splits.values()))
     digests = sorted(source.digests[row] for row in rows.tolist())
     return f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}"
-
-
-def _name_some(values: Sequence[Label]) -> str:
-    """Return a few distinct values, for a message."""
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    names = ", ".join(map(str, distinct[:_MOST_NAMED]))
-    if len(distinct) > _MOST_NAMED:
-        return f"{names}, …"
-    return names

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedgraft.client.readers.reader import Content, Reader
+from fedgraft.client.readers.reader import Reader
 from fedgraft.client.readers.reader_table import READERS
 from fedgraft.common.errors import UserError
 
 
-def find_reader(path: str, format_: str | None, content: Content) -> Reader:
+def find_reader(path: str, format_: str | None, material: str) -> Reader:
     """Return the reader of a format, or the one that knows the path.
 
     Args:
         format_: as node.yaml names it; None: told from the path.
-        content: what the plan's task is about. A table for a task with images is a manifest.
+        material: what the plan's task is about. A table for a task with images is a manifest.
 
     Raises:
         UserError: no such format, or no reader knows the path.
     """
     if format_ is None:
-        return _matching(path, content)
+        return _matching(path, material)
     if format_ not in READERS:
         remedy = f"write one of {', '.join(READERS.names)}"
         raise UserError(f"data.format {format_!r}", where=path, remedy=remedy)
     return READERS[format_]
 
 
-def _matching(path: str, content: Content) -> Reader:
+def _matching(path: str, material: str) -> Reader:
     matching = [reader for reader in READERS.values() if reader.matches(path)]
     for reader in matching:
-        if reader.gives(path) == content:
+        if reader.gives(path).material == material:
             return reader
     if matching:
         return matching[0]

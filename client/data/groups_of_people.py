@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.data.split import Split
-from fedgraft.client.readers.source import plain
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.evaluate_section import SubgroupsSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.labels import plain_label
 from fedgraft.common.wire.metric_records import Groups
 
 log = logging.getLogger("fedgraft.client")
@@ -69,8 +69,8 @@ def find_groups(column: SubgroupsSection, records: Records, rows: np.ndarray) ->
         numbers = np.array([_number(text) for text in chosen], np.float64)
         groups = np.searchsorted(column.edges, numbers, side="right")
         return np.where(np.isfinite(numbers), groups, -1)
-    known = {plain(value): number for number, value in enumerate(column.values)}
-    return np.array([known.get(plain(text), -1) for text in chosen], np.int64)
+    known = {plain_label(value): number for number, value in enumerate(column.values)}
+    return np.array([known.get(plain_label(text), -1) for text in chosen], np.int64)
 
 
 def choose_reported(groups: np.ndarray, count: int, least: int) -> list[int]:

@@ -17,9 +17,10 @@ import numpy as np
 
 from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
 from fedgraft.client.readers.reader import Reader, has_suffix
-from fedgraft.client.readers.source import SPLITS, Label, Source, plain, unreadable
+from fedgraft.client.readers.source import SPLITS, Label, Source, unreadable
 from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
+from fedgraft.common.tasks.labels import plain_label
 
 _BROKEN = (
     OSError,
@@ -103,7 +104,7 @@ class _Archive:
                 where=self.where,
                 remedy="one label an image is needed: (n,) or (n, 1)",
             )
-        return [plain(label) for label in stated.tolist()]
+        return [plain_label(label) for label in stated.tolist()]
 
     def column(self, name: str, prefixes: Sequence[str], counts: Sequence[int]) -> list[str]:
         """Return the text of one more array with a value for each image."""

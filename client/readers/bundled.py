@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from fedgraft.client.readers.image_arrays import image_source
-from fedgraft.client.readers.reader import NO_TABLE, Content, Reader, ReadRequest, TableColumns
+from fedgraft.client.readers.reader import (
+    IMAGES,
+    NO_TABLE,
+    TABLE,
+    Content,
+    Reader,
+    ReadRequest,
+    TableColumns,
+)
 from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.client.readers.source import (
     Label,
@@ -23,7 +31,7 @@ from fedgraft.client.readers.table_cells import Cells, raise_mistakes
 from fedgraft.client.readers.table_encoding import encode
 from fedgraft.common.errors import UserError
 
-IMAGES = ("digits",)
+PICTURES = ("digits",)
 TABLES = ("breast_cancer", "wine", "iris")
 # their pixels are 0 to 16
 _WHITE = 16
@@ -38,15 +46,15 @@ def read_bundled(name: str, columns: TableColumns = NO_TABLE) -> Source:
         UserError: no data set of this name, or a column that it lacks.
     """
     bare = name.removeprefix(PREFIX)
-    if bare not in IMAGES + TABLES:
-        known = ", ".join(f"{PREFIX}{each}" for each in IMAGES + TABLES)
+    if bare not in PICTURES + TABLES:
+        known = ", ".join(f"{PREFIX}{each}" for each in PICTURES + TABLES)
         raise UserError(f"no data set {name!r}", where="data.path", remedy=f"known: {known}")
     # a second of imports
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{bare}")()
     labels: list[Label] = [int(label) for label in bunch.target]
-    if bare in IMAGES:
+    if bare in PICTURES:
         pixels = np.rint(bunch.images * (255 / _WHITE)).astype(np.uint8)
         return image_source(name, pixels[:, None], labels, {})
     return _table_source(name, bunch, labels, columns)
@@ -86,7 +94,9 @@ def _check_column(name: str, header: list[str], column: str) -> None:
 
 
 def _gives(path: str) -> Content:
-    return "table" if path.removeprefix(PREFIX) in TABLES else "images"
+    if path.removeprefix(PREFIX) in TABLES:
+        return TABLE
+    return IMAGES
 
 
 def _read(request: ReadRequest) -> Source:

@@ -17,8 +17,9 @@ from fedgraft.client.readers.files import SPLIT_NAMES, file_source
 from fedgraft.client.readers.image_file import SUFFIXES
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.reader import Reader, ReadRequest, Stamp, stamp_of
-from fedgraft.client.readers.source import Source, plain, unreadable
+from fedgraft.client.readers.source import Source, unreadable
 from fedgraft.common.errors import UserError
+from fedgraft.common.tasks.labels import plain_label
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 # files that tell whether a folder is one of DICOM files
@@ -42,7 +43,7 @@ def read_folder(path: Path, *, dicom: bool = False, cache: Path | None = None) -
     for folder, split in _split_folders(path):
         for label in _folders(folder):
             files = sorted(filter(belongs, walk(folder / label)))
-            entries += [ImageEntry(file, plain(label), split) for file in files]
+            entries += [ImageEntry(file, plain_label(label), split) for file in files]
     if not entries:
         kind = "DICOM" if dicom else ", ".join(SUFFIXES[:3])
         remedy = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedgraft.client.readers.files import SPLIT_NAMES, FileTexts, file_source
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.reader import ManifestColumns, Reader, ReadRequest, has_suffix
-from fedgraft.client.readers.source import Source, plain
+from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.table_cells import (
     MOST_TOLD,
     PARQUET_SUFFIXES,
@@ -25,6 +25,7 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.common.errors import UserError
+from fedgraft.common.tasks.labels import plain_label
 
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
@@ -74,7 +75,7 @@ def _entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEn
             break
         listed[file] = line
         own = None if split is None else SPLIT_NAMES.get(split.lower())
-        entries.append(ImageEntry(file, plain(label), own))
+        entries.append(ImageEntry(file, plain_label(label), own))
     raise_mistakes(mistakes)
     return entries
 

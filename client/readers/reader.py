@@ -6,12 +6,27 @@ import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fedgraft.client.readers.source import Label, Source, unreadable
 
-Content = Literal["images", "table"]
 Stamp = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a reader gives.
+
+    Attributes:
+        material: the raw material, a member of `common.inputs.INPUTS`.
+        words: for messages.
+    """
+
+    material: str
+    words: str
+
+
+IMAGES = Content("image", "images")
+TABLE = Content("tabular", "a table")
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Reader:
         name: what node.yaml's `data.format` calls it.
         matches: path → whether data of this format lies there.
         read: a request → its records. Raises `UserError` with file, line and column.
-        gives: path → images, or the rows of a table.
+        gives: path → which raw material.
         stamp: path → what changes when the data does. Raises `UserError`.
         options: what of a request `read` depends on, beside the path.
     """
@@ -88,7 +103,7 @@ class Reader:
     name: str
     matches: Callable[[str], bool]
     read: Callable[[ReadRequest], Source]
-    gives: Callable[[str], Content] = lambda _: "images"
+    gives: Callable[[str], Content] = lambda _: IMAGES
     stamp: Callable[[str], Stamp] = lambda path: stamp_of([path])
     options: Callable[[ReadRequest], Hashable] = lambda _: None
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.mistakes import nearest
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.tasks.labels import Label
 
 T = TypeVar("T")
 Prepare = Callable[[Tensor], Batch]
-Label = int | str
 SPLITS = ("train", "val", "test")
 
 
@@ -131,19 +131,6 @@ def row_identity(header: Sequence[str], cells: Sequence[object]) -> bytes:
     texts = [str(cell).strip() for cell in cells]
     named = sorted(zip(header, texts, strict=True))
     return hashlib.sha256(repr(named).encode()).digest()
-
-
-def plain(value: object) -> Label:
-    """Return a label as the data states it.
-
-    Whole numbers (`1`, `1.0`, `"1"`) come as int, anything else as text.
-    """
-    text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() else text
 
 
 # ── what to say of a file ─────────────────────────────────────────────────────────────────────────

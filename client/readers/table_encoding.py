@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgraft.client.readers.reader import TableColumns
-from fedgraft.client.readers.source import Label, plain
+from fedgraft.client.readers.source import Label
 from fedgraft.client.readers.table_cells import MOST_TOLD, Cells
 from fedgraft.common.errors import UserError
+from fedgraft.common.tasks.labels import plain_label
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -62,14 +63,14 @@ def _encode_categories(
     cells: Cells, name: str, known: Sequence[Label], inputs: np.ndarray, encoded: Encoded
 ) -> None:
     """Fill in the inputs `(n, values)` of one column of categories."""
-    numbers = {plain(value): number for number, value in enumerate(known)}
+    numbers = {plain_label(value): number for number, value in enumerate(known)}
     given = 0
     strange: list[str] = []
     for row, cell in enumerate(cells.column(name)):
         if not cell:
             continue
         given += 1
-        number = numbers.get(plain(cell))
+        number = numbers.get(plain_label(cell))
         if number is None:
             strange.append(cell)
         else:

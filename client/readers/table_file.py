@@ -10,18 +10,18 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fedgraft.client.readers.reader import Reader, ReadRequest, TableColumns, has_suffix
+from fedgraft.client.readers.reader import TABLE, Reader, ReadRequest, TableColumns, has_suffix
 from fedgraft.client.readers.source import (
     Label,
     Source,
     array_reader,
-    plain,
     row_identity,
     table_digests,
 )
 from fedgraft.client.readers.table_cells import PARQUET_SUFFIXES, Cells, raise_mistakes, read_cells
 from fedgraft.client.readers.table_encoding import encode
 from fedgraft.common.errors import UserError
+from fedgraft.common.tasks.labels import plain_label
 
 NO_CATEGORIES: Mapping[str, Sequence[Label]] = MappingProxyType({})
 _ADD = "; add the column (it may be empty) or change task.columns or task.target"
@@ -39,7 +39,7 @@ def read_table(path: Path, columns: TableColumns) -> Source:
     encoded = encode(cells, columns)
     raise_mistakes([*encoded.mistakes, *_missing_labels(cells, columns.target)])
 
-    labels = [plain(label) for label in cells.column(columns.target)]
+    labels = [plain_label(label) for label in cells.column(columns.target)]
     return Source(
         where=str(path),
         labels=labels,
@@ -91,7 +91,7 @@ def _table_reader(name: str, *suffixes: str) -> Reader:
     return Reader(
         name,
         matches=has_suffix(*suffixes),
-        gives=lambda _: "table",
+        gives=lambda _: TABLE,
         read=_read,
         options=lambda request: request.table,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.classification_sums import ClassificationSums, sums_of, zero
+from fedgraft.common.tasks.labels import Label, list_labels, plain_label
 from fedgraft.common.tasks.sums_from_wire import sums_from_flat
-from fedgraft.common.tasks.task import Label, LabelledSource, Task
-
-MOST_SHOWN = 12  # labels in one message
+from fedgraft.common.tasks.task import LabelledSource, Task
 
 
 def count_classes(task: TaskSection) -> int:
@@ -85,31 +84,6 @@ def known_labels(task: TaskSection) -> dict[Label, int]:
     known.update(zip(numbers, numbers, strict=True))
     known.update(zip(task.classes, numbers, strict=True))
     return known
-
-
-def plain_label(value: object) -> Label:
-    """Return a label as data states it: whole numbers (`1`, `1.0`, `"1"`) as int, else as text."""
-    text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if number.is_integer():
-        return int(number)
-    return text
-
-
-def list_labels(values: Sequence[Label]) -> str:
-    """Return a few distinct labels, for a message."""
-    distinct = sorted(set(values), key=_numbers_first)
-    listed = ", ".join(map(str, distinct[:MOST_SHOWN]))
-    if len(distinct) > MOST_SHOWN:
-        return f"{listed}, …"
-    return listed
-
-
-def _numbers_first(label: Label) -> tuple[bool, Label]:
-    return isinstance(label, str), label
 
 
 def read_classification_sums(flat: Mapping[str, Any], task: TaskSection) -> ClassificationSums:

@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedgraft.common.plan.task_section import TaskSection
-
-Label = int | str
+from fedgraft.common.tasks.labels import Label
 
 
 class Sums(Protocol):
@@ -51,11 +50,19 @@ class Sums(Protocol):
 class LabelledSource(Protocol):
     """What a task reads of a hospital's data to find its targets."""
 
-    labels: Sequence[Label]
-    where: str
+    @property
+    def labels(self) -> Sequence[Label]:
+        """The label of each record as the data states it."""
+        ...
 
-    def place(self, row: int) -> str:
-        """Return where a person finds a record: file and line."""
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        ...
+
+    @property
+    def place(self) -> Callable[[int], str]:
+        """Record → where a person finds it: file and line."""
         ...
 
 

@@ -28,21 +28,21 @@ def test_the_task_decides_what_a_table_is(tmp_path: Path) -> None:
     """A list of image files read as a table of features would be refused cell by cell."""
     for suffix, table in ((".csv", "csv"), (".parquet", "parquet"), (".PQ", "parquet")):
         path = str(tmp_path / f"x{suffix}")
-        assert find_reader(path, None, "table").name == table
-        assert find_reader(path, None, "images").name == "manifest"
+        assert find_reader(path, None, "tabular").name == table
+        assert find_reader(path, None, "image").name == "manifest"
     (tmp_path / "x.csv").mkdir()
-    assert find_reader(str(tmp_path / "x.csv"), None, "images").name == "image-folder"
+    assert find_reader(str(tmp_path / "x.csv"), None, "image").name == "image-folder"
 
 
 def test_a_path_that_no_reader_knows_is_told(tmp_path: Path) -> None:
     """A misspelt path and a format that is not read are two mistakes."""
     with pytest.raises(UserError, match="no such file or folder"):
-        find_reader(str(tmp_path / "x.xlsx"), None, "table")
+        find_reader(str(tmp_path / "x.xlsx"), None, "tabular")
     (tmp_path / "x.xlsx").touch()
     with pytest.raises(UserError, match=r"unknown format '\.xlsx'"):
-        find_reader(str(tmp_path / "x.xlsx"), None, "table")
+        find_reader(str(tmp_path / "x.xlsx"), None, "tabular")
     with pytest.raises(UserError, match=r"data\.format 'xlsx'(.|\n)*write one of npz, csv"):
-        find_reader(str(tmp_path / "x.csv"), "xlsx", "table")
+        find_reader(str(tmp_path / "x.csv"), "xlsx", "tabular")
 
 
 def read_raw(request: ReadRequest) -> Source:
