@@ -25,7 +25,7 @@ ATTACKS: Registry[Attack] = Registry(
         "loss-threshold": "fedgraft.simulations.attacks.loss_threshold:attack_by_loss",
         "lira": "fedgraft.simulations.attacks.lira:attack_by_likelihood",
         "inversion": "fedgraft.simulations.attacks.inversion:invert_gradients",
-        "labels": "fedgraft.simulations.attacks.labels:read_labels",
+        "labels": "fedgraft.simulations.attacks.label_leakage:read_labels",
         "properties": "fedgraft.simulations.attacks.properties:estimate_shares",
         "audit": "fedgraft.simulations.attacks.canaries:audit_mechanism",
     },

@@ -21,7 +21,7 @@ class Observation:
 
     Attributes:
         gradient: the mean gradient, in the order of `model.trainable_parameters()`.
-        labels: of the images `(n,)`, known (see `fedgraft.simulations.attacks.labels`).
+        labels: of the images `(n,)`, known (see `fedgraft.simulations.attacks.label_leakage`).
     """
 
     gradient: Sequence[Tensor]

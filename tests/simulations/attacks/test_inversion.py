@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgraft.client.privacy.mechanism import Mechanism
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.privacy.randomness import Randomness
@@ -23,7 +23,7 @@ from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.gradients import ObservedStep
 from fedgraft.simulations.attacks.image_search import distance, total_variation
 from fedgraft.simulations.attacks.inversion import read_head_input
-from fedgraft.simulations.attacks.labels import count_classes
+from fedgraft.simulations.attacks.label_leakage import count_classes
 from fedgraft.simulations.attacks.properties import fit_shares
 from fedgraft.simulations.attacks.similarity import psnr, ssim
 
