@@ -64,11 +64,11 @@ def partition(simulation: SimulationSection, records: Records, seed: int) -> lis
     return nodes_rows
 
 
-def choose_names(wanted: Sequence[str]) -> list[str]:
+def choose_names(texts: Sequence[str]) -> list[str]:
     """Return names of nodes from file names or column values; numbers where two would be the
     same.
     """
-    names = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64] for name in wanted]
+    names = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64] for name in texts]
     distinct = {name.lower() for name in names}
     if len(distinct) < len(names) or not all(names):
         return _number_nodes(len(names))

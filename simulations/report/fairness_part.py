@@ -107,7 +107,7 @@ def _site_cells(name: str, row: Measured) -> list[str]:
 
 
 # ── groups of people ──────────────────────────────────────────────────────────────────────────────
-def _show_groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
+def _show_groups(plan: Plan, subgroups: Mapping[str, Rows], sites: int) -> list[str]:
     """Return each group that the plan names: measured, or why not."""
     if not plan.evaluate.subgroups:
         return [page.paragraph(NO_GROUPS, "quiet")]
@@ -118,7 +118,7 @@ def _show_groups(plan: Plan, told: Mapping[str, Rows], sites: int) -> list[str]:
     rows: list[list[str]] = []
     missing: list[str] = []
     for column in plan.evaluate.subgroups:
-        measured = _select_measured(told.get(column.column, {}))
+        measured = _select_measured(subgroups.get(column.column, {}))
         missing += _missing_groups(column, measured)
         for name, row in measured.items():
             rows.append(_group_cells(f"{column.column}: {name}", row, sites))

@@ -116,8 +116,8 @@ def run_study(
         failed = run_cells(waiting, opened.study.name, len(jobs), processes, quiet)
     except KeyboardInterrupt:
         finished = sum(job.is_done() for job in jobs)
-        kept = f"interrupted: {finished} of {len(jobs)} cells are finished"
-        raise Interrupted(f"{kept}\n  → go on: {_command(name, out)}") from None
+        progress = f"interrupted: {finished} of {len(jobs)} cells are finished"
+        raise Interrupted(f"{progress}\n  → go on: {_command(name, out)}") from None
 
     rows = opened.finish()
     seconds = time.perf_counter() - started
