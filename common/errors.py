@@ -10,6 +10,8 @@ class UserError(Exception):
     """The user's input is wrong. The command prints it and exits with status 2, without a
     traceback.
 
+        raise UserError("0 rounds", where="plan.yaml:5", remedy="write 1 or more")
+
     Args:
         what: what was wrong, with the value that was found.
         where: file, key, line or node.
@@ -23,12 +25,16 @@ class UserError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        first = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{first}\n  → {self.remedy}" if self.remedy else first
+        text = self.what
+        if self.where:
+            text = f"{self.where}: {text}"
+        if self.remedy:
+            text += f"\n  → {self.remedy}"
+        return text
 
 
 class UserErrors(UserError):
-    """Several mistakes, all told at once."""
+    """Several mistakes, all reported at once."""
 
     def __init__(self, errors: Sequence[UserError]) -> None:
         self.errors = tuple(errors)
@@ -38,24 +44,39 @@ class UserErrors(UserError):
 class Code(StrEnum):
     """Why a node refused, for programs: a closed set that travels beside the words for people."""
 
-    POLICY = "policy"  # this node's policy or approvals forbid it
-    BUDGET = "budget"  # the privacy budget or its ledger does not allow it
-    REPLAY = "replay"  # this round was run or begun here before
-    DAMAGED = "damaged"  # what arrived is not what was announced; another copy may help
-    MISSING = "missing"  # what the message speaks of is not here; to offer it again may help
-    STORAGE = "storage"  # no room on this node's disk, or a record of it cannot be written
-    MISMATCH = "mismatch"  # the message does not fit what was agreed on
-    FROZEN = "frozen"  # the frozen part of the model is not what was agreed on
-    MODEL = "model"  # differential privacy cannot be had for this model
-    OUTPUT = "output"  # the model gives values that are not finite
-    SETUP = "setup"  # this node's own files or data are not in order; its log says what
-    FAILURE = "failure"  # an error in the node's code; its log says more
-    UNKNOWN = "unknown"  # a node of another release gave no code, or one that is not listed here
+    # this node's policy or approvals forbid it
+    POLICY = "policy"
+    # the privacy budget or its ledger does not allow it
+    BUDGET = "budget"
+    # this round was run or begun here before
+    REPLAY = "replay"
+    # what arrived is not what was announced; another copy may help
+    DAMAGED = "damaged"
+    # what the message speaks of is not here; to offer it again may help
+    MISSING = "missing"
+    # no room on this node's disk, or a record of it cannot be written
+    STORAGE = "storage"
+    # the message does not fit what was agreed on
+    MISMATCH = "mismatch"
+    # the frozen part of the model is not what was agreed on
+    FROZEN = "frozen"
+    # differential privacy cannot be had for this model
+    MODEL = "model"
+    # the model gives values that are not finite
+    OUTPUT = "output"
+    # this node's own files or data are not in order; its log says what
+    SETUP = "setup"
+    # an error in the node's code; its log says more
+    FAILURE = "failure"
+    # a node of another release gave no code, or one that is not listed here
+    UNKNOWN = "unknown"
 
     @classmethod
     def read(cls, text: object) -> Code:
         """Return the code of a reply; `UNKNOWN` where it has none of these."""
-        return cls(text) if text in cls._value2member_map_ else cls.UNKNOWN
+        if text in cls._value2member_map_:
+            return cls(text)
+        return cls.UNKNOWN
 
 
 class Refused(Exception):

@@ -46,11 +46,13 @@ class Registry(Generic[Member]):
         self.what = what
         self._members: dict[str, str] = {}
         for name, line in members.items():
-            self._members[name] = line.member if isinstance(line, Line) else line
+            if isinstance(line, Line):
+                line = line.member
+            self._members[name] = line
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of the table. Imports no member."""
+        """Return all names, in the order of the table. Imports no member."""
         return tuple(self._members)
 
     def __getitem__(self, name: str) -> Member:
@@ -73,5 +75,7 @@ class Registry(Generic[Member]):
     def unknown(self, name: str) -> UserError:
         """Return what to say of a name that is not in the table."""
         near = get_close_matches(name, self._members, n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]!r}?" if near else f"write one of {', '.join(self.names)}"
+        remedy = f"write one of {', '.join(self.names)}"
+        if near:
+            remedy = f"did you mean {near[0]!r}?"
         return UserError(f"no {self.what} is called {name!r}", where=self.key, remedy=remedy)

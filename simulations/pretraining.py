@@ -21,15 +21,11 @@ from fedgraft.client.training.local_steps import (
     evaluate,
     train,
 )
-from fedgraft.common.backbones.backbone import (
-    Backbone,
-    backbone_state,
-    fingerprint_of,
-    load_backbone,
-    save_backbone,
-)
+from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
 from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan

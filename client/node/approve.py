@@ -14,7 +14,7 @@ from typing import Any
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.finding import clause_in_words
 from fedgraft.client.node.node_file import Node
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
 from fedgraft.common.model.assembly import plan_model

@@ -14,17 +14,17 @@ class Adapted(Protocol):
 
     @property
     def net(self) -> nn.Module:
-        """The network, adapters and head in place."""
+        """Return the network, adapters and head in place."""
         ...
 
     @property
     def method(self) -> str:
-        """The method's name."""
+        """Return the method's name."""
         ...
 
     @property
     def options(self) -> Any:
-        """The method's options."""
+        """Return the method's options."""
         ...
 
 

@@ -49,7 +49,7 @@ def _opened(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def window_attention(self: Any, x: Tensor) -> Tensor:
-    """Self-attention inside (shifted) windows; with a `logit_scale` Swin v2's cosine attention.
+    """Return self-attention inside (shifted) windows; with a `logit_scale` Swin v2's, by cosine.
 
     Args:
         x: (n, H, W, channels); H and W are padded with zeros to whole windows.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,12 @@ from typing import Any
 from fedgraft.common.errors import UserError
 
 ROOMS = ("client", "server", "common")
-LARGEST = 10 * 1024 * 1024  # bytes; Flower takes no larger bundle
+# bytes; Flower takes no larger bundle
+LARGEST = 10 * 1024 * 1024
+MOST_UNPACKED = 10 * LARGEST
+REMEDY = (
+    "it must be the .fab file that the coordinator's `fedgraft server run` or `flwr build` made"
+)
 _MANIFEST = ".info/CONTENT"
 
 # pyproject.toml of the repository names another app, with what only a simulation has; a test holds
@@ -52,6 +58,9 @@ APP: dict = {
 class Bundle:
     """A Flower app bundle.
 
+        bundle = build_bundle()
+        (folder / bundle.filename).write_bytes(bundle.data)
+
     Attributes:
         data: the file's bytes, a zip archive.
         name: publisher, name and version with dots between, as Flower names the installed folder.
@@ -67,16 +76,19 @@ class Bundle:
 
     @property
     def folder(self) -> str:
-        """Name of the folder under `$FLWR_HOME/apps` that Flower runs it from."""
-        return f"{self.name}.{self.hash.removeprefix('sha256:')[:8]}"
+        """Return the name of the folder under `$FLWR_HOME/apps` that Flower runs it from."""
+        return f"{self.name}.{self._short_hash}"
 
     @property
     def filename(self) -> str:
-        """The file's name as `flwr install` demands it."""
-        first, second, release = self.name.split(".", 2)
+        """Return the file's name as `flwr install` demands it."""
+        publisher, name, release = self.name.split(".", 2)
         number = release.replace(".", "-")
-        digest = self.hash.removeprefix("sha256:")
-        return f"{first}.{second}.{number}.{digest[:8]}.fab"
+        return f"{publisher}.{name}.{number}.{self._short_hash}.fab"
+
+    @property
+    def _short_hash(self) -> str:
+        return self.hash.removeprefix("sha256:")[:8]
 
 
 def app_files(root: Path | None = None) -> dict[str, bytes]:
@@ -110,12 +122,15 @@ def describe_app(app: Mapping[str, Any]) -> bytes:
 
 def source_files(root: Path, rooms: Sequence[str]) -> dict[str, bytes]:
     """Return the Python sources of some rooms, and the package that they are in."""
-    package = root / "fedgraft" if (root / "fedgraft").is_dir() else root
+    package = root
+    if (root / "fedgraft").is_dir():
+        package = root / "fedgraft"
     files = {"fedgraft/__init__.py": (package / "__init__.py").read_bytes()}
     for room in rooms:
         for path in sorted((root / room).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
             if "__pycache__" not in path.parts:
-                files[path.relative_to(root).as_posix()] = path.read_bytes()
+                files[name] = path.read_bytes()
     return files
 
 
@@ -134,8 +149,10 @@ def write_app(folder: Path, files: Mapping[str, bytes] | None = None) -> Path:
 
 
 def build_bundle(root: Path | None = None) -> Bundle:
-    """The bundle of this release, as `flwr run` makes it. Raises `UserError` where Flower does not
-    take the files.
+    """Return the bundle of this release, as `flwr run` makes it.
+
+    Raises:
+        UserError: Flower does not take the files.
     """
     from flwr.cli.build import build_fab_from_files
 
@@ -147,105 +164,109 @@ def build_bundle(root: Path | None = None) -> Bundle:
 
 
 def signed_name() -> str:
-    """What this release is called where a hub serves it with signatures:
+    """Return what this release is called where a hub serves it with signatures:
     `@fedgraft/fedgraft==0.1.0`.
     """
     return f"@{APP['publisher']}/fedgraft=={version('fedgraft')}"
 
 
-def bundle() -> tuple[bytes, str]:
-    """The bundle's bytes and their SHA-256, 64 hex digits: what Flower calls the FAB hash."""
-    made = build_bundle()
-    return made.data, made.hash.removeprefix("sha256:")
-
-
 def read_bundle(data: bytes, where: str = "bundle") -> Bundle:
-    """A bundle from its bytes; nothing of it is run or unpacked to disk.
+    """Return a bundle from its bytes; nothing of it is run or unpacked to disk.
 
     Raises:
         UserError: not a bundle of fedgraft, larger than Flower allows, or not what its own manifest
             says.
     """
-    remedy = (
-        "it must be the .fab file that the coordinator's `fedgraft server run` or `flwr build` made"
-    )
-    if len(data) > LARGEST:
-        raise UserError(
-            f"{len(data):,} bytes; Flower takes {LARGEST:,}", where=where, remedy=remedy
-        )
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):
-                raise UserError("a name is in it twice", where=where, remedy=remedy)
-            if sum(entry.file_size for entry in archive.infolist()) > 10 * LARGEST:
-                raise UserError(
-                    "it unpacks to more than ten times what Flower allows",
-                    where=where,
-                    remedy=remedy,
-                )
-            files = {name: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise UserError(f"not a bundle: {error}", where=where, remedy=remedy) from None
-    listed = _manifest(files.pop(_MANIFEST, b""))
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    if listed != digests:
-        raise UserError("its files are not those of its manifest", where=where, remedy=remedy)
-    return Bundle(
-        data,
-        _name(files, where, remedy),
-        f"sha256:{hashlib.sha256(data).hexdigest()}",
-        contents_of(files),
-    )
+        files = _unpack(data)
+        name = _name_in(files)
+    except _NoBundle as error:
+        raise UserError(str(error), where=where, remedy=REMEDY) from None
+    return Bundle(data, name, f"sha256:{_digest(data)}", contents_of(files))
 
 
 def contents_of(files: Mapping[str, bytes]) -> str:
-    """ "sha256:…" over files by their path: what the same code has in common, however it was
+    """Return "sha256:…" over files by their path: what the same code has in common, however it was
     packed.
     """
-    lines = sorted(
-        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()
-    )
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    lines = [f"{_digest(content)}  {name}\n" for name, content in files.items()]
+    text = "".join(sorted(lines))
+    return f"sha256:{_digest(text.encode())}"
 
 
 def unpacked(bundle: Bundle) -> dict[str, bytes]:
-    """The files of a bundle, without its manifest."""
+    """Return the files of a bundle, without its manifest."""
     with zipfile.ZipFile(io.BytesIO(bundle.data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist() if name != _MANIFEST}
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files.pop(_MANIFEST, None)
+    return files
 
 
-def _manifest(text: bytes) -> dict[str, str]:
-    """Path → SHA-256 (hex) of each line `path,sha256,bits`."""
-    rows = [line.rsplit(",", 2) for line in text.decode("utf-8", "replace").splitlines()]
-    return {row[0]: row[1] for row in rows if len(row) == 3}
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _name(files: Mapping[str, bytes], where: str, remedy: str) -> str:
-    """Publisher, name and version. Only plain words: Flower makes a folder's name of them without
-    looking.
+# ── a file that may be anything ───────────────────────────────────────────────────────────────────
+class _NoBundle(Exception):
+    """Why bytes are no bundle."""
+
+
+def _unpack(data: bytes) -> dict[str, bytes]:
+    """Return the files of a bundle, without its manifest, held against it."""
+    if len(data) > LARGEST:
+        raise _NoBundle(f"{len(data):,} bytes; Flower takes {LARGEST:,}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_entries(archive)
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise _NoBundle(f"not a bundle: {error}") from error
+    listed = _read_manifest(files.pop(_MANIFEST, b""))
+    digests = {name: _digest(content) for name, content in files.items()}
+    if listed != digests:
+        raise _NoBundle("its files are not those of its manifest")
+    return files
+
+
+def _check_entries(archive: zipfile.ZipFile) -> None:
+    names = archive.namelist()
+    if len(set(names)) != len(names):
+        raise _NoBundle("a name is in it twice")
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > MOST_UNPACKED:
+        raise _NoBundle("it unpacks to more than ten times what Flower allows")
+
+
+def _read_manifest(text: bytes) -> dict[str, str]:
+    """Return the SHA-256 (hex) by path, of lines `path,sha256,bits`."""
+    listed: dict[str, str] = {}
+    for line in text.decode("utf-8", "replace").splitlines():
+        row = line.rsplit(",", 2)
+        if len(row) == 3:
+            listed[row[0]] = row[1]
+    return listed
+
+
+def _name_in(files: Mapping[str, bytes]) -> str:
+    """Return publisher, name and version, with dots between.
+
+    Only plain words: Flower makes a folder's name of them without looking.
     """
     import tomllib
 
     try:
         data = tomllib.loads(files["pyproject.toml"].decode())
-        parts = (
-            data["tool"]["flwr"]["app"]["publisher"],
-            data["project"]["name"],
-            data["project"]["version"],
-        )
+        publisher = data["tool"]["flwr"]["app"]["publisher"]
+        name = data["project"]["name"]
+        release = data["project"]["version"]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"its pyproject.toml does not say what it is: {error}", where=where, remedy=remedy
-        ) from None
-    if (
-        not all(isinstance(part, str) and part and set(part) <= _PLAIN for part in parts)
-        or "." in parts[0] + parts[1]
-    ):
-        raise UserError(
-            f"it calls itself {'.'.join(map(str, parts))[:100]!r}", where=where, remedy=remedy
-        )
-    return ".".join(parts)
+        raise _NoBundle(f"its pyproject.toml does not say what it is: {error}") from error
+    is_plain = all(map(_is_plain, (publisher, name, release)))
+    if not is_plain or "." in publisher or "." in name:
+        full = f"{publisher}.{name}.{release}"
+        raise _NoBundle(f"it calls itself {full[:100]!r}")
+    return f"{publisher}.{name}.{release}"
 
 
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_")
+def _is_plain(part: Any) -> bool:
+    return isinstance(part, str) and re.fullmatch(r"[A-Za-z0-9.+_-]+", part) is not None

@@ -19,8 +19,10 @@ from fedgraft.common.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 
-MOST_LISTED = 50  # mistakes in one message
-LONGEST_SHOWN = 80  # characters of a value
+# mistakes in one message
+MOST_LISTED = 50
+# characters of a value
+LONGEST_SHOWN = 80
 
 
 class Contradictions(ValueError):

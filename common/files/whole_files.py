@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PART = ".part"  # the end of the name of what is not finished
+# the end of the name of what is not finished
+PART = ".part"
 
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[Path]:
-    """A new, empty file beside `path` to write into; at the end it takes that place, or is gone if
-    anything failed.
+    """Give a new, empty file beside `path` to write into; at the end it takes that place, or is
+    gone if anything failed.
 
     Args:
         mode: permissions of the file.
@@ -49,8 +50,10 @@ def write_whole(
     path: Path, content: bytes | str, *, mode: int = 0o644, durable: bool = True
 ) -> None:
     """Write a file in one step; text as UTF-8. Arguments and errors as in `replacing`."""
+    if isinstance(content, str):
+        content = content.encode()
     with replacing(path, mode=mode, durable=durable) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -32,9 +32,11 @@ class Batch:
     @property
     def only(self) -> Tensor:
         """Return the tensor of a batch that has just one. Raise `ValueError` for another."""
-        if len(self.tensors) != 1:
-            raise ValueError(f"a batch of {', '.join(self.tensors)}; one tensor was expected")
-        return next(iter(self.tensors.values()))
+        tensors = list(self.tensors.values())
+        if len(tensors) != 1:
+            names = ", ".join(self.tensors)
+            raise ValueError(f"a batch of {names}; one tensor was expected")
+        return tensors[0]
 
     @property
     def nbytes(self) -> int:
@@ -47,9 +49,12 @@ class Batch:
 
     def empty_like(self, examples: int) -> Batch:
         """Return a batch of so many examples with room for values of this shape and type."""
-        return self.map(
-            lambda tensor: torch.empty((examples, *tensor.shape[1:]), dtype=tensor.dtype)
-        )
+
+        def empty(tensor: Tensor) -> Tensor:
+            shape = (examples, *tensor.shape[1:])
+            return torch.empty(shape, dtype=tensor.dtype)
+
+        return self.map(empty)
 
     def write(self, at: slice, values: Batch) -> None:
         """Copy the values of some examples into this batch."""
@@ -59,5 +64,8 @@ class Batch:
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """Return the examples of several batches, one after the other."""
-    names = batches[0].tensors
-    return Batch({name: torch.cat([batch.tensors[name] for batch in batches]) for name in names})
+    together: dict[str, Tensor] = {}
+    for name in batches[0].tensors:
+        parts = [batch.tensors[name] for batch in batches]
+        together[name] = torch.cat(parts)
+    return Batch(together)

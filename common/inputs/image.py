@@ -23,8 +23,12 @@ from fedgraft.common.plan.task_section import TaskSection
 
 # what integer pixels have at their brightest
 WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-LARGEST_SIDE = 4096  # pixels
-PADDING = 4  # pixels that a crop may move by
+# pixels
+LARGEST_SIDE = 4096
+DEFAULT_SIDE = 32
+# pixels that a crop may move by
+PADDING = 4
+INTERPOLATIONS = ("bilinear", "bicubic")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -68,28 +72,27 @@ class Preprocess:
         white = WHITE.get(raw.dtype)
         pixels = raw.to(torch.float32)
         if self.size is not None:
-            pixels = self._resize(pixels, white)
+            pixels = self._resize(pixels, self.size, white)
         if self.crop is not None:
             pixels = _centre_crop(pixels, self.crop)
         if white is not None:
             pixels = pixels / white
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
-        return Batch({"image": (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std})
+        coloured = pixels.expand(-1, len(self.mean), -1, -1)
+        return Batch({"image": (coloured - mean) / std})
 
-    def _resize(self, pixels: Tensor, white: float | None) -> Tensor:
+    def _resize(self, pixels: Tensor, target: int, white: float | None) -> Tensor:
         height, width = pixels.shape[-2:]
-        short, long = min(height, width), max(height, width)
-        target = int(self.size or short)
-        other = int(target * long / short)
-        shape = (target, other) if height <= width else (other, target)
+        shape = _shape_with_shorter_side(height, width, target)
         if shape == (height, width):
             return pixels
-        pixels = F.interpolate(
-            pixels, shape, mode=self.interpolation, align_corners=False, antialias=self.antialias
-        )
+        options = {"mode": self.interpolation, "antialias": self.antialias}
+        pixels = F.interpolate(pixels, shape, align_corners=False, **options)
+        if white is None:
+            return pixels
         # pixels that came as integers stay integers, as in torchvision
-        return pixels if white is None else pixels.clamp(0.0, white).round()
+        return pixels.clamp(0.0, white).round()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
@@ -100,9 +103,10 @@ class Preprocess:
         """Return the opposite of `to_json`. Raise `UserError` for what it never writes."""
         remedy = "save the backbone again"
         try:
-            mean = tuple(map(float, data["mean"]))
-            std = tuple(map(float, data["std"]))
-            preprocess = cls(**{**data, "mean": mean, "std": std})
+            values = dict(data)
+            values["mean"] = tuple(map(float, data["mean"]))
+            values["std"] = tuple(map(float, data["std"]))
+            preprocess = cls(**values)
         except (TypeError, ValueError, KeyError) as error:
             what = f"a preprocessing that cannot be read ({error})"
             raise UserError(what, remedy=remedy) from error
@@ -112,45 +116,59 @@ class Preprocess:
 
     def is_possible(self) -> bool:
         """Whether every value is of its type and in its range."""
-        for side in (self.size, self.crop):
-            if side is not None and not (isinstance(side, int) and 1 <= side <= LARGEST_SIDE):
-                return False
-        if not all(map(math.isfinite, self.mean)):
-            return False
-        if not all(math.isfinite(deviation) and deviation > 0 for deviation in self.std):
-            return False
-        channels = len(self.mean)
-        return (
-            channels == len(self.std)
-            and channels in (0, 3)
-            and self.interpolation in ("bilinear", "bicubic")
-            and isinstance(self.antialias, bool)
-        )
+        has_sides = _is_side(self.size) and _is_side(self.crop)
+        is_finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        is_positive = all(deviation > 0 for deviation in self.std)
+        has_channels = len(self.mean) == len(self.std) and len(self.mean) in (0, 3)
+        is_known = self.interpolation in INTERPOLATIONS and isinstance(self.antialias, bool)
+        return has_sides and is_finite and is_positive and has_channels and is_known
 
 
 def for_images(size: int) -> Preprocess:
-    """Square images of `size` pixels, normalised as for ImageNet: how the CIFAR ResNets were
-    trained.
+    """Return a preparation to square images of `size` pixels, normalised as for ImageNet: how the
+    CIFAR ResNets were trained.
     """
     return Preprocess(size=size, crop=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
+def _is_side(side: Any) -> bool:
+    """Whether it is a number of pixels, or None."""
+    return side is None or (isinstance(side, int) and 1 <= side <= LARGEST_SIDE)
+
+
+def _shape_with_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
+    """Return height and width of an image whose shorter side was brought to `target`."""
+    if height <= width:
+        return target, int(target * width / height)
+    return int(target * height / width), target
+
+
 def _centre_crop(pixels: Tensor, side: int) -> Tensor:
     height, width = pixels.shape[-2:]
-    if min(height, width) < side:  # only where nothing was resized: pad with zeros all around
-        down, right = max(side - height, 0), max(side - width, 0)
-        pixels = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
+    # only where nothing was resized
+    if min(height, width) < side:
+        pixels = _pad_around(pixels, side)
         height, width = pixels.shape[-2:]
-    top, left = round((height - side) / 2), round((width - side) / 2)
+    top = round((height - side) / 2)
+    left = round((width - side) / 2)
     return pixels[..., top : top + side, left : left + side]
+
+
+def _pad_around(pixels: Tensor, side: int) -> Tensor:
+    """Return images of at least `side` pixels each way, zeros around what there was."""
+    height, width = pixels.shape[-2:]
+    rows = max(side - height, 0)
+    columns = max(side - width, 0)
+    left = columns // 2
+    top = rows // 2
+    return F.pad(pixels, (left, columns - left, top, rows - top))
 
 
 def example_image(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
     """Return one black image of the size that a plan's backbone sees."""
-    size = None
+    size = backbone.image_size or DEFAULT_SIDE
     if isinstance(preparation, Preprocess):
-        size = preparation.crop or preparation.size
-    size = size or backbone.image_size or 32
+        size = preparation.crop or preparation.size or size
     return Batch({"image": torch.zeros(1, 3, size, size)})
 
 
@@ -161,17 +179,21 @@ def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Ba
     if augment == "none":
         return batch
     images = batch.only
-    flips = torch.rand(len(images), generator=generator) < 0.5
-    images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+    is_flipped = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(is_flipped[:, None, None, None], images.flip(-1), images)
     if augment == "flip":
         return Batch({"image": images})
+    return Batch({"image": _crop_at_random(images, generator)})
+
+
+def _crop_at_random(images: Tensor, generator: torch.Generator) -> Tensor:
     size = images.shape[-1]
     padded = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
-    corners = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator).tolist()
+    corners = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
     crops: list[Tensor] = []
-    for image, (top, left) in zip(padded, corners, strict=True):
+    for image, (top, left) in zip(padded, corners.tolist(), strict=True):
         crops.append(image[:, top : top + size, left : left + size])
-    return Batch({"image": torch.stack(crops)})
+    return torch.stack(crops)
 
 
 IMAGE = Input(

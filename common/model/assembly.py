@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedgraft.common.backbones.backbone import Backbone, backbone_state, load_backbone
+from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.data_files import resolve

@@ -38,7 +38,7 @@ def check_agreement(
 def check_material(
     task: TaskSection, backbone: BackboneSection, train: TrainSection
 ) -> list[Problem]:
-    """The backbone takes the raw material, and nothing is asked of it that it does not have."""
+    """Return what of the raw material does not suit the backbone, or is not there to be changed."""
     problems: list[Problem] = []
     line = INPUT_LINES[task.material]
     if family_line(backbone.name).material != task.material:
@@ -53,7 +53,7 @@ def check_material(
 
 
 def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:
-    """A strategy that is another one without the proximal term has that term."""
+    """Return the problem of a strategy that lacks the proximal term that makes it what it is."""
     without = STRATEGIES[aggregate.strategy].without_proximal
     if without is None or train.proximal:
         return []
@@ -63,7 +63,7 @@ def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Pro
 
 
 def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
-    """What a loss takes from the labels is noised."""
+    """Return the problem of a loss that takes something from the labels that is not noised."""
     if train.loss != "balanced" or privacy.mode != "sample":
         return []
     what = "balanced, and a node's shares of the classes would enter every step without noise"
@@ -72,7 +72,7 @@ def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
 
 
 def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
-    """Central noise is scaled to an average, so the strategy is one."""
+    """Return the problem of central noise where there is no average that it is scaled to."""
     if privacy.mode != "central" or STRATEGIES[aggregate.strategy].is_average:
         return []
     what = f"{aggregate.strategy} is no average, and central noise is scaled to one"
@@ -83,7 +83,7 @@ def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[
 def check_factors(
     adapter: AdapterSection, aggregate: AggregateSection, privacy: PrivacySection
 ) -> list[Problem]:
-    """Factors are combined as such only where there are two, and where nothing follows the old."""
+    """Return the problem of factors that are not there, or whose old values are followed."""
     key = "aggregate.lora_aggregation"
     combined = aggregate.lora_aggregation
     if combined == "average":
@@ -104,7 +104,7 @@ def check_factors(
 
 
 def check_encoding(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
-    """What rounding loses of an update can be added to the next one."""
+    """Return the problem of rounding whose loss cannot be added to the next update."""
     key = "aggregate.encoding"
     encoding = aggregate.encoding
     if encoding == "none":
@@ -122,7 +122,7 @@ def check_encoding(aggregate: AggregateSection, privacy: PrivacySection) -> list
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:
-    """There are as many nodes as a round needs, and as many classes as a node is to have."""
+    """Return the problems where a round needs more nodes than there are, or a node more classes."""
     problems: list[Problem] = []
     kind = simulation.partition.kind
     nodes = simulation.nodes

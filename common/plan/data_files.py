@@ -8,7 +8,8 @@ from pathlib import Path
 from fedgraft.common.errors import UserError
 
 SHARED_DATA = "../shared/data/"
-BUNDLED = "sklearn:"  # a data set that comes with scikit-learn
+# a data set that comes with scikit-learn
+BUNDLED = "sklearn:"
 DEFAULT_REMEDY = (
     "write its absolute path into the plan, or set FEDGRAFT_DATA to the folder that holds the data"
 )
@@ -40,9 +41,9 @@ def _candidates(path: str, base: Path | None) -> list[Path]:
     """Return where a file may lie, the likeliest first, each place once."""
     if Path(path).is_absolute():
         return [Path(os.path.abspath(path))]
-    given = os.environ.get("FEDGRAFT_DATA")
-    shared = Path(given) if given else Path.cwd().parent / "shared" / "data"
-    candidates = [Path.cwd() / path, shared / path.removeprefix(SHARED_DATA)]
+    here = Path.cwd()
+    shared = Path(os.environ.get("FEDGRAFT_DATA") or here.parent / "shared" / "data")
+    candidates = [here / path, shared / path.removeprefix(SHARED_DATA)]
     if base is not None:
         candidates.insert(0, base / path)
     absolute = [Path(os.path.abspath(candidate)) for candidate in candidates]

@@ -23,6 +23,8 @@ METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
 class SubgroupsSection(Section):
     """A column of the data that parts people into groups; each is measured by itself, after the
     last round.
+
+        SubgroupsSection(column="age", edges=(50, 65)).groups
     """
 
     column: Text = Field(
@@ -58,7 +60,9 @@ class SubgroupsSection(Section):
 
     def _problems(self) -> list[Problem]:
         if bool(self.values) == bool(self.edges):
-            how_many = "both" if self.values else "neither"
+            how_many = "neither"
+            if self.values:
+                how_many = "both"
             remedy = "write `values: [f, m]`, or for numbers `edges: [50, 65]`"
             return [Problem("values", f"{how_many} values and edges", remedy)]
         if not all(low < high for low, high in pairwise(self.edges)):
@@ -97,8 +101,7 @@ class EvaluateSection(Section):
             name = subgroups.column
             if name in seen:
                 key = f"subgroups.{number}.column"
-                problems.append(
-                    Problem(key, f"{name!r} is there twice", "give all its groups once")
-                )
+                what = f"{name!r} is there twice"
+                problems.append(Problem(key, what, "give all its groups once"))
             seen.add(name)
         return check_together(self, problems)

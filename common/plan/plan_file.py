@@ -18,9 +18,12 @@ from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.ready_files import find_file, ready_names
 
 READY_PLANS = Path(__file__).parent / "ready"
-LONGEST_OVERRIDE = 10_000  # characters
-DEEPEST_OVERRIDE = 10  # groups
-SHOWN = 80  # characters of an override in a message
+# characters
+LONGEST_OVERRIDE = 10_000
+# groups
+DEEPEST_OVERRIDE = 10
+# characters of an override in a message
+SHOWN = 80
 
 
 # ── in ────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +171,7 @@ def _hash_of(text: str) -> str:
 
 
 def _with_positive_zeros(data: Any) -> Any:
-    """-0.0 equals 0.0 and must not give another hash."""
+    """Return the data with 0.0 for -0.0, which equals it and must not give another hash."""
     if isinstance(data, dict):
         return {key: _with_positive_zeros(value) for key, value in data.items()}
     if isinstance(data, list):

@@ -74,7 +74,7 @@ def _kind(annotation: Any) -> tuple[str, type[BaseModel] | None]:
         kinds = [_kind(part) for part in inner]
         words = " | ".join(kind for kind, _ in kinds)
         groups = [group for _, group in kinds if group is not None]
-        return words, groups[0] if groups else None
+        return words, next(iter(groups), None)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group", annotation
     return WORDS.get(annotation, str(annotation)), None

@@ -93,7 +93,7 @@ class PrivacySection(Section):
         return check_together(self, problems)
 
     def _check_noise(self) -> list[Problem]:
-        """How much noise is said once, for the right unit, and only where there is any."""
+        """Return where noise is named twice, not at all, for another unit, or without any."""
         given = [key for key in HOW_MUCH if getattr(self, key) is not None]
         if self.mode == "none":
             # nobody may believe that they are protected when they are not
@@ -112,7 +112,9 @@ class PrivacySection(Section):
         hides_nodes = self.mode != "sample"
         if (self.unit == "node") != hides_nodes:
             what = f"mode {self.mode} does not hide one {self.unit}"
-            remedy = "leave it out" if hides_nodes else "write `unit: example`, or patient"
+            remedy = "write `unit: example`, or patient"
+            if hides_nodes:
+                remedy = "leave it out"
             problems.append(Problem("unit", what, remedy))
         return problems
 

@@ -32,12 +32,12 @@ def find_file(name: str | Path, kind: str, folder: Path) -> Path:
         return path
     if text in names:
         return folder / f"{text}.yaml"
+    # a folder: the reader says so
     if os.path.exists(path):
-        return path  # a folder: the reader says so
+        return path
+    remedy = f"Give the path of a {kind}.yaml, or one of: {', '.join(names)}"
     guess = nearest(path.stem[:100], names)
-    hint = f"did you mean `{guess}`? " if guess else ""
-    raise UserError(
-        f"there is no such file and no ready {kind} of this name",
-        where=text,
-        remedy=f"{hint}Give the path of a {kind}.yaml, or one of: {', '.join(names)}",
-    )
+    if guess is not None:
+        remedy = f"did you mean `{guess}`? {remedy}"
+    what = f"there is no such file and no ready {kind} of this name"
+    raise UserError(what, where=text, remedy=remedy)

@@ -44,8 +44,10 @@ class SimulationSection(Section):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The data as a tuple, one file or several."""
-        return (self.data,) if isinstance(self.data, str) else self.data
+        """Return the data as a tuple, one file or several."""
+        if isinstance(self.data, str):
+            return (self.data,)
+        return self.data
 
     @model_validator(mode="after")
     def _fits_together(self) -> SimulationSection:

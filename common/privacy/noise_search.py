@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.privacy.accounting import NOISE_RANGE, Accountant, epsilon
@@ -81,7 +82,7 @@ def _find_root(
         return least
     if distance(high) > 0:
         return None
-    root = brentq(distance, low, high, xtol=5e-4, rtol=1e-12)  # type: ignore[arg-type]
+    root: Any = brentq(distance, low, high, xtol=5e-4, rtol=1e-12)  # type: ignore[arg-type]
     return math.exp(float(root))
 
 

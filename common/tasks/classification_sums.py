@@ -70,7 +70,7 @@ class ClassificationSums:
 
     @property
     def cells(self) -> int:
-        """How many counts of true and predicted class there are: one example is in one of them."""
+        """Return how many counts of true and predicted class there are; an example is in one."""
         return self.classes**2
 
     def within(self, other: ClassificationSums) -> bool:

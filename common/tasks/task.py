@@ -20,12 +20,12 @@ class Sums(Protocol):
 
     @property
     def examples(self) -> int:
-        """How many predictions."""
+        """Return how many predictions there are."""
         ...
 
     @property
     def cells(self) -> int:
-        """How many counts `only_counts` adds noise to; one example is in one of them."""
+        """Return how many counts `only_counts` adds noise to; one example is in one of them."""
         ...
 
     def __add__(self, other: Self) -> Self: ...

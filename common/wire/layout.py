@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fedgraft.common.files.tensor_files import fingerprint_of
 
-ADAPTER = "adapter"  # the one array of an adapter's values
+# the one array of an adapter's values
+ADAPTER = "adapter"
 # no adapter value that training can reach is larger; 1e30 from a broken node is refused
 LARGEST = 1.0e4
 
@@ -29,8 +30,8 @@ class BadUpdate(Exception):
 
 @contextlib.contextmanager
 def reading_foreign_bytes() -> Iterator[None]:
-    """Raise whatever else reading them raises as a `BadUpdate`, too: an infinite count, an archive,
-    a header of petabytes.
+    """Raise `BadUpdate` for whatever else reading them raises: an infinite count, an archive, a
+    header of petabytes.
 
     One bad reply must not stop the others, and what strange bytes can raise in Flower, NumPy and
     zipfile is no list.
@@ -51,6 +52,7 @@ class Layout:
         unpack(pack(model.adapter_state(), layout), layout)
 
     Attributes:
+        shapes: (name, shape) of each tensor, sorted by name.
         drawn: fingerprint of the adapter tensors that do not travel, since both sides draw them
             from the seed; else empty.
     """
@@ -65,8 +67,9 @@ class Layout:
             if tensor.dtype != torch.float32:
                 raise BadUpdate(f"{name} is {tensor.dtype}; adapters travel as float32")
         shapes = tuple((name, tuple(state[name].shape)) for name in sorted(state))
-        fingerprint = fingerprint_of(drawn) if drawn else ""
-        return cls(shapes, fingerprint)
+        if not drawn:
+            return cls(shapes)
+        return cls(shapes, fingerprint_of(drawn))
 
     @property
     def values(self) -> int:

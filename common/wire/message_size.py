@@ -20,5 +20,7 @@ def message_bytes(message: Message) -> int:
 
     # or Flower serialises a child anew for each of its parents
     with no_object_id_recompute():
-        parts = get_all_nested_objects(message).values()
-        return sum(len(part.deflate()) for part in parts)
+        size = 0
+        for part in get_all_nested_objects(message).values():
+            size += len(part.deflate())
+        return size

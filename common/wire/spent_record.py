@@ -11,8 +11,10 @@ from fedgraft.common.privacy.accounting import NEIGHBOURS, Spent
 from fedgraft.common.privacy.history import Row
 from fedgraft.common.wire.layout import BadUpdate
 
-COLUMNS = ("noise-multipliers", "sample-rates", "steps")  # of a privacy history
-LONGEST = 10_000  # rows of a history
+# of a privacy history
+COLUMNS = ("noise-multipliers", "sample-rates", "steps")
+# rows of a history
+LONGEST = 10_000
 ACCOUNTANTS = ("prv", "rdp")
 
 

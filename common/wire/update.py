@@ -50,6 +50,8 @@ BESIDE = {
 class Expected:
     """What a reply must be to be read.
 
+        Expected(layout, round=3, task=plan.task, encoding="int8", sent=state)
+
     Attributes:
         layout: of the adapter.
         round: that it belongs to, from 1.
@@ -146,10 +148,6 @@ class AdapterUpdate:
         if extra := set(content.keys()) - RECORDS:
             raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
         numbers = _read_numbers(content, expected)
-        received = content.metric_records.get("received")
-        spent = content.config_records.get("privacy")
-        if ("privacy" in content) != (spent is not None):
-            raise BadUpdate("what was spent is of the wrong type")
         state, rounding = _read_state(content.array_records[ADAPTER], expected)
         return cls(
             round=expected.round,
@@ -159,9 +157,27 @@ class AdapterUpdate:
             steps=numbers.steps,
             train_loss=numbers.train_loss,
             seconds=numbers.seconds,
-            received=None if received is None else read_sums(received, expected.task),
-            spent=None if spent is None else read_spent(spent),
+            received=_read_received(content, expected),
+            spent=_read_spent(content),
         )
+
+
+def _read_received(content: RecordDict, expected: Expected) -> Any:
+    """Return the metrics of the model as it was received; None where the reply has none."""
+    received = content.metric_records.get("received")
+    if received is None:
+        return None
+    return read_sums(received, expected.task)
+
+
+def _read_spent(content: RecordDict) -> Spent | None:
+    """Return what was spent of the privacy budget; None where the reply has nothing of it."""
+    spent = content.config_records.get("privacy")
+    if spent is not None:
+        return read_spent(spent)
+    if "privacy" in content:
+        raise BadUpdate("what was spent is of the wrong type")
+    return None
 
 
 def _read_numbers(content: RecordDict, expected: Expected) -> Numbers:

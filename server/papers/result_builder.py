@@ -7,7 +7,8 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from fedgraft.common.backbones.backbone import backbone_state, fingerprint_of
+from fedgraft.common.backbones.backbone import backbone_state
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.assembly import backbone_bytes, count_outputs, full_model_bytes
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.privacy.accounting import Spent

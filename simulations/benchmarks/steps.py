@@ -27,7 +27,7 @@ from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.training.optimizers import new_optimizer
 from fedgraft.common.adapters.fused import fuse
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.plan.train_section import OptimizerSection

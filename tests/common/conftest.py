@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.backbones.backbone import Backbone, backbone_from_state, load_backbone
+from fedgraft.common.backbones.backbone import Backbone, backbone_from_state
+from fedgraft.common.backbones.backbone_files import load_backbone
 
 PIXELS = {
     "resnet18": 64,

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Code
 from fedgraft.common.plan.plan import Plan
 from fedgraft.server import handout

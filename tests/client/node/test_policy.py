@@ -21,12 +21,9 @@ from fedgraft.client.app import app
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.privacy.ledger_records import DataSet
-from fedgraft.common.backbones.backbone import (
-    Backbone,
-    backbone_state,
-    fingerprint_of,
-    load_backbone,
-)
+from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical

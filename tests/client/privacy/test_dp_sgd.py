@@ -24,7 +24,8 @@ from fedgraft.client.privacy.mechanism import Mechanism, calibrate
 from fedgraft.client.privacy.opacus_hooks import hooks_class
 from fedgraft.client.privacy.patients import IMAGES_PER_PATIENT, positions_by_patient
 from fedgraft.client.training.optimizers import new_optimizer
-from fedgraft.common.backbones.backbone import Backbone, load_backbone
+from fedgraft.common.backbones.backbone import Backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.table import TablePreparation

@@ -17,7 +17,7 @@ from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.example_gradients import Products, Rows
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.one_pass import OnePass, knows_layers
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.classification import cross_entropies

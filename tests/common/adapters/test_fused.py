@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fedgraft.common.adapters.fused import fuse, unfuse
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 
 

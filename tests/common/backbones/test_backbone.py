@@ -18,9 +18,8 @@ from fedgraft.common.backbones.backbone import (
     backbone_state,
     build_network,
     known_backbones,
-    load_backbone,
-    save_backbone,
 )
+from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
 from fedgraft.common.backbones.family import NetworkShape, last_linear
 from fedgraft.common.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.cifar_resnet import CifarResNet
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgraft.common.backbones.backbone import load_backbone, save_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
 from fedgraft.common.backbones.mlp_network import Mlp, Standardise
 from fedgraft.common.errors import UserError
 

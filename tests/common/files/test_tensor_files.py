@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgraft.common.backbones.backbone import backbone_state, load_backbone
+from fedgraft.common.backbones.backbone import backbone_state
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.files.tensor_files import fingerprint_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import for_images
 from fedgraft.common.inputs.table import TablePreparation, read_table_preparation

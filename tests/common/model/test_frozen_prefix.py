@@ -9,7 +9,7 @@ from torch import nn
 
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.adapters.method import NoOptions
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedgraft.common.backbones.backbone import load_backbone
+from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
 from fedgraft.common.model.seal import Seal
 

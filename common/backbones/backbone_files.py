@@ -1,0 +1,165 @@
+"""Backbones as files: weights by a file or a name, and what stands beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgraft.common.backbones import family_of
+from fedgraft.common.backbones.backbone import (
+    Backbone,
+    backbone_state,
+    build_network,
+    check_name,
+    freeze_network,
+    network_with_state,
+    preparation_from_json,
+    preparation_of,
+    randomise,
+    side_of,
+)
+from fedgraft.common.backbones.family import NetworkShape, State
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
+from fedgraft.common.inputs.material import Preparation
+
+# pixels
+LARGEST_IMAGE = 4096
+
+
+@dataclass(frozen=True)
+class BackboneRequest:
+    """Which backbone, with which values.
+
+        load_backbone("mlp", weights="heart.safetensors", columns=13)
+
+    Attributes:
+        name: one of `known_backbones`.
+        weights: a `.safetensors`, `.pth` or `.pt` file, the name of torchvision's weights
+            (IMAGENET1K_V1; fetched once, then kept by torch), or None for the network's own random
+            initialisation from `seed`.
+        image_size: side of the (square) inputs, pixels; default: the weights' own.
+        random: keep shape and preparation, throw away what was learnt (the random-backbone
+            baseline).
+        hidden: widths of the hidden layers (`mlp`).
+        columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
+        seed: of a random initialisation.
+        fingerprint: that the backbone must have; None accepts any.
+    """
+
+    name: str
+    weights: str | Path | None = None
+    image_size: int | None = None
+    random: bool = False
+    hidden: tuple[int, ...] = (64, 64)
+    columns: int = 0
+    seed: int = 0
+    fingerprint: str | None = None
+
+
+def load_backbone(name: str, **options: Any) -> Backbone:
+    """Build a backbone and give it its values. Deterministic; leaves the global random state alone.
+
+    Args:
+        name: one of `known_backbones`.
+        options: the other fields of `BackboneRequest`.
+
+    Raises:
+        UserError: an unknown name, weights that are missing, damaged, not allowed or of another
+            network, no network to fetch them, or another fingerprint.
+    """
+    request = BackboneRequest(name, **options)
+    check_name(name)
+    size = request.image_size
+    if size is not None and not 1 <= size <= LARGEST_IMAGE:
+        remedy = f"give 1 to {LARGEST_IMAGE}"
+        raise UserError(f"{size} pixels", where="backbone.image_size", remedy=remedy)
+    state, sidecar = _read_weights(request)
+    if sidecar and size is None:
+        preparation = preparation_from_json(name, sidecar["preprocess"])
+    else:
+        preparation = preparation_of(name, request.weights, size)
+    backbone = _give_values(request, state, preparation)
+    if request.fingerprint not in (None, backbone.fingerprint):
+        mine = backbone.fingerprint
+        what = f"the backbone's fingerprint is {mine}, and the plan wants {request.fingerprint}"
+        remedy = "use the weights that were agreed on, or correct the plan"
+        raise UserError(what, where="backbone.fingerprint", remedy=remedy)
+    return backbone
+
+
+def _give_values(
+    request: BackboneRequest, state: State | None, preparation: Preparation
+) -> Backbone:
+    """Return the backbone with the weights' values, or with random ones."""
+    name = request.name
+    shape = NetworkShape(side_of(preparation), request.columns, request.hidden)
+    if state is None:
+        return freeze_network(name, build_network(name, shape, request.seed), preparation)
+    learnt = network_with_state(name, state, shape, preparation, str(request.weights))
+    if request.random:
+        return randomise(learnt, request.seed)
+    return learnt
+
+
+def save_backbone(backbone: Backbone, path: str | Path, provenance: Mapping[str, Any]) -> None:
+    """Write `path` (.safetensors) and beside it `path`.json: name, fingerprint, preparation and
+    provenance.
+
+    `load_backbone` takes the preparation from there. Each file is written whole or not at all.
+
+    Raises:
+        UserError: another suffix, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        remedy = "end the name in .safetensors"
+        raise UserError("a backbone is kept as .safetensors", where=str(path), remedy=remedy)
+    about = {
+        "name": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "preprocess": backbone.preprocess.to_json(),
+        "provenance": dict(provenance),
+    }
+    write_tensors(backbone_state(backbone), path, {"fingerprint": backbone.fingerprint})
+    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    write_beside(text.encode(), _sidecar(path))
+
+
+# ── where values come from ────────────────────────────────────────────────────────────────────────
+def _read_weights(request: BackboneRequest) -> tuple[State | None, Mapping[str, Any]]:
+    """Return tensors of the weights (None: no weights) and what `save_backbone` wrote beside them
+    ({}: nothing).
+    """
+    weights = request.weights
+    if weights is None:
+        return None, {}
+    if isinstance(weights, Path) or Path(weights).suffix in SUFFIXES or "/" in weights:
+        path = Path(weights)
+        return read_tensors(path), _read_sidecar(path, request.name)
+    return family_of(request.name).fetch(request.name, weights), {}
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _read_sidecar(path: Path, name: str) -> Mapping[str, Any]:
+    beside = _sidecar(path)
+    if not beside.is_file():
+        return {}
+    what = "what stands beside the weights cannot be read"
+    try:
+        about = json.loads(beside.read_text(encoding="utf-8"))
+        made_for = about["name"]
+        if made_for == name:
+            preparation_from_json(name, about["preprocess"])
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(what, where=str(beside), remedy="save the backbone again") from error
+    if made_for != name:
+        what = f"weights of {made_for}, not of {name}"
+        raise UserError(what, where=str(path), remedy=f"write backbone.name: {made_for}")
+    return about
