@@ -29,6 +29,7 @@ from fedgraft.common.backbones.backbone import backbone_from_state, preparation_
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.phases import has_depth_head
 from fedgraft.common.plan.plan_file import agreement_from_json, agreement_hash
 from fedgraft.common.wire.layout import Layout
 
@@ -176,9 +177,9 @@ class Desk:
 
     @contextmanager
     def model(
-        self, plan: Agreement, offer: Offer, store: BackboneStore, train: Split
+        self, plan: Agreement, offer: Offer, store: BackboneStore, train: Split, round_: int
     ) -> Iterator[OpenModel]:
-        """Lend a model of the agreement's to one thread.
+        """Lend a model of the agreement's in a round to one thread.
 
         Raises:
             Refused: the backbone is not in the node's store, or differential privacy cannot be had
@@ -186,32 +187,34 @@ class Desk:
         """
 
         def build() -> OpenModel:
-            opened = open_model(plan, offer, store)
-            if plan.privacy.mode == "sample":
+            opened = open_model(plan, offer, store, round_)
+            if plan.privacy.mode == "sample" and plan.train.method == "steps":
                 example = train.inputs(torch.zeros(1, dtype=torch.int64)).only
                 check_gradients(
                     opened.model, plan.privacy.grad_sample_mode, example, losses_of(plan.task)
                 )
             return opened
 
-        with self._models.lend(offer, build) as opened:
+        # the head may be another in the last round
+        key = (offer, has_depth_head(plan.train, round_))
+        with self._models.lend(key, build) as opened:
             yield opened
 
 
 class ModelPool:
-    """Models of one agreement, as many as threads use at once; another agreement's replace them."""
+    """Models of one kind, as many as threads use at once; another kind's replace them."""
 
     def __init__(self) -> None:
-        self._offer: Offer | None = None
+        self._key: Hashable = None
         self._free: list[OpenModel] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def lend(self, offer: Offer, build: Callable[[], OpenModel]) -> Iterator[OpenModel]:
-        """Lend a free model, or a new one; it is free again afterwards."""
+    def lend(self, key: Hashable, build: Callable[[], OpenModel]) -> Iterator[OpenModel]:
+        """Lend a free model of a kind, or a new one; it is free again afterwards."""
         with self._lock:
-            if self._offer != offer:
-                self._offer = offer
+            if self._key != key:
+                self._key = key
                 self._free = []
             opened = self._free.pop() if self._free else None
         if opened is None:
@@ -220,16 +223,16 @@ class ModelPool:
             yield opened
         finally:
             with self._lock:
-                if self._offer == offer:
+                if self._key == key:
                     self._free.append(opened)
 
 
-def open_model(plan: Agreement, offer: Offer, store: BackboneStore) -> OpenModel:
-    """Build the model of an agreement from the backbone in a node's store."""
+def open_model(plan: Agreement, offer: Offer, store: BackboneStore, round_: int) -> OpenModel:
+    """Build the model of an agreement in a round from the backbone in a node's store."""
     preparation = preparation_from_json(plan.backbone.name, json.loads(offer.preparation))
     state = store.load(offer.fingerprint)
     backbone = backbone_from_state(plan.backbone.name, state, preparation)
-    model = working_model(backbone, plan)
+    model = working_model(backbone, plan, round_)
     layout = Layout.of(model.adapter_state(), model.drawn_state())
     return OpenModel(model, layout, model.seal_as(backbone))
 

@@ -2,7 +2,8 @@
 
 offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here
 backbone   a part of the backbone's tensors → kept; with the last one, all are verified
-train      the shared adapter → the adapter after local training, with metrics of what came
+train      the shared adapter → the adapter after local training, with metrics of what came; or, in a
+           round of sums, sums over the records
 evaluate   the shared adapter → metrics only (after the last round)
 """
 
@@ -25,10 +26,15 @@ from fedgraft.client.node_task import NodeTask
 from fedgraft.client.round import Outcome, measure_groups, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.error_feedback import Feedback
+from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.phases import purpose_of
+from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
 from fedgraft.common.wire.metric_records import group_records
+from fedgraft.common.wire.noisy_record import noisy_record
+from fedgraft.common.wire.sums_record import sums_record
 from fedgraft.common.wire.update import AdapterUpdate
 
 MOST_PARTS = 10_000  # of a backbone
@@ -47,12 +53,14 @@ class OpenMessage:
     """A message of a round, opened: what the node works on, and the adapter that came.
 
     Attributes:
+        round: that it is for, from 1.
         layout: of the adapter.
         state: the adapter's tensors by name, checked.
     """
 
     node: Node
     task: NodeTask
+    round: int
     layout: Layout
     state: dict[str, Tensor]
 
@@ -123,7 +131,10 @@ def backbone(desk: Desk, message: Message, context: Context) -> Answer:
 def train(desk: Desk, message: Message, context: Context) -> Answer:
     """Run one round; see `client/round.py`."""
     with open_message(desk, message, context) as opened:
-        round_ = read_round(message, opened.plan)
+        round_ = opened.round
+        if purpose_of(opened.plan.train, round_) == "sums":
+            outcome = run_sum_round(opened.task, opened.state, round_)
+            return compose_sums(opened, outcome, round_)
         outcome = run_round(
             opened.task,
             opened.state,
@@ -162,6 +173,7 @@ class RoundMessage:
     plan: Agreement
     identity: str
     offer: Offer
+    round: int
 
 
 def read_message(desk: Desk, message: Message, context: Context) -> RoundMessage:
@@ -172,7 +184,8 @@ def read_message(desk: Desk, message: Message, context: Context) -> RoundMessage
     plan, identity = desk.agreement(offered.agreement)
     check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
     node.policy.check_privacy(plan.privacy)
-    return RoundMessage(context, message.content, node, plan, identity, offered)
+    round_ = read_round(message, plan)
+    return RoundMessage(context, message.content, node, plan, identity, offered, round_)
 
 
 @contextmanager
@@ -188,7 +201,7 @@ def lend_model(desk: Desk, received: RoundMessage) -> AbstractContextManager[Ope
     """Lend a model of the message's agreement."""
     train_split, _ = desk.splits(received.context, received.offer)
     store = desk.store(received.node)
-    return desk.model(received.plan, received.offer, store, train_split)
+    return desk.model(received.plan, received.offer, store, train_split, received.round)
 
 
 def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessage:
@@ -219,7 +232,7 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         layout=layout,
         memory=Feedback(node.store / "feedback", received.identity),
     )
-    return OpenMessage(node, task, layout, state)
+    return OpenMessage(node, task, received.round, layout, state)
 
 
 def read_round(message: Message, plan: Agreement) -> int:
@@ -255,6 +268,20 @@ def compose_update(opened: OpenMessage, outcome: Outcome, round_: int) -> Answer
         spent=outcome.spent,
     )
     return Answer(update.to_record(opened.layout, outcome.encoded), opened.layout)
+
+
+def compose_sums(opened: OpenMessage, outcome: SumOutcome, round_: int) -> Answer:
+    """Return what leaves this node after a round of sums."""
+    digest = opened.layout.digest
+    seconds = outcome.seconds
+    sums = outcome.sums
+    if isinstance(sums, GramSums):
+        content = sums_record(sums, round_=round_, digest=digest, seconds=seconds)
+    elif outcome.spent is None:
+        raise Refused(Code.BUDGET, "noisy sums, and no account of them")
+    else:
+        content = noisy_record(sums, outcome.spent, round_=round_, digest=digest, seconds=seconds)
+    return Answer(content, opened.layout)
 
 
 def release_metrics(opened: OpenMessage, sums: Any, round_: int, purpose: str) -> Any:

@@ -99,11 +99,11 @@ def open_splits(node: Node, plan: Agreement, preparation: Preparation) -> tuple[
     return train, test
 
 
-def working_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
-    """Return the plan's model as a node trains it: convolutions with LoRA are fused, unless
-    per-example gradients need them apart.
+def working_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:
+    """Return the plan's model as a node trains it in a round (default: the last): convolutions with
+    LoRA are fused, unless per-example gradients need them apart.
     """
-    model = plan_model(backbone, plan)
+    model = plan_model(backbone, plan, round_)
     if plan.privacy.mode != "sample":
         fuse(model.net)
     return model

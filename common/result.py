@@ -127,6 +127,26 @@ class EncodingFacts(Part):
     relative_error: float = 0.0
 
 
+class ClosedFormFacts(Part):
+    """How a head was solved from sums.
+
+    Attributes:
+        features: that the head reads.
+        records: behind the sums; not told under differential privacy, as are the next three.
+        ridge: λ, on features of variance 1.
+        log_evidence: log marginal likelihood at λ, up to a constant of the targets, nats.
+        leverage: how far a record pulls its own prediction, on average.
+        noise_deviation: of the noise on each sum of all nodes together, in integer steps.
+    """
+
+    features: int
+    records: int | None = None
+    ridge: float | None = None
+    log_evidence: float | None = None
+    leverage: float | None = None
+    noise_deviation: float | None = None
+
+
 class Spending(Part):
     """What the run spent at one node under differential privacy.
 
@@ -199,6 +219,7 @@ class Result(Part):
     baselines: dict[str, dict[str, Any]]
     bytes: Bytes
     encoding: EncodingFacts = EncodingFacts()
+    closed_form: ClosedFormFacts | None = None
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()

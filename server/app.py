@@ -20,12 +20,13 @@ from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
+from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.aggregation.aggregation import begin_aggregation
 from fedgraft.server.evaluation import evaluate_everywhere
-from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster, gather
 from fedgraft.server.messages import round_content
@@ -34,6 +35,7 @@ from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.server.round_replies import read_replies
 from fedgraft.server.rounds import Round
+from fedgraft.server.sums.sum_intake import SumIntake
 
 app = ServerApp()
 
@@ -92,12 +94,13 @@ def federate(
     plan = federation.plan
 
     # ── the shared model before any training, or after the last finished round ────────────────────
-    model = plan_model(federation.backbone, plan)
+    model = plan_model(federation.backbone, plan, 1)
     state = model.adapter_state()
     layout = Layout.of(state, model.drawn_state())
     start = Checkpoint(0, state, {}, opening_result(federation, layout))
     if resume:
         start = folder.latest() or start
+        model = plan_model(federation.backbone, plan, start.round or 1)
         state = start.adapter
         folder.drop_lines_after(start.round)
     run = ResultBuilder(start.so_far)
@@ -121,12 +124,21 @@ def federate(
             roster.refresh()
             run.note_handout(roster)
             cohort = aggregation.choose_cohort(list(roster.nodes), number)
-            round_ = Round(plan, number, layout, state, cohort, aggregation.clip)
-            answers = read_replies(round_, train(grid, roster, round_), roster.examples)
-            folder.add_lines(answers.lines)
-            run.note_round(answers)
-
-            combined = aggregation.aggregate(round_, answers.updates)
+            model, state = with_head_of(model, state, federation, number)
+            layout = Layout.of(state, model.drawn_state())
+            round_ = Round(plan, number, layout, state, cohort, aggregation.clip, model.head_name)
+            if purpose_of(plan.train, number) == "sums":
+                intake = SumIntake(round_, roster.examples)
+                answers = intake.close(train(grid, roster, round_, intake.read))
+                folder.add_lines(answers.lines)
+                run.note_round(answers)
+                combined, facts = intake.solve()
+                run.note_solution(facts)
+            else:
+                answers = read_replies(round_, train(grid, roster, round_), roster.examples)
+                folder.add_lines(answers.lines)
+                run.note_round(answers)
+                combined = aggregation.aggregate(round_, answers.updates)
             run.note_spent(aggregation.spent(number))
             check_finite(combined, number)
             so_far = run.after_round(number)
@@ -151,16 +163,33 @@ def federate(
     finally:
         # ── the shared model and its papers: of the last finished round, whatever happened ────────
         # Ctrl-C falls between any two lines above: the folder knows
-        write_papers(run, folder.latest() or start, federation, model, folder)
+        write_papers(run, folder.latest() or start, federation, folder)
     return run.result
 
 
-def train(grid: Grid, roster: Roster, round_: Round) -> Replies:
-    """Send a round to its cohort and return what comes back."""
+def with_head_of(
+    model: GraftedModel, state: dict[str, Tensor], federation: Federation, number: int
+) -> tuple[GraftedModel, dict[str, Tensor]]:
+    """Return the model of a round with its adapter: another where the plan changes the head, the
+    adapters as they are.
+    """
+    reads_depths = model.depths is not None
+    if reads_depths == has_depth_head(federation.plan.train, number):
+        return model, state
+    other = plan_model(federation.backbone, federation.plan, number)
+    fresh = other.adapter_state()
+    kept = {name: tensor for name, tensor in state.items() if name in fresh}
+    return other, fresh | kept
+
+
+def train(grid: Grid, roster: Roster, round_: Round, read: Read | None = None) -> Replies:
+    """Send a round to its cohort and return what comes back, as `exchange` does."""
     nodes = {name: roster.nodes[name] for name in round_.cohort}
     timeout = round_.plan.aggregate.round_timeout
     content = round_content(round_)
-    return exchange(grid, "train", content, nodes, group=str(round_.number), timeout=timeout)
+    return exchange(
+        grid, "train", content, nodes, group=str(round_.number), timeout=timeout, read=read
+    )
 
 
 def check_finite(state: dict[str, Tensor], number: int) -> None:
@@ -175,15 +204,15 @@ def write_papers(
     run: ResultBuilder,
     last: Checkpoint,
     federation: Federation,
-    model: GraftedModel,
     folder: RunFolder,
 ) -> None:
     """Leave the shared model of the last finished round, its card, and the result behind."""
-    model.load_adapter_state(last.adapter)
     run.close(federation, last.so_far)
     if last.round > 0:
         plan = federation.plan
         backbone = federation.backbone
+        model = plan_model(backbone, plan, last.round)
+        model.load_adapter_state(last.adapter)
         card = model_card(plan, run.result, backbone.preprocess.to_json())
-        save_shared_model(folder.shared_model, model, backbone, plan, card)
+        save_shared_model(folder.shared_model, model, backbone, plan, card, round_=last.round)
     folder.write_result(run.result)

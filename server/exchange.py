@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedgraft.common.errors import Code
+from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.message_size import message_bytes
 
+Read = Callable[[str, RecordDict], None]
 # seconds between two pulls
 POLL = 0.2
 
@@ -41,8 +43,8 @@ class Replies:
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
 
-    def take(self, name: str, message: Message, timeout: float) -> None:
-        """Write down one node's reply."""
+    def take(self, name: str, message: Message, timeout: float, read: Read | None) -> None:
+        """Write down one node's reply, or let it be read at once and forgotten."""
         if message.has_error():
             self.refused[name] = _words(message.error.reason, timeout)
             return
@@ -50,8 +52,13 @@ class Replies:
         refusal = message.content.config_records.get("refused")
         if refusal:
             self._take_refusal(name, refusal)
-        else:
+        elif read is None:
             self.contents[name] = message.content
+        else:
+            try:
+                read(name, message.content)
+            except BadUpdate as error:
+                self.refused[name] = str(error)
 
     def _take_refusal(self, name: str, refusal: ConfigRecord) -> None:
         self.refused[name] = str(refusal.get("reason", "no reason given"))[:2000]
@@ -67,6 +74,7 @@ def exchange(
     *,
     group: str,
     timeout: float,
+    read: Read | None = None,
 ) -> Replies:
     """Send one content to several nodes and return what they answer.
 
@@ -75,6 +83,8 @@ def exchange(
         nodes: node names and their Flower ids.
         group: Flower's group id; the round's number.
         timeout: seconds after which nodes that have not answered are given up.
+        read: takes each node's content as it arrives, which is then not kept; raises `BadUpdate`
+            for one that may not count.
     """
     messages = []
     for node_id in nodes.values():
@@ -99,7 +109,7 @@ def exchange(
         for message in arrived:
             name = waiting.pop(message.metadata.reply_to_message_id, None)
             if name is not None:
-                replies.take(name, message, timeout)
+                replies.take(name, message, timeout, read)
         if not arrived:
             time.sleep(POLL)
     for name in waiting.values():

@@ -46,13 +46,7 @@ def read_replies(round_: Round, replies: Replies, offered: Mapping[str, int]) ->
     Args:
         offered: the weight that each node said it would have, before the first round.
     """
-    traffic = RoundTraffic(
-        round=round_.number,
-        nodes=len(round_.cohort),
-        down=sum(replies.down.values()),
-        up=sum(replies.up.values()),
-    )
-    answers = Answers(traffic)
+    answers = new_answers(round_, replies)
     for name in round_.cohort:
         sizes = {"down": replies.down.get(name, 0), "up": replies.up.get(name, 0)}
         line: dict[str, Any] = {"round": round_.number, "node": name, "bytes": sizes}
@@ -70,6 +64,17 @@ def read_replies(round_: Round, replies: Replies, offered: Mapping[str, int]) ->
         answers.lines.append(line)
     answers.refused = refusals_of(replies, round_.number)
     return answers
+
+
+def new_answers(round_: Round, replies: Replies) -> Answers:
+    """Return a round's answers before any is read: its traffic."""
+    traffic = RoundTraffic(
+        round=round_.number,
+        nodes=len(round_.cohort),
+        down=sum(replies.down.values()),
+        up=sum(replies.up.values()),
+    )
+    return Answers(traffic)
 
 
 def refusals_of(replies: Replies, number: int, phase: str = "") -> list[Refusal]:

@@ -20,6 +20,7 @@ class Round:
         sent: the shared adapter that goes out, tensors by name.
         cohort: names of the nodes that are asked, in their order.
         clip: L2 norm that updates are clipped to, where the server sets one.
+        head: dotted name of the model's head among the adapter's tensors.
     """
 
     plan: Plan
@@ -28,3 +29,9 @@ class Round:
     sent: State
     cohort: Sequence[str]
     clip: float | None = None
+    head: str = ""
+
+    @property
+    def head_features(self) -> int:
+        """How many features the head reads."""
+        return self.sent[f"{self.head}.weight"].shape[1]

@@ -7,6 +7,8 @@ head              the same federation, only a new classifier on the frozen backb
                   adapters bring
 full              the same federation, everything trained and sent: what adapters save
 random-backbone   the same adapters on a backbone that learnt nothing: what the transfer brings
+one-round         a head over features of all depths, solved from one exchange of sums: what
+                  training by steps has to beat
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.node_task import NodeTask, open_splits, working_model
 from fedgraft.client.round import measure, run_round
 from fedgraft.client.store.activation_cache import open_cache
+from fedgraft.client.sum_round import sum_split
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
+from fedgraft.common.model.solve_head import solve_head
+from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.tasks import TASKS
@@ -36,7 +41,7 @@ from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
 Metrics = dict[str, Any]
 
-BASELINES = ("alone", "pooled", "head", "full", "random-backbone")
+BASELINES = ("one-round", "alone", "pooled", "head", "full", "random-backbone")
 # what of the plan is changed, where a baseline is a federation of its own
 VARIANTS: dict[str, tuple[str, ...]] = {
     "head": (
@@ -56,6 +61,18 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "privacy.grad_sample_mode=hooks",
     ),
     "random-backbone": ("backbone.random=true",),
+    "one-round": (
+        "adapter.method=head",
+        "adapter.targets=auto",
+        "aggregate.strategy=fedavg",
+        "aggregate.lora_aggregation=average",
+        "aggregate.encoding=none",
+        "train.method=closed-form",
+        "train.start=drawn",
+        "train.finish=steps",
+        "train.rounds=1",
+        "train.augment=none",
+    ),
 }
 
 
@@ -202,8 +219,16 @@ def _train_alone(task: NodeTask, tests: Sequence[Examples]) -> Metrics:
     """
     state = task.model.adapter_state()
     for round_ in range(1, task.plan.train.rounds + 1):
-        state = run_round(task, state, round_, measure=False).state
+        state = _train_round(task, state, round_)
     sums = TASKS[task.plan.task.question].zero(task.plan.task)
     for test in tests:
         sums = sums + measure(replace(task, test=test), state)
     return sums.summary()
+
+
+def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[str, Tensor]:
+    """Return the adapter after one round of one node by itself."""
+    if purpose_of(task.plan.train, round_) == "steps":
+        return run_round(task, state, round_, measure=False).state
+    sums = sum_split(task)
+    return state | solve_head(sums, task.plan, task.model.head_name).tensors

@@ -63,6 +63,11 @@ def calibrate(
         rate = 1.0
         steps = 1
         norm = privacy.max_update_norm
+    elif plan.train.method == "closed-form":
+        # one release of sums over all records, whose features have norm 1
+        rate = 1.0
+        steps = 1
+        norm = 1.0
     else:
         rate = min(1.0, plan.train.batch_size / units)
         steps = math.ceil(units / plan.train.batch_size) * plan.train.local_epochs

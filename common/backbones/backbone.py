@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones import FAMILIES, family_line, family_of
 from fedgraft.common.backbones.family import NetworkShape, State, last_linear
+from fedgraft.common.backbones.reference import NAME as REFERENCE
+from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs import INPUTS
@@ -137,6 +139,7 @@ def network_with_state(
         UserError: tensors that are not this network's.
     """
     family = family_of(name)
+    state, reference = split_reference(state)
     shape = family.read_shape(state, replace(shape, image_size=side_of(preparation)), where)
     net = build_network(name, shape, None)
     state = family.fit(net, state)
@@ -150,7 +153,30 @@ def network_with_state(
     _check_fit(name, expected, given, where)
     for key, tensor in expected.items():
         _put(net, key, given[key].to(tensor.dtype).contiguous())
+    if reference is not None:
+        net.add_module(REFERENCE, reference)
     return freeze_network(name, net, preparation)
+
+
+def split_reference(state: State) -> tuple[State, Reference | None]:
+    """Return a network's own tensors, and the public reference that came with them, if one did."""
+    own: dict[str, Tensor] = {}
+    of_reference: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        owner, _, part = name.partition(".")
+        if owner == REFERENCE:
+            of_reference[part] = tensor
+        else:
+            own[name] = tensor
+    if not of_reference:
+        return state, None
+    mean = of_reference.get("mean")
+    if mean is None or mean.ndim != 1:
+        raise UserError("a reference without its mean", remedy="save the backbone again")
+    reference = Reference(len(mean))
+    _check_fit("the reference", reference.state_dict(), of_reference, REFERENCE)
+    reference.load_state_dict(of_reference)
+    return own, reference
 
 
 def _without(state: State, head_name: str) -> dict[str, Tensor]:

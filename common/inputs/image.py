@@ -18,6 +18,7 @@ from torch import Tensor
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation
+from fedgraft.common.inputs.public_patches import cut_patches
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
@@ -202,4 +203,5 @@ IMAGE = Input(
     read_preparation=Preprocess.from_json,
     example=example_image,
     augment=augment_images,
+    public=cut_patches,
 )

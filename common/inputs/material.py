@@ -44,6 +44,7 @@ class Input:
             that it would not have written.
         example: a batch of one record with the shapes that a plan's backbone sees; zeros.
         augment: (batch, the plan's `train.augment`, generator) → the batch, changed at random.
+        public: raw records that anybody has, `(n, …)`, for a plan's backbone; None: there are none.
     """
 
     name: str
@@ -51,3 +52,4 @@ class Input:
     read_preparation: Callable[[Mapping[str, Any]], Preparation]
     example: Callable[[Preparation, BackboneSection, TaskSection], Batch]
     augment: Augment
+    public: Callable[[Preparation, BackboneSection, TaskSection], Tensor] | None = None

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
-from fedgraft.common.model.grafted_model import GraftedModel, graft
+from fedgraft.common.inputs import INPUTS
+from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
+from fedgraft.common.model.public_reference import add_reference
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.phases import has_depth_head, has_reference
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 
@@ -32,7 +37,7 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         if plan.pretrain is not None:
             remedy = f"make it: fedgraft pretrain {plan.name}"
         source = resolve(section.weights_file, base, remedy=remedy)
-    return load_backbone(
+    backbone = load_backbone(
         section.name,
         weights=source,
         image_size=section.image_size,
@@ -42,14 +47,25 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
+    if has_reference(plan.train, plan.privacy):
+        public = INPUTS[plan.task.material].public
+        raw = public(backbone.preprocess, plan.backbone, plan.task) if public else None
+        return add_reference(backbone, _choose_depths(backbone, plan), raw)
+    return backbone
 
 
-def plan_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
+def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:
     """Return the plan's adapter and a fresh head on a backbone, with the same initial values on
     every side.
+
+    Args:
+        round_: that it is for: a plan may have another head in its last round; default: that one.
     """
     adapter = plan.adapter
     options = adapter.model_dump(exclude={"method", "targets"})
+    depths = None
+    if has_depth_head(plan.train, round_ or plan.train.rounds):
+        depths = _choose_depths(backbone, plan)
     return graft(
         backbone,
         method=adapter.method,
@@ -57,8 +73,18 @@ def plan_model(backbone: Backbone, plan: Agreement) -> GraftedModel:
         targets=adapter.targets,
         seed=plan.seed,
         freeze_a=plan.aggregate.lora_aggregation == "freeze-a",
+        depths=depths,
         **options,
     )
+
+
+def _choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
+    """Return which features the plan's closed-form head reads."""
+    section = plan.train.closed_form
+    material = INPUTS[plan.task.material]
+    shape = material.example(backbone.preprocess, plan.backbone, plan.task).only.shape
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return DepthChoice(section.features, section.pool, example)
 
 
 def count_outputs(plan: Agreement) -> int:

@@ -75,7 +75,7 @@ def frozen_prefix(model: GraftedModel) -> FrozenPrefix | None:
     """Return the longest frozen prefix; None where the network's order is not known, or next to
     nothing is frozen there.
     """
-    stages = tuple(_list_stages(model.net))
+    stages = tuple(_stages_of_model(model))
     first = _find_first_trained(stages)
     if first == 0:
         return None
@@ -97,6 +97,23 @@ def _find_first_trained(stages: tuple[Stage, ...]) -> int:
 
 
 # ── a network as stages ───────────────────────────────────────────────────────────────────────────
+def _stages_of_model(model: GraftedModel) -> Iterator[Stage]:
+    """Yield what a model does, in its order; nothing where that is not known."""
+    if model.depths is None:
+        yield from _list_stages(model.net)
+        return
+    # features of all depths come out of one pass through the whole network
+    head = model.net.get_submodule(model.head_name)
+    network = [child for child in model.net.children() if child is not head]
+    yield Stage(
+        name="depths-" + "-".join((*model.depths.stages, model.depths.pool)),
+        run=model.depths,
+        trains=any(map(_trains, network)),
+        layers=sum(map(_count_layers, network)),
+    )
+    yield _stage_of(model.head_name, head, head)
+
+
 def _list_stages(net: nn.Module) -> Iterator[Stage]:
     """Yield what a network does, in its order; nothing where that is not known."""
     for family in FAMILIES.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
+from fedgraft.common.model.depth_features import (
+    DepthFeatures,
+    Pool,
+    Selection,
+    choose_stages,
+    count_features,
+)
 from fedgraft.common.model.seal import Seal
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
@@ -30,6 +38,23 @@ __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 Spec = dict[str, tuple[str, tuple[int, ...]]]
 # tensors that do not fit, in one message
 MOST_NAMED = 3
+# the child of the network that reads features of all depths
+DEPTH_HEAD = "depth_head"
+
+
+@dataclass(frozen=True)
+class DepthChoice:
+    """Which features a head of all depths reads.
+
+    Attributes:
+        features: "all", "last" or names of stages, see `depth_features.py`.
+        pool: what is taken of a stage's positions.
+        example: a prepared batch of one, which shows the widths.
+    """
+
+    features: Selection
+    pool: Pool
+    example: Tensor
 
 
 class GraftedModel(nn.Module):
@@ -50,10 +75,18 @@ class GraftedModel(nn.Module):
         options: the method's own.
         outputs: of the head.
         head_name: dotted name of the head.
+        depths: the features that the head reads, where these are not the network's own last ones.
     """
 
     def __init__(
-        self, net: nn.Module, *, method: str, options: Any, outputs: int, head_name: str
+        self,
+        net: nn.Module,
+        *,
+        method: str,
+        options: Any,
+        outputs: int,
+        head_name: str,
+        depths: DepthFeatures | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -61,8 +94,11 @@ class GraftedModel(nn.Module):
         self.options = options
         self.outputs = outputs
         self.head_name = head_name
+        self.depths = depths
         # others in the tail of a model, see frozen_prefix.py
         self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)
+        if depths is not None:
+            self.steps = (depths, net.get_submodule(head_name))
         self._seal: Seal | None = None
         self.eval()
 
@@ -73,6 +109,23 @@ class GraftedModel(nn.Module):
         for step in self.steps:
             inputs = step(inputs)
         return inputs
+
+    @torch.no_grad()
+    def features(self, inputs: Batch) -> Tensor:
+        """Return what the head reads of a prepared batch, `(n, d)`."""
+        read: list[Tensor] = []
+        head = self.net.get_submodule(self.head_name)
+        handle = head.register_forward_pre_hook(lambda module, entering: read.append(entering[0]))
+        try:
+            self(inputs)
+        finally:
+            handle.remove()
+        return read[0]
+
+    def count_features(self) -> int:
+        """Return how many features the head reads."""
+        head = self.net.get_submodule(self.head_name)
+        return int(head.in_features)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> GraftedModel:
         """Set the mode; frozen and mode-dependent modules stay in eval mode, whatever it is."""
@@ -207,6 +260,7 @@ def graft(
     targets: Targets = "auto",
     seed: int = 0,
     freeze_a: bool = False,
+    depths: DepthChoice | None = None,
     **options: Any,
 ) -> GraftedModel:
     """Put adapters and a fresh head on a backbone; the backbone is not touched and its tensors are
@@ -221,6 +275,7 @@ def graft(
         targets: "auto", "last-block", or `fnmatch` patterns of module names.
         seed: of the initial values.
         freeze_a: values that the seed draws stay so and do not travel (A of LoRA updates).
+        depths: the head reads these features, and begins with zeros.
         options: the method's own, such as `rank=8`; those of other methods are passed over.
 
     Raises:
@@ -234,14 +289,35 @@ def graft(
     own = chosen.read_options(options)
     net = copy_sharing(backbone.net, lambda parameter: True)
     chosen.attach(net, Attachment(own, targets, seed, freeze_drawn=freeze_a))
-    head = new_linear(backbone.features, classes, bias=True, seed=seed, name=backbone.head_name)
-    net.set_submodule(backbone.head_name, head)
+    head_name = backbone.head_name
+    reading: DepthFeatures | None = None
+    if depths is None:
+        head = new_linear(backbone.features, classes, bias=True, seed=seed, name=head_name)
+        net.set_submodule(head_name, head)
+    else:
+        reading = choose_features(backbone, net, depths)
+        head_name = DEPTH_HEAD
+        width = count_features(reading, depths.example)
+        head = new_linear(width, classes, bias=True, seed=None, name=head_name)
+        net.add_module(head_name, head)
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             module.register_forward_pre_hook(_contiguous)
     return GraftedModel(
-        net, method=method, options=own, outputs=classes, head_name=backbone.head_name
+        net, method=method, options=own, outputs=classes, head_name=head_name, depths=reading
     )
+
+
+def choose_features(backbone: Backbone, net: nn.Module, choice: DepthChoice) -> DepthFeatures:
+    """Return the chosen features of a copy of a backbone's network.
+
+    Raises:
+        UserError: a stage that it has not.
+    """
+    stages = choose_stages(
+        backbone.net, backbone.head_name, choice.features, choice.pool, choice.example
+    )
+    return DepthFeatures(net, head_name=backbone.head_name, stages=stages, pool=choice.pool)
 
 
 def copy_sharing(net: nn.Module, shared: Callable[[nn.Parameter], bool]) -> nn.Module:

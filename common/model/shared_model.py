@@ -70,9 +70,19 @@ class SharedModel:
 
 
 def save_shared_model(
-    folder: Path, model: GraftedModel, backbone: Backbone, plan: Plan, card: str
+    folder: Path,
+    model: GraftedModel,
+    backbone: Backbone,
+    plan: Plan,
+    card: str,
+    *,
+    round_: int | None = None,
 ) -> None:
-    """Write the shared model into `folder`; what was there is replaced in one step."""
+    """Write the shared model into `folder`; what was there is replaced in one step.
+
+    Args:
+        round_: that it is of, where that is not the plan's last: it may have another head.
+    """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -90,6 +100,8 @@ def save_shared_model(
         "backbone": described,
         "plan": json.loads(canonical(plan)),
     }
+    if round_ is not None and round_ != plan.train.rounds:
+        about["round"] = round_
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     (part / ABOUT).write_text(text)
     (part / CARD).write_text(card)
@@ -122,7 +134,7 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
             remedy="give the folder of a finished run, such as runs/NAME-TIME",
         ) from error
     file = Path(backbone or inside / BACKBONE)
-    model = plan_model(_open_backbone(file, described, preparation), plan)
+    model = plan_model(_open_backbone(file, described, preparation), plan, about.get("round"))
     load_adapter(model, inside)
     return SharedModel(model, preparation, plan, tuple(about["classes"]))
 

@@ -8,6 +8,7 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
@@ -32,6 +33,7 @@ def check_agreement(
         *check_central(aggregate, privacy),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
+        *check_closed_form(adapter, train, aggregate, privacy),
     ]
 
 
@@ -119,6 +121,56 @@ def check_encoding(aggregate: AggregateSection, privacy: PrivacySection) -> list
         what = f"{encoding} moves the norms that adaptive clipping counts"
         return [Problem(key, what, "write `encoding: none`, or `clipping: fixed`")]
     return []
+
+
+def check_closed_form(
+    adapter: AdapterSection,
+    train: TrainSection,
+    aggregate: AggregateSection,
+    privacy: PrivacySection,
+) -> list[Problem]:
+    """Return what does not go with a head that is solved from sums."""
+    if not has_sums(train):
+        return []
+    problems: list[Problem] = []
+    if train.method == "closed-form":
+        if adapter.method != "head":
+            what = f"{adapter.method}, and a closed form solves for a head alone"
+            remedy = "write `method: head`, or `finish: closed-form` under train instead of method"
+            problems.append(Problem("adapter.method", what, remedy))
+        if train.rounds != 1:
+            what = f"{train.rounds}, and a closed form has one"
+            problems.append(Problem("train.rounds", what, "write 1, or leave it out"))
+        if train.start != "drawn" or train.finish != "steps":
+            key = "train.start" if train.start != "drawn" else "train.finish"
+            what = "closed-form, and so is all of the training"
+            problems.append(Problem(key, what, "leave it out, or write `method: steps`"))
+    if train.augment != "none":
+        what = f"{train.augment}, and sums are taken over every record once, as it is"
+        problems.append(Problem("train.augment", what, "write `augment: none`"))
+    if not STRATEGIES[aggregate.strategy].is_plain_mean:
+        what = f"{aggregate.strategy}, and sums are added: no rule chooses among them"
+        problems.append(Problem("aggregate.strategy", what, "write `strategy: fedavg`"))
+    if aggregate.encoding != "none":
+        what = f"{aggregate.encoding}, and rounded sums would not be those of the pooled records"
+        problems.append(Problem("aggregate.encoding", what, "write `encoding: none`"))
+    problems += _check_noisy_sums(train, privacy)
+    return problems
+
+
+def _check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    problems: list[Problem] = []
+    if privacy.mode in ("central", "local"):
+        what = f"{privacy.mode}, and each node adds the noise of its own sums"
+        problems.append(Problem("privacy.mode", what, "write `mode: sample`"))
+    if privacy.mode == "sample" and train.method == "steps":
+        what = "closed-form beside steps, and ε is not shared out between them"
+        key = "train.start" if train.start != "drawn" else "train.finish"
+        problems.append(Problem(key, what, "write `method: closed-form`, or leave it out"))
+    if train.closed_form.shares == "equal" and privacy.mode == "none":
+        what = "equal, and without differential privacy classes are counted exactly"
+        problems.append(Problem("train.closed_form.shares", what, "leave it out"))
+    return problems
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

@@ -63,4 +63,4 @@ def agreement_of(plan: Agreement) -> Agreement:
 
 def _keep(section: Mapping[str, Any], agreed: type[Section]) -> dict[str, Any]:
     """Return of a planned section the keys that the agreed one has."""
-    return {key: section[key] for key in agreed.model_fields}
+    return {key: section[key] for key in agreed.model_fields if key in section}

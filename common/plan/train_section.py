@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedgraft.common.plan.section import Count, Section
+from fedgraft.common.plan.section import Count, Names, Section
 
 
 class OptimizerSection(Section):
@@ -20,9 +21,62 @@ class OptimizerSection(Section):
     )
 
 
+class ClosedFormSection(Section):
+    """A head that is solved from sums over records."""
+
+    features: Literal["all", "last"] | Annotated[Names, Field(min_length=1)] = Field(
+        default="all",
+        description=(
+            "what the head reads; all: the output of every block of the backbone; last: what enters"
+            " its classifier; or a list of blocks"
+        ),
+    )
+    pool: Literal["mean", "mean-and-deviation"] = Field(
+        default="mean", description="what is taken of a block's positions"
+    )
+    prior: Literal["shares", "equal"] = Field(
+        default="shares",
+        description="equal: the head takes all classes for equally frequent, whatever the records",
+    )
+    shares: Literal["counted", "equal"] = Field(
+        default="counted",
+        description=(
+            "under differential privacy; equal: all classes are equally frequent, the plan declares"
+            " it, and no noise is spent on counting them"
+        ),
+    )
+    bound: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=64.0, description="features beyond it are clipped to it"
+    )
+    bits: Annotated[int, Field(ge=8, le=21)] = Field(
+        default=20,
+        description="features are rounded to bound / 2^bits, so that sums are exact in any order",
+    )
+
+
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
+    method: Literal["steps", "closed-form"] = Field(
+        default="steps",
+        description=(
+            "steps: nodes train for some rounds; closed-form: in one round nodes send sums over"
+            " their records, and the server solves for the head"
+        ),
+    )
+    start: Literal["drawn", "closed-form"] = Field(
+        default="drawn",
+        description="closed-form: the first round solves for the head that steps begin with",
+    )
+    finish: Literal["steps", "closed-form"] = Field(
+        default="steps",
+        description=(
+            "closed-form: the last round solves for the head anew, over the adapted features"
+        ),
+    )
+    closed_form: ClosedFormSection = Field(
+        default=ClosedFormSection(), description="a head that is solved from sums"
+    )
     rounds: Annotated[Count, Field(le=9999)] = Field(
         default=10, description="rounds of the federation"
     )
@@ -57,6 +111,33 @@ class TrainSection(Section):
             " disk, rounded"
         ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """Write the one round of a closed form into the plan, where it says nothing else."""
+        if isinstance(given, dict) and given.get("method") == "closed-form":
+            return {"rounds": 1} | given
+        return given
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that older releases do not have, where nothing else is said: the hashes of
+        plans that were approved before stay what they are.
+        """
+        written = write(self)
+        for key, default in _LATER.items():
+            if written.get(key) == default:
+                del written[key]
+        return written
+
+
+_LATER: Mapping[str, Any] = {
+    "method": "steps",
+    "start": "drawn",
+    "finish": "steps",
+    "closed_form": ClosedFormSection().model_dump(mode="json"),
+}
 
 
 class PlannedTrainSection(TrainSection):

@@ -54,6 +54,29 @@ class Randomness:
         pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
         return pairs[:count].numpy()
 
+    def integers(self, below: np.ndarray) -> np.ndarray:
+        """Return whole numbers, each uniform from 0 to one less than its bound, int64.
+
+        Args:
+            below: bounds from 1 to 2⁶², int64 `(count,)`. By rejection: all are equally likely.
+        """
+        bits = np.ceil(np.log2(np.maximum(below, 1))).astype(np.uint64)
+        mask = (np.uint64(1) << np.minimum(bits + np.uint64(1), np.uint64(63))) - np.uint64(1)
+        drawn = np.zeros(len(below), np.int64)
+        pending = np.arange(len(below))
+        while len(pending):
+            words = (self._words(len(pending)) & mask[pending]).astype(np.int64)
+            fits = words < below[pending]
+            drawn[pending[fits]] = words[fits]
+            pending = pending[~fits]
+        return drawn
+
+    def _words(self, count: int) -> np.ndarray:
+        """Return `(count,)` words of 64 random bits."""
+        if self._seeded is not None:
+            return self._seeded.integers(0, 2**64, count, np.uint64)
+        return np.frombuffer(_draw_bytes(8 * count), np.uint64)
+
     def generator(self) -> torch.Generator:
         """Return a torch generator for what needs no secrecy: which way an image is flipped."""
         seed = int(self.uniform(1)[0] * 2**BITS)

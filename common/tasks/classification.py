@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks.class_head import CLASS_HEAD
 from fedgraft.common.tasks.classification_sums import ClassificationSums, sums_of, zero
 from fedgraft.common.tasks.labels import Label, list_labels, plain_label
 from fedgraft.common.tasks.sums_from_wire import sums_from_flat
@@ -121,4 +122,5 @@ CLASSIFICATION = Task(
     predict=probabilities,
     columns=lambda task: task.classes,
     describe=describe,
+    closed_form=CLASS_HEAD,
 )

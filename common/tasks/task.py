@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks.closed_form import ClosedForm
 from fedgraft.common.tasks.labels import Label
 
 
@@ -91,6 +92,7 @@ class Task:
         predict: outputs `(n, …)` → what is told of each record, `(n, columns)`.
         columns: what those columns are called.
         describe: the question in words for people, such as "normal and pneumonia apart".
+        closed_form: how its head is solved from sums over records; None: it has no such sums.
     """
 
     name: str
@@ -107,3 +109,4 @@ class Task:
     predict: Callable[[Tensor], Tensor]
     columns: Callable[[TaskSection], tuple[str, ...]]
     describe: Callable[[TaskSection], str]
+    closed_form: ClosedForm | None = None

@@ -16,6 +16,7 @@ from fedgraft.common.result import (
     AdapterFacts,
     BackboneFacts,
     Bytes,
+    ClosedFormFacts,
     EncodingFacts,
     FinalMetrics,
     NodeFacts,
@@ -81,6 +82,10 @@ class ResultBuilder:
             encoding=EncodingFacts(kind=encoding.kind, relative_error=error),
             refused=(*self.result.refused, *answers.refused),
         )
+
+    def note_solution(self, facts: ClosedFormFacts) -> None:
+        """Write down how a head was solved from sums."""
+        self._note(closed_form=facts)
 
     def note_spent(self, spent: Spent | None) -> None:
         """Write down what the server's own noise costs every node so far, where there is any."""

@@ -1,0 +1,164 @@
+"""A round of sums at one node, as one script: the head is solved from them at the server.
+
+    the model as received → features of every record → integers → sums → what goes back
+
+Features are computed in blocks of one size on one thread, and rounded before they are multiplied:
+the sums of all nodes are those of their pooled records to the bit, however the records are dealt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgraft.client.data.examples import Examples
+from fedgraft.client.node_task import NodeTask
+from fedgraft.client.round import check_frozen, require_budget
+from fedgraft.client.store.activations import BLOCK
+from fedgraft.common.errors import Code, Refused
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.model.solve_head import closed_form_of, noisy_form_of, rounding_of
+from fedgraft.common.privacy.accounting import Spent
+from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
+from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
+from fedgraft.common.statistics.noisy_sums import NoisySums, sigma_of, sum_units, zero_noisy
+
+# records whose features are multiplied at once; their products are exact for fewer than 2^13
+AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class SumOutcome:
+    """Sums over a node's training records, and the seconds that they took.
+
+    Attributes:
+        sums: with noise under differential privacy.
+        spent: of the privacy budget.
+    """
+
+    sums: GramSums | NoisySums
+    seconds: float
+    spent: Spent | None = None
+
+
+def run_sum_round(task: NodeTask, received: Mapping[str, Tensor], round_: int) -> SumOutcome:
+    """Return the sums over this node's training records; with noise, and counted, where the plan is
+    under differential privacy.
+
+    Args:
+        received: the shared adapter, tensors by name.
+        round_: number of the round, from 1.
+
+    Raises:
+        Refused: the backbone is not the one agreed on, or moved; a record's features are not
+            finite; or there are more records than sums of 64 bits hold.
+    """
+    started = time.perf_counter()
+    # last bits of a network's outputs depend on how many threads share a product
+    torch.set_num_threads(1)
+    check_frozen(task, read=False)
+    task.model.load_adapter_state(received)
+    spent: Spent | None = None
+    sums: GramSums | NoisySums
+    if task.plan.privacy.at_node:
+        sums = release_sums(task, round_)
+        spent = require_budget(task).spent(task.plan)
+    else:
+        sums = sum_split(task)
+    check_frozen(task, read=True)
+    return SumOutcome(sums, time.perf_counter() - started, spent)
+
+
+def sum_split(task: NodeTask) -> GramSums:
+    """Return the sums over the training split under the task's plan. Raise as `run_sum_round`."""
+    plan = task.plan
+    closed = closed_form_of(plan)
+    rounding = rounding_of(plan)
+    if len(task.train) > rounding.most_records:
+        what = f"more than {rounding.most_records:,} records, with {rounding.bits} bits"
+        raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
+    model, examples = task.for_training()
+    targets = closed.targets(task.train.labels, plan.task)
+    total = zero_sums(model.count_features(), closed.columns(plan.task))
+    for start, features in list_features(model, examples):
+        integers = rounding.to_integers(features)
+        answers = targets[start : start + len(integers)]
+        total = total + sum_records(integers, answers, rounding.bits)
+    return total
+
+
+def release_sums(task: NodeTask, round_: int) -> NoisySums:
+    """Return the sums with discrete Gaussian noise: reserve, sum, add noise, settle.
+
+    Raises:
+        Refused: policy or ledger refuse; nothing was spent.
+    """
+    plan = task.plan
+    budget = require_budget(task)
+    with budget.spending(plan, round_) as mechanism:
+        sums = sum_privately(task, budget.patients)
+        sigma = sigma_of(mechanism.noise_multiplier)
+        count = sums.sums.size + sums.counts.size
+        noise = draw_discrete_gaussian(sigma, count, budget.randomness(plan, round_))
+        return sums.with_noise(noise, sigma)
+
+
+def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> NoisySums:
+    """Return the sums that noise is added to, each unit's share of them bounded."""
+    plan = task.plan
+    shares = plan.train.closed_form.shares
+    form = noisy_form_of(plan)
+    model, examples = task.for_training()
+    labels = task.train.labels
+    codes = form.codes(labels, plan.task, shares)
+    counted = form.counted(labels, plan.task, shares)
+    in_unit = share_in_unit(len(labels), patients)
+    total = zero_noisy(model.count_features(), codes.shape[1], counted.shape[1])
+    for start, features in list_features(model, examples, silent=True):
+        rows = slice(start, start + len(features))
+        total = total + sum_units(features, codes[rows], counted[rows], in_unit[rows])
+    return total
+
+
+def share_in_unit(records: int, patients: Sequence[np.ndarray] | None) -> np.ndarray:
+    """Return one over the records of each record's patient, or 1 for each where the unit is the
+    example: `(records,)`.
+    """
+    shares = np.ones(records)
+    for positions in patients or ():
+        shares[positions] = 1 / len(positions)
+    return shares
+
+
+def list_features(
+    model: GraftedModel, examples: Examples, *, silent: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield features float32 `(m, d)` of the examples in their order, and where they begin.
+
+    Args:
+        silent: features that are not finite are no error: under differential privacy a refusal
+            would tell of a record.
+    """
+    for start in range(0, len(examples), AT_ONCE):
+        end = min(start + AT_ONCE, len(examples))
+        blocks = []
+        for first in range(start, end, BLOCK):
+            positions = torch.arange(first, min(first + BLOCK, end))
+            blocks.append(compute_features(model, examples.inputs(positions)))
+        features = torch.cat(blocks)
+        if not silent and not bool(torch.isfinite(features).all()):
+            raise Refused(Code.OUTPUT, "a record's features are not finite; no sums are sent")
+        yield start, features.numpy()
+
+
+def compute_features(model: GraftedModel, inputs: Batch) -> Tensor:
+    """Return the features of at most BLOCK inputs, as if they filled a block: `(n, d)`."""
+    block = inputs.empty_like(BLOCK).map(torch.zero_)
+    block.write(slice(0, len(inputs)), inputs)
+    return model.features(block)[: len(inputs)]

@@ -1,0 +1,175 @@
+"""Features of all depths: what each block of a frozen network gives, pooled to one vector.
+
+After Evci et al. 2022 (Head2Toe), section 3: a layer behind the last one is often the better one to
+read another question from. A stage is the output of a residual block; before the first lies the
+stem's, and behind the last whatever enters the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedgraft.common.adapters.targets import find_blocks, has_channels_last
+from fedgraft.common.backbones.reference import NAME
+from fedgraft.common.errors import UserError
+
+Selection = Literal["all", "last"] | Sequence[str]
+Pool = Literal["mean", "mean-and-deviation"]
+# what enters the first block, and what enters the classifier
+STEM = "stem"
+LAST = "last"
+# features of all stages; of a larger network every second, third, … block counted from the end
+MOST_FEATURES = 4096
+
+
+class DepthFeatures:
+    """Pooled outputs of some stages of a network, one vector for each example.
+
+        features = DepthFeatures(net, head_name="linear", stages=("stem", "layer1.0", "last"))
+        features(images).shape  # (n, 16 + 16 + 64)
+
+    Args:
+        net: the network, with anything that gives `(n, …)` in the classifier's place.
+        head_name: dotted name of the classifier.
+        stages: names of blocks, "stem" and "last", in the order of the features.
+        pool: "mean" of a stage's positions, or beside it their standard deviation.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, head_name: str, stages: Sequence[str], pool: Pool = "mean"
+    ) -> None:
+        self.net = net
+        self.head_name = head_name
+        self.stages = tuple(stages)
+        self.pool = pool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Prepared inputs (n, …) → features (n, d)."""
+        with _watching(self.net, self.stages, self.head_name) as outputs:
+            self.net(x)
+        pooled = [pool_positions(*outputs[name], self.pool) for name in self.stages]
+        features = torch.cat(pooled, dim=1)
+        reference = self.net._modules.get(NAME)
+        if reference is None:
+            return features
+        return reference(features)
+
+
+def pool_positions(output: Tensor, channels_last: bool, pool: Pool) -> Tensor:
+    """Return a stage's output `(n, C, …)` or `(n, …, C)` as one vector `(n, C)`, or `(n, 2C)`."""
+    if output.ndim == 2:
+        return output
+    positions = tuple(range(2, output.ndim))
+    if channels_last:
+        positions = tuple(range(1, output.ndim - 1))
+    mean = output.mean(positions)
+    if pool == "mean":
+        return mean
+    return torch.cat([mean, output.var(positions, unbiased=False).sqrt()], dim=1)
+
+
+@contextmanager
+def _watching(
+    net: nn.Module, stages: Sequence[str], head_name: str
+) -> Iterator[dict[str, tuple[Tensor, bool]]]:
+    """Give the outputs of stages, and whether their channels are last, as the network runs."""
+    outputs: dict[str, tuple[Tensor, bool]] = {}
+    blocks = find_blocks(net)
+
+    def keep_output(name: str, channels_last: bool) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[name] = (output, channels_last)
+
+        return hook
+
+    def keep_input(name: str, channels_last: bool) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # the first block that runs is not always the first by name
+            outputs.setdefault(name, (inputs[0], channels_last))
+
+        return hook
+
+    handles = []
+    for name, block in blocks.items():
+        is_last = has_channels_last(block)
+        if STEM in stages:
+            handles.append(block.register_forward_pre_hook(keep_input(STEM, is_last)))
+        if name in stages:
+            handles.append(block.register_forward_hook(keep_output(name, is_last)))
+    head = net.get_submodule(head_name)
+    handles.append(head.register_forward_pre_hook(keep_input(LAST, False)))
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def count_features(features: DepthFeatures, example: Tensor) -> int:
+    """Return how many features there are of an example."""
+    return features(example).shape[1]
+
+
+# ── which stages ──────────────────────────────────────────────────────────────────────────────────
+def list_stages(net: nn.Module) -> list[str]:
+    """Return the names of a network's stages in order: the stem, its blocks, the last."""
+    blocks = list(find_blocks(net))
+    if not blocks:
+        return [LAST]
+    return [STEM, *blocks, LAST]
+
+
+def choose_stages(
+    net: nn.Module, head_name: str, selection: Selection, pool: Pool, example: Tensor
+) -> tuple[str, ...]:
+    """Return the stages that a plan selects, in the network's order.
+
+    "all" leaves out what would be there twice (a last block whose mean enters the classifier), and
+    of a network with more than `MOST_FEATURES` features takes every k-th block from the end.
+
+    Args:
+        example: a prepared batch of one; it shows the widths, and which stages say the same.
+
+    Raises:
+        UserError: a name that is no stage of this network.
+    """
+    stages = list_stages(net)
+    if selection == "last":
+        return (LAST,)
+    if selection != "all":
+        unknown = [name for name in selection if name not in stages]
+        if unknown:
+            raise UserError(
+                f"{unknown[0]!r} is no stage of this network",
+                where="train.closed_form.features",
+                remedy=f"write all, last, or some of {', '.join(stages)}",
+            )
+        return tuple(name for name in stages if name in selection)
+    with torch.no_grad(), _watching(net, stages, head_name) as outputs:
+        net(example)
+    pooled = {name: pool_positions(*outputs[name], pool) for name in stages}
+    if len(stages) > 1 and _says_the_same(outputs[stages[-2]], outputs[LAST][0]):
+        # the deviation is the block's alone
+        stages.remove(LAST if pool == "mean-and-deviation" else stages[-2])
+    return _thin_out(stages, pooled)
+
+
+def _says_the_same(block: tuple[Tensor, bool], entering: Tensor) -> bool:
+    """Whether what enters the classifier is just the mean of the last block's output."""
+    mean = pool_positions(*block, "mean")
+    return mean.shape == entering.shape and torch.allclose(mean, entering, atol=1e-5)
+
+
+def _thin_out(stages: Sequence[str], pooled: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return every k-th stage counted from the end, k as small as `MOST_FEATURES` allows."""
+    for step in range(1, len(stages) + 1):
+        kept = stages[::-1][::step][::-1]
+        if sum(pooled[name].shape[1] for name in kept) <= MOST_FEATURES:
+            return tuple(kept)
+    return (LAST,)

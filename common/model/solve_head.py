@@ -1,0 +1,77 @@
+"""A plan's head out of sums over records: what the server does with them, and a baseline alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.statistics.gram_sums import GramSums, Rounding
+from fedgraft.common.statistics.noisy_sums import NoisySums
+from fedgraft.common.statistics.ridge import RidgeSolution, solve_ridge, standardise
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.closed_form import ClosedForm, NoisyForm
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A head, and the solution that it is of.
+
+    Attributes:
+        tensors: `NAME.weight` `(outputs, d)` and `NAME.bias` `(outputs,)`, float32.
+    """
+
+    tensors: dict[str, Tensor]
+    solution: RidgeSolution
+
+
+def solve_head(sums: GramSums, plan: Agreement, head_name: str) -> SolvedHead:
+    """Return the head that the sums of all nodes give under a plan: the same bits for the same
+    sums.
+
+    Raises:
+        ValueError: sums of no records.
+    """
+    solution = solve_ridge(standardise(sums, rounding_of(plan).unit))
+    weights, bias = closed_form_of(plan).head(solution, plan.train.closed_form.prior)
+    tensors = {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
+    return SolvedHead(tensors, solution)
+
+
+def solve_noisy_head(noisy: NoisySums, plan: Agreement, head_name: str) -> dict[str, Tensor]:
+    """Return the head's tensors that noisy sums give under a plan."""
+    section = plan.train.closed_form
+    weights, bias = noisy_form_of(plan).head(noisy, plan.task, section.shares, section.prior)
+    return {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
+
+
+def noisy_form_of(plan: Agreement) -> NoisyForm:
+    """Return what a plan's question sums under differential privacy. Raise `ValueError` where it
+    has nothing.
+    """
+    noisy = closed_form_of(plan).noisy
+    if noisy is None:
+        raise ValueError(f"{plan.task.question} has no closed form under differential privacy")
+    return noisy
+
+
+def rounding_of(plan: Agreement) -> Rounding:
+    """Return how a plan's features become integers."""
+    section = plan.train.closed_form
+    return Rounding(section.bound, section.bits)
+
+
+def closed_form_of(plan: Agreement) -> ClosedForm:
+    """Return the closed form of a plan's question. Raise `ValueError` where it has none."""
+    question = plan.task.question
+    closed = TASKS[question].closed_form
+    if closed is None:
+        raise ValueError(f"{question} has no closed form")
+    return closed
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))

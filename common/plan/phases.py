@@ -1,0 +1,41 @@
+"""What the nodes are asked in each round of a plan: steps, or sums that a head is solved from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.train_section import TrainSection
+
+Purpose = Literal["steps", "sums"]
+
+
+def purpose_of(train: TrainSection, round_: int) -> Purpose:
+    """Return what a round, from 1, is for."""
+    if train.method == "closed-form":
+        return "sums"
+    if train.start == "closed-form" and round_ == 1:
+        return "sums"
+    if train.finish == "closed-form" and round_ == train.rounds:
+        return "sums"
+    return "steps"
+
+
+def has_sums(train: TrainSection) -> bool:
+    """Whether in some round a head is solved from sums."""
+    return "closed-form" in (train.method, train.start, train.finish)
+
+
+def has_depth_head(train: TrainSection, round_: int) -> bool:
+    """Whether the head in this round reads features of all depths, and is solved from sums."""
+    return purpose_of(train, round_) == "sums" and not _is_start(train, round_)
+
+
+def _is_start(train: TrainSection, round_: int) -> bool:
+    """Whether a round solves for the head that steps begin with: the network's own."""
+    return train.method == "steps" and train.start == "closed-form" and round_ == 1
+
+
+def has_reference(train: TrainSection, privacy: PrivacySection) -> bool:
+    """Whether features are centred and whitened by public ones, as noisy sums want them."""
+    return train.method == "closed-form" and privacy.mode == "sample"

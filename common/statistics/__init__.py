@@ -1,0 +1,1 @@
+"""Sums over records that merge exactly, and what is solved from them."""

@@ -1,0 +1,70 @@
+"""Ridge scores as probabilities: classes are Gaussians of one covariance in the scores' space.
+
+Ridge regression on one-hot targets finds the directions of linear discriminant analysis (Hastie,
+Tibshirani and Friedman 2009, section 4.3 and exercise 4.2): with λ → 0 those of LDA, with λ → ∞
+the differences of class means. Means and covariance of the scores follow from the same sums; each
+record's own pull on its score is taken out by the mean leverage, as in leave-one-out residuals
+r / (1 − h) (Allen 1974).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedgraft.common.statistics.ridge import RidgeSolution
+
+# eigenvalues of the scores' covariance below this part of the largest are none: scores add up to 1
+RELATIVE_RANK = 1e-9
+
+
+@dataclass(frozen=True)
+class ScoreClasses:
+    """Where each class lies among the scores.
+
+    Attributes:
+        means: of each class, `(classes, scores)`.
+        covariance: within classes, `(scores, scores)`.
+        counts: records of each class, `(classes,)`.
+    """
+
+    means: np.ndarray
+    covariance: np.ndarray
+    counts: np.ndarray
+
+
+def describe_scores(solution: RidgeSolution) -> ScoreClasses:
+    """Return the classes among the scores of records that the solution has not seen.
+
+    The targets must be one-hot.
+    """
+    sums = solution.sums
+    counts = sums.records * sums.target_mean
+    present = np.maximum(counts, 1.0)
+    # class means and the scatter within classes, of standardised features
+    centres = (sums.cross / present).T
+    between = (centres * counts[:, None]).T @ centres
+    within = sums.gram - between
+    scores = sums.target_mean + centres @ solution.weights
+    freedom = max(sums.records - len(counts), 1)
+    covariance = solution.weights.T @ within @ solution.weights / freedom
+
+    kept = 1.0 - solution.leverage
+    truth = np.eye(len(counts))
+    means = truth - (truth - scores) / kept
+    return ScoreClasses(means, covariance / kept**2, counts)
+
+
+def discriminant(classes: ScoreClasses, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights `(classes, scores)` and bias `(classes,)` that make logits of scores.
+
+    Args:
+        prior: probability of each class before anything is known of a record, `(classes,)`.
+    """
+    values, vectors = np.linalg.eigh(classes.covariance)
+    keep = values > RELATIVE_RANK * max(values.max(), 1e-300)
+    precision = (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+    weights = classes.means @ precision
+    bias = np.log(np.maximum(prior, 1e-12)) - 0.5 * (weights * classes.means).sum(1)
+    return weights, bias

@@ -1,0 +1,82 @@
+"""A head out of noisy sums by class: Gaussian classes of one isotropic covariance around means that
+are shrunk by what of them is noise.
+
+With z noisy and τ = 1 − (expected square of the noise) / |z|², τ z is the James-Stein estimate of a
+mean (Efron and Morris 1973); norms in thresholds are those of the means, noise taken out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedgraft.common.statistics.noisy_sums import COUNT_STEP, SCALE, NoisySums, simplex
+
+# counts below so many deviations of their noise are taken for that
+LEAST_COUNT = 2.0
+# features of norm 1 keep at least this part of their square for the scatter within classes
+LEAST_SCATTER = 0.05
+
+
+def solve_counted(noisy: NoisySums, prior: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights `(classes, d)` and bias `(classes,)` where every class was counted.
+
+    Args:
+        prior: "shares" of the classes as counted, or "equal".
+    """
+    deviation = noisy.variance**0.5
+    least = max(LEAST_COUNT * deviation / COUNT_STEP, 1.0)
+    counts = np.maximum(noisy.counts / COUNT_STEP, least)
+    means = (noisy.sums / SCALE / counts).T
+    centre = (noisy.sums.sum(1) / SCALE) / counts.sum()
+    classes = len(counts)
+    apart = means - centre
+    # a class is part of the centre, too
+    noise = (deviation / SCALE) ** 2 * (1 / counts**2 - 2 / (counts * counts.sum()))
+    noise += (deviation / SCALE) ** 2 * classes / counts.sum() ** 2
+    weights, squares = _shrink(apart, noise)
+    scatter = _scatter(centre, squares, counts)
+    shares = counts / counts.sum()
+    if prior == "equal":
+        shares = np.full(classes, 1 / classes)
+    weights = weights / scatter
+    bias = np.log(shares) - weights @ centre - 0.5 * squares / scatter
+    return weights, bias
+
+
+def solve_equal(noisy: NoisySums, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same where the plan declares that all classes are equally frequent.
+
+    The sums are under the codes of `simplex`, and one count is of all records. Where the centre of
+    all records lies is not released: the public reference says that it is 0.
+    """
+    deviation = noisy.variance**0.5
+    least = max(LEAST_COUNT * deviation / COUNT_STEP, 1.0)
+    records = max(float(noisy.counts[0]) / COUNT_STEP, least)
+    scale = (classes - 1) / records / SCALE
+    apart = simplex(classes) @ noisy.sums.T * scale
+    noise = np.full(classes, (deviation * scale) ** 2)
+    weights, squares = _shrink(apart, noise)
+    centre = np.zeros(apart.shape[1])
+    scatter = _scatter(centre, squares, np.ones(classes))
+    return weights / scatter, -0.5 * squares / scatter
+
+
+def _shrink(apart: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means shrunk by one factor for all classes, and their squared norms without noise.
+
+    Args:
+        apart: noisy means around their centre, `(classes, d)`.
+        noise: variance of the noise on each coordinate, by class `(classes,)`.
+    """
+    squares = (apart**2).sum(1)
+    true = np.maximum(squares - apart.shape[1] * noise, 0.0)
+    # where all is noise, what little is left still points somewhere
+    factor = max(true.sum() / max(squares.sum(), 1e-300), 1e-3)
+    return apart * factor, true
+
+
+def _scatter(centre: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> float:
+    """Return the variance within classes of each coordinate of features of norm 1."""
+    between = float((squares * counts).sum() / counts.sum())
+    left = 1.0 - float((centre**2).sum()) - between
+    return max(left, LEAST_SCATTER) / len(centre)

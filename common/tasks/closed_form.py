@@ -1,0 +1,59 @@
+"""What a question says of itself where its head is solved from sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.statistics.gram_sums import GramSums
+from fedgraft.common.statistics.noisy_sums import NoisySums
+from fedgraft.common.statistics.ridge import RidgeSolution
+
+# weights (outputs, d) and bias (outputs,)
+Head = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class NoisyForm:
+    """What a node sums of features of norm 1 before it adds noise, see `noisy_sums.py`.
+
+    `shares` is the plan's `closed_form.shares`: "counted", or "equal" where the plan declares it.
+
+    Attributes:
+        shape: (section, shares) → how many codes and how many counts there are.
+        codes: (targets, section, shares) → each record's code, of norm 1 at most, `(n, codes)`.
+        counted: (targets, section, shares) → in which count each record is, `(n, counts)`.
+        head: (sums, section, shares, prior) → the head on features of norm 1.
+    """
+
+    shape: Callable[[TaskSection, str], tuple[int, int]]
+    codes: Callable[[Tensor, TaskSection, str], np.ndarray]
+    counted: Callable[[Tensor, TaskSection, str], np.ndarray]
+    head: Callable[[NoisySums, TaskSection, str, str], Head]
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The sums of one kind of question, and the head that is solved from them.
+
+        closed = TASKS["classification"].closed_form
+        sums = sum_records(features, closed.targets(labels, section), bits)
+        weights, bias = closed.head(solve_ridge(standardise(sums, unit)), "shares")
+
+    Attributes:
+        columns: how many targets a record has.
+        targets: (each record's target, section) → integers that are regressed on, `(n, columns)`.
+        check: raises `ValueError` for sums of targets that no records have.
+        head: (solution, prior) → the head on features as they are.
+        noisy: the same under differential privacy; None: there is none.
+    """
+
+    columns: Callable[[TaskSection], int]
+    targets: Callable[[Tensor, TaskSection], np.ndarray]
+    check: Callable[[GramSums], None]
+    head: Callable[[RidgeSolution, str], Head]
+    noisy: NoisyForm | None = None

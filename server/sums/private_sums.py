@@ -1,0 +1,48 @@
+"""Sums with each node's own noise: class means, shrunk by what of them is noise."""
+
+from __future__ import annotations
+
+from flwr.app import RecordDict
+from torch import Tensor
+
+from fedgraft.common.model.solve_head import noisy_form_of, solve_noisy_head
+from fedgraft.common.result import ClosedFormFacts
+from fedgraft.common.statistics.noisy_sums import NoisySums, zero_noisy
+from fedgraft.common.wire.noisy_record import ExpectedNoisy, read_noisy_record
+from fedgraft.server.rounds import Round
+from fedgraft.server.sums.counted import Counted
+
+
+class PrivateSums:
+    """The noisy sums of one round.
+
+    Attributes:
+        total: of all nodes that counted.
+    """
+
+    def __init__(self, round_: Round) -> None:
+        self._round = round_
+        plan = round_.plan
+        form = noisy_form_of(plan)
+        codes, counts = form.shape(plan.task, plan.train.closed_form.shares)
+        self._expected = ExpectedNoisy(
+            features=round_.head_features,
+            codes=codes,
+            counts=counts,
+            round=round_.number,
+            digest=round_.layout.digest,
+        )
+        self.total: NoisySums = zero_noisy(round_.head_features, codes, counts)
+
+    def read(self, content: RecordDict, offered: int) -> Counted:
+        """Return a node's sums, checked. Raise `BadUpdate` where they may not count."""
+        noisy, spent, seconds = read_noisy_record(content, self._expected)
+        return Counted(noisy, 1, seconds, spent)
+
+    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts]:
+        """Return the head, and how it was solved."""
+        head = solve_noisy_head(self.total, self._round.plan, self._round.head)
+        facts = ClosedFormFacts(
+            features=len(self.total.sums), noise_deviation=self.total.variance**0.5
+        )
+        return head, facts
