@@ -2,8 +2,8 @@
 
 offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here
 backbone   a part of the backbone's tensors → kept; with the last one, all are verified
-train      the shared adapter → the adapter after local training, with metrics of what came; or, in a
-           round of sums, sums over the records
+train      the shared adapter → the adapter after local training, with metrics of what came; or,
+           in a round of sums, sums over the records
 evaluate   the shared adapter → metrics only (after the last round)
 """
 

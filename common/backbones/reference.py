@@ -1,8 +1,8 @@
 """A public reference for features: where they lie and how they spread on images that anybody has.
 
-Under differential privacy features are centred and whitened by it and brought to norm 1, so that one
-record moves a sum by 1 at most, and what noise is added to is spread over all directions alike. It
-belongs to the backbone: it is frozen, under its fingerprint, and a hospital approves it with it.
+Under differential privacy features are centred and whitened by it and brought to norm 1, so that
+one record moves a sum by 1 at most, and what noise is added to is spread over all directions alike.
+It belongs to the backbone: it is frozen, under its fingerprint, and a hospital approves it with it.
 """
 
 from __future__ import annotations

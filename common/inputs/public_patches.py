@@ -37,6 +37,7 @@ def cut_patches(preparation: Preparation, backbone: BackboneSection, task: TaskS
         top = int(rng.integers(0, photograph.shape[2] - size))
         left = int(rng.integers(0, photograph.shape[3] - size))
         square = photograph[:, :, top : top + size, left : left + size]
-        resized = F.interpolate(square, size=(side, side), mode="bilinear", antialias=True)
+        # as a camera's pixel: the mean of what falls on it
+        resized = F.interpolate(square, size=(side, side), mode="area")
         patches[number] = resized[0].round().clamp(0, 255).to(torch.uint8)
     return patches

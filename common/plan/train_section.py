@@ -112,13 +112,12 @@ class TrainSection(Section):
         ),
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _filled(cls, given: Any) -> Any:
-        """Write the one round of a closed form into the plan, where it says nothing else."""
-        if isinstance(given, dict) and given.get("method") == "closed-form":
-            return {"rounds": 1} | given
-        return given
+    @model_validator(mode="after")
+    def _fill_rounds(self) -> TrainSection:
+        """Write the one round of a closed form into the plan, where it says nothing of rounds."""
+        if self.method == "closed-form" and "rounds" not in self.model_fields_set:
+            object.__setattr__(self, "rounds", 1)
+        return self
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Discrete Gaussian noise on integers, sampled exactly: no float is drawn, none can leak.
 
 Floating-point noise betrays what it was added to by its last bits (Mironov 2012); integers with
-discrete Gaussian noise do not. Its Rényi divergences are at most those of the continuous Gaussian of
-the same σ (Canonne, Kamath and Steinke 2020, proposition 5), so Rényi accounting holds as it is. And
-it is next to the continuous one rounded to integers, which no post-processing could make worse:
+discrete Gaussian noise do not. Its Rényi divergences are at most those of the continuous Gaussian
+of the same σ (Canonne, Kamath and Steinke 2020, proposition 5), so Rényi accounting holds as it is.
+And it is next to the continuous one rounded to integers, which no post-processing could make worse:
 `distance_to_gaussian` bounds how near.
 
-The sampler is Karney 2016, algorithm D, for a whole σ and mean 0, many at a time; every coin that it
-tosses has a rational probability and is tossed with whole random numbers.
+The sampler is Karney 2016, algorithm D, for a whole σ and mean 0, many at a time; every coin that
+it tosses has a rational probability and is tossed with whole random numbers.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Ridge regression on one-hot targets finds the directions of linear discriminant analysis (Hastie,
 Tibshirani and Friedman 2009, section 4.3 and exercise 4.2): with λ → 0 those of LDA, with λ → ∞
 the differences of class means. Means and covariance of the scores follow from the same sums; each
-record's own pull on its score is taken out by the mean leverage, as in leave-one-out residuals
-r / (1 − h) (Allen 1974).
+record's own pull on its score is taken out by the mean leverage h, as in leave-one-out residuals
+r / (1 − h) (Allen 1974): classes lie nearer to one another, and are wider, than in the sample.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 from fedgraft.common.statistics.ridge import RidgeSolution
 
+# of the separation in the sample, where the leverage would leave none on records that are new
+LEAST_SEPARATION = 0.05
 # eigenvalues of the scores' covariance below this part of the largest are none: scores add up to 1
 RELATIVE_RANK = 1e-9
 
@@ -51,9 +53,17 @@ def describe_scores(solution: RidgeSolution) -> ScoreClasses:
     covariance = solution.weights.T @ within @ solution.weights / freedom
 
     kept = 1.0 - solution.leverage
-    truth = np.eye(len(counts))
-    means = truth - (truth - scores) / kept
+    middle = sums.target_mean
+    apart = _separation(scores - middle, np.eye(len(counts)) - middle, counts)
+    unseen = max(1.0 - (1.0 - apart) / kept, LEAST_SEPARATION * apart)
+    means = middle + (scores - middle) * (unseen / apart)
     return ScoreClasses(means, covariance / kept**2, counts)
+
+
+def _separation(scores: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> float:
+    """Return how far apart classes lie among the scores, 1 where every record is told rightly."""
+    between = float((counts[:, None] * scores * truth).sum())
+    return max(between / float((counts[:, None] * truth**2).sum()), 1e-12)
 
 
 def discriminant(classes: ScoreClasses, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

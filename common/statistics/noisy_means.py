@@ -24,8 +24,7 @@ def solve_counted(noisy: NoisySums, prior: str) -> tuple[np.ndarray, np.ndarray]
         prior: "shares" of the classes as counted, or "equal".
     """
     deviation = noisy.variance**0.5
-    least = max(LEAST_COUNT * deviation / COUNT_STEP, 1.0)
-    counts = np.maximum(noisy.counts / COUNT_STEP, least)
+    counts = estimate_counts(noisy)
     means = (noisy.sums / SCALE / counts).T
     centre = (noisy.sums.sum(1) / SCALE) / counts.sum()
     classes = len(counts)
@@ -50,8 +49,7 @@ def solve_equal(noisy: NoisySums, classes: int) -> tuple[np.ndarray, np.ndarray]
     all records lies is not released: the public reference says that it is 0.
     """
     deviation = noisy.variance**0.5
-    least = max(LEAST_COUNT * deviation / COUNT_STEP, 1.0)
-    records = max(float(noisy.counts[0]) / COUNT_STEP, least)
+    records = float(estimate_counts(noisy)[0])
     scale = (classes - 1) / records / SCALE
     apart = simplex(classes) @ noisy.sums.T * scale
     noise = np.full(classes, (deviation * scale) ** 2)
@@ -59,6 +57,20 @@ def solve_equal(noisy: NoisySums, classes: int) -> tuple[np.ndarray, np.ndarray]
     centre = np.zeros(apart.shape[1])
     scatter = _scatter(centre, squares, np.ones(classes))
     return weights / scatter, -0.5 * squares / scatter
+
+
+def estimate_counts(noisy: NoisySums) -> np.ndarray:
+    """Return how many records each class has: what was counted, drawn towards equal classes by as
+    much of the differences as is noise.
+    """
+    counted = noisy.counts / COUNT_STEP
+    variance = noisy.variance / COUNT_STEP**2
+    apart = counted - counted.mean()
+    square = float((apart**2).sum())
+    true = max(square - (len(counted) - 1) * variance, 0.0)
+    if square > 0:
+        counted = counted.mean() + apart * (true / square)
+    return np.maximum(counted, max(LEAST_COUNT * variance**0.5, 1.0))
 
 
 def _shrink(apart: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

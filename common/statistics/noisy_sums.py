@@ -1,9 +1,9 @@
 """Sums by class of features of norm 1, with noise: what leaves a node under differential privacy.
 
 A record moves them by a vector of norm √(1 + w²) at most: its features, within norm 1 and rounded
-towards zero, go into the sums under a code of norm 1 for its class, and the count of its class moves
-by the weight w. No Gram matrix is released: on features that are whitened by public data class means
-alone lose nothing (docs/results.md), and d² noisy numbers would.
+towards zero, go into the sums under a code of norm 1 for its class, and the count of its class
+moves by the weight w. No Gram matrix is released: on features that are whitened by public data
+class means alone lose nothing (docs/results.md), and d² noisy numbers would.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# of a count beside the sums: what it costs of their noise is √(1 + w²) − 1, half a percent
-COUNT_WEIGHT = 0.1
+# of a count beside the sums: it makes their noise larger by √(1 + w²) − 1, three percent
+COUNT_WEIGHT = 0.25
 # bits of a feature's magnitude; the range is ±1
 BITS = 20
 SCALE = 2**BITS
@@ -65,7 +65,7 @@ def zero_noisy(features: int, codes: int, counts: int) -> NoisySums:
 
 
 def sigma_of(noise_multiplier: float) -> int:
-    """Return the deviation of the discrete noise, rounded up, for a multiplier of the sensitivity."""
+    """Return the deviation of the discrete noise for a multiplier of the sensitivity."""
     return math.ceil(noise_multiplier * SENSITIVITY * (1 + SLACK))
 
 

@@ -38,7 +38,7 @@ class ExpectedSums:
 
 
 def sums_record(sums: GramSums, *, round_: int, digest: str, seconds: float) -> RecordDict:
-    """Return the reply's content: the sums, of the Gram matrix one half, and the seconds it took."""
+    """Return the reply's content: the sums, of the Gram matrix one half, and their seconds."""
     upper = np.triu_indices(len(sums.total))
     arrays = {
         "gram": sums.gram[upper],

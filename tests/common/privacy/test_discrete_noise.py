@@ -32,7 +32,7 @@ def test_small_noise_has_its_probabilities(sigma: int) -> None:
 
 
 def test_large_noise_is_next_to_normal() -> None:
-    """Where σ is in millions, as it is over features, whole multiples and rests must fit together."""
+    """Where σ is in millions, as over features, whole multiples and rests must fit together."""
     sigma = 3_000_000
     drawn = draw_discrete_gaussian(sigma, 20_000, Randomness(b"large"))
     assert kstest(drawn / sigma, norm.cdf).pvalue > 1e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 from pathlib import Path
@@ -19,13 +18,9 @@ from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.wire.sums_record import SUMS
 from fedgraft.simulations.engines.together import train_together
 from fedgraft.simulations.simulated_nodes import write_nodes
-from tests.simulations.conftest import DESK, Tiny, write_table
+from tests.simulations.conftest import DESK, Tiny
 
-ONE_ROUND = (
-    "adapter={method: head}",
-    "train={method: closed-form}",
-    "simulation.test_fraction=0.2",
-)
+ONE_ROUND = ("adapter={method: head}", "train={method: closed-form}")
 PRIVATE = (*ONE_ROUND, "privacy.mode=sample", "privacy.target_epsilon=2")
 
 
@@ -37,39 +32,60 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def deal(folder: Path, rows: list[list[str]], owners: np.ndarray) -> Tiny:
-    """A federation of the same rows in other hands; rows say themselves whether they are tests."""
-    folder.mkdir()
-    names = []
-    for owner in sorted(set(owners.tolist())):
-        names.append(f"o{owner}.csv")
-        with (folder / names[-1]).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["a", "b", "c", "target"])
-            writer.writerows(row for row, mine in zip(rows, owners == owner, strict=True) if mine)
-    from tests.simulations.conftest import PLAN
-
-    path = folder / "plan.yaml"
-    text = PLAN.replace("FILES", ", ".join(names))
-    # nobody is tested on: the deal must not choose who trains
-    text = text.replace("partition:", "test_fraction: 0.0, partition:")
-    path.write_text(text)
-    return Tiny(path, write_nodes(load_plan(path), path, folder / "nodes"))
+IMAGES = """
+name: dealt
+task: {kind: image-classification, classes: [no, yes]}
+backbone: {name: cifar-resnet8, image_size: 8}
+adapter: {method: head}
+train: {method: closed-form}
+aggregate: {min_nodes: 1}
+simulation: {nodes: 1, data: images.npz, partition: {kind: iid, min_examples: 1}}
+seed: 5
+"""
 
 
-@pytest.mark.parametrize("nodes", [1, 3, 40])
-def test_any_deal_gives_the_same_bits(tmp_path: Path, nodes: int) -> None:
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A plan over 150 small images with a split of their own, at one node."""
+    rng = np.random.default_rng(2)
+    content = {}
+    for split, count in (("train", 110), ("val", 10), ("test", 30)):
+        labels = np.arange(count) % 2
+        noise = rng.integers(0, 120, (count, 8, 8))
+        content[f"{split}_images"] = (noise + 100 * labels[:, None, None]).astype(np.uint8)
+        content[f"{split}_labels"] = labels
+    np.savez(tmp_path / "images.npz", **content)
+    (tmp_path / "plan.yaml").write_text(IMAGES)
+    return tmp_path / "plan.yaml"
+
+
+@pytest.mark.parametrize(
+    "simulation",
+    [
+        ("simulation.nodes=3",),
+        ("simulation.nodes=40",),
+        (
+            "simulation.nodes=4",
+            "simulation.partition={kind: dirichlet, alpha: 0.05, min_examples: 1}",
+        ),
+        (
+            "simulation.nodes=2",
+            "simulation.partition={kind: pathological, classes_per_node: 1, min_examples: 1}",
+        ),
+    ],
+    ids=["three", "forty", "dirichlet", "one class each"],
+)
+def test_any_deal_gives_the_same_bits(
+    images: Path, tmp_path: Path, simulation: tuple[str, ...]
+) -> None:
     """A head that depended on who has which record could not be checked by anybody."""
-    write_table(tmp_path / "all.csv", 160, seed=1)
-    with (tmp_path / "all.csv").open() as file:
-        rows = list(csv.reader(file))[1:]
-    plan = ("adapter={method: head}", "train={method: closed-form}", "aggregate.min_nodes=1")
-    pooled = deal(tmp_path / "pooled", rows, np.zeros(160, int))
-    pooled.run(tmp_path / "a", plan)
-    owners = np.random.default_rng(nodes).integers(0, nodes, 160)
-    dealt = deal(tmp_path / "dealt", rows, owners)
-    dealt.run(tmp_path / "b", plan)
-    assert equal(adapter(tmp_path / "a"), adapter(tmp_path / "b"))
+    pooled = Tiny(images, write_nodes(load_plan(images), images, tmp_path / "one"))
+    pooled.run(tmp_path / "pooled")
+    plan = load_plan(images, simulation)
+    dealt = Tiny(images, write_nodes(plan, images, tmp_path / "many"))
+    result, _ = dealt.run(tmp_path / "dealt", simulation)
+    assert result["closed_form"]["records"] == 110
+    assert equal(adapter(tmp_path / "pooled"), adapter(tmp_path / "dealt"))
 
 
 def test_it_takes_one_round_and_says_what_it_found(tiny: Any, tmp_path: Path) -> None:
