@@ -70,7 +70,7 @@ def simulate(
     set: Changes | None = None,
     out: str | Path | None = None,
     seeds: int = 1,
-    baselines: Sequence[str] = (),
+    baselines: Sequence[str] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Run | Runs:
@@ -81,8 +81,8 @@ def simulate(
         set: keys of the plan that are changed, such as {"train.rounds": 3}.
         out: the run's folder; default runs/NAME-TIME.
         seeds: repeat with this many seeds, from the plan's; more than one gives `Runs`.
-        baselines: what the shared model is measured against: alone, pooled, head, full,
-            random-backbone.
+        baselines: what the shared model is measured against: one-round, alone, pooled, head, full,
+            random-backbone; default one-round, where the plan allows it, and `[]` for nothing.
         progress: show a bar.
         options: `engine` ("inprocess" or "flower"), `workers`, `together`, `resume`, `ledger` (a
             folder that outlasts the run), `policy` (clauses of every node's policy).
@@ -109,7 +109,7 @@ def simulate(
             overrides=changes,
             out=folder,
             seeds=seeds,
-            options=_simulation_options(tuple(baselines), progress, options),
+            options=_simulation_options(baselines, progress, options),
         )
     if seeds == 1:
         return Run(folder)
@@ -224,7 +224,9 @@ def _new_folder(plan: Plan) -> Path:
     return folder
 
 
-def _simulation_options(baselines: tuple[str, ...], progress: bool, options: dict[str, Any]) -> Any:
+def _simulation_options(
+    baselines: Sequence[str] | None, progress: bool, options: dict[str, Any]
+) -> Any:
     """Return the options of a simulation. Raise `UserError` for one that there is not."""
     from fedgraft.simulations.baselines import choose_baselines
     from fedgraft.simulations.engines.engine import EngineOptions
@@ -236,6 +238,9 @@ def _simulation_options(baselines: tuple[str, ...], progress: bool, options: dic
             remedy = f"give some of {', '.join(known)}"
             raise UserError(f"{name!r} is no option", where="fedgraft.simulate", remedy=remedy)
     ledger = options.get("ledger")
+    chosen: tuple[str, ...] | None = None
+    if baselines is not None:
+        chosen = choose_baselines(",".join(baselines) or "none")
     return SimulationOptions(
         engine=EngineOptions(
             options.get("engine", "inprocess"),
@@ -243,7 +248,7 @@ def _simulation_options(baselines: tuple[str, ...], progress: bool, options: dic
             together=options.get("together", False),
             resume=options.get("resume", False),
         ),
-        baselines=choose_baselines(",".join(baselines)),
+        baselines=chosen,
         ledger=None if ledger is None else Path(ledger),
         policy=options.get("policy", {}),
         quiet=not progress,

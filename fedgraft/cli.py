@@ -113,9 +113,12 @@ def simulate(
         int, typer.Option(min=1, max=100, help="Repeat with this many seeds, from the plan's.")
     ] = 1,
     baselines: Annotated[
-        str,
-        typer.Option(help="Comma-separated: alone, pooled, head, full, random-backbone; or `all`."),
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Comma-separated: one-round, alone, pooled, head, full, random-backbone; `all`,"
+            " or `none`. Default: one-round, where the plan allows it."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Nodes trained at once; default: cores.")
@@ -153,7 +156,7 @@ def simulate(
 
     options = SimulationOptions(
         engine=EngineOptions(engine, workers=workers, together=together, resume=resume),
-        baselines=choose_baselines(baselines),
+        baselines=None if baselines is None else choose_baselines(baselines),
         ledger=ledger,
         policy=read_clauses(policy or []),
         quiet=json_,

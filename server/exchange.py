@@ -43,7 +43,7 @@ class Replies:
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
 
-    def take(self, name: str, message: Message, timeout: float, read: Read | None) -> None:
+    def take(self, name: str, message: Message, timeout: float, read: Read | None = None) -> None:
         """Write down one node's reply, or let it be read at once and forgotten."""
         if message.has_error():
             self.refused[name] = _words(message.error.reason, timeout)

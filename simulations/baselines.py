@@ -33,7 +33,7 @@ from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.solve_head import solve_head
-from fedgraft.common.plan.phases import purpose_of
+from fedgraft.common.plan.phases import has_sums, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.tasks import TASKS
@@ -77,18 +77,38 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def choose_baselines(text: str) -> tuple[str, ...]:
-    """Return the names in `alone,head`, in the order of `BASELINES`. Raise `UserError` for any
-    other name.
+    """Return the names in `alone,head`, in the order of `BASELINES`; of `all`, or of `none`.
+
+    Raises:
+        UserError: any other name.
     """
     words = [word.strip() for word in text.split(",")]
     names = [word for word in words if word]
+    if names == ["none"]:
+        return ()
     if names == ["all"]:
         return BASELINES
     for name in names:
         if name not in BASELINES:
-            remedy = f"write some of {', '.join(BASELINES)}, or all"
+            remedy = f"write some of {', '.join(BASELINES)}; or all, or none"
             raise UserError(f"{name!r} is no baseline", where="--baselines", remedy=remedy)
     return tuple(name for name in BASELINES if name in names)
+
+
+def default_baselines(plan: Plan) -> tuple[str, ...]:
+    """Return what a run is measured against where nobody chose: the one round, where it is no more
+    than an exchange of sums under the same ε.
+    """
+    closed = TASKS[plan.task.question].closed_form
+    if closed is None or has_sums(plan.train):
+        return ()
+    privacy = plan.privacy
+    if privacy.mode == "none":
+        return ("one-round",)
+    is_comparable = privacy.mode == "sample" and privacy.target_epsilon is not None
+    if is_comparable and closed.noisy is not None:
+        return ("one-round",)
+    return ()
 
 
 # ── alone ─────────────────────────────────────────────────────────────────────────────────────────

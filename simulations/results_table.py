@@ -86,6 +86,7 @@ def _find_best_alone(result: Result) -> Metrics | None:
 
 MODELS: dict[str, Find] = {
     "shared model": _find_shared,
+    "one round": _find_baseline("one-round"),
     "head only": _find_baseline("head"),
     "random backbone": _find_baseline("random-backbone"),
     "alone, mean": _find_baseline("alone"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -18,13 +19,19 @@ from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.yaml_file import parse_yaml
 from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result, SeedResults
 from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.run_manifest import run_facts, write_manifest
-from fedgraft.simulations.baselines import VARIANTS, measure_alone, measure_pooled
+from fedgraft.simulations.baselines import (
+    VARIANTS,
+    default_baselines,
+    measure_alone,
+    measure_pooled,
+)
 from fedgraft.simulations.data_facts import NodeCounts, count_nodes, describe_data, note_small_nodes
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 from fedgraft.simulations.results_table import count_round_bytes, print_table
@@ -39,6 +46,7 @@ class SimulationOptions:
     Attributes:
         engine: which engine, and how.
         baselines: what the shared model is measured against; names of `baselines.BASELINES`.
+            Default: `default_baselines`.
         ledger: folder of privacy ledgers that outlast the run; default: in the run's folder, each
             run starts fresh.
         policy: clauses of every node's policy.
@@ -48,7 +56,7 @@ class SimulationOptions:
     """
 
     engine: EngineOptions = field(default_factory=EngineOptions)
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str, ...] | None = None
     ledger: Path | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
@@ -141,8 +149,8 @@ class SeedJob:
             words += ["--engine", options.engine.name]
         if options.engine.together:
             words.append("--together")
-        if options.baselines:
-            words += ["--baselines", ",".join(options.baselines)]
+        if options.baselines is not None:
+            words += ["--baselines", ",".join(options.baselines) or "none"]
         if options.ledger:
             words += ["--ledger", str(options.ledger)]
         for key, value in options.policy.items():
@@ -187,7 +195,7 @@ def run_seed(job: SeedJob) -> Result:
             result = _note_circumstances(job, plan, result, counts)
             if options.pages:
                 _draw_picture(plan, counts, job.out)
-            for name in options.baselines:
+            for name in _choose_baselines(options, plan):
                 clock = time.perf_counter()
                 measured = run_baseline(job, name, plan, backbone, nodes, progress)
                 seconds[name] = time.perf_counter() - clock
@@ -197,6 +205,12 @@ def run_seed(job: SeedJob) -> Result:
     if options.pages:
         _write_papers(job)
     return result
+
+
+def _choose_baselines(options: SimulationOptions, plan: Plan) -> tuple[str, ...]:
+    if options.baselines is None:
+        return default_baselines(plan)
+    return options.baselines
 
 
 def _note_circumstances(
@@ -245,7 +259,12 @@ def _run_variant(
     if engine.resume and RunFolder(out).latest() is None:
         shutil.rmtree(out, ignore_errors=True)
         engine = replace(engine, resume=False)
-    with progress.follow(name, out):
+    with contextlib.ExitStack() as stack:
+        if changed.privacy.at_node and purpose_of(changed.train, 1) == "sums":
+            # beside the run, not after it: the hospitals' ledgers are not those of the run
+            own = nodes_on_disk(changed, job.path, out / "ledgers", job.options.policy)
+            nodes = stack.enter_context(own)
+        stack.enter_context(progress.follow(name, out, changed.train.rounds))
         result = simulate(changed, job.path, out, nodes=list(nodes), options=engine)
     return result.final.global_ | {
         "bytes": count_round_bytes(result.bytes.model_dump()),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
@@ -69,6 +70,8 @@ def _what_it_learns(plan: Plan) -> list[str]:
 
 def _how_long(plan: Plan) -> str:
     train = plan.train
+    if train.method == "closed-form":
+        return "one round: this hospital's training data are read once"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     each = f"in each, {passes} over this hospital's training data"
     return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
@@ -80,12 +83,32 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
     each_round = proposal.bytes_each_round
     numbers = f"{layout.values:,} numbers in {len(layout.shapes)} tensors"
     in_all = _size(plan.train.rounds * each_round)
-    yield f"after each round {numbers}, {_size(each_round)}; {in_all} in all"
-    yield from _tensors(layout)
-    yield f"with it {BESIDE[plan.privacy.mode]}"
+    if plan.train.method != "closed-form":
+        yield f"after each round {numbers}, {_size(each_round)}; {in_all} in all"
+        yield from _tensors(layout)
+        yield f"with it {BESIDE[plan.privacy.mode]}"
+    if has_sums(plan.train):
+        yield from _sums(plan, layout)
     yield _metrics(node, plan)
     yield from _groups(node, plan)
     yield "no record, no image, no label, no file name"
+
+
+def _sums(plan: Plan, layout: Layout) -> Iterator[str]:
+    """Give what leaves in a round of sums."""
+    shapes = dict(layout.shapes)
+    weights = [shape for name, shape in shapes.items() if name.endswith("head.weight")]
+    features = weights[-1][1] if weights else 0
+    if plan.privacy.at_node:
+        yield f"once: sums of {features:,} features by class, and counts of classes, with noise"
+        yield "with it what was spent of the privacy budget, and the seconds that it took"
+        return
+    pairs = features * (features + 1) // 2
+    yield (
+        f"once: sums over the training records of {features:,} features, of their {pairs:,} products"
+        f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"
+    )
+    yield "  of fewer records than features, such sums can give records away"
 
 
 def _tensors(layout: Layout) -> list[str]:

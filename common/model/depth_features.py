@@ -46,7 +46,7 @@ class DepthFeatures:
         self.net = net
         self.head_name = head_name
         self.stages = tuple(stages)
-        self.pool = pool
+        self.pool: Pool = pool
 
     def __call__(self, x: Tensor) -> Tensor:
         """Prepared inputs (n, …) → features (n, d)."""

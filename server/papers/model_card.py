@@ -86,8 +86,14 @@ def _details(plan: Plan, result: Result) -> list[str]:
     sizes = result.bytes
     versions = [f"{name} {number}" for name, number in result.versions.items()]
     method = f"`{plan.adapter.method}`"
-    epochs = f"{train.rounds} rounds of {train.local_epochs} local epochs"
-    optimizer = f"{train.optimizer.name} at {train.optimizer.lr:g}"
+    training = [
+        f"- Training: {train.rounds} rounds of {train.local_epochs} local epochs, batch size"
+        f" {train.batch_size},",
+        f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by"
+        f" {plan.aggregate.strategy}",
+    ]
+    if train.method == "closed-form":
+        training = ["- Training: one round; the head is solved from sums over all sites' records"]
     rounds = f"{result.rounds_done} of {train.rounds} rounds"
     return [
         *_heading("## Model details"),
@@ -99,8 +105,7 @@ def _details(plan: Plan, result: Result) -> list[str]:
         f"- Backbone: `{result.backbone.fingerprint_before}`",
         f"- Plan: `{result.plan_hash}` (in full in `model.json`)",
         f"- Made with: {', '.join(versions)}",
-        f"- Training: {epochs}, batch size {train.batch_size},",
-        f"  {optimizer}; combined by {plan.aggregate.strategy}",
+        *training,
         f"- Status of the run: {result.status}, {rounds}, seed {plan.seed}",
         "- License and contact: not stated in the plan; ask the coordinator of the run",
     ]

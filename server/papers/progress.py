@@ -64,9 +64,13 @@ class Progress:
         yield lambda: self._bars.advance(bar)
 
     @contextlib.contextmanager
-    def follow(self, what: str, run: Path) -> Iterator[None]:
-        """Show a bar that moves with the lines of a run's metrics.jsonl while the block runs."""
-        rounds = self._plan.train.rounds
+    def follow(self, what: str, run: Path, rounds: int | None = None) -> Iterator[None]:
+        """Show a bar that moves with the lines of a run's metrics.jsonl while the block runs.
+
+        Args:
+            rounds: of the run, where these are not the plan's.
+        """
+        rounds = rounds or self._plan.train.rounds
         bar = self._bars.add_task(what, total=rounds, unit="rounds")
         ended = threading.Event()
 

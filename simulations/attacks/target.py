@@ -41,6 +41,7 @@ from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
@@ -164,8 +165,14 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         nodes: the node.yaml files that it was run with.
 
     Raises:
-        UserError: no finished run of this plan there, or data that is missing.
+        UserError: no finished run of this plan there, data that is missing, or a plan whose rounds
+            are not all of steps.
     """
+    if has_sums(plan.train):
+        what = (
+            "a head that was solved from sums, and attacks run a node's last round of steps again"
+        )
+        raise UserError(what, where=str(run), remedy="attack a plan that trains by steps alone")
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
     weights = folder.shared_model / BACKBONE

@@ -67,7 +67,7 @@ def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
         ("frozen network", _describe_backbone(result)),
         ("what was trained", f"{_describe_adapter(plan)}: {values:,} numbers"),
         ("training", _describe_rounds(plan)),
-        ("combined by", _describe_strategy(plan.aggregate.strategy)),
+        ("combined by", _describe_combining(plan)),
         ("classes", ", ".join(plan.task.classes)),
         ("sites", str(sites)),
     ]
@@ -91,9 +91,17 @@ def _describe_backbone(result: Result) -> str:
 
 
 def _describe_rounds(plan: Plan) -> str:
+    if plan.train.method == "closed-form":
+        return "one round: the head is solved from sums over each site's data"
     epochs = plan.train.local_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
     return f"{plan.train.rounds} rounds of {passes} over each site's data"
+
+
+def _describe_combining(plan: Plan) -> str:
+    if plan.train.method == "closed-form":
+        return "adding the sites' sums, exactly"
+    return _describe_strategy(plan.aggregate.strategy)
 
 
 def _describe_strategy(strategy: str) -> str:
