@@ -105,7 +105,7 @@ def _sums(plan: Plan, layout: Layout) -> Iterator[str]:
         return
     pairs = features * (features + 1) // 2
     yield (
-        f"once: sums over the training records of {features:,} features, of their {pairs:,} products"
+        f"once: sums over the training records of {features:,} features, their {pairs:,} products"
         f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"
     )
     yield "  of fewer records than features, such sums can give records away"

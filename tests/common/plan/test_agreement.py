@@ -51,6 +51,14 @@ train.schedule=constant
 train.augment=flip
 train.loss=balanced
 train.activations=float16
+train.method=closed-form train.rounds=1 adapter.method=head
+train.start=closed-form
+train.finish=closed-form
+train.closed_form.features=last
+train.closed_form.pool=mean-and-deviation
+train.closed_form.prior=equal
+train.closed_form.bound=32
+train.closed_form.bits=18
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
@@ -78,6 +86,7 @@ privacy.quantile=0.25
 privacy.target_epsilon=null privacy.noise_multiplier=9
 privacy.accountant=rdp
 privacy.grad_sample_mode=ghost
+train.closed_form.shares=equal
 """
 TABLES = """
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
