@@ -24,9 +24,13 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test: those in one process two at a time, then federations of real processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'
-	$(BIN)/python -m pytest -m 'deployment and not exhaustive'
+test: $(STAMP) ## every test: federations of real processes, and beside them two at a time in one process
+	@mkdir -p build; echo "federations of real processes: build/federations.log"; \
+	$(BIN)/python -m pytest -m 'deployment and not exhaustive' > build/federations.log 2>&1 & \
+	federations=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
+	in_process=$$?; wait $$federations; deployed=$$?; cat build/federations.log; \
+	exit $$((in_process || deployed))
 
 quick: $(STAMP) ## the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not exhaustive'

@@ -291,7 +291,7 @@ def guest(federation: LocalFederation, elsewhere: Path, environment: Path) -> li
     federation.settle(
         "guest",
         source,
-        place=place,
+        home=place,
         private_key=place / "node.key",
         root_certificates=place / "ca.crt",
     )

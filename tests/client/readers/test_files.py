@@ -286,6 +286,7 @@ def test_a_hundred_thousand_files_in_flat_memory(tmp_path: Path) -> None:
 import json, re, sys, time
 from pathlib import Path
 import torch
+from fedgraft.client.data.examples import shuffle_batches
 from fedgraft.client.data.split import Split
 from tests.records import open_records
 from fedgraft.common.inputs.image import for_images
@@ -299,7 +300,7 @@ records = open_records(
 )
 told |= {"seconds": time.perf_counter() - began, "opened": peak(), "rows": len(records.labels)}
 split = Split(records, records.splits["train"], for_images(64))
-for number, _ in enumerate(split.shuffled(256, torch.Generator().manual_seed(0))):
+for number, _ in enumerate(shuffle_batches(split, 256, torch.Generator().manual_seed(0))):
     if number == 20:
         break
 told["read"] = peak()
