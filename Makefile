@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-install: $(STAMP) ## make .venv and install into it (about two minutes, 5.5 GB, most of it torch)
+install: $(STAMP) ## make .venv and install into it (about two minutes, 6.5 GB, most of it torch)
 
 demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five nodes; about a minute
 	@$(BIN)/fedgraft pretrain digits
@@ -55,7 +55,7 @@ study: $(STAMP) ## what privacy costs and what leaks, on real chest X-rays: two 
 	@$(BIN)/fedgraft study membership
 
 docs: $(STAMP) ## the documentation site, into build/site; it needs no network to be read
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/site/index.html"
 
 check: $(STAMP) ## style, types, the law of imports, declared dependencies, the documentation
@@ -64,7 +64,7 @@ check: $(STAMP) ## style, types, the law of imports, declared dependencies, the 
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/deptry .
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format .

@@ -167,7 +167,7 @@ def run_seed_or_explain(job: SeedJob) -> Result:
             "before the first round was finished: nothing to go on from; start anew, into another"
             " folder"
         )
-        raise Interrupted(f"interrupted {_describe_kept(job) or nothing}") from None
+        raise Interrupted(f"interrupted: {_describe_kept(job) or nothing}") from None
     except (RunFailed, UserError, OSError) as error:
         kept = _describe_kept(job)
         if kept and (isinstance(error, RunFailed) or _disk_is_full(error)):

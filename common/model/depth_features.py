@@ -89,8 +89,12 @@ def _watching(
 
     def keep_input(name: str, channels_last: bool) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            entering = inputs[0]
+            # a dense block's layer is given the outputs of all layers before it
+            if isinstance(entering, list):
+                entering = entering[-1]
             # the first block that runs is not always the first by name
-            outputs.setdefault(name, (inputs[0], channels_last))
+            outputs.setdefault(name, (entering, channels_last))
 
         return hook
 

@@ -26,6 +26,7 @@ from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.statistics.noisy_sums import NoisySums, sigma_of, sum_units
 from fedgraft.common.tasks.class_head import NOISY
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.engines.engine import nodes_on_disk
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
@@ -86,21 +87,23 @@ def draw_results(
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table and record it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=10)
     draws = parser.parse_args().draws
     features = compute_features()
-    print(f"{PLAN}, δ = {DELTA:g}, {draws} draws: accuracy (least) / AUROC")
+    table = ResultTable(("class shares", "noise", *(f"ε = {each:g}" for each in EPSILONS)), words=(0, 1))
     for shares in ("equal", "counted"):
-        for noises, where in ((HOSPITALS, "each hospital"), (1, "one for all")):
-            row = [f"{shares:8}", f"{where:14}"]
+        for noises, where in ((HOSPITALS, "at each hospital"), (1, "one for all")):
+            cells = []
             for epsilon in EPSILONS:
                 results = np.array([*draw_results(features, epsilon, shares, noises, draws)])
                 accuracy, auroc = results.mean(0)
-                least = results[:, 0].min()
-                row.append(f"ε {epsilon:g}: {accuracy:.3f} ({least:.3f}) / {auroc:.3f}")
-            print("  ".join(row))
+                cells.append(f"{accuracy:.3f} ({results[:, 0].min():.3f}) / {auroc:.3f}")
+            table.add(shares, where, *cells)
+    print(table.to_markdown())
+    notes = [f"{PLAN}, δ = {DELTA:g}; mean of {draws} draws: accuracy (the least of them) / AUROC"]
+    record("one-round", "noise", table, notes=notes)
 
 
 if __name__ == "__main__":

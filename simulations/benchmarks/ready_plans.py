@@ -32,6 +32,7 @@ PLANS = {
     "digits": Measured("digits", "alone,head,random-backbone"),
     "pneumonia": Measured("medical", "alone,head"),
     "heart": Measured("heart", "all"),
+    "pneumonia-one-round": Measured("one-round", "none"),
 }
 
 

@@ -28,6 +28,7 @@ SECTIONS = (
     "digits",
     "medical",
     "heart",
+    "one-round",
     "privacy",
     "lora",
     "studies",
