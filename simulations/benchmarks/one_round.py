@@ -60,9 +60,7 @@ def compute_features() -> Features:
         task = NodeTask(node.name, plan, model, train, test, backbone.fingerprint)
         found = [features for _, features in list_features(*task.for_training())]
         tests = [features for _, features in list_features(*task.for_tests())]
-    return Features(
-        np.concatenate(found), train.labels, np.concatenate(tests), test.labels.numpy()
-    )
+    return Features(np.concatenate(found), train.labels, np.concatenate(tests), test.labels.numpy())
 
 
 def draw_results(
