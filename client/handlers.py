@@ -3,7 +3,7 @@
 offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here
 backbone   a part of the backbone's tensors → kept; with the last one, all are verified
 train      the shared adapter → the adapter after local training, with metrics of what came; or,
-           in a round of sums, sums over the records
+           in a round of sums or histograms, those of the records
 evaluate   the shared adapter → metrics only (after the last round)
 """
 
@@ -20,6 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedgraft.client.desk import Desk, Offer, OpenModel
+from fedgraft.client.histogram_round import HistogramOutcome, run_histogram_round
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import NodeTask
@@ -31,6 +32,7 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.statistics.gram_sums import GramSums
+from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
 from fedgraft.common.wire.metric_records import group_records
 from fedgraft.common.wire.noisy_record import noisy_record
@@ -132,7 +134,10 @@ def train(desk: Desk, message: Message, context: Context) -> Answer:
     """Run one round; see `client/round.py`."""
     with open_message(desk, message, context) as opened:
         round_ = opened.round
-        if purpose_of(opened.plan.train, round_) == "sums":
+        purpose = purpose_of(opened.plan.train, round_)
+        if purpose == "histograms":
+            return compose_histograms(opened, run_histogram_round(opened.task), round_)
+        if purpose == "sums":
             outcome = run_sum_round(opened.task, opened.state, round_)
             return compose_sums(opened, outcome, round_)
         outcome = run_round(
@@ -281,6 +286,17 @@ def compose_sums(opened: OpenMessage, outcome: SumOutcome, round_: int) -> Answe
         raise Refused(Code.BUDGET, "noisy sums, and no account of them")
     else:
         content = noisy_record(sums, outcome.spent, round_=round_, digest=digest, seconds=seconds)
+    return Answer(content, opened.layout)
+
+
+def compose_histograms(opened: OpenMessage, outcome: HistogramOutcome, round_: int) -> Answer:
+    """Return what leaves this node after a round of histograms."""
+    content = histogram_record(
+        outcome.histograms,
+        round_=round_,
+        digest=opened.layout.digest,
+        seconds=outcome.seconds,
+    )
     return Answer(content, opened.layout)
 
 

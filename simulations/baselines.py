@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.data.examples import Examples
+from fedgraft.client.histogram_round import count_split
 from fedgraft.client.node_task import NodeTask, open_splits, working_model
 from fedgraft.client.round import measure, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.sum_round import sum_split
+from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
@@ -248,7 +250,20 @@ def _train_alone(task: NodeTask, tests: Sequence[Examples]) -> Metrics:
 
 def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[str, Tensor]:
     """Return the adapter after one round of one node by itself."""
-    if purpose_of(task.plan.train, round_) == "steps":
+    purpose = purpose_of(task.plan.train, round_)
+    if purpose == "steps":
         return run_round(task, state, round_, measure=False).state
+    if purpose == "histograms":
+        return state | learn_alone(task)
+    task.model.load_adapter_state(state)
     sums = sum_split(task)
     return state | solve_head(sums, task.plan, task.model.head_name).tensors
+
+
+def learn_alone(task: NodeTask) -> dict[str, Tensor]:
+    """Return the constants that a node's own histograms give, tensors by name."""
+    plan = task.plan
+    learnt = family_of(plan.backbone.name).learnt
+    if learnt is None:
+        raise ValueError(f"{plan.backbone.name} has no constants to learn")
+    return learnt.learn(count_split(task.train, plan), plan.train.closed_form.hinges)

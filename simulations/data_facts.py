@@ -92,6 +92,8 @@ def _hash_files(plan: Plan, plan_path: Path) -> dict[str, str]:
 
 def note_small_nodes(plan: Plan, nodes: Sequence[NodeCounts]) -> list[str]:
     """Return what is no mistake and yet worth knowing, in sentences."""
+    if plan.train.method == "closed-form":
+        return []
     size = plan.train.batch_size
     small = [node.name for node in nodes if sum(node.train) < size]
     if not small:

@@ -90,7 +90,7 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         remedy = "give an image, a folder, an .npz or a .csv"
         raise UserError("no such file or folder", where=str(data), remedy=remedy)
     suffix = data.suffix.lower()
-    if tables != (suffix == ".csv"):
+    if tables != data.name.lower().endswith((".csv", ".csv.gz")):
         needed = TABLES if tables else IMAGES
         what = f"this model takes {needed}"
         raise UserError(what, where=str(data), remedy=f"give {needed}")

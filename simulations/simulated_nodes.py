@@ -98,7 +98,7 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
     files = [str(resolve(name, plan_path.parent)) for name in simulation.files]
     opened = [_open(plan, simulation, file) for file in files]
     if simulation.partition.kind == "files":
-        names = choose_names([Path(file).stem for file in files])
+        names = choose_names([Path(file).stem.removesuffix(".csv") for file in files])
         _check_files(simulation, opened)
         return [_Share(name, file) for name, file in zip(names, files, strict=True)]
     dealt = partition(simulation, opened[0], plan.seed)

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import has_sums, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
@@ -87,6 +88,7 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
         yield f"after each round {numbers}, {_size(each_round)}; {in_all} in all"
         yield from _tensors(layout)
         yield f"with it {BESIDE[plan.privacy.mode]}"
+    yield from _histograms(plan)
     if has_sums(plan.train):
         yield from _sums(plan, layout)
     yield _metrics(node, plan)
@@ -122,6 +124,15 @@ def _tensors(layout: Layout) -> list[str]:
         return lines
     rest = len(lines) - _LISTED_OF_MORE
     return [*lines[:_LISTED_OF_MORE], f"  and {rest} smaller ones"]
+
+
+def _histograms(plan: Plan) -> Iterator[str]:
+    """Give what a round of histograms tells, where the plan has one."""
+    if "histograms" not in map(partial(purpose_of, plan.train), range(1, plan.train.rounds + 1)):
+        return
+    yield "in the first round, of each column of numbers, how often each value occurs among the"
+    yield "training records, rounded to eight significant bits, without noise: the server sees"
+    yield "values that a single person has, but not what else that person has"
 
 
 def _metrics(node: Node, plan: Plan) -> str:

@@ -17,7 +17,7 @@ from fedgraft.client.node.node_file import Node
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
-from fedgraft.common.model.assembly import plan_model
+from fedgraft.common.model.assembly import plan_model, shape_options
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.wire.layout import Layout
@@ -59,12 +59,7 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
         UserError: the file is no bundle of fedgraft.
     """
     bundle = build_bundle() if bundle_file is None else _read_bundle(bundle_file)
-    network = load_backbone(
-        plan.backbone.name,
-        image_size=plan.backbone.image_size,
-        hidden=plan.backbone.hidden,
-        columns=plan.task.inputs,
-    )
+    network = load_backbone(plan.backbone.name, **shape_options(plan))
     layout = Layout.of(plan_model(network, plan).adapter_state())
     refusals = tuple(_find_refusals(node, plan))
     return Proposal(plan, agreement_hash(plan), layout, bundle, refusals)

@@ -124,6 +124,6 @@ def has_suffix(*suffixes: str) -> Callable[[str], bool]:
     """Return whether a path ends in one of these, in capitals or not."""
 
     def matches(path: str) -> bool:
-        return Path(path).suffix.lower() in suffixes and not Path(path).is_dir()
+        return Path(path).name.lower().endswith(suffixes) and not Path(path).is_dir()
 
     return matches

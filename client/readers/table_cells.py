@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from fedgraft.client.readers.source import did_you_mean, unreadable
 from fedgraft.common.errors import UserError, UserErrors
@@ -83,16 +86,23 @@ def _read_csv(path: Path) -> Cells:
     lines = []
     rows = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with _open_text(path) as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             for row in reader:
                 if any(cell.strip() for cell in row):
                     lines.append(reader.line_num)
                     rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(path, error) from None
     return Cells(str(path), header, lines, rows)
+
+
+def _open_text(path: Path) -> TextIO:
+    """Open a file of text that may be gzipped."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
 
 
 def _read_parquet(path: Path) -> Cells:

@@ -1,5 +1,5 @@
-"""A hospital's table: CSV with a header, or Parquet; one row a record, an empty cell where a value
-is missing.
+"""A hospital's table: CSV with a header (gzipped or not), or Parquet; one row a record, an empty
+cell where a value is missing.
 """
 
 from __future__ import annotations
@@ -97,5 +97,5 @@ def _table_reader(name: str, *suffixes: str) -> Reader:
     )
 
 
-CSV = _table_reader("csv", ".csv")
+CSV = _table_reader("csv", ".csv", ".csv.gz")
 PARQUET = _table_reader("parquet", *PARQUET_SUFFIXES)

@@ -19,15 +19,20 @@ class FamilyLine(Line):
     Attributes:
         pattern: a regular expression that all of its names match, and no earlier family's.
         material: the member of `common.inputs.INPUTS` that it takes.
+        learns: whether nodes' histograms tell constants of it, in a round of their own.
     """
 
     pattern: str
     material: str
+    learns: bool = False
 
 
 FAMILY_LINES = {
     "cifar": FamilyLine("fedgraft.common.backbones.cifar:CIFAR", r"cifar-resnet\d+", "image"),
     "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular"),
+    "columns": FamilyLine(
+        "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
+    ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

@@ -46,6 +46,7 @@ class BackboneRequest:
             baseline).
         hidden: widths of the hidden layers (`mlp`).
         columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
+        category_sizes, hinges: of `columns`, see `NetworkShape`.
         seed: of a random initialisation.
         fingerprint: that the backbone must have; None accepts any.
     """
@@ -56,6 +57,8 @@ class BackboneRequest:
     random: bool = False
     hidden: tuple[int, ...] = (64, 64)
     columns: int = 0
+    category_sizes: tuple[int, ...] = ()
+    hinges: bool = True
     seed: int = 0
     fingerprint: str | None = None
 
@@ -96,7 +99,13 @@ def _give_values(
 ) -> Backbone:
     """Return the backbone with the weights' values, or with random ones."""
     name = request.name
-    shape = NetworkShape(side_of(preparation), request.columns, request.hidden)
+    shape = NetworkShape(
+        image_size=side_of(preparation),
+        columns=request.columns,
+        hidden=request.hidden,
+        category_sizes=request.category_sizes,
+        hinges=request.hinges,
+    )
     if state is None:
         return freeze_network(name, build_network(name, shape, request.seed), preparation)
     learnt = network_with_state(name, state, shape, preparation, str(request.weights))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES
 from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.statistics.histograms import TableHistograms
 
 State = Mapping[str, Tensor]
 # a child's dotted name, or a function of the network and its input
@@ -25,11 +26,29 @@ class NetworkShape:
         image_size: pixels; None where it does not matter.
         columns: inputs of a table's row; 0: told by the weights.
         hidden: widths of the hidden layers, for networks whose name does not say them.
+        category_sizes: of each column of a table, how many categories it has; 0: it holds numbers.
+            Empty: told by the weights.
+        hinges: whether a table's numbers are bent at knots.
     """
 
     image_size: int | None = None
     columns: int = 0
     hidden: tuple[int, ...] = ()
+    category_sizes: tuple[int, ...] = ()
+    hinges: bool = True
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Constants of a network that are learnt from nodes' histograms, in a round of their own.
+
+    Attributes:
+        module: dotted name of the child whose parameters they are; they travel with the head.
+        learn: (merged histograms of a table's numbers, hinges) → its tensors by name.
+    """
+
+    module: str
+    learn: Callable[[TableHistograms, bool], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Family:
         used_by_steps: layers that a function among the steps uses.
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
             backbone.
+        learnt: constants that nodes' histograms tell; None: it has none.
     """
 
     names: Callable[[], Sequence[str]]
@@ -70,6 +90,7 @@ class Family:
     order: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
     kept_when_random: tuple[str, ...] = ()
+    learnt: Learnt | None = None
 
 
 def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

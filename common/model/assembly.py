@@ -5,6 +5,7 @@ wire.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,10 +41,8 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     backbone = load_backbone(
         section.name,
         weights=source,
-        image_size=section.image_size,
         random=section.random,
-        hidden=section.hidden,
-        columns=plan.task.inputs,
+        **shape_options(plan),
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
@@ -52,6 +51,17 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         raw = public(backbone.preprocess, plan.backbone, plan.task) if public else None
         return add_reference(backbone, _choose_depths(backbone, plan), raw)
     return backbone
+
+
+def shape_options(plan: Agreement) -> dict[str, Any]:
+    """Return what of a plan the shape of its backbone follows from, as `load_backbone` takes it."""
+    return {
+        "image_size": plan.backbone.image_size,
+        "hidden": plan.backbone.hidden,
+        "columns": plan.task.inputs,
+        "category_sizes": plan.task.category_sizes,
+        "hinges": plan.train.closed_form.hinges,
+    }
 
 
 def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:

@@ -20,6 +20,7 @@ from fedgraft.common.adapters.attention import cannot_merge_bias, close_attentio
 from fedgraft.common.adapters.host import Adapter, merge_into
 from fedgraft.common.adapters.initial_values import new_linear
 from fedgraft.common.adapters.method import Attachment, Targets
+from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
@@ -289,6 +290,7 @@ def graft(
     own = chosen.read_options(options)
     net = copy_sharing(backbone.net, lambda parameter: True)
     chosen.attach(net, Attachment(own, targets, seed, freeze_drawn=freeze_a))
+    free_constants(net, backbone)
     head_name = backbone.head_name
     reading: DepthFeatures | None = None
     if depths is None:
@@ -306,6 +308,18 @@ def graft(
     return GraftedModel(
         net, method=method, options=own, outputs=classes, head_name=head_name, depths=reading
     )
+
+
+def free_constants(net: nn.Module, backbone: Backbone) -> None:
+    """Give a copy of a backbone's network constants of its own, where nodes' histograms tell them:
+    they travel with the head.
+    """
+    learnt = family_of(backbone.name).learnt
+    if learnt is None:
+        return
+    module = net.get_submodule(learnt.module)
+    for name, parameter in list(module.named_parameters()):
+        module.register_parameter(name, nn.Parameter(parameter.detach().clone()))
 
 
 def choose_features(backbone: Backbone, net: nn.Module, choice: DepthChoice) -> DepthFeatures:

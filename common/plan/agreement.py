@@ -10,11 +10,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from fedgraft.common.backbones import family_line
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.compatibility import check_agreement
 from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.phases import closed_form_rounds
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
 from fedgraft.common.plan.task_section import TaskSection
@@ -42,7 +44,17 @@ class Agreement(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Agreement:
+        self._fill_rounds()
         return check_together(self, self.problems())
+
+    def _fill_rounds(self) -> None:
+        """Write the rounds of a closed form into the plan, where it says nothing of rounds: there
+        is one for histograms where the backbone learns constants.
+        """
+        train = self.train
+        if train.method == "closed-form" and "rounds" not in train.model_fields_set:
+            rounds = closed_form_rounds(learns=family_line(self.backbone.name).learns)
+            object.__setattr__(train, "rounds", rounds)
 
     def problems(self) -> list[Problem]:
         """Return what of the sections does not fit together."""

@@ -25,7 +25,10 @@ class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
     name: Text = Field(
-        description="cifar-resnet8/20/32/44/56, mlp, or a torchvision model such as resnet18"
+        description=(
+            "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
+            " beforehand), or a torchvision model such as resnet18"
+        )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
         default=None, description="if given, the loaded backbone must have this one (sha256:…)"

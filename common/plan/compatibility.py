@@ -8,7 +8,7 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import closed_form_rounds, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
@@ -33,7 +33,11 @@ def check_agreement(
         *check_central(aggregate, privacy),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
-        *check_closed_form(adapter, train, aggregate, privacy),
+        *check_closed_form(adapter, train, aggregate),
+        *check_noisy_sums(backbone, train, privacy),
+        *check_shares(train, privacy),
+        *check_rounds(backbone, train),
+        *check_learning(backbone, train, privacy),
     ]
 
 
@@ -127,7 +131,6 @@ def check_closed_form(
     adapter: AdapterSection,
     train: TrainSection,
     aggregate: AggregateSection,
-    privacy: PrivacySection,
 ) -> list[Problem]:
     """Return what does not go with a head that is solved from sums."""
     if not has_sums(train):
@@ -138,9 +141,6 @@ def check_closed_form(
             what = f"{adapter.method}, and a closed form solves for a head alone"
             remedy = "write `method: head`, or `finish: closed-form` under train instead of method"
             problems.append(Problem("adapter.method", what, remedy))
-        if train.rounds != 1:
-            what = f"{train.rounds}, and a closed form has one"
-            problems.append(Problem("train.rounds", what, "write 1, or leave it out"))
         if train.start != "drawn" or train.finish != "steps":
             key = "train.start" if train.start != "drawn" else "train.finish"
             what = "closed-form, and so is all of the training"
@@ -154,12 +154,53 @@ def check_closed_form(
     if aggregate.encoding != "none":
         what = f"{aggregate.encoding}, and rounded sums would not be those of the pooled records"
         problems.append(Problem("aggregate.encoding", what, "write `encoding: none`"))
-    problems += _check_noisy_sums(train, privacy)
     return problems
 
 
-def _check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+def check_rounds(backbone: BackboneSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of a closed form with more or fewer rounds than it has."""
+    needed = closed_form_rounds(learns=family_line(backbone.name).learns)
+    if train.method != "closed-form" or train.rounds == needed:
+        return []
+    what = f"{train.rounds}, and a closed form has one"
+    if needed > 1:
+        what += " for histograms and one for sums, with columns"
+    return [Problem("train.rounds", what, f"write {needed}, or leave it out")]
+
+
+def check_learning(
+    backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return what does not go with constants that are learnt from histograms."""
+    name = backbone.name
+    if not family_line(name).learns:
+        if train.closed_form.hinges:
+            return []
+        what = f"false, and {name} has none"
+        return [Problem("train.closed_form.hinges", what, "leave it out")]
     problems: list[Problem] = []
+    if train.method == "steps":
+        what = f"steps, and {name} is solved for in closed form alone"
+        remedy = "write `method: closed-form`, or `name: mlp` under backbone"
+        problems.append(Problem("train.method", what, remedy))
+    if privacy.mode != "none":
+        what = f"{privacy.mode}, and {name} sends histograms of the columns without noise"
+        remedy = "write `mode: none`, or `name: mlp` under backbone with weights of public data"
+        problems.append(Problem("privacy.mode", what, remedy))
+    if backbone.random:
+        what = f"true, and {name} has nothing that was learnt beforehand"
+        problems.append(Problem("backbone.random", what, "leave it out"))
+    return problems
+
+
+def check_noisy_sums(
+    backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return what of the privacy does not go with a head that is solved from sums."""
+    problems: list[Problem] = []
+    if not has_sums(train) or family_line(backbone.name).learns:
+        # what goes with columns, see `check_learning`
+        return problems
     if privacy.mode in ("central", "local"):
         what = f"{privacy.mode}, and each node adds the noise of its own sums"
         problems.append(Problem("privacy.mode", what, "write `mode: sample`"))
@@ -167,10 +208,15 @@ def _check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Prob
         what = "closed-form beside steps, and ε is not shared out between them"
         key = "train.start" if train.start != "drawn" else "train.finish"
         problems.append(Problem(key, what, "write `method: closed-form`, or leave it out"))
-    if train.closed_form.shares == "equal" and privacy.mode == "none":
-        what = "equal, and without differential privacy classes are counted exactly"
-        problems.append(Problem("train.closed_form.shares", what, "leave it out"))
     return problems
+
+
+def check_shares(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of classes that are declared where they are counted."""
+    if train.closed_form.shares == "counted" or not has_sums(train) or privacy.mode != "none":
+        return []
+    what = "equal, and without differential privacy classes are counted exactly"
+    return [Problem("train.closed_form.shares", what, "leave it out")]
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

@@ -1,4 +1,6 @@
-"""What the nodes are asked in each round of a plan: steps, or sums that a head is solved from."""
+"""What the nodes are asked in each round of a plan: steps, histograms that a table's constants are
+learnt from, or sums that a head is solved from.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,15 @@ from typing import Literal
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.train_section import TrainSection
 
-Purpose = Literal["steps", "sums"]
+Purpose = Literal["steps", "histograms", "sums"]
 
 
 def purpose_of(train: TrainSection, round_: int) -> Purpose:
     """Return what a round, from 1, is for."""
     if train.method == "closed-form":
-        return "sums"
+        # a plan with a round before the last is one whose backbone learns constants, see
+        # `compatibility.check_rounds`
+        return "sums" if round_ == train.rounds else "histograms"
     if train.start == "closed-form" and round_ == 1:
         return "sums"
     if train.finish == "closed-form" and round_ == train.rounds:
@@ -28,7 +32,14 @@ def has_sums(train: TrainSection) -> bool:
 
 def has_depth_head(train: TrainSection, round_: int) -> bool:
     """Whether the head in this round reads features of all depths, and is solved from sums."""
-    return purpose_of(train, round_) == "sums" and not _is_start(train, round_)
+    return purpose_of(train, round_) != "steps" and not _is_start(train, round_)
+
+
+def closed_form_rounds(*, learns: bool) -> int:
+    """Return how many rounds a closed form has: sums, and before them histograms where the backbone
+    learns constants.
+    """
+    return 2 if learns else 1
 
 
 def _is_start(train: TrainSection, round_: int) -> bool:

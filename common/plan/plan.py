@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from fedgraft.common.backbones import family_line
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.backbone_section import BackboneSection, PlannedBackboneSection
 from fedgraft.common.plan.compatibility import check_simulation
@@ -45,6 +46,9 @@ class Plan(Agreement):
             what = "the plan has a pretrain part and no file for its result"
             remedy = "write the .safetensors file that `fedgraft pretrain` shall write"
             problems.append(Problem("backbone.weights", what, remedy))
+        if self.backbone.weights is not None and family_line(self.backbone.name).learns:
+            what = f"{weights}, and {self.backbone.name} has nothing that was trained beforehand"
+            problems.append(Problem("backbone.weights", what, "leave it out"))
         if self.simulation is not None:
             classes = len(self.task.classes)
             problems += check_simulation(self.simulation, classes, self.aggregate.min_nodes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs.input_positions import count_inputs
 from fedgraft.common.plan.section import (
     Labels,
     Names,
@@ -84,7 +85,12 @@ class TaskSection(Section):
     @property
     def inputs(self) -> int:
         """Return how many inputs a table's row has: one a column, or one for each category."""
-        return sum(len(self.encoding.get(name, ())) or 1 for name in self.columns)
+        return count_inputs(self.category_sizes)
+
+    @property
+    def category_sizes(self) -> tuple[int, ...]:
+        """Return how many categories each column has; 0: it holds numbers."""
+        return tuple(len(self.encoding.get(name, ())) for name in self.columns)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskSection:

@@ -45,6 +45,13 @@ class ClosedFormSection(Section):
             " it, and no noise is spent on counting them"
         ),
     )
+    hinges: bool = Field(
+        default=True,
+        description=(
+            "backbone columns only: numbers are bent at the 10, 30, 50, 70 and 90 % quantiles of"
+            " all records"
+        ),
+    )
     bound: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=64.0, description="features beyond it are clipped to it"
     )
@@ -61,7 +68,8 @@ class TrainSection(Section):
         default="steps",
         description=(
             "steps: nodes train for some rounds; closed-form: in one round nodes send sums over"
-            " their records, and the server solves for the head"
+            " their records, and the server solves for the head (backbone columns: in a round"
+            " before it, histograms of the columns)"
         ),
     )
     start: Literal["drawn", "closed-form"] = Field(

@@ -83,8 +83,8 @@ class ResultBuilder:
             refused=(*self.result.refused, *answers.refused),
         )
 
-    def note_solution(self, facts: ClosedFormFacts) -> None:
-        """Write down how a head was solved from sums."""
+    def note_solution(self, facts: ClosedFormFacts | None) -> None:
+        """Write down how a head was solved from sums; None: none was yet."""
         self._note(closed_form=facts)
 
     def note_spent(self, spent: Spent | None) -> None:

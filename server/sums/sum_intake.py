@@ -1,4 +1,4 @@
-"""The sums of one round as they arrive.
+"""The sums or histograms of one round as they arrive.
 
 At any time one node's sums and the total are in memory, however many nodes there are.
 """
@@ -12,16 +12,18 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedgraft.common.errors import RunFailed
+from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.result import ClosedFormFacts
 from fedgraft.server.exchange import Replies
 from fedgraft.server.round_replies import Answers, new_answers, refusals_of
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.exact_sums import ExactSums
+from fedgraft.server.sums.merged_histograms import MergedHistograms
 from fedgraft.server.sums.private_sums import PrivateSums
 
 
 class SumIntake:
-    """What nodes send in a round of sums, added up.
+    """What nodes send in a round of sums or of histograms, added up.
 
         intake = SumIntake(round_, roster.examples)
         answers = intake.close(train(grid, roster, round_, intake.read))
@@ -34,8 +36,11 @@ class SumIntake:
     def __init__(self, round_: Round, offered: Mapping[str, int]) -> None:
         self._round = round_
         self._offered = offered
-        self._sums: ExactSums | PrivateSums
-        if round_.plan.privacy.at_node:
+        self._purpose = purpose_of(round_.plan.train, round_.number)
+        self._sums: ExactSums | PrivateSums | MergedHistograms
+        if self._purpose == "histograms":
+            self._sums = MergedHistograms(round_)
+        elif round_.plan.privacy.at_node:
             self._sums = PrivateSums(round_)
         else:
             self._sums = ExactSums(round_)
@@ -70,15 +75,16 @@ class SumIntake:
         answers.refused = refusals_of(replies, self._round.number)
         return answers
 
-    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts]:
-        """Return the adapter that was sent with the head that the sums give, and how it was solved.
+    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts | None]:
+        """Return the adapter that was sent with the head that the sums give, and how it was solved;
+        of histograms with the constants that they give.
 
         Raises:
             RunFailed: fewer nodes counted than the plan needs.
         """
         needed = self._round.plan.aggregate.min_nodes
         if len(self._lines) < needed:
-            what = f"{len(self._lines)} nodes sent valid sums, {needed} are needed"
+            what = f"{len(self._lines)} nodes sent valid {self._purpose}, {needed} are needed"
             raise RunFailed(f"round {self._round.number}: {what}")
-        head, facts = self._sums.solve()
-        return dict(self._round.sent) | head, facts
+        solved, facts = self._sums.solve()
+        return dict(self._round.sent) | solved, facts

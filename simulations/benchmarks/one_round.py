@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     draws = parser.parse_args().draws
     features = compute_features()
-    table = ResultTable(("class shares", "noise", *(f"ε = {each:g}" for each in EPSILONS)), words=(0, 1))
+    table = ResultTable(
+        ("class shares", "noise", *(f"ε = {each:g}" for each in EPSILONS)), words=(0, 1)
+    )
     for shares in ("equal", "counted"):
         for noises, where in ((HOSPITALS, "at each hospital"), (1, "one for all")):
             cells = []

@@ -69,7 +69,7 @@ def train_together(
             opened = [handlers.open_task(desk, each, model) for each in received]
             plan = opened[0].plan
             round_ = opened[0].round
-            if purpose_of(plan.train, round_) == "sums" or not is_worthwhile(plan, model.model):
+            if purpose_of(plan.train, round_) != "steps" or not is_worthwhile(plan, model.model):
                 return None
             outcomes = run_rounds([each.task for each in opened], opened[0].state, round_)
     except Exception:
