@@ -202,15 +202,19 @@ def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFed
 @pytest.fixture(scope="session")
 def in_process(deployed: Path) -> Path:
     """The run's folder of the same plan at the same hospitals, in one process."""
-    out, plan = deployed / "in-process", load_plan(deployed / "plan.yaml")
+    return run_in_process(deployed, "in-process")
+
+
+def run_in_process(deployed: Path, name: str, *changes: str) -> Path:
+    """Run the plan at the same hospitals in one process; return the run's folder."""
+    out, plan = deployed / name, load_plan(deployed / "plan.yaml", changes)
     paths = []
     for number in range(3):
         text = (deployed / "nodes" / f"node-{number}.yaml").read_text()
-        paths.append(
-            deployed / "nodes" / f"again-{number}.yaml"
-        )  # a store of its own: everything from the beginning
+        paths.append(deployed / "nodes" / f"{name}-{number}.yaml")
+        # a store of its own: everything from the beginning
         store = next(line for line in text.splitlines() if line.startswith("store:"))
-        paths[-1].write_text(text.replace(store, f"store: again/{number}"))
+        paths[-1].write_text(text.replace(store, f"store: {name}/{number}"))
     grid = InProcessGrid(client_app, paths)
     try:
         with pytest.MonkeyPatch.context() as patch:

@@ -19,6 +19,7 @@ from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
 from fedgraft.simulations.deployment.local_federation import BIN, LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
+from tests.e2e.conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
@@ -57,6 +58,24 @@ def test_the_same_model_as_in_one_process(federation: LocalFederation, in_proces
     again = federation.run(federation.folder / "plan.yaml", out)
     assert again.code == 2
     assert "exists and is not an empty folder" in again.err
+
+
+def test_one_round_over_the_wire(federation: LocalFederation, deployed: Path, seen):
+    """Sums that are other bits over the wire, or that a real node does not take for what was
+    approved.
+    """
+    changes = ("adapter.method=head", "train={method: closed-form}")
+    here = run_in_process(deployed, "one-round-here", *changes)
+    federation.approve(federation.folder / "plan.yaml", *changes)
+    out = federation.folder / "runs" / "one-round"
+    done = federation.run(federation.folder / "plan.yaml", out, *changes)
+    assert done.code == 0, done
+    assert adapter(out) == adapter(here)
+    result = json.loads((out / "result.json").read_text())
+    assert result["closed_form"]["records"] == sum(
+        node["examples"] for node in result["nodes"].values()
+    )
+    seen(f"one round of sums at 3 hospitals: {digest(out)}; in one process: the same bits")
 
 
 def test_everything_is_written_down(federation: LocalFederation):
