@@ -30,7 +30,7 @@ class Run:
 
     >>> run = fedgraft.load_run("two-rounds")
     >>> run.metrics.index.tolist()  # a row for the shared model and for each baseline
-    ['shared model']
+    ['shared model', 'one-round']
     >>> run.rounds.groupby("round")["train_loss"].count().tolist()  # a row a round and node
     [5, 5]
     >>> run.plot().savefig("rounds.png")
@@ -171,9 +171,9 @@ class Runs(Sequence[Run]):
 
     >>> runs = fedgraft.Runs([fedgraft.load_run("two-rounds")])
     >>> runs.metrics[["seed", "model"]].values.tolist()  # a row for each seed and model
-    [[7, 'shared model']]
+    [[7, 'shared model'], [7, 'one-round']]
     >>> runs.metrics.groupby("model")["accuracy"].mean().index.tolist()
-    ['shared model']
+    ['one-round', 'shared model']
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
