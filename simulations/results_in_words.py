@@ -22,7 +22,7 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
         results: result.json of each seed.
         privacy: whether ε and its ledger are among them.
     """
-    sentences = [_describe_bytes(results[0]["bytes"])]
+    sentences = [_describe_bytes(results[0])]
     for metric, word in GAINS.items():
         sentences += _describe_gain(results, metric, word)
     if privacy:
@@ -33,10 +33,22 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
     return sentences
 
 
-def _describe_bytes(spent: Mapping[str, Any]) -> str:
-    times = spent["full_model"] / spent["adapter"]
+def count_largest_reply(result: Result) -> float:
+    """Return the mean bytes that a node sent in the round in which that was most."""
+    rounds = result["bytes"]["rounds"]
+    return max((row["up"] / max(row["nodes"], 1) for row in rounds), default=0)
+
+
+def _describe_bytes(result: Result) -> str:
+    spent = result["bytes"]
+    size = spent["adapter"]
+    what = "one update is"
+    if result.get("closed_form"):
+        size = count_largest_reply(result)
+        what = "the sums of one node are"
+    times = spent["full_model"] / max(size, 1)
     return (
-        f"one update is {show_bytes(spent['adapter'])}; full fine-tuning would send"
+        f"{what} {show_bytes(size)}; full fine-tuning would send"
         f" {show_bytes(spent['full_model'])}, {times:.0f} times as much; the backbone"
         f" ({show_bytes(spent['backbone'])}) went out once to each of {spent['handout']['nodes']}"
         " nodes"

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.pictures import draw_bytes
+from fedgraft.simulations.results_in_words import count_largest_reply
 
 Result = Mapping[str, Any]
 # lines of a run's metrics.jsonl
@@ -27,6 +29,10 @@ METRICS = (
     " histograms of scores, losses."
 )
 OF_GROUPS = " After the last round the same sums for the groups of people above."
+BYTES_BELOW = (
+    "Nothing else is accepted by the code that writes and reads the messages; bytes below are with"
+    " their framing."
+)
 CAPTION = (
     "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the"
     " wire."
@@ -68,8 +74,11 @@ def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[s
     sent = _collect_bytes(lines)
     update = _describe_update(plan, result, lines, len(tensors))
     names = _fold(f"The {len(tensors)} tensors", _tensors_table(tensors), len(tensors))
+    if plan.train.method == "closed-form":
+        # the head is solved at the server: its tensors left no site
+        names = ""
     by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
-    sizes = page.figure(_draw_sizes(result["bytes"]), CAPTION)
+    sizes = page.figure(_draw_sizes(result), CAPTION)
     hashes = page.facts(_list_hashes(result))
     refusals = _show_refusals(result["refused"])
     return [
@@ -87,11 +96,32 @@ def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> 
     adapter = show_bytes(result["bytes"]["adapter"])
     beside = BESIDE[plan.privacy.mode]
     metrics = _describe_metrics(result, lines)
+    if has_sums(plan.train):
+        metrics = f"{_describe_sums(plan)} {metrics}"
+    if plan.train.method == "closed-form":
+        return f"{metrics} No image, no table row, no file name. {BYTES_BELOW}"
     return (
         f"In each round a site sent its adapter, {tensors} tensors (tables of numbers) of"
-        f" {adapter} in all, and {beside}. {metrics} No image, no table row, no file name. Nothing"
-        " else is accepted by the code that writes and reads the messages; bytes below are with"
-        " their framing."
+        f" {adapter} in all, and {beside}. {metrics} No image, no table row, no file name."
+        f" {BYTES_BELOW}"
+    )
+
+
+def _describe_sums(plan: Plan) -> str:
+    """Return what leaves a site in a round of sums."""
+    if plan.privacy.at_node:
+        return (
+            "Once, a site sent sums of features of its training records by class, and counts of the"
+            " classes, with noise; what was spent of its privacy budget; and the seconds that it"
+            " took."
+        )
+    histograms = ""
+    if plan.train.method == "closed-form" and plan.train.rounds > 1:
+        histograms = " Before that, how often each value of its columns of numbers occurs."
+    return (
+        "Once, a site sent sums over its training records: of features, of their products with one"
+        " another, and of features by class; how many records each class has; and the seconds that"
+        f" it took. Of few records such sums can give records away.{histograms}"
     )
 
 
@@ -103,10 +133,14 @@ def _describe_metrics(result: Result, lines: Lines) -> str:
     return words
 
 
-def _draw_sizes(spent: Mapping[str, Any]) -> bytes:
+def _draw_sizes(result: Result) -> bytes:
+    spent = result["bytes"]
+    one = {"this adapter, one update": spent["adapter"]}
+    if result.get("closed_form"):
+        one = {"the sums of one site": round(count_largest_reply(result))}
     return draw_bytes(
         {
-            "this adapter, one update": spent["adapter"],
+            **one,
             "full fine-tuning, one update": spent["full_model"],
             "the backbone, sent once": spent["backbone"],
             "this run, everything": spent["total"],

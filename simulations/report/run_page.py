@@ -15,6 +15,7 @@ from typing import Any
 from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.readable import show_bytes
@@ -32,6 +33,7 @@ from fedgraft.simulations.report.quality_part import show_quality
 from fedgraft.simulations.report.releases_part import show_releases
 from fedgraft.simulations.report.training_part import show_training
 from fedgraft.simulations.report.updates_part import show_other_attacks
+from fedgraft.simulations.results_in_words import count_largest_reply
 
 Result = Mapping[str, Any]
 
@@ -98,7 +100,7 @@ def _show_summary(plan: Plan, result: Result, attacks: AttackResults) -> list[st
     lead = _describe_status(result) + _describe_federation(plan, result)
     return [
         page.paragraph(lead, "lead"),
-        page.cards(_make_cards(result, attacks)),
+        page.cards(_make_cards(plan, result, attacks)),
         page.paragraph(_describe_length(result), "quiet"),
     ]
 
@@ -113,18 +115,22 @@ def _describe_federation(plan: Plan, result: Result) -> str:
     nodes = len(result["final"]["nodes"])
     classes = page.listed(plan.task.classes)
     material = INPUTS[plan.task.material].plural
+    travelled = "a small adapter"
+    if plan.train.method == "closed-form":
+        travelled = "sums over them"
     return (
         f"{nodes} sites trained one model together to tell {classes} apart. Their {material} stayed"
-        " where they are; a small adapter travelled."
+        f" where they are; {travelled} travelled."
     )
 
 
 def _describe_length(result: Result) -> str:
     seconds = result["seconds"].get("total", 0)
-    return f"{result['rounds_done']} rounds, seed {result['seed']}, {seconds:.0f} s"
+    rounds = "1 round" if result["rounds_done"] == 1 else f"{result['rounds_done']} rounds"
+    return f"{rounds}, seed {result['seed']}, {seconds:.0f} s"
 
 
-def _make_cards(result: Result, attacks: AttackResults) -> list[Card]:
+def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card]:
     cards = []
     final = result["final"]["global"]
     accuracy = final.get("accuracy")
@@ -134,8 +140,11 @@ def _make_cards(result: Result, attacks: AttackResults) -> list[Card]:
 
     spent = [row["epsilon"] for row in result["privacy"].values()]
     cards.append(make_privacy_card(spent))
-    adapter = show_bytes(result["bytes"]["adapter"])
-    cards.append(Card(adapter, "left each building in each round"))
+    sent = Card(show_bytes(result["bytes"]["adapter"]), "left each building in each round")
+    if has_sums(plan.train):
+        largest = show_bytes(count_largest_reply(result))
+        sent = Card(largest, "left each building in a round, at most")
+    cards.append(sent)
 
     strongest = find_strongest(attacks)
     if strongest is not None:

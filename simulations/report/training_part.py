@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedgraft.common.adapters import METHODS
+from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
@@ -32,6 +33,13 @@ COARSE_COUNTS = (
     f"Rounded down to {COARSE}s: exact counts are not covered by ε, and no site sent any by class."
 )
 
+# where sums by class leave a site
+EXACT_SUMS = "A simulation on one machine; the sums that left each site tell the same."
+COARSE_SUMS = (
+    f"Rounded down to {COARSE}s: exact counts are not covered by ε; what sites sent by class had"
+    " noise."
+)
+
 
 def show_training(plan: Plan, result: Result) -> list[str]:
     """Return the network, what of it was trained and how, and each site's examples by class."""
@@ -52,12 +60,13 @@ def choose_counts(plan: Plan, result: Result) -> tuple[dict[str, list[int]], str
     how.
     """
     counts = result.get("data", {}).get("labels", {})
+    sums = has_sums(plan.train)
     if plan.privacy.mode == "none":
-        return counts, EXACT_COUNTS
+        return counts, EXACT_SUMS if sums else EXACT_COUNTS
     coarse = {}
     for name, row in counts.items():
         coarse[name] = [count - count % COARSE for count in row]
-    return coarse, COARSE_COUNTS
+    return coarse, COARSE_SUMS if sums else COARSE_COUNTS
 
 
 def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
