@@ -102,6 +102,7 @@ def federate(
         start = folder.latest() or start
         model = plan_model(federation.backbone, plan, start.round or 1)
         state = start.adapter
+        layout = Layout.of(state, model.drawn_state())
         folder.drop_lines_after(start.round)
     run = ResultBuilder(start.so_far)
 

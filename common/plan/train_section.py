@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedgraft.common.plan.section import Count, Names, Section
 
@@ -119,13 +119,6 @@ class TrainSection(Section):
             " disk, rounded"
         ),
     )
-
-    @model_validator(mode="after")
-    def _fill_rounds(self) -> TrainSection:
-        """Write the one round of a closed form into the plan, where it says nothing of rounds."""
-        if self.method == "closed-form" and "rounds" not in self.model_fields_set:
-            object.__setattr__(self, "rounds", 1)
-        return self
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

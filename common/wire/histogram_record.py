@@ -4,9 +4,7 @@ holds it to.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -18,7 +16,7 @@ from fedgraft.common.statistics.histograms import (
     split_columns,
 )
 from fedgraft.common.wire.layout import BadUpdate, reading_foreign_bytes
-from fedgraft.common.wire.sums_record import read_array
+from fedgraft.common.wire.sums_record import read_array, read_envelope
 
 HISTOGRAMS = "histograms"
 RECORDS = {HISTOGRAMS, "train", "about"}
@@ -75,23 +73,15 @@ def read_histogram_record(
         BadUpdate: other records, shapes or types than were agreed on, or histograms that no records
             have.
     """
-    if extra := set(content.keys()) - RECORDS:
-        raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
-    about: dict[str, Any] = dict(content.config_records["about"])
-    numbers: dict[str, Any] = dict(content.metric_records["train"])
-    if about["round"] != expected.round or about["layout"] != expected.digest:
-        raise BadUpdate("histograms of another round or another model")
+    numbers, seconds = read_envelope(content, RECORDS, expected.round, expected.digest)
     arrays = content.array_records[HISTOGRAMS]
     if set(arrays) != {SIZES, CODES, COUNTS}:
         agreed = sorted((SIZES, CODES, COUNTS))
         raise BadUpdate(f"arrays {sorted(arrays)[:5]}; {agreed} were agreed on")
 
     records = int(numbers["num-examples"])
-    seconds = float(numbers["seconds"])
     if not 1 <= records <= expected.records:
         raise BadUpdate(f"histograms of {records} records; it joined with {expected.records}")
-    if not math.isfinite(seconds):
-        raise BadUpdate(f"{seconds} seconds: not believable")
     sizes = read_array(arrays[SIZES], SIZES, (expected.columns,))
     if (sizes < 0).any() or (sizes > min(records, LARGEST_CODE + 1)).any():
         raise BadUpdate(f"histograms with more values than {records} records have")

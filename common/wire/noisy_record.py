@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedgraft.common.privacy.accounting import Spent
@@ -13,7 +11,7 @@ from fedgraft.common.privacy.discrete_noise import LARGEST_SIGMA
 from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.wire.layout import BadUpdate, reading_foreign_bytes
 from fedgraft.common.wire.spent_record import read_spent, spent_record
-from fedgraft.common.wire.sums_record import RECORDS, SUMS, read_array
+from fedgraft.common.wire.sums_record import RECORDS, SUMS, magnitudes, read_array, read_envelope
 
 # of a noisy number: no records and no noise that may be give more
 LARGEST_NUMBER = 2**55
@@ -61,12 +59,7 @@ def read_noisy_record(
     Raises:
         BadUpdate: other records, shapes or types than were agreed on, or numbers that cannot be.
     """
-    if extra := set(content.keys()) - RECORDS:
-        raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
-    about: dict[str, Any] = dict(content.config_records["about"])
-    numbers: dict[str, Any] = dict(content.metric_records["train"])
-    if about["round"] != expected.round or about["layout"] != expected.digest:
-        raise BadUpdate("sums of another round or another model")
+    numbers, seconds = read_envelope(content, RECORDS, expected.round, expected.digest)
     arrays = content.array_records[SUMS]
     if set(arrays) != {"sums", "counts"}:
         raise BadUpdate(f"arrays {sorted(arrays)[:5]}; sums and counts were agreed on")
@@ -75,8 +68,8 @@ def read_noisy_record(
     deviation = float(numbers["deviation"])
     if not 1 <= deviation <= LARGEST_SIGMA:
         raise BadUpdate(f"noise of deviation {deviation:g}")
-    largest = max(np.abs(sums).max(initial=0), np.abs(counts).max(initial=0))
+    largest = max(magnitudes(sums).max(initial=0), magnitudes(counts).max(initial=0))
     if largest > LARGEST_NUMBER:
         raise BadUpdate("sums that no records have")
     spent = read_spent(content.config_records["privacy"])
-    return NoisySums(sums, counts, deviation**2), spent, float(numbers["seconds"])
+    return NoisySums(sums, counts, deviation**2), spent, seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,8 @@ from fedgraft.common.wire.layout import BadUpdate, reading_foreign_bytes
 
 SUMS = "sums"
 RECORDS = {SUMS, "train", "about", "privacy"}
-# a Gram matrix may have eigenvalues below 0 by what float64 rounds of them, relative to its trace
-ROUNDED = 1e-12
+# eigenvalues of a Gram matrix of diagonal 1 may lie below 0 by so much: float64 rounds it
+ROUNDED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ def sums_record(sums: GramSums, *, round_: int, digest: str, seconds: float) -> 
     )
 
 
+def read_envelope(
+    content: RecordDict, records: Collection[str], round_: int, digest: str
+) -> tuple[dict[str, Any], float]:
+    """Return the numbers beside a reply's arrays, and the seconds that it took.
+
+    Args:
+        records: that the reply may have.
+
+    Raises:
+        BadUpdate: other records, another round or model, or seconds that cannot be.
+    """
+    if extra := set(content.keys()).difference(records):
+        raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
+    about: dict[str, Any] = dict(content.config_records["about"])
+    numbers: dict[str, Any] = dict(content.metric_records["train"])
+    if about["round"] != round_ or about["layout"] != digest:
+        raise BadUpdate("a reply of another round or another model")
+    seconds = float(numbers["seconds"])
+    if not math.isfinite(seconds):
+        raise BadUpdate(f"{seconds} seconds: not believable")
+    return numbers, seconds
+
+
 @reading_foreign_bytes()
 def read_sums_record(content: RecordDict, expected: ExpectedSums) -> tuple[GramSums, float]:
     """Return the sums of a reply and the seconds that they took.
@@ -63,12 +88,7 @@ def read_sums_record(content: RecordDict, expected: ExpectedSums) -> tuple[GramS
     Raises:
         BadUpdate: other records, shapes or types than were agreed on, or sums that no records have.
     """
-    if extra := set(content.keys()) - RECORDS:
-        raise BadUpdate(f"unexpected records {sorted(extra)[:5]}")
-    about: dict[str, Any] = dict(content.config_records["about"])
-    numbers: dict[str, Any] = dict(content.metric_records["train"])
-    if about["round"] != expected.round or about["layout"] != expected.digest:
-        raise BadUpdate("sums of another round or another model")
+    numbers, seconds = read_envelope(content, RECORDS, expected.round, expected.digest)
     features = expected.features
     arrays = content.array_records[SUMS]
     shapes = {
@@ -90,7 +110,7 @@ def read_sums_record(content: RecordDict, expected: ExpectedSums) -> tuple[GramS
         squares=values["squares"],
     )
     check_believable(sums, expected)
-    return sums, float(numbers["seconds"])
+    return sums, seconds
 
 
 def read_array(array: Array, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -122,10 +142,19 @@ def check_believable(sums: GramSums, expected: ExpectedSums) -> None:
     diagonal = np.diag(sums.gram)
     if (diagonal < 0).any() or (diagonal > largest).any():
         raise BadUpdate("a Gram matrix whose diagonal no records have")
-    if (np.abs(sums.total) > records << expected.bits).any():
+    if (magnitudes(sums.total) > records << expected.bits).any():
         raise BadUpdate("sums of features that are out of their range")
+    # |Σ φ t| ≤ 2^bits Σ |t|, and by Cauchy and Schwarz Σ |t| ≤ √(n Σ t²)
+    bounds = np.sqrt(records * magnitudes(sums.squares)) * 2**expected.bits
+    if (magnitudes(sums.cross) > bounds * (1 + ROUNDED)).any():
+        raise BadUpdate("sums of features and targets that are out of their range")
     if not is_positive(_with_totals(sums)):
         raise BadUpdate("a Gram matrix with negative eigenvalues: no records have it")
+
+
+def magnitudes(values: np.ndarray) -> np.ndarray:
+    """Return the magnitudes of integers, float64: −2⁶³ has none among those of 64 bits."""
+    return np.abs(values.astype(np.float64))
 
 
 def _with_totals(sums: GramSums) -> np.ndarray:
@@ -143,7 +172,7 @@ def is_positive(matrix: np.ndarray) -> bool:
     """Whether a symmetric matrix has no eigenvalue below 0, but for rounding (by Cholesky)."""
     scale = np.sqrt(np.maximum(np.diag(matrix), 1.0))
     scaled = matrix / np.outer(scale, scale)
-    scaled[np.diag_indices_from(scaled)] += ROUNDED * len(scaled) + 1e-9
+    scaled[np.diag_indices_from(scaled)] += ROUNDED
     try:
         np.linalg.cholesky(scaled)
     except np.linalg.LinAlgError:

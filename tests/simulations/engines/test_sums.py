@@ -185,6 +185,26 @@ def test_cut_off_before_the_last_round_it_resumes_to_the_same_bits(
     assert equal(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
 
 
+def test_cut_off_before_the_evaluation_it_still_resumes(tiny: Any, tmp_path: Path) -> None:
+    """Every round is there, and what is sent out is the last round's model, not the first's."""
+    finish = ("train.finish=closed-form", "train.rounds=2")
+    federation = tiny(2)
+    federation.run(tmp_path / "whole", finish)
+    honest = make_client_app(lambda: DESK)
+
+    def cut(message: Any, context: Any) -> Any:
+        if message.metadata.message_type == "evaluate":
+            raise KeyboardInterrupt
+        return honest(message, context)
+
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(tmp_path / "cut", finish, handle=cut)
+    result, _ = federation.run(tmp_path / "cut", finish, resume=True)
+    assert result["status"] == "completed"
+    assert result["final"]["global"]
+    assert equal(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
+
+
 # ── sums that no records have ─────────────────────────────────────────────────────────────────────
 def spoil(name: str, change: Any) -> Any:
     """A client whose second node sends other sums than it has."""
@@ -213,6 +233,8 @@ def spoil(name: str, change: Any) -> Any:
         ("total", lambda v: v + 2**40, "out of their range"),
         ("targets", lambda v: v + 1, "counts of classes"),
         ("cross", lambda v: v + 1, "do not add up"),
+        ("cross", lambda v: v + np.array([2**61, -(2**61)]), "features and targets"),
+        ("total", lambda v: v * 0 + np.iinfo(np.int64).min, "out of their range"),
     ],
 )
 def test_sums_that_no_records_have_are_left_out(
