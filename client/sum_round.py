@@ -27,7 +27,13 @@ from fedgraft.common.model.solve_head import closed_form_of, noisy_form_of, roun
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
-from fedgraft.common.statistics.noisy_sums import NoisySums, sigma_of, sum_units, zero_noisy
+from fedgraft.common.statistics.noisy_sums import (
+    MOST_NUMBERS,
+    NoisySums,
+    sigma_of,
+    sum_units,
+    zero_noisy,
+)
 
 # records whose features are multiplied at once; their products are exact for fewer than 2^13
 AT_ONCE = 2048
@@ -101,10 +107,14 @@ def release_sums(task: NodeTask, round_: int) -> NoisySums:
     """
     plan = task.plan
     budget = require_budget(task)
+    codes, counts = noisy_form_of(plan).shape(plan.task, plan.train.closed_form.shares)
+    count = task.model.count_features() * codes + counts
+    if count > MOST_NUMBERS:
+        what = f"train.closed_form: {count:,} noisy numbers at once"
+        raise Refused(Code.MODEL, f"{what}; at most {MOST_NUMBERS:,} are proved to be private")
     with budget.spending(plan, round_) as mechanism:
         sums = sum_privately(task, budget.patients)
         sigma = sigma_of(mechanism.noise_multiplier)
-        count = sums.sums.size + sums.counts.size
         noise = draw_discrete_gaussian(sigma, count, budget.randomness(plan, round_))
         return sums.with_noise(noise, sigma)
 

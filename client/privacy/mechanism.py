@@ -10,6 +10,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.history import Row
 from fedgraft.common.privacy.noise_search import noise_for
+from fedgraft.common.statistics.noisy_sums import NOISE_MULTIPLIERS
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def calibrate(
         beside: what else this plan will release here, over all rounds.
 
     Raises:
-        UserError: no noise is enough for the target.
+        UserError: no noise is enough for the target, or sums cannot have that noise.
     """
     privacy = plan.privacy
     if privacy.mode == "local":
@@ -83,8 +84,11 @@ def calibrate(
         sigma = _noise_for(
             privacy.target_epsilon, privacy.delta, rate, total, privacy.accountant, beside
         )
+    sigma = max(sigma, least_noise)
+    if plan.train.method == "closed-form":
+        check_sums_noise(sigma)
     return Mechanism(
-        noise_multiplier=max(sigma, least_noise),
+        noise_multiplier=sigma,
         sample_rate=rate,
         steps=steps,
         expected=rate * units,
@@ -92,6 +96,18 @@ def calibrate(
         unit=privacy.unit,
         grad_sample_mode=privacy.grad_sample_mode,
     )
+
+
+def check_sums_noise(noise_multiplier: float) -> None:
+    """Raise `UserError` for noise that discrete noise on sums is not proved to be as good as."""
+    least, most = NOISE_MULTIPLIERS
+    if least <= noise_multiplier <= most:
+        return
+    side, change = ("less", "smaller") if noise_multiplier < least else ("more", "larger")
+    limit = least if noise_multiplier < least else most
+    what = f"noise multiplier {noise_multiplier:g}, {side} than sums can have ({limit:g})"
+    remedy = f"write a {change} target_epsilon, or another noise_multiplier"
+    raise UserError(what, where="privacy", remedy=remedy)
 
 
 _noise_for = functools.lru_cache(maxsize=4096)(noise_for)

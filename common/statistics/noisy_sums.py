@@ -21,8 +21,11 @@ SCALE = 2**BITS
 COUNT_STEP = round(COUNT_WEIGHT * SCALE)
 # what one unit's data moves the sums by, as integers, L2
 SENSITIVITY = math.sqrt(SCALE**2 + COUNT_STEP**2)
-# more noise than is counted, by this part: room for what parts discrete noise from continuous
-SLACK = 2.0**-20
+# more noise than is counted, by this part: it covers what parts discrete noise from continuous
+SLACK = 2.0**-14
+# of what is released at once, and of the noise multiplier: within these it does, see `is_covered`
+MOST_NUMBERS = 4_000_000
+NOISE_MULTIPLIERS = (0.25, 1e6)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ def zero_noisy(features: int, codes: int, counts: int) -> NoisySums:
 
 
 def sigma_of(noise_multiplier: float) -> int:
-    """Return the deviation of the discrete noise for a multiplier of the sensitivity."""
+    """Return the deviation of the discrete noise for a multiplier of the sensitivity.
+
+    It is not below `noise_multiplier`'s continuous noise in any composition, for at most
+    `MOST_NUMBERS` numbers and a multiplier within `NOISE_MULTIPLIERS`.
+    """
     return math.ceil(noise_multiplier * SENSITIVITY * (1 + SLACK))
 
 
