@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedgraft.common.errors import RunFailed, UserError
-from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.assembly import keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
@@ -178,9 +178,7 @@ def with_head_of(
     if reads_depths == has_depth_head(federation.plan.train, number):
         return model, state
     other = plan_model(federation.backbone, federation.plan, number)
-    fresh = other.adapter_state()
-    kept = {name: tensor for name, tensor in state.items() if name in fresh}
-    return other, fresh | kept
+    return other, keep_adapters(state, other)
 
 
 def train(grid: Grid, roster: Roster, round_: Round, read: Read | None = None) -> Replies:

@@ -4,10 +4,12 @@ wire.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
@@ -86,6 +88,13 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
         depths=depths,
         **options,
     )
+
+
+def keep_adapters(state: Mapping[str, Tensor], model: GraftedModel) -> dict[str, Tensor]:
+    """Return the adapter of a model that has another head: its own head, what else `state` has."""
+    fresh = model.adapter_state()
+    kept = {name: tensor for name, tensor in state.items() if name in fresh}
+    return fresh | kept
 
 
 def _choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
