@@ -133,17 +133,19 @@ def federate(
                 answers = intake.close(train(grid, roster, round_, intake.read))
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
-                combined, facts = intake.solve()
-                run.note_solution(facts)
+                solution = intake.solve()
+                run.note_solution(solution.facts)
+                combined, variance = solution.adapter, solution.variance
             else:
                 answers = read_replies(round_, train(grid, roster, round_), roster.examples)
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
-                combined = aggregation.aggregate(round_, answers.updates)
+                combined, variance = aggregation.aggregate(round_, answers.updates), None
             run.note_spent(aggregation.spent(number))
             check_finite(combined, number)
             so_far = run.after_round(number)
-            folder.save_round(Checkpoint(number, combined, aggregation.memory(), so_far))
+            memory = aggregation.memory()
+            folder.save_round(Checkpoint(number, combined, memory, so_far, variance))
             # only now: a round that is run again must not have been seen
             state = combined
 
@@ -213,5 +215,13 @@ def write_papers(
         model = plan_model(backbone, plan, last.round)
         model.load_adapter_state(last.adapter)
         card = model_card(plan, run.result, backbone.preprocess.to_json())
-        save_shared_model(folder.shared_model, model, backbone, plan, card, round_=last.round)
+        save_shared_model(
+            folder.shared_model,
+            model,
+            backbone,
+            plan,
+            card,
+            round_=last.round,
+            variance=last.variance,
+        )
     folder.write_result(run.result)

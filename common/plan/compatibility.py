@@ -36,6 +36,7 @@ def check_agreement(
         *check_closed_form(adapter, train, aggregate),
         *check_noisy_sums(backbone, train, privacy),
         *check_shares(train, privacy),
+        *check_variance(train, privacy),
         *check_rounds(backbone, train),
         *check_learning(backbone, train, privacy),
     ]
@@ -217,6 +218,20 @@ def check_shares(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
         return []
     what = "equal, and without differential privacy classes are counted exactly"
     return [Problem("train.closed_form.shares", what, "leave it out")]
+
+
+def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of a variance where no head is solved for last, or from noise."""
+    key = "train.closed_form.variance"
+    if not train.closed_form.variance:
+        return []
+    if "closed-form" not in (train.method, train.finish):
+        what = "true, and the last head is trained by steps"
+        return [Problem(key, what, "leave it out, or write `finish: closed-form` under train")]
+    if privacy.mode != "none":
+        what = "true, and under differential privacy products of features are not released"
+        return [Problem(key, what, "leave it out")]
+    return []
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

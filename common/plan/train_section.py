@@ -52,6 +52,13 @@ class ClosedFormSection(Section):
             " all records"
         ),
     )
+    variance: bool = Field(
+        default=False,
+        description=(
+            "the shared model carries how sure its head is, and `predict` shows it: 4 d² bytes for"
+            " d features, from which their products over all records follow"
+        ),
+    )
     bound: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=64.0, description="features beyond it are clipped to it"
     )

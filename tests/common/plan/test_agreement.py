@@ -59,6 +59,7 @@ train.closed_form.pool=mean-and-deviation
 train.closed_form.prior=equal
 train.closed_form.bound=32
 train.closed_form.bits=18
+train.finish=closed-form train.closed_form.variance=true
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3

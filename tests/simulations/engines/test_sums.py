@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.wire.sums_record import SUMS
 from fedgraft.simulations.engines.together import train_together
+from fedgraft.simulations.predict import predict
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.simulations.conftest import DESK, Tiny
 
@@ -313,3 +316,26 @@ def test_a_stage_that_is_none_is_named(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'layer9' is no stage") as error:
         tiny(2).run(tmp_path / "run", wrong)
     assert "stem, layers.0, layers.1, last" in str(error.value)
+
+
+def test_a_model_that_knows_how_sure_it_is(images: Path, tmp_path: Path) -> None:
+    """A variance that a resumed run loses, or that says nothing of an image unlike all others."""
+    keys = ("train.closed_form.variance=true",)
+    federation = Tiny(images, write_nodes(load_plan(images), images, tmp_path / "nodes"))
+    federation.run(tmp_path / "run", keys)
+    out = tmp_path / "found.csv"
+    assert predict(tmp_path / "run", images.parent / "images.npz", out) == 150
+    lines = list(csv.DictReader(out.open()))
+    usual = [float(line["deviation"]) for line in lines]
+    shared = load_shared_model(tmp_path / "run")
+    checkers = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    checkers[..., ::2, ::2] = 255
+    unlike = shared.deviations(checkers)
+    assert unlike is not None
+    assert float(unlike.min()) > 1.5 * max(usual)
+
+    shutil.rmtree(tmp_path / "run" / "shared_model")
+    federation.run(tmp_path / "run", keys, resume=True)
+    again = load_shared_model(tmp_path / "run").deviations(checkers)
+    assert again is not None
+    assert torch.equal(again, unlike)
