@@ -205,10 +205,14 @@ def check_noisy_sums(
     if privacy.mode in ("central", "local"):
         what = f"{privacy.mode}, and each node adds the noise of its own sums"
         problems.append(Problem("privacy.mode", what, "write `mode: sample`"))
-    if privacy.mode == "sample" and train.method == "steps":
-        what = "closed-form beside steps, and ε is not shared out between them"
-        key = "train.start" if train.start != "drawn" else "train.finish"
-        problems.append(Problem(key, what, "write `method: closed-form`, or leave it out"))
+    if privacy.mode != "sample" or train.method == "closed-form":
+        return problems
+    if train.start == "closed-form":
+        what = "closed-form, and noisy sums make a head on features of norm 1: no steps begin there"
+        problems.append(Problem("train.start", what, "leave it out, or write `finish` instead"))
+    if train.finish == "closed-form" and privacy.target_epsilon is None:
+        what = "missing, and the last round's sums spend a part of it"
+        problems.append(Problem("privacy.target_epsilon", what, "write it, not a noise multiplier"))
     return problems
 
 

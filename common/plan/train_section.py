@@ -45,6 +45,13 @@ class ClosedFormSection(Section):
             " it, and no noise is spent on counting them"
         ),
     )
+    epsilon_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5,
+        description=(
+            "under differential privacy, with `finish`: the last round's sums alone spend this part"
+            " of target_epsilon, and steps what is left beside them"
+        ),
+    )
     hinges: bool = Field(
         default=True,
         description=(

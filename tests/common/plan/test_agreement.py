@@ -88,6 +88,7 @@ privacy.target_epsilon=null privacy.noise_multiplier=9
 privacy.accountant=rdp
 privacy.grad_sample_mode=ghost
 train.closed_form.shares=equal
+train.finish=closed-form train.closed_form.epsilon_share=0.25
 """
 TABLES = """
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18

@@ -17,6 +17,7 @@ from fedgraft.client.app import make_client_app
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.privacy.accounting import bound
 from fedgraft.common.wire.sums_record import SUMS
 from fedgraft.simulations.engines.together import train_together
 from fedgraft.simulations.predict import predict
@@ -282,6 +283,22 @@ def test_a_second_release_of_the_same_round_is_refused(tiny: Any, tmp_path: Path
         federation.run(tmp_path / "two", PRIVATE)
 
 
+def test_steps_and_the_sums_after_them_share_one_epsilon(tiny: Any, tmp_path: Path) -> None:
+    """Each within the target by itself, and both together above it."""
+    keys = ("train.finish=closed-form", "train.rounds=4", "train.closed_form.epsilon_share=0.25")
+    privacy = ("privacy.mode=sample", "privacy.target_epsilon=4", "privacy.delta=1e-3")
+    result, _ = tiny(2).run(tmp_path / "run", (*keys, *privacy))
+    assert result["status"] == "completed"
+    for spent in result["privacy"].values():
+        rows = [tuple(row) for row in spent["history"]]
+        (sums,) = [row for row in rows if row[1] == 1.0]
+        steps = [row for row in rows if row[1] < 1.0]
+        assert sum(row[2] for row in steps) % 3 == 0
+        assert 3.5 < bound(rows, 1e-3).epsilon <= 4
+        assert 0.9 < bound([sums], 1e-3).epsilon <= 1
+        assert bound(steps, 1e-3).epsilon < 4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -291,8 +308,12 @@ def test_a_second_release_of_the_same_round_is_refused(tiny: Any, tmp_path: Path
         ((*ONE_ROUND, "aggregate.encoding=int8"), "would not be those of the pooled records"),
         ((*ONE_ROUND, "train.start=closed-form"), "so is all of the training"),
         (
-            ("train.finish=closed-form", "privacy={mode: sample, target_epsilon: 1}"),
-            "ε is not shared out between them",
+            ("train.start=closed-form", "privacy={mode: sample, target_epsilon: 1}"),
+            "no steps begin there",
+        ),
+        (
+            ("train.finish=closed-form", "privacy={mode: sample, noise_multiplier: 1}"),
+            "sums spend a part of it",
         ),
         (
             (*ONE_ROUND, "privacy={mode: central, target_epsilon: 1}"),
