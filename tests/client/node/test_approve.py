@@ -99,7 +99,7 @@ def test_the_words_say_what_leaves(node: Node) -> None:
 
 
 def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
-    """Sums that are not announced, or the solved head's tensors in place of those that steps send."""
+    """Sums that are not announced, or a solved head's tensors in place of what steps send."""
     phases = ["train.start=closed-form", "train.finish=closed-form"]
     words = in_words(node, propose(node, load_plan("pneumonia", phases), None))
     assert "18 of 20 rounds are training" in words
