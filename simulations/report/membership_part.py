@@ -120,19 +120,33 @@ def _views_table(views: Sequence[View]) -> str:
     head = ["attack", "AUC (guessing: 0.5)"]
     for rate in views[0].measured["tpr"]:
         head.append(f"hits at {100 * float(rate):g} % false alarms")
+    is_limited = any(view.limit for view in views)
+    if is_limited:
+        head.append("most that ε allows")
     head.append("in words")
-    rows = [(view.plan, _view_cells(view)) for view in views]
+    rows = [(view.plan, _view_cells(view, is_limited)) for view in views]
     return table_by_plan(head, rows, texts=[0, len(head) - 1])
 
 
-def _view_cells(view: View) -> list[str]:
+def _view_cells(view: View, is_limited: bool) -> list[str]:
     measured = view.measured
     low, high = measured["auc_interval"]
     cells = [view.title, f"{measured['auc']:.3f} ({low:.3f} to {high:.3f})"]
     for rate, hits in measured["tpr"].items():
         cells.append(_show_percent(hits, measured["tpr_interval"][rate]))
+    if is_limited:
+        cells.append(_show_limit(view))
     cells.append(judge_membership(measured))
     return cells
+
+
+def _show_limit(view: View) -> str:
+    """Return the most that any attack reaches, whatever it knows."""
+    if not view.limit:
+        return "–"
+    rate = _largest_rate(view.measured)
+    hits = 100 * view.limit["tpr"][rate]
+    return f"AUC {view.limit['auc']:.3f}, {hits:.1f} % at {100 * float(rate):g} %"
 
 
 def _show_percent(share: float, interval: Sequence[float]) -> str:

@@ -20,6 +20,7 @@ from fedgraft.simulations.report.attack_results import AttackResults
 from fedgraft.simulations.report.membership_part import show_membership
 from fedgraft.simulations.report.page import Card
 from fedgraft.simulations.report.privacy_part import make_privacy_card, show_not_protected
+from fedgraft.simulations.report.sums_part import show_sums
 from fedgraft.simulations.report.updates_part import show_other_attacks
 from fedgraft.simulations.study.comparison import rank_groups
 from fedgraft.simulations.study.study_answer import count_seeds, show_answer
@@ -129,7 +130,7 @@ def _all_rows(groups: Sequence[Group]) -> list[Row]:
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
 def _show_attacks(study: Study, attacks: Mapping[str, AttackResults]) -> list[str]:
     membership = show_membership(attacks)
-    others = show_other_attacks(attacks)
+    others = show_sums(attacks) + show_other_attacks(attacks)
     if not membership and not others:
         return []
     words = ONE_SEED
