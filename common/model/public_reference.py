@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from fedgraft.common.model.grafted_model import DepthChoice, choose_features, co
 AT_ONCE = 32
 # references that a process keeps, of some 500 kB each
 MOST_FITTED = 16
-_FITTED: dict[tuple[str, tuple[str, ...], str, str], Mapping[str, Tensor]] = {}
+_FITTED: dict[tuple[str, str, tuple[str, ...], str, str], Mapping[str, Tensor]] = {}
 
 
 def add_reference(backbone: Backbone, choice: DepthChoice, public: Tensor | None) -> Backbone:
@@ -43,7 +44,8 @@ def _fit_once(backbone: Backbone, features: DepthFeatures, public: Tensor) -> Ma
     run opens its backbone several times, and a study in each of its cells.
     """
     content = fingerprint_of({"public": public})
-    key = (backbone.fingerprint, features.stages, features.pool, content)
+    preparation = json.dumps(backbone.preprocess.to_json(), sort_keys=True)
+    key = (backbone.fingerprint, preparation, features.stages, features.pool, content)
     if key not in _FITTED:
         values = compute_features_of(backbone, features, public)
         reference = Reference(values.shape[1])

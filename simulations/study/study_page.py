@@ -83,8 +83,11 @@ def render_study_page(folder: Path) -> str:
 def _show_summary(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     plan = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / run_files.PLAN)
     classes = page.listed(plan.task.classes)
+    trained = "adapters"
+    if plan.train.method == "closed-form":
+        trained = "a head solved from sums"
     lead = (
-        f"The plan {plan.name}: {plan.backbone.name} with adapters, to tell {classes} apart. Each"
+        f"The plan {plan.name}: {plan.backbone.name} with {trained}, to tell {classes} apart. Each"
         " cell of the study is a whole federation on one machine; no cell saw another's data or"
         " model."
     )
