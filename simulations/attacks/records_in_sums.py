@@ -27,7 +27,7 @@ import torch
 
 from fedgraft.common.model.solve_head import noisy_form_of, rounding_of
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.statistics.gram_sums import GramSums
+from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE, GramSums
 from fedgraft.common.statistics.noisy_sums import SCALE, NoisySums
 from fedgraft.simulations.attacks.candidates import match_strata
 from fedgraft.simulations.attacks.roc import summarize_scores
@@ -43,8 +43,6 @@ from fedgraft.simulations.attacks.unit_lattice import match_records, recover_rec
 # records that are drawn, and in parts of the number of features
 FEW = (1, 2, 4, 8, 16, 32)
 SHARES_OF_FEATURES = (0.5, 1.0, 1.5, 2.0, 4.0)
-# a Gram matrix of so many times its features no longer excludes strangers for certain
-FLOOR = 2
 # records whose membership is asked for at each number, in several draws where one has fewer
 ASKED = 64
 MOST_ASKED = 256
@@ -81,7 +79,7 @@ def rebuild_records(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
         "noised": plan.privacy.at_node,
         "nodes": len(nodes),
         "nodes_below_features": sum(size < features for size in sizes),
-        "nodes_below_floor": sum(size < FLOOR * features for size in sizes),
+        "nodes_below_floor": sum(size < LEAST_RECORDS_A_FEATURE * features for size in sizes),
         "fewest_of_a_class": min(smallest),
         "by_size": by_size,
     }
