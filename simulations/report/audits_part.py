@@ -19,11 +19,11 @@ METHOD = (
     " stated ε."
 )
 METHOD_OF_SUMS = (
-    "A hospital's sums are released many times over, each time with noise of its own. Marked"
-    " records (canaries), one for each feature and class, are among them by the toss of a coin, and"
-    " somebody who knows all other records guesses which are in (Steinke, Nasr and Jagielski 2023)."
-    " From the right guesses follows a lower bound on ε. On a release that keeps its promise it"
-    " stays below the stated ε."
+    "A hospital's sums are released many times over, each time with noise of its own (once, where"
+    " there is none). Marked records (canaries), one for each feature and class, are among them by"
+    " the toss of a coin, and somebody who knows all other records guesses which are in (Steinke,"
+    " Nasr and Jagielski 2023). From the right guesses follows a lower bound on ε. On a release"
+    " that keeps its promise it stays below the stated ε."
 )
 HEAD = (
     "ε stated",

@@ -159,7 +159,7 @@ def _list_limits(views: Iterable[View]) -> list[str]:
         if view.limit:
             rate = _largest_rate(view.measured)
             words = (
-                f"with ε = {view.limit['epsilon']:.3g} no attack, whatever it knows, is expected to"
+                f"at ε = {view.limit['epsilon']:.3g} no attack, whatever it knows, is expected to"
                 f" pass an AUC of {view.limit['auc']:.3f}, or {100 * view.limit['tpr'][rate]:.1f} %"
                 f" hits at {100 * float(rate):g} % false alarms"
             )

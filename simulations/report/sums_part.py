@@ -32,14 +32,15 @@ KNOWN = (
     "Sums of two times differ by what changed in between: where one record came or went, the"
     " difference of two sums without noise is that record, whatever the number of the others."
 )
-HEAD = ("records", "exact", "members, AUC", "hits at 1 %", "class mean", "public mean", "in words")
+HEAD = ("records", "in words", "exact", "members, AUC", "hits at 1 %", "class mean", "public mean")
 TOLD = "every record comes back"
 CERTAIN = "certain who is in"
-LIKELY = "likely who is in"
+NEARLY_CERTAIN = "nearly certain who is in"
+BETTER = "better than guessing"
 NO_LEAK = "not told from guessing"
 # longer tables are folded up
 MOST_ROWS = 12
-# of the area: nearly every pair is told apart
+# of the members, or of the area
 NEARLY_ALL = 0.95
 
 Found = Mapping[str, Any]
@@ -57,7 +58,7 @@ def show_sums(results: ByPlan) -> str:
     for plan, measured in plans:
         for size, found in measured["by_size"].items():
             rows.append((plan, _size_cells(size, found)))
-    table = table_by_plan(HEAD, rows, texts=[len(HEAD) - 1])
+    table = table_by_plan(HEAD, rows, texts=[1])
     if len(rows) > MOST_ROWS:
         table = page.details(f"Every number of records ({len(rows)} rows)", table)
     lines = [_describe_nodes(plan, measured) for plan, measured in plans]
@@ -77,11 +78,13 @@ def judge_size(found: Found) -> str:
     if found.get("exact") == 1.0:
         return TOLD
     low, _ = found["auc_interval"]
-    if low >= NEARLY_ALL:
-        return CERTAIN
     fewest_hits, _ = found["hits_interval"]
+    if fewest_hits >= NEARLY_ALL:
+        return CERTAIN
+    if low >= NEARLY_ALL:
+        return NEARLY_CERTAIN
     if low > 0.5 or fewest_hits > 0.01:
-        return LIKELY
+        return BETTER
     return NO_LEAK
 
 
@@ -103,12 +106,12 @@ def _size_cells(size: str, found: Found) -> list[str]:
     low, high = found["auc_interval"]
     return [
         f"{int(size):,}",
+        judge_size(found),
         _show_share(found.get("exact")),
         f"{found['auc']:.3f} ({low:.3f} to {high:.3f})",
         _show_share(found["hits"]),
         _show_error(found.get("error")),
         _show_error(found.get("error_mean")),
-        judge_size(found),
     ]
 
 
