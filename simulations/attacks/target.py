@@ -175,7 +175,10 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     """
     if has_sums(plan.train):
         what = "a head that was solved from sums, and this attack runs a node's steps again"
-        remedy = f"attack a plan that trains by steps alone; sums are attacked by {OF_SUMS}"
+        remedy = (
+            "attack a plan that trains by steps alone, or one of `train: {method: closed-form}`,"
+            f" which is attacked by {OF_SUMS}"
+        )
         raise UserError(what, where=str(run), remedy=remedy)
     return _open_run(plan, run, nodes)
 
