@@ -13,6 +13,7 @@ from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.plan.phases import count_rounds, purpose_of
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
@@ -102,13 +103,13 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
         yield f"with it {BESIDE[plan.privacy.mode]}"
     yield from _histograms(plan)
     for number, features in proposal.sums.items():
-        yield from _sums(plan, number, features)
+        yield from _sums(node, plan, number, features)
     yield _metrics(node, plan)
     yield from _groups(node, plan)
     yield "no record, no image, no label, no file name"
 
 
-def _sums(plan: Plan, number: int, features: int) -> Iterator[str]:
+def _sums(node: Node, plan: Plan, number: int, features: int) -> Iterator[str]:
     """Give what leaves in a round of sums."""
     when = "once" if plan.train.method == "closed-form" else f"in round {number}"
     if plan.privacy.at_node:
@@ -120,7 +121,11 @@ def _sums(plan: Plan, number: int, features: int) -> Iterator[str]:
         f"{when}: sums over the training records of {features:,} features, their {pairs:,} products"
         f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"
     )
-    yield "  of fewer records than features, such sums can give records away"
+    least = LEAST_RECORDS_A_FEATURE * features
+    yield f"  of fewer than {least:,} records (twice the features) they tell of any record at hand"
+    yield "  whether it is among them, and of a few dozen they give every record's features back;"
+    yield f"  this node takes part from {node.policy.min_examples:,} records on (min_examples)"
+    yield "  sent again after a record came or went, the difference is that record"
 
 
 def _tensors(layout: Layout) -> list[str]:

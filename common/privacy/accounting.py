@@ -160,6 +160,8 @@ def statement(
     against = neighbours or NEIGHBOURS[unit]
     steps = sum(count for _, _, count in rows)
     composed = f"{steps} steps composed by the {NAMES[counted.accountant]}"
+    if steps == 1:
+        composed = f"one release, counted by the {NAMES[counted.accountant]}"
     if counted.why:
         composed += f" ({counted.why})"
     return f"{protection} for {against}; {_describe_sampling(rows)}; {composed}."
@@ -172,7 +174,7 @@ def _describe_sampling(rows: tuple[Row, ...]) -> str:
     if sampled == {True}:
         return "Poisson sampling"
     if sampled == {False}:
-        return "no sampling (every unit in every step)"
+        return "no sampling (every unit is in every release)"
     return "Poisson sampling where there was sampling"
 
 

@@ -15,6 +15,9 @@ import numpy as np
 # float64 holds integers exactly up to here, in whatever order they are added
 EXACT_FLOAT = 2**53
 LARGEST_SUM = 2**63 - 1
+# a Gram matrix of fewer records than so many times its features excludes nearly every record that
+# is not among them for certain (docs/leaks.md)
+LEAST_RECORDS_A_FEATURE = 2
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ NOT_COVERED = (
     "the names of the classes, and what the plan says",
     "that a refusal was given, and its reason",
 )
+# of steps: sums are over all records, and their count has noise
+COUNT_BY_RATE = "the number of training examples or patients, rounded down, by the sample rate"
 NOT_COVERED_BY_MODE = {
     "sample": (
         (
             "statistics of a whole node, such as its share of sick patients: ε hides one example or"
             " patient, not what all of a node's data have in common; only mode local hides that"
         ),
-        "the number of training examples or patients, rounded down, by the sample rate",
+        COUNT_BY_RATE,
     ),
     "local": (),
     "central": (
@@ -51,7 +53,10 @@ def not_covered(plan: Plan) -> list[str]:
     mode = plan.privacy.mode
     if mode == "none":
         return []
-    return [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
+    lines = [*NOT_COVERED_BY_MODE[mode], *NOT_COVERED]
+    if plan.train.method == "closed-form":
+        lines = [line for line in lines if line != COUNT_BY_RATE]
+    return lines
 
 
 def model_card(plan: Plan, result: Result, preprocess: Mapping[str, Any]) -> str:
@@ -284,7 +289,8 @@ def _privacy(plan: Plan, result: Result) -> Sequence[str]:
     """Return ε with its unit, neighbours, δ and accountant, and what it does not cover."""
     mode = plan.privacy.mode
     if mode == "none":
-        return ["No differential privacy: the updates may reveal training data."]
+        sent = "sums" if plan.train.method == "closed-form" else "updates"
+        return [f"No differential privacy: the {sent} may reveal training data."]
     if not result.privacy:
         return [f"Mode {mode}; no round was finished, so nothing was spent."]
     worst = max(result.privacy.values(), key=lambda spending: spending.epsilon)

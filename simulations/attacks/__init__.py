@@ -27,6 +27,7 @@ ATTACKS: Registry[Attack] = Registry(
         "inversion": "fedgraft.simulations.attacks.inversion:invert_gradients",
         "labels": "fedgraft.simulations.attacks.label_leakage:read_labels",
         "properties": "fedgraft.simulations.attacks.properties:estimate_shares",
+        "reconstruction": "fedgraft.simulations.attacks.records_in_sums:rebuild_records",
         "audit": "fedgraft.simulations.attacks.canaries:audit_mechanism",
     },
 )

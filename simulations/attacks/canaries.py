@@ -7,7 +7,8 @@ clipped to the full norm: the worst case that ε must cover, or nearly (a "Dirac
 et al. 2023, section 6). Each canary is in the data by its own coin, beside all of the node's own
 records, and the node's own mechanism trains on them: sampling, clipping, noise, all steps of all
 rounds, by `client/privacy/dp_sgd.py`. The auditor sees every step's gradient, as the definition of
-differential privacy lets them, and scores a canary by the sum of inner products with it.
+differential privacy lets them, and scores a canary by the sum of inner products with it. Where
+nodes send sums, these are audited: `sums_audit.py`.
 
 The node's ledger is not written: nothing of this run is released.
 """
@@ -35,11 +36,12 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import bound
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.attacks.canary_model import CanaryModel, WithCanaries, add_canaries
 from fedgraft.simulations.attacks.empirical_epsilon import audit_guesses
+from fedgraft.simulations.attacks.privacy_limit import state_privacy
+from fedgraft.simulations.attacks.sums_audit import audit_sums
 from fedgraft.simulations.attacks.target import open_target
 from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 
@@ -65,6 +67,8 @@ def audit_mechanism(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
             where="privacy.mode",
             remedy="leave the audit out, or study a plan with `mode: sample` or `mode: none`",
         )
+    if plan.train.method == "closed-form":
+        return audit_sums(plan, run, nodes, seed)
     target = open_target(plan, run, nodes)
     data = target.nodes[0]
     mechanism = None
@@ -72,8 +76,11 @@ def audit_mechanism(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
     delta = 0.0
     if privacy.at_node:
         mechanism = UnrecordedBudget.open(data.node, plan, data.train).mechanism(plan)
-        delta = privacy.delta or 0.0
-        stated = _state_epsilon(plan, mechanism, delta)
+        # of all rounds, as they are audited here: a node that was not in every cohort of the run
+        # has told less
+        promise = state_privacy(target, 0)
+        delta = promise.delta
+        stated = promise.epsilon
 
     included = np.random.default_rng([seed, 3]).random(CANARIES) < 0.5
     model = plan_model(target.backbone, plan)
@@ -85,15 +92,6 @@ def audit_mechanism(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
         "stated_epsilon": stated,
         **asdict(audit),
     }
-
-
-def _state_epsilon(plan: Plan, mechanism: Mechanism, delta: float) -> float:
-    """Return ε of all rounds, as they are audited here: a node that was not in every cohort of the
-    run has told less.
-    """
-    noise_multiplier, rate, steps = mechanism.row
-    history = [(noise_multiplier, rate, steps * plan.train.rounds)]
-    return bound(history, delta, plan.privacy.accountant).epsilon
 
 
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────

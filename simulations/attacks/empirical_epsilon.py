@@ -180,18 +180,24 @@ class _Proof:
 
 
 def audit_guesses(
-    scores: np.ndarray, included: np.ndarray, *, delta: float, confidence: float = CONFIDENCE
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    delta: float,
+    confidence: float = CONFIDENCE,
+    shares: tuple[float, float, float] = GUESSED,
 ) -> Audit:
     """Guess from scores, in both directions, and bound ε.
 
     A score above the middle (between the means of the highest and of the lowest quarter) is a guess
     that the canary is in, below it that it is out; guesses are given on those furthest from the
-    middle. Which share is guessed is not chosen after the fact: all of `GUESSED` are tried, and
-    each has to prove its bound at its part of the risk (Bonferroni).
+    middle. Which share is guessed is not chosen after the fact: all of `shares` are tried, and each
+    has to prove its bound at its part of the risk (Bonferroni).
 
     Args:
         scores: `(m,)`, higher for canaries that seem to be in.
         included: `(m,)` bool, the coins.
+        shares: of the canaries that are guessed; as many as `GUESSED`, and fixed beforehand.
 
     Raises:
         UserError: fewer than four canaries, scores that are not numbers, coins that are not bool
@@ -203,7 +209,7 @@ def audit_guesses(
     is_right = _order_guesses(scores, included)
 
     proofs = []
-    for share in GUESSED:
+    for share in shares:
         guesses = int(share * canaries)
         correct = int(is_right[:guesses].sum())
         epsilon = lower_bound(canaries, guesses, correct, delta=delta, confidence=each)

@@ -10,36 +10,33 @@ what models without the record give (offline).
 
 The attacker is as strong as the definition of differential privacy has them: they know every record
 but whether each candidate was in. What is asked for is the shared model's φ, and that of the
-candidate's own node's last update.
+candidate's own node's last update. Where the head was solved from sums, a shadow is a solution of
+other sums, see `solved_membership.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.attacks.candidates import Candidates, choose_candidates
-from fedgraft.simulations.attacks.roc import summarize_scores, trace_roc
+from fedgraft.simulations.attacks.likelihood import Evidence, measure_view, scale_confidences
+from fedgraft.simulations.attacks.privacy_limit import limit_membership
 from fedgraft.simulations.attacks.shadows import (
     Released,
     count_affordable,
     draw_halves,
     train_shadow,
 )
+from fedgraft.simulations.attacks.solved_membership import attack_sums_by_likelihood
 from fedgraft.simulations.attacks.target import Target, open_target
 
-# shadows from which on each candidate has variances of its own (Carlini et al., section VI.A)
-OWN_VARIANCE = 64
 VIEWS = ("shared model", "node updates")
-# so that no variance is zero
-_LEAST_VARIANCE = 1e-12
 
 
 def attack_by_likelihood(
@@ -49,11 +46,14 @@ def attack_by_likelihood(
     `fedgraft.simulations.attacks.roc.summarize_scores`, once for each view.
 
     Args:
-        shadows: how many shadow federations; even. Default: 16, and fewer where each costs much.
+        shadows: how many shadow federations; even. Default: 256 of sums, 16 of steps, and fewer
+            where each costs much.
 
     Raises:
         UserError: no finished run there.
     """
+    if plan.train.method == "closed-form":
+        return attack_sums_by_likelihood(plan, run, nodes, seed, shadows=shadows)
     target = open_target(plan, run, nodes)
     rng = np.random.default_rng([seed, 1])
     candidates = choose_candidates(target, rng)
@@ -73,73 +73,14 @@ def attack_by_likelihood(
     views = {}
     for number, name in enumerate(VIEWS):
         evidence = Evidence(seen[number], by_shadow[:, number], inside)
-        views[name] = _measure_view(evidence, is_member, seed)
-    return {"kind": "membership", "others_from": target.others, "shadows": shadows, "views": views}
-
-
-# ── scores ────────────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What speaks for and against the membership of n candidates.
-
-        evidence = Evidence(seen, by_shadow, inside)
-        score_by_ratio(evidence)  # (n,), higher for members
-
-    Attributes:
-        seen: φ `(n,)` under the attacked model.
-        by_shadow: φ `(k, n)` under each shadow.
-        inside: `(k, n)` bool: which candidates each shadow was trained on.
-    """
-
-    seen: np.ndarray
-    by_shadow: np.ndarray
-    inside: np.ndarray
-
-
-def score_by_ratio(evidence: Evidence) -> np.ndarray:
-    """Return log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²) of each candidate, `(n,)`."""
-    with_record = _log_density(evidence, evidence.inside)
-    without_record = _log_density(evidence, ~evidence.inside)
-    return with_record - without_record
-
-
-def score_above_others(evidence: Evidence) -> np.ndarray:
-    """Return (φ − μ_out) / σ_out of each candidate, `(n,)`: from shadows alone that did not have
-    it.
-    """
-    mean, variance = _moments(evidence.by_shadow, ~evidence.inside)
-    return (evidence.seen - mean) / np.sqrt(variance)
-
-
-def _log_density(evidence: Evidence, marked: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the normal density at φ over marked shadows, but for a constant."""
-    mean, variance = _moments(evidence.by_shadow, marked)
-    distance = (evidence.seen - mean) ** 2 / (2 * variance)
-    return -0.5 * np.log(variance) - distance
-
-
-def _moments(by_shadow: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance `(n,)` over the shadows that are marked `(k, n)`; with few shadows
-    one variance for all candidates.
-    """
-    count = marked.sum(0)
-    mean = np.where(marked, by_shadow, 0.0).sum(0) / count
-    distances = (by_shadow - mean) ** 2
-    squares = np.where(marked, distances, 0.0).sum(0)
-    if len(by_shadow) >= OWN_VARIANCE:
-        return mean, squares / (count - 1) + _LEAST_VARIANCE
-    freedom = max((count - 1).sum(), 1)
-    variance = squares.sum() / freedom + _LEAST_VARIANCE
-    return mean, np.full(len(mean), variance)
-
-
-def _measure_view(evidence: Evidence, is_member: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return how well both scores tell members from others."""
-    online = score_by_ratio(evidence)
-    offline = score_above_others(evidence)
-    numbers = summarize_scores(online[is_member], online[~is_member], seed=seed)
-    offline_curve = trace_roc(offline[is_member], offline[~is_member])
-    return numbers | {"offline_auc": offline_curve.area}
+        views[name] = measure_view(evidence, is_member, seed)
+    return {
+        "kind": "membership",
+        "others_from": target.others,
+        "shadows": shadows,
+        "limit": limit_membership(target),
+        "views": views,
+    }
 
 
 # ── what is asked of a model ──────────────────────────────────────────────────────────────────────
@@ -159,13 +100,3 @@ def measure_confidences(
         both = torch.stack(views)
         by_node.append(both.double().numpy())
     return np.concatenate(by_node, axis=1)
-
-
-def scale_confidences(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log(p / (1 − p)) of each label's probability, `(n,)`, from logits `(n, classes)`:
-    exact where p rounds to 1.
-    """
-    column = labels[:, None]
-    of_label = logits.gather(1, column)
-    of_others = logits.scatter(1, column, -torch.inf)
-    return of_label.squeeze(1) - of_others.logsumexp(1)

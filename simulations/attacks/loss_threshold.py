@@ -19,7 +19,9 @@ import numpy as np
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.attacks.candidates import match_strata
+from fedgraft.simulations.attacks.privacy_limit import limit_membership
 from fedgraft.simulations.attacks.roc import summarize_scores
+from fedgraft.simulations.attacks.solved_membership import attack_sums_by_loss
 from fedgraft.simulations.attacks.target import State, Target, open_target
 
 
@@ -30,6 +32,8 @@ def attack_by_loss(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> d
     Raises:
         UserError: no finished run there, or a task without a loss for each record.
     """
+    if plan.train.method == "closed-form":
+        return attack_sums_by_loss(plan, run, nodes, seed)
     target = open_target(plan, run, nodes)
     updates = [target.update(number) for number in range(len(nodes))]
     shared = [target.shared] * len(nodes)
@@ -37,7 +41,12 @@ def attack_by_loss(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> d
         "shared model": _measure_view(target, shared, seed),
         "node updates": _measure_view(target, updates, seed),
     }
-    return {"kind": "membership", "others_from": target.others, "views": views}
+    return {
+        "kind": "membership",
+        "others_from": target.others,
+        "limit": limit_membership(target),
+        "views": views,
+    }
 
 
 def _measure_view(target: Target, states: Sequence[State], seed: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ source (as in many public data sets) would be told apart by its source, not by m
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +50,8 @@ from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
 State = dict[str, Tensor]
+# the attacks that know what to do with a node's sums
+OF_SUMS = "loss-threshold, lira, reconstruction and audit"
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,15 @@ class Target:
         Raises:
             UserError: the losses of this task do not part into those of single records.
         """
-        losses_of = self.task.losses
-        if losses_of is None:
+        losses = self.require_losses()(self.outputs(number, state, split), split.labels)
+        return losses.double().numpy()
+
+    def require_losses(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the loss of each record from outputs and targets. Raise as `losses`."""
+        if self.task.losses is None:
             what = f"{self.task.name}: no record has a loss of its own"
             raise UserError(what, where="attacks", remedy="leave out what attacks by the loss")
-        losses = losses_of(self.outputs(number, state, split), split.labels)
-        return losses.double().numpy()
+        return self.task.losses
 
     def strata(self, split: Split) -> np.ndarray:
         """Return the stratum of each row `(n,)`, int64: its class."""
@@ -169,10 +174,29 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
             are not all of steps.
     """
     if has_sums(plan.train):
-        what = (
-            "a head that was solved from sums, and attacks run a node's last round of steps again"
+        what = "a head that was solved from sums, and this attack runs a node's steps again"
+        remedy = (
+            "attack a plan that trains by steps alone, or one of `train: {method: closed-form}`,"
+            f" which is attacked by {OF_SUMS}"
         )
-        raise UserError(what, where=str(run), remedy="attack a plan that trains by steps alone")
+        raise UserError(what, where=str(run), remedy=remedy)
+    return _open_run(plan, run, nodes)
+
+
+def open_solved_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
+    """Open a run whose one head was solved from sums, and the data of its nodes.
+
+    Raises:
+        UserError: no finished run of this plan there, data that is missing, or a plan with steps.
+    """
+    if plan.train.method != "closed-form":
+        what = "a plan with steps, and this attack is on sums alone"
+        remedy = "attack a plan with `train: {method: closed-form}`"
+        raise UserError(what, where=str(run), remedy=remedy)
+    return _open_run(plan, run, nodes)
+
+
+def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
     weights = folder.shared_model / BACKBONE

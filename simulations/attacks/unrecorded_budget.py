@@ -30,9 +30,11 @@ class UnrecordedBudget:
 
     Attributes:
         recorded: the budget that the node itself has.
+        added: positions of records that stand behind the node's own, one for each patient more.
     """
 
     recorded: Budget
+    added: Sequence[np.ndarray] = ()
 
     @classmethod
     def open(cls, node: Node, plan: Agreement, train: Split) -> UnrecordedBudget:
@@ -42,7 +44,10 @@ class UnrecordedBudget:
     @property
     def patients(self) -> Sequence[np.ndarray] | None:
         """Positions of each patient's examples, where the unit is the patient."""
-        return self.recorded.patients
+        patients = self.recorded.patients
+        if patients is None:
+            return None
+        return [*patients, *self.added]
 
     def mechanism(self, plan: Agreement, round_: int = 1) -> Mechanism:
         """Return the noisy steps of the node's round. Raise as `Budget.mechanism`."""
@@ -50,8 +55,10 @@ class UnrecordedBudget:
 
     @contextmanager
     def spending(self, plan: Agreement, round_: int) -> Iterator[Mechanism]:
-        """Yield the mechanism that the node would run."""
-        yield self.mechanism(plan, round_)
+        """Yield the mechanism that the node would run; in a round after the plan's last, that of
+        the last: a further draw of its noise.
+        """
+        yield self.mechanism(plan, min(round_, plan.train.rounds))
 
     def spent(self, plan: Agreement) -> Spent:
         """Return that nothing was."""

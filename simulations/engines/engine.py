@@ -33,6 +33,8 @@ from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.simulated_nodes import NO_CLAUSES, write_nodes
 
 ENGINES = ("inprocess", "flower")
+# the environment's name of a folder that keeps activations between commands
+ACTIVATIONS = "FEDGRAFT_ACTIVATIONS"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def activations_folder() -> Path:
     With FEDGRAFT_ACTIVATIONS in the environment, that folder: the next command has them, too. It
     holds images' activations, which are as private as the images.
     """
-    if wanted := os.environ.get("FEDGRAFT_ACTIVATIONS"):
+    if wanted := os.environ.get(ACTIVATIONS):
         return Path(wanted).expanduser().absolute()
     folder = tempfile.TemporaryDirectory(prefix="fedgraft-activations-")
     atexit.register(folder.cleanup)

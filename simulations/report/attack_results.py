@@ -32,6 +32,8 @@ class View:
     attack: str
     seen: str
     measured: Measured
+    # the most that ε leaves to any attack: area, and hits by false-positive rate
+    limit: Measured | None = None
 
     @property
     def title(self) -> str:
@@ -52,7 +54,7 @@ def list_views(results: ByPlan) -> Iterator[View]:
     for plan, attack, measured in list_attacks(results):
         if measured.get("kind") == "membership":
             for seen, view in measured["views"].items():
-                yield View(plan, attack, seen, view)
+                yield View(plan, attack, seen, view, measured.get("limit"))
 
 
 def list_attacks(results: ByPlan) -> Iterator[tuple[str, str, Measured]]:

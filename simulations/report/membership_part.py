@@ -24,6 +24,11 @@ MEANINGS = {
     "loss-threshold": "calls those records members that the model fits best",
     "lira": "compares the model with shadow models that were trained with and without each record",
 }
+OF_SUMS = (
+    "node sums: what one hospital sent. By the loss: under the head that its sums alone give. LiRA:"
+    " by the record's leverage in their products; under noise, by their inner product with what the"
+    " record adds to them. LiRA's attacker knows every other record"
+)
 QUESTION = (
     "An attacker holds a person's record and asks whether it was trained on. Guessing finds as many"
     " members as it raises false alarms: 1 % at 1 %. In brackets: 95 % intervals over the records"
@@ -53,6 +58,7 @@ def show_membership(results: ByPlan) -> str:
             page.paragraph(QUESTION),
             page.bullets(_explain_attacks(views)),
             _views_table(views),
+            page.bullets(_list_limits(views)),
             page.figure(draw_roc_curves(curves), caption),
         ]
     )
@@ -136,13 +142,36 @@ def _view_cells(view: View) -> list[str]:
 
 
 def _show_percent(share: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100.0 * share:.1f} % ({100.0 * low:.1f} to {100.0 * high:.1f})"
+    low, high = map(_percent, interval)
+    return f"{_percent(share)} % ({low} to {high})"
 
 
-def _explain_attacks(views: Iterable[View]) -> list[str]:
+def _percent(share: float) -> str:
+    percent = f"{100.0 * share:.1f}"
+    # wide tables have no room for it
+    return percent.replace("100.0", "100")
+
+
+def _list_limits(views: Iterable[View]) -> list[str]:
+    """Return the most that any attack reaches under each plan's ε, whatever it knows."""
+    lines: dict[str, None] = {}
+    for view in views:
+        if view.limit:
+            rate = _largest_rate(view.measured)
+            words = (
+                f"at ε = {view.limit['epsilon']:.3g} no attack, whatever it knows, is expected to"
+                f" pass an AUC of {view.limit['auc']:.3f}, or {100 * view.limit['tpr'][rate]:.1f} %"
+                f" hits at {100 * float(rate):g} % false alarms"
+            )
+            lines[join_title(view.plan, words)] = None
+    return list(lines)
+
+
+def _explain_attacks(views: Sequence[View]) -> list[str]:
     lines: list[str] = []
     for attack in dict.fromkeys(view.attack for view in views):
         if attack in MEANINGS:
             lines.append(f"{NAMES[attack]}: {MEANINGS[attack]}")
+    if any(view.seen == "node sums" for view in views):
+        lines.append(OF_SUMS)
     return lines

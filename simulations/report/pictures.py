@@ -163,3 +163,22 @@ def draw_roc_curves(curves: Mapping[str, Curve], floor: float = 1e-3) -> bytes:
     axes.set_ylabel("hits (share of members found)")
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     return render_svg(figure)
+
+
+def draw_hiding(lines: Mapping[str, Curve], marks: Sequence[float]) -> bytes:
+    """Draw how well members are told from strangers, over the number of records on a log axis.
+
+    Args:
+        lines: by name, numbers of records and areas under the ROC curve.
+        marks: numbers of records that are marked.
+    """
+    figure, axes = open_canvas(height=3.5 + 0.12 * len(lines))
+    for mark in marks:
+        axes.axvline(mark, color="0.55", linestyle=":", linewidth=1.2)
+    axes.axhline(0.5, color="0.4", linestyle=":", linewidth=1.3, label="guessing")
+    for number, (name, (sizes, areas)) in enumerate(lines.items()):
+        axes.plot(sizes, areas, color=choose_colour(number), linewidth=1.7, marker="o", label=name)
+    axes.set(xscale="log", ylim=(0.35, 1.03), xlabel="records in the sums")
+    axes.set_ylabel("members told from strangers (AUC)")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    return render_svg(figure)

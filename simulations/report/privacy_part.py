@@ -11,6 +11,7 @@ from typing import Any
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import shown, statement
+from fedgraft.common.statistics.noisy_sums import COUNT_WEIGHT
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import AttackResults
 from fedgraft.simulations.report.audits_part import show_audits
@@ -23,8 +24,8 @@ Spent = Mapping[str, Any]
 Steps = Sequence[float]
 
 NO_PRIVACY = (
-    "No differential privacy was asked for: the updates may reveal training data, and nothing below"
-    " limits how much."
+    "No differential privacy was asked for: what a site sends may reveal training data, and nothing"
+    " below limits how much."
 )
 ASSUMPTIONS = (
     (
@@ -40,7 +41,7 @@ ASSUMPTIONS = (
         "Everything that was ever run on the same records is counted by each site's own ledger;"
         " what was computed on them outside of it is not."
     ),
-    "The network under the adapter was trained on other data: ε says nothing about that.",
+    "The frozen network was trained on other data: ε says nothing about that.",
 )
 NOT_AUDITED = "Not audited in this run: the ε above is what mathematics promises."
 NOTHING_SPENT = "No round was finished: nothing was spent."
@@ -57,9 +58,12 @@ KINDS = {
     "local": "noise on each site's update",
 }
 
+SUMS_SEEN = "the sums that a site sent"
+KIND_OF_SUMS = "discrete Gaussian noise on the sums of each site, once"
+
 UNLIMITED = (
-    "anything: without differential privacy the updates and the shared model may reveal training"
-    " records"
+    "anything: without differential privacy what sites send and the shared model may reveal"
+    " training records"
 )
 NEVER_PROTECTED = (
     ("what a group of people have in common: a model that learns it tells it, whoever took part"),
@@ -70,7 +74,9 @@ NEVER_PROTECTED = (
 def make_privacy_card(spent: Sequence[float]) -> Card:
     """Return the box at the top of a page, from the ε of each site."""
     if not spent:
-        return Card("none", "differential privacy: updates may reveal training data", warn=True)
+        return Card(
+            "none", "differential privacy: what is sent may reveal training data", warn=True
+        )
     largest = shown(max(spent)).rstrip("0").rstrip(".")
     return Card(f"ε ≤ {largest}", "differential privacy, the largest of all sites")
 
@@ -89,15 +95,15 @@ def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) 
     by_site: dict[str, Spent] = dict(sorted(result["privacy"].items()))
     most = max(by_site, key=lambda site: by_site[site]["epsilon"])
     spent = by_site[most]
-    explained = page.paragraph(_explain_epsilon(plan.privacy, spent))
+    explained = page.paragraph(_explain_epsilon(plan, spent))
     promise = page.note(f"{most}, which spent most: {_state_promise(spent)}")
-    facts = page.facts(_list_facts(plan.privacy, spent, by_site))
+    facts = page.facts(_list_facts(plan, spent, by_site))
     return [
         title,
         explained,
         promise,
         facts,
-        _budget_table(by_site),
+        _sums_table(by_site) if _is_of_sums(plan) else _budget_table(by_site),
         _budget_picture(plan.privacy, by_site),
         page.heading("What this rests on", 3),
         page.bullets(ASSUMPTIONS),
@@ -118,10 +124,16 @@ def show_not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
 
 
 # ── in words ──────────────────────────────────────────────────────────────────────────────────────
-def _explain_epsilon(privacy: PrivacySection, spent: Spent) -> str:
+def _is_of_sums(plan: Plan) -> bool:
+    """Whether the noise is on sums, not on steps."""
+    return plan.train.method == "closed-form"
+
+
+def _explain_epsilon(plan: Plan, spent: Spent) -> str:
     likelier = math.exp(spent["epsilon"])
+    seen = SUMS_SEEN if _is_of_sums(plan) else SEEN[plan.privacy.mode]
     return (
-        f"ε limits what can be told, from {SEEN[privacy.mode]}, about whether one {spent['unit']}"
+        f"ε limits what can be told, from {seen}, about whether one {spent['unit']}"
         f" took part: no conclusion becomes more than e^ε = {likelier:.3g} times as likely. The"
         " smaller ε, the better; below 1 is strong, above 10 is little."
     )
@@ -140,19 +152,29 @@ def _state_promise(spent: Spent) -> str:
     )
 
 
-def _list_facts(
-    privacy: PrivacySection, spent: Spent, by_site: Mapping[str, Spent]
-) -> list[tuple[str, str]]:
+def _list_facts(plan: Plan, spent: Spent, by_site: Mapping[str, Spent]) -> list[tuple[str, str]]:
+    privacy = plan.privacy
     unit = spent["unit"]
     neighbours = spent.get("neighbours") or f"one {unit} added or removed"
-    accountant = f"{spent['accountant'].upper()}, an upper bound, over every step of every round"
+    delta = f"{spent['delta']:g}: the chance that the promise does not hold"
+    accountant = f"{spent['accountant'].upper()}, an upper bound"
+    if _is_of_sums(plan):
+        return [
+            ("kind", KIND_OF_SUMS),
+            ("unit", unit),
+            ("neighbours", neighbours),
+            ("sampling", f"none: every {unit} is in the sums"),
+            ("δ", delta),
+            ("accountant", accountant),
+            ("sensitivity", f"features of norm 1, and a count: √(1 + {COUNT_WEIGHT:g}²)"),
+        ]
     return [
         ("kind", KINDS.get(privacy.mode, privacy.mode)),
         ("unit", unit),
         ("neighbours", neighbours),
         ("sampling", _describe_sampling(by_site)),
-        ("δ", f"{spent['delta']:g}: the chance that the promise does not hold"),
-        ("accountant", accountant),
+        ("δ", delta),
+        ("accountant", f"{accountant}, over every step of every round"),
         ("clipping norm", f"{_clipping_norm(privacy):g}"),
     ]
 
@@ -187,6 +209,18 @@ def _budget_table(by_site: Mapping[str, Spent]) -> str:
                 f"{_count_steps(history):,}",
             ]
         )
+    return page.table(head, rows)
+
+
+def _sums_table(by_site: Mapping[str, Spent]) -> str:
+    head = ["site", "ε (upper bound)", "δ", "noise multiplier", "releases"]
+    rows = []
+    for site, spent in by_site.items():
+        history: Sequence[Steps] = spent["history"]
+        epsilon = shown(spent["epsilon"])
+        delta = f"{spent['delta']:g}"
+        releases = f"{_count_steps(history):,}"
+        rows.append([site, epsilon, delta, _join_distinct(history, 0), releases])
     return page.table(head, rows)
 
 

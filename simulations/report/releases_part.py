@@ -34,8 +34,8 @@ BYTES_BELOW = (
     " their framing."
 )
 CAPTION = (
-    "Bytes on a log axis: an update of this plan, one of full fine-tuning, and all that crossed the"
-    " wire."
+    "Bytes on a log axis: what a site sent at once, an update of full fine-tuning, and all that"
+    " crossed the wire."
 )
 SIMULATED = (
     "a simulation: the nodes were made for it and their policies approve any plan and backbone"
@@ -159,7 +159,7 @@ def _list_hashes(result: Result) -> list[tuple[str, str]]:
 
 def _show_refusals(refused: Sequence[Mapping[str, Any]]) -> str:
     if not refused:
-        return page.paragraph("No update was left out.", "quiet")
+        return page.paragraph("Nothing that a site sent was left out.", "quiet")
     lines = []
     for row in refused:
         lines.append(f"round {row['round']}, {row['node']}: {row['reason']}")

@@ -31,6 +31,7 @@ from fedgraft.simulations.report.privacy_part import (
 )
 from fedgraft.simulations.report.quality_part import show_quality
 from fedgraft.simulations.report.releases_part import show_releases
+from fedgraft.simulations.report.sums_part import show_sums
 from fedgraft.simulations.report.training_part import show_training
 from fedgraft.simulations.report.updates_part import show_other_attacks
 from fedgraft.simulations.results_in_words import count_largest_reply
@@ -157,7 +158,7 @@ def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card
 def _show_attacks(attacks: AttackResults) -> list[str]:
     by_plan = {"": attacks}
     membership = show_membership(by_plan)
-    others = show_other_attacks(by_plan)
+    others = show_sums(by_plan) + show_other_attacks(by_plan)
     heading = page.heading("What attackers found")
     if not membership and not others:
         return [heading, page.paragraph(NO_ATTACK)]

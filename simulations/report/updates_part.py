@@ -36,7 +36,7 @@ CAVEATS = {
 HEAD = ("what was tried", "measure", "found", "guessing", "in words")
 NO_LEAK = "not told from guessing"
 # kinds that have parts of their own
-ELSEWHERE = ("membership", "audit")
+ELSEWHERE = ("membership", "audit", "reconstruction")
 
 Cells = list[str]
 

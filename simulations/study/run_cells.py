@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from fedgraft.simulations.engines.engine import ACTIVATIONS
 from fedgraft.simulations.study.cell_job import CellJob, run_cell
 
 KILLED = "its process was killed; is there enough memory? Try fewer --workers"
@@ -54,7 +56,7 @@ def _run_each(jobs: Sequence[CellJob], processes: int) -> Iterator[tuple[CellJob
             yield job, run_cell(job)
         return
 
-    with _one_thread_each():
+    with _one_thread_each(), _one_frozen_pass():
         pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
         try:
             futures = {pool.submit(run_cell, job): job for job in jobs}
@@ -89,6 +91,22 @@ def _one_thread_each() -> Iterator[None]:
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _one_frozen_pass() -> Iterator[None]:
+    """Let processes started inside keep activations in one folder, where nobody named another: what
+    the frozen layers give is computed once for all cells that share them.
+    """
+    if os.environ.get(ACTIVATIONS):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="fedgraft-activations-") as folder:
+        os.environ[ACTIVATIONS] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(ACTIVATIONS)
 
 
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────

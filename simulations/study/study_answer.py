@@ -200,9 +200,14 @@ def _split_lines(
 def _second_key(study: Study) -> str | None:
     """Return the first key of the grid that is not along the axis."""
     for key in study.grid:
-        if key != study.show.x:
+        if key != study.show.x and not _sets_epsilon(key, study.show.x):
             return key
     return None
+
+
+def _sets_epsilon(key: str, along: str) -> bool:
+    """Whether a key of the grid is what an axis of ε stands for."""
+    return along == "epsilon" and key in ("privacy", "privacy.target_epsilon")
 
 
 def _round_position(value: float, along: str) -> float:

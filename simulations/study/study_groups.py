@@ -4,6 +4,7 @@ the seeds.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -77,10 +78,25 @@ def _name_of(study: Study, row: Row) -> str:
 
 def _shorten(key: str, value: Any) -> str:
     """Return a key of the grid and its value, in a few words."""
+    if key == "privacy":
+        return _shorten_privacy(value)
     short = f"{value:g}" if isinstance(value, float) else str(value)
     _, _, last = key.rpartition(".")
     template = SHORT_NAMES.get(key, last + " {}")
     return template.format(short)
+
+
+def _shorten_privacy(value: Any) -> str:
+    """Return a section of privacy, as the table has it, in a few words: `ε = 3`; all of it where it
+    says more than how much.
+    """
+    section = json.loads(value) if isinstance(value, str) else value
+    if section == {"mode": "none"}:
+        return "no privacy"
+    asked = section.get("target_epsilon") if isinstance(section, dict) else None
+    if is_number(asked) and section == {"mode": "sample", "target_epsilon": asked}:
+        return f"ε = {asked:g}"
+    return f"privacy {value}"
 
 
 # ── attacks ───────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from fedgraft.simulations.report.attack_results import AttackResults
 from fedgraft.simulations.report.membership_part import show_membership
 from fedgraft.simulations.report.page import Card
 from fedgraft.simulations.report.privacy_part import make_privacy_card, show_not_protected
+from fedgraft.simulations.report.sums_part import show_sums
 from fedgraft.simulations.report.updates_part import show_other_attacks
 from fedgraft.simulations.study.comparison import rank_groups
 from fedgraft.simulations.study.study_answer import count_seeds, show_answer
@@ -82,8 +83,11 @@ def render_study_page(folder: Path) -> str:
 def _show_summary(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     plan = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / run_files.PLAN)
     classes = page.listed(plan.task.classes)
+    trained = "adapters"
+    if plan.train.method == "closed-form":
+        trained = "a head solved from sums"
     lead = (
-        f"The plan {plan.name}: {plan.backbone.name} with adapters, to tell {classes} apart. Each"
+        f"The plan {plan.name}: {plan.backbone.name} with {trained}, to tell {classes} apart. Each"
         " cell of the study is a whole federation on one machine; no cell saw another's data or"
         " model."
     )
@@ -129,7 +133,7 @@ def _all_rows(groups: Sequence[Group]) -> list[Row]:
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
 def _show_attacks(study: Study, attacks: Mapping[str, AttackResults]) -> list[str]:
     membership = show_membership(attacks)
-    others = show_other_attacks(attacks)
+    others = show_sums(attacks) + show_other_attacks(attacks)
     if not membership and not others:
         return []
     words = ONE_SEED

@@ -132,7 +132,7 @@ def _promise_cells(group: Group) -> list[str]:
     epsilons = group.values("epsilon")
     delta = group.estimate("delta")
     if not epsilons or delta is None:
-        return [group.name, "none", "–", "updates may reveal training data"]
+        return [group.name, "none", "–", "what is sent may reveal training data"]
     most = max(epsilons)
     return [group.name, f"≤ {shown(most)}", f"{delta.value:g}", _name_promise(most)]
 
@@ -156,12 +156,14 @@ def show_bytes_sent(groups: Sequence[Group]) -> list[str]:
         rows.append([", ".join(plans), *cells])
     if len(rows) == 1 and len(groups) > 1:
         rows[0][0] = f"each of the {len(groups)} plans"
-    head = ["plan", "one update", "all rounds, both ways", "full fine-tuning would send"]
+    head = ["plan", "in one round", "all rounds, both ways", "full fine-tuning would send"]
     return [page.heading("What left each building"), page.table(head, rows, texts=[0])]
 
 
 def _bytes_cells(group: Group) -> tuple[str, str, str]:
     first = group.rows[0]
     sent = float(np.mean(group.values("bytes")))
-    times = first["full_model_bytes"] / first["adapter_bytes"]
-    return show_bytes(first["adapter_bytes"]), show_bytes(sent), f"{times:,.0f} times"
+    # a table that an earlier release wrote has the update's bytes alone
+    reply = first.get("reply_bytes") or first["adapter_bytes"]
+    times = first["full_model_bytes"] / reply
+    return show_bytes(reply), show_bytes(sent), f"{times:,.0f} times"

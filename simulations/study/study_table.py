@@ -14,6 +14,7 @@ from typing import Any
 
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.simulations.flatten import flatten_numbers
+from fedgraft.simulations.results_in_words import count_largest_reply
 from fedgraft.simulations.results_table import count_round_bytes
 
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
@@ -69,11 +70,19 @@ def _list_costs(result: Result) -> Row:
         "epsilon": _largest_spent(result, "epsilon"),
         "delta": _largest_spent(result, "delta"),
         "adapter_bytes": sent["adapter"],
+        "reply_bytes": _count_reply(result),
         "bytes": count_round_bytes(sent),
         "full_model_bytes": sent["full_model"],
         "refused": len(result["refused"]),
         "seconds": result["seconds"].get("total"),
     }
+
+
+def _count_reply(result: Result) -> float:
+    """Return the bytes that leave a site in one round: of its update, or of its sums."""
+    if result.get("closed_form"):
+        return count_largest_reply(result)
+    return result["bytes"]["adapter"]
 
 
 def _largest_spent(result: Result, key: str) -> float | None:

@@ -112,6 +112,15 @@ def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
     assert "in round 1:" not in words
 
 
+def test_the_words_say_how_few_records_are_too_few(node: Node) -> None:
+    """A floor of 10 that looks like protection; ε that is said to need one."""
+    plain = in_words(node, propose(node, load_plan("pneumonia-one-round"), None))
+    assert "of fewer than 704 records (twice the features)" in plain
+    assert "this node takes part from 10 records on (min_examples)" in plain
+    private = load_plan("pneumonia-one-round", ["privacy={mode: sample, target_epsilon: 1}"])
+    assert "fewer than" not in in_words(node, propose(node, private, None))
+
+
 # ── code ──────────────────────────────────────────────────────────────────────────────────────────
 def test_the_approved_bundle_is_let_in_however_it_was_packed(approvals: Approvals) -> None:
     """Another zlib gives other bytes of the same code; Flower's own name for it is another one

@@ -7,6 +7,7 @@ import torch
 
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
+from fedgraft.common.model import public_reference
 from fedgraft.common.model.depth_features import MOST_FEATURES
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
@@ -95,6 +96,10 @@ def test_features_behind_the_reference_are_white_and_of_norm_one() -> None:
     public = torch.randint(0, 256, (600, 1, 32, 32), dtype=torch.uint8)
     changed = add_reference(backbone, choice, public)
     assert changed.fingerprint != backbone.fingerprint
+    # what a process has fitted it does not fit again, and other public records are other ones
+    assert add_reference(backbone, choice, public).fingerprint == changed.fingerprint
+    assert add_reference(backbone, choice, 2 * public).fingerprint != changed.fingerprint
+    public_reference._FITTED.clear()
     again = add_reference(backbone, choice, public)
     assert again.fingerprint == changed.fingerprint
     model = graft(changed, method="head", classes=2, depths=choice)

@@ -17,13 +17,13 @@ from fedgraft.simulations.attacks.candidates import (
     choose_candidates,
     match_strata,
 )
-from fedgraft.simulations.attacks.lira import (
+from fedgraft.simulations.attacks.likelihood import (
     Evidence,
-    attack_by_likelihood,
     scale_confidences,
     score_above_others,
     score_by_ratio,
 )
+from fedgraft.simulations.attacks.lira import attack_by_likelihood
 from fedgraft.simulations.attacks.shadows import (
     count_affordable,
     draw_halves,

@@ -32,6 +32,7 @@ from fedgraft.simulations.report.membership_part import judge_membership, select
 from fedgraft.simulations.report.page import Card
 from fedgraft.simulations.report.pictures import draw_roc_curves
 from fedgraft.simulations.report.privacy_part import show_not_protected
+from fedgraft.simulations.report.sums_part import judge_size
 from fedgraft.simulations.report.training_part import choose_counts
 from fedgraft.simulations.report.updates_part import show_other_attacks
 from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
@@ -357,3 +358,21 @@ def test_text_is_escaped_everywhere():
         page.note(evil),
     ]
     assert "<img src=x" not in page.page(evil, parts)
+
+
+@pytest.mark.parametrize(
+    ("area", "hits", "exact", "words"),
+    [
+        ((0.9, 1.0), (0.9, 1.0), 1.0, "every record comes back"),
+        ((0.99, 1.0), (0.96, 1.0), None, "certain who is in"),
+        ((0.96, 0.99), (0.03, 0.75), None, "nearly certain who is in"),
+        ((0.74, 0.82), (0.0, 0.14), 0.0, "better than guessing"),
+        ((0.44, 0.54), (0.0, 0.08), None, "not told from guessing"),
+    ],
+)
+def test_verdicts_on_sums_follow_the_intervals(area, hits, exact, words):
+    """A certainty that is only likely, or chance called a leak."""
+    found = {"auc_interval": list(area), "hits_interval": list(hits)}
+    if exact is not None:
+        found["exact"] = exact
+    assert judge_size(found) == words

@@ -5,6 +5,7 @@ tidy table.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from pyarrow import csv, parquet
 
 from fedgraft.common.errors import RunFailed, UserError, UserErrors
 from fedgraft.common.plan.plan_file import load_plan, plan_hash
+from fedgraft.simulations.engines.engine import ACTIVATIONS
 from fedgraft.simulations.flatten import flatten_numbers
 from fedgraft.simulations.study import cell_job
 from fedgraft.simulations.study.cells import load_study
+from fedgraft.simulations.study.run_cells import _one_frozen_pass
 from fedgraft.simulations.study.run_study import run_study
 from fedgraft.simulations.study.study_file import READY_STUDIES, list_ready_studies
 from fedgraft.simulations.study.study_table import list_columns, write_table
@@ -245,3 +248,19 @@ def test_processes_and_one_process_give_the_same_table(place):
     assert any(
         key.startswith("attack.loss-threshold.") and key.endswith(".auc") for key in together[0]
     )
+
+
+def test_cells_in_several_processes_share_one_frozen_pass(monkeypatch):
+    """Each process with activations of its own; a folder of patients' activations left behind, or
+    another than the one that a person named.
+    """
+    monkeypatch.delenv(ACTIVATIONS, raising=False)
+    with _one_frozen_pass():
+        folder = Path(os.environ[ACTIVATIONS])
+        assert folder.is_dir()
+    assert not folder.exists()
+    assert ACTIVATIONS not in os.environ
+    monkeypatch.setenv(ACTIVATIONS, "mine")
+    with _one_frozen_pass():
+        assert os.environ[ACTIVATIONS] == "mine"
+    assert os.environ[ACTIVATIONS] == "mine"

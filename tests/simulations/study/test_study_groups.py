@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from scipy import stats
 
 from fedgraft.simulations.attacks.empirical_epsilon import Audit, lower_bound
-from fedgraft.simulations.study.study_groups import merge_seeds
+from fedgraft.simulations.study.study_answer import draw_column
+from fedgraft.simulations.study.study_file import Study
+from fedgraft.simulations.study.study_groups import group_cells, merge_seeds
 
 
 def audit_of(correct: int, stated: float | None) -> dict[str, Any]:
@@ -45,3 +48,21 @@ def test_an_audit_that_refutes_is_shown_before_one_that_proves_more() -> None:
     found = merge_seeds([audit_of(80, 0.5), audit_of(90, 8.0)])
     assert found["stated_epsilon"] == 0.5
     assert found["epsilon"] > 0.5
+
+
+def test_a_grid_of_privacy_has_names_that_people_read() -> None:
+    """Plans called by their JSON, or two that differ in more than ε called the same."""
+    asked = [
+        {"mode": "none"},
+        {"mode": "sample", "target_epsilon": 3},
+        {"mode": "sample", "target_epsilon": 3, "unit": "patient"},
+    ]
+    study = Study(name="s", question="?", plan="digits", grid={"privacy": tuple(asked)}, seeds=(7,))
+    rows = []
+    for section, epsilon in zip(asked, (None, 3.0, 3.0), strict=True):
+        rows.append({"privacy": json.dumps(section), "epsilon": epsilon, "accuracy": 0.9})
+    groups = group_cells(study, rows)
+    names = [group.name for group in groups]
+    assert names[:2] == ["no privacy", "ε = 3"]
+    assert "patient" in names[2]
+    assert draw_column(study, groups, "accuracy") is not None
