@@ -94,6 +94,8 @@ task.columns=[z, x, y]
 task.categories=[{column: x, values: [f, n]}]
 task.target=z
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 train.closed_form.hinges=false
+pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 task.ranges=[{columns: [y], low: 0, high: 1}]
+pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=1 task.ranges=[{columns: [y], low: 0, high: 1}] train.closed_form.constants=declared
 """  # noqa: E501
 RESEARCHERS = """
 backbone.weights=other.safetensors
@@ -181,7 +183,7 @@ def test_every_key_of_a_plan_is_tried_here() -> None:
     for line in lines(IMAGES + PRIVATE + TABLES + RESEARCHERS):
         tried |= {option.partition("=")[0] for option in changes_of(line)}
     # what is inside a list is written with the list
-    within = ("task.categories.", "evaluate.subgroups.")
+    within = ("task.categories.", "task.ranges.", "evaluate.subgroups.")
     keys: set[str] = set()
     for row in describe_keys():
         if not row.key.startswith(within):
