@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,11 +24,22 @@ from fedgraft.client.store.activations import BLOCK
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.model.solve_head import closed_form_of, noisy_form_of, rounding_of
+from fedgraft.common.model.solve_head import (
+    closed_form_of,
+    noisy_form_of,
+    releases_products,
+    rounding_of,
+)
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
-from fedgraft.common.statistics.noisy_sums import NoisySums, sigma_of, sum_units, zero_noisy
+from fedgraft.common.statistics.noisy_sums import (
+    NoisySums,
+    count_products,
+    sigma_of,
+    sum_units,
+    zero_noisy,
+)
 
 # records whose features are multiplied at once; their products are exact for fewer than 2^13
 AT_ONCE = 2048
@@ -103,10 +115,10 @@ def release_sums(task: NodeTask, round_: int) -> NoisySums:
     budget = require_budget(task)
     with budget.spending(plan, round_) as mechanism:
         sums = sum_privately(task, budget.patients)
-        sigma = sigma_of(mechanism.noise_multiplier)
-        count = sums.sums.size + sums.counts.size
-        noise = draw_discrete_gaussian(sigma, count, budget.randomness(plan, round_))
-        return sums.with_noise(noise, sigma)
+        sigma = sigma_of(mechanism.noise_multiplier, products=releases_products(plan))
+        randomness = budget.randomness(plan, round_)
+        draw = partial(draw_discrete_gaussian, randomness=randomness)
+        return sums.with_noise(sigma, draw)
 
 
 def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> NoisySums:
@@ -119,10 +131,15 @@ def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> Nois
     codes = form.codes(labels, plan.task, shares)
     counted = form.counted(labels, plan.task, shares)
     in_unit = share_in_unit(len(labels), patients)
-    total = zero_noisy(model.count_features(), codes.shape[1], counted.shape[1])
+    width = model.count_features()
+    has_products = releases_products(plan)
+    products = count_products(width) if has_products else 0
+    total = zero_noisy(width, codes.shape[1], counted.shape[1], products)
     for start, features in list_features(model, examples, silent=True):
         rows = slice(start, start + len(features))
-        total = total + sum_units(features, codes[rows], counted[rows], in_unit[rows])
+        total = total + sum_units(
+            features, codes[rows], counted[rows], in_unit[rows], products=has_products
+        )
     return total
 
 

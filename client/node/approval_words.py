@@ -11,8 +11,10 @@ from functools import partial
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
+from fedgraft.common.model.solve_head import releases_products
 from fedgraft.common.plan.phases import has_sums, purpose_of
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
@@ -102,10 +104,13 @@ def _sums(plan: Plan, layout: Layout) -> Iterator[str]:
     weights = [shape for name, shape in shapes.items() if name.endswith("head.weight")]
     features = weights[-1][1] if weights else 0
     if plan.privacy.at_node:
-        yield f"once: sums of {features:,} features by class, and counts of classes, with noise"
+        what = f"sums of {features:,} features by class"
+        if releases_products(plan):
+            what += f", of their {count_products(features):,} products with one another"
+        yield f"once: {what}, and counts of classes, with noise"
         yield "with it what was spent of the privacy budget, and the seconds that it took"
         return
-    pairs = features * (features + 1) // 2
+    pairs = count_products(features)
     yield (
         f"once: sums over the training records of {features:,} features, their {pairs:,} products"
         f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"

@@ -39,6 +39,7 @@ def check_agreement(
         *check_closed_form(adapter, train, aggregate),
         *check_noisy_sums(train, privacy),
         *check_shares(train, privacy),
+        *check_release(train, privacy),
         *check_rounds(backbone, train, privacy),
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
@@ -243,6 +244,18 @@ def check_shares(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
         return []
     what = "equal, and without differential privacy classes are counted exactly"
     return [Problem("train.closed_form.shares", what, "leave it out")]
+
+
+def check_release(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of products beside classes that are not counted. Without differential
+    privacy the key says nothing: a plan may be run either way.
+    """
+    section = train.closed_form
+    if section.release == "sums" or section.shares == "counted" or privacy.mode == "none":
+        return []
+    what = "products, and with them classes are counted"
+    remedy = "write `release: sums`, or leave `shares` out"
+    return [Problem("train.closed_form.release", what, remedy)]
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

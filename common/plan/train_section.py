@@ -45,6 +45,13 @@ class ClosedFormSection(Section):
             " it, and no noise is spent on counting them"
         ),
     )
+    release: Literal["sums", "products"] = Field(
+        default="sums",
+        description=(
+            "under differential privacy; sums: of the features by class; products: of features with"
+            " one another, too, which pays where records are many for the noise"
+        ),
+    )
     hinges: bool = Field(
         default=True,
         description=(
@@ -149,7 +156,7 @@ def leave_out(written: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return written
 
 
-_LATER_IN_CLOSED_FORM: Mapping[str, Any] = {"constants": "counted"}
+_LATER_IN_CLOSED_FORM: Mapping[str, Any] = {"constants": "counted", "release": "sums"}
 _LATER: Mapping[str, Any] = {
     "method": "steps",
     "start": "drawn",

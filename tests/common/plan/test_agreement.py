@@ -87,7 +87,8 @@ privacy.target_epsilon=null privacy.noise_multiplier=9
 privacy.accountant=rdp
 privacy.grad_sample_mode=ghost
 train.closed_form.shares=equal
-"""
+adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {release: products}} train.closed_form.release=products
+"""  # noqa: E501
 TABLES = """
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
 task.columns=[z, x, y]

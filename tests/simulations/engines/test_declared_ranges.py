@@ -67,6 +67,23 @@ def test_under_privacy_one_release_leaves_and_it_learns(table: Path, tmp_path: P
     assert told[2, 1] > told[0, 1]
 
 
+def test_products_leave_where_the_plan_says_so(table: Path, tmp_path: Path) -> None:
+    """A key that nodes read and the server does not: every reply would be left out."""
+    products = (*PRIVATE, "train.closed_form={release: products}")
+    federation = deal(table, tmp_path / "nodes", *products)
+    result, grid = federation.run(tmp_path / "run", products, seeded_noise=True)
+    assert not result["refused"]
+    (reply,) = [m.content for m in grid.up if SUMS in m.content.array_records]
+    arrays = reply.array_records[SUMS]
+    assert arrays["products"].numpy().shape == (12 * 13 // 2,)
+    (spent,) = result["privacy"].values()
+    assert 0 < spent["epsilon"] <= 8
+    assert result["final"]["global"]["auroc"] > 0.75
+    plan = load_plan(table, products)
+    node = load_simulated_node(federation.nodes[0])
+    assert "of their 78 products with one another" in in_words(node, propose(node, plan, None))
+
+
 def test_features_of_any_record_are_within_norm_one(table: Path, tmp_path: Path) -> None:
     """One record beyond the ranges would move the sums by more than the noise is scaled to."""
     plan = load_plan(table, PRIVATE)
@@ -132,6 +149,7 @@ def test_keys_travel_and_plans_without_them_keep_their_hashes(table: Path) -> No
     for plan in (load_plan("heart"), closed):
         assert "ranges" not in canonical(plan)
         assert "constants" not in canonical(plan)
+        assert "release" not in canonical(plan)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +185,10 @@ def test_ranges_that_cannot_be_are_told_at_the_door(table: Path, ranges: str, wo
         (("task.ranges=[]", *DECLARED), "constants is declared"),
         (("task.ranges=[{columns: [a], low: 0, high: 1}]", *PRIVATE), "missing for b, never"),
         ((*PRIVATE, "train.rounds=2"), "a closed form has one"),
+        (
+            (*PRIVATE, "train.closed_form={release: products, shares: equal}"),
+            "with them classes are counted",
+        ),
         (("privacy={mode: central, target_epsilon: 1}",), "write `mode: sample`"),
         (("privacy={mode: local, target_epsilon: 1}",), "write `mode: sample`"),
         (("backbone={name: mlp}",), "mlp does not read them"),
