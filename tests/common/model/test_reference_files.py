@@ -13,6 +13,7 @@ from fedgraft.common.files.tensor_files import write_tensors
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.public_reference import is_norm_alone
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.simulations.data_facts import note_reference
 from fedgraft.simulations.pretraining import pretrain
 from tests.simulations.conftest import write_table
 
@@ -69,8 +70,15 @@ def test_the_weights_stay_what_they_were(plan_path: Path) -> None:
 
 def test_without_one_features_are_brought_to_norm_one(plan_path: Path) -> None:
     """A plan of weights from elsewhere must run, and say what it lacks."""
+    plan = load_plan(plan_path, PRIVATE)
+    assert note_reference(plan, plan_backbone(plan, plan_path.parent)) == []
     (plan_path.parent / "net.reference.safetensors").unlink()
-    assert is_norm_alone(plan_backbone(load_plan(plan_path, PRIVATE), plan_path.parent))
+    backbone = plan_backbone(plan, plan_path.parent)
+    assert is_norm_alone(backbone)
+    (note,) = note_reference(plan, backbone)
+    assert "brought to norm 1 and no more" in note
+    plain = load_plan(plan_path)
+    assert note_reference(plain, plan_backbone(plain, plan_path.parent)) == []
 
 
 def test_a_random_backbone_has_no_reference_of_the_learnt_one(plan_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 
+from fedgraft.client.app import make_client_app
 from fedgraft.client.node.approval_words import in_words
 from fedgraft.client.node.approve import propose
 from fedgraft.common.errors import UserError
@@ -19,6 +23,7 @@ from fedgraft.common.wire.sums_record import SUMS
 from fedgraft.simulations.baselines import measure_alone
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 from fedgraft.simulations.simulated_nodes import write_nodes
+from tests.simulations.conftest import DESK
 from tests.simulations.engines.test_histograms_then_sums import (
     PLAN,
     adapter,
@@ -82,6 +87,39 @@ def test_products_leave_where_the_plan_says_so(table: Path, tmp_path: Path) -> N
     plan = load_plan(table, products)
     node = load_simulated_node(federation.nodes[0])
     assert "of their 78 products with one another" in in_words(node, propose(node, plan, None))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v[:-1], "was agreed on"),
+        (lambda v: v.astype(np.float64), "was agreed on"),
+        (lambda v: v * 0 + 2**60, "sums that no records have"),
+        (lambda v: v * 0 + np.iinfo(np.int64).min, "sums that no records have"),
+        (None, "were agreed on"),
+    ],
+)
+def test_products_that_cannot_be_are_left_out(
+    table: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    """One node's wrong products would enter the head unseen."""
+    honest = make_client_app(lambda: DESK)
+
+    def spoil(message: Any, context: Any) -> Any:
+        reply = honest(message, context)
+        arrays = reply.content.array_records.get(SUMS) if reply.has_content() else None
+        if arrays is not None and str(context.node_config["node"]).endswith("node-1.yaml"):
+            products = arrays.pop("products")
+            if change is not None:
+                arrays["products"] = Array(change(products.numpy().copy()))
+        return reply
+
+    many = (*PRIVATE, "train.closed_form={release: products}", "simulation.nodes=3")
+    federation = deal(table, tmp_path / "nodes", *many)
+    result, _ = federation.run(tmp_path / "run", many, handle=spoil)
+    (refusal,) = result["refused"]
+    assert refusal["node"] == "node-1"
+    assert words in refusal["reason"]
 
 
 def test_features_of_any_record_are_within_norm_one(table: Path, tmp_path: Path) -> None:
