@@ -98,7 +98,7 @@ def pretrain(plan: PlanArgument, set_: SetOption = None, json_: JsonOption = Fal
             f" {made['accuracy']:.3f}"
         )
         if made["reference"]:
-            print(f"reference {made['reference']}  (for a closed form under differential privacy)")
+            print(f"reference {made['reference']}")
 
 
 @app.command()
