@@ -34,6 +34,7 @@ from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
 from fedgraft.common.statistics.noisy_sums import (
+    MOST_NUMBERS,
     NoisySums,
     count_products,
     sigma_of,
@@ -113,6 +114,14 @@ def release_sums(task: NodeTask, round_: int) -> NoisySums:
     """
     plan = task.plan
     budget = require_budget(task)
+    codes, counts = noisy_form_of(plan).shape(plan.task, plan.train.closed_form.shares)
+    features = task.model.count_features()
+    count = features * codes + counts
+    if releases_products(plan):
+        count += count_products(features)
+    if count > MOST_NUMBERS:
+        what = f"train.closed_form: {count:,} noisy numbers at once"
+        raise Refused(Code.MODEL, f"{what}; at most {MOST_NUMBERS:,} are proved to be private")
     with budget.spending(plan, round_) as mechanism:
         sums = sum_privately(task, budget.patients)
         sigma = sigma_of(mechanism.noise_multiplier, products=releases_products(plan))

@@ -17,6 +17,7 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter.safetensors"
 MEMORY = "strategy.safetensors"
 SO_FAR = "so_far.json"
+VARIANCE = "variance.safetensors"
 
 # what a simulation adds
 LEDGERS = "ledgers"

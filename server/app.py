@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedgraft.common.errors import RunFailed, UserError
-from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.assembly import keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
@@ -133,17 +133,19 @@ def federate(
                 answers = intake.close(train(grid, roster, round_, intake.read))
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
-                combined, facts = intake.solve()
-                run.note_solution(facts)
+                solution = intake.solve()
+                run.note_solution(solution.facts)
+                combined, variance = solution.adapter, solution.variance
             else:
                 answers = read_replies(round_, train(grid, roster, round_), roster.examples)
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
-                combined = aggregation.aggregate(round_, answers.updates)
+                combined, variance = aggregation.aggregate(round_, answers.updates), None
             run.note_spent(aggregation.spent(number))
             check_finite(combined, number)
             so_far = run.after_round(number)
-            folder.save_round(Checkpoint(number, combined, aggregation.memory(), so_far))
+            memory = aggregation.memory()
+            folder.save_round(Checkpoint(number, combined, memory, so_far, variance))
             # only now: a round that is run again must not have been seen
             state = combined
 
@@ -178,9 +180,7 @@ def with_head_of(
     if reads_depths == has_depth_head(federation.plan.train, number):
         return model, state
     other = plan_model(federation.backbone, federation.plan, number)
-    fresh = other.adapter_state()
-    kept = {name: tensor for name, tensor in state.items() if name in fresh}
-    return other, fresh | kept
+    return other, keep_adapters(state, other)
 
 
 def train(grid: Grid, roster: Roster, round_: Round, read: Read | None = None) -> Replies:
@@ -215,5 +215,13 @@ def write_papers(
         model = plan_model(backbone, plan, last.round)
         model.load_adapter_state(last.adapter)
         card = model_card(plan, run.result, backbone.preprocess.to_json())
-        save_shared_model(folder.shared_model, model, backbone, plan, card, round_=last.round)
+        save_shared_model(
+            folder.shared_model,
+            model,
+            backbone,
+            plan,
+            card,
+            round_=last.round,
+            variance=last.variance,
+        )
     folder.write_result(run.result)

@@ -34,8 +34,9 @@ from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
+from fedgraft.common.model.assembly import keep_adapters
 from fedgraft.common.model.solve_head import solve_head
-from fedgraft.common.plan.phases import has_sums, purpose_of
+from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.tasks import TASKS
@@ -102,7 +103,7 @@ def default_baselines(plan: Plan) -> tuple[str, ...]:
     than an exchange of sums under the same ε.
     """
     closed = TASKS[plan.task.question].closed_form
-    if closed is None or has_sums(plan.train):
+    if closed is None or plan.train.method == "closed-form":
         return ()
     privacy = plan.privacy
     if privacy.mode == "none":
@@ -131,9 +132,8 @@ def measure_alone(
     tests = [task.test for task in tasks]
 
     def train_one(task: NodeTask) -> Metrics:
-        # one model for each node: threads must not share it
-        model = working_model(backbone, plan)
-        return _train_alone(replace(task, model=model), tests)
+        trained, state = _train_alone(task, backbone)
+        return _measure_on(trained, state, tests)
 
     by_node: dict[str, Metrics] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -205,12 +205,11 @@ def measure_pooled(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> Met
     plan = _drop_privacy(plan)
     tasks = _open_tasks(plan, backbone, nodes)
     pool = Pool([task.train for task in tasks])
-    together = replace(tasks[0], node="pooled", train=pool)
-    metrics = _train_alone(together, [task.test for task in tasks])
-    state = together.model.adapter_state()
+    together, state = _train_alone(replace(tasks[0], node="pooled", train=pool), backbone)
+    metrics = _measure_on(together, state, [task.test for task in tasks])
     by_node = {}
     for task in tasks:
-        by_node[task.node] = measure(task, state).summary()
+        by_node[task.node] = _measure_on(together, state, [task.test])
     return {**metrics, "nodes": by_node}
 
 
@@ -235,13 +234,24 @@ def _open_tasks(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[N
     return tasks
 
 
-def _train_alone(task: NodeTask, tests: Sequence[Examples]) -> Metrics:
-    """Train for as many epochs as the federation has, without anybody else; return the metrics on
-    all `tests`.
+def _train_alone(task: NodeTask, backbone: Backbone) -> tuple[NodeTask, dict[str, Tensor]]:
+    """Train a model of this task's own for as many epochs as the federation has, without anybody
+    else. Return the task with that model, and the adapter.
     """
+    train = task.plan.train
+    # threads must not share a model
+    task = replace(task, model=working_model(backbone, task.plan, 1))
     state = task.model.adapter_state()
-    for round_ in range(1, task.plan.train.rounds + 1):
+    for round_ in range(1, train.rounds + 1):
+        if has_depth_head(train, round_) != (task.model.depths is not None):
+            task = replace(task, model=working_model(backbone, task.plan, round_))
+            state = keep_adapters(state, task.model)
         state = _train_round(task, state, round_)
+    return task, state
+
+
+def _measure_on(task: NodeTask, state: Mapping[str, Tensor], tests: Sequence[Examples]) -> Metrics:
+    """Return the metrics of a model on several nodes' test data together."""
     sums = TASKS[task.plan.task.question].zero(task.plan.task)
     for test in tests:
         sums = sums + measure(replace(task, test=test), state)

@@ -31,8 +31,9 @@ IMAGES = "an image, a folder of images or an .npz"
 
 
 def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> int:
-    """Predict every input of `data` and write one CSV line each: input, class, and a probability
-    for each class.
+    """Predict every input of `data` and write one CSV line each: input, class, a probability for
+    each class, and the predictive standard deviation of the class's score, where the plan has
+    `train.closed_form.variance`.
 
     Returns:
         How many lines were written (without the header).
@@ -47,7 +48,10 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     try:
         with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["input", "class", *(f"p_{name}" for name in shared.classes)])
+            head = ["input", "class", *(f"p_{name}" for name in shared.classes)]
+            if shared.variance is not None:
+                head.append("deviation")
+            writer.writerow(head)
             for names, inputs in _read_batches(shared, data):
                 lines = _predict_batch(shared, names, inputs)
                 writer.writerows(lines)
@@ -74,12 +78,17 @@ def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]
 
 
 def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) -> list[list[str]]:
-    """Return a line for each input: its name, the likeliest class, all probabilities."""
+    """Return a line for each input: its name, the likeliest class, all probabilities, and how far
+    the likeliest one's score may be off, where the model knows.
+    """
     lines = []
-    for name, row in zip(names, shared.probabilities(inputs), strict=True):
-        likeliest = shared.classes[int(row.argmax())]
-        shares = [f"{value:.6f}" for value in row.tolist()]
-        lines.append([name, likeliest, *shares])
+    deviations = shared.deviations(inputs)
+    for at, row in enumerate(shared.probabilities(inputs)):
+        likeliest = int(row.argmax())
+        line = [names[at], shared.classes[likeliest], *(f"{value:.6f}" for value in row.tolist())]
+        if deviations is not None:
+            line.append(f"{float(deviations[at, likeliest]):.6f}")
+        lines.append(line)
     return lines
 
 

@@ -12,7 +12,7 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
-from fedgraft.common.plan.phases import has_sums, purpose_of
+from fedgraft.common.plan.phases import count_rounds, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.tasks import TASKS
@@ -77,7 +77,18 @@ def _how_long(plan: Plan) -> str:
         return "one round: this hospital's training data are read once"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     each = f"in each, {passes} over this hospital's training data"
-    return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
+    sums = count_rounds(train, "sums")
+    if not sums:
+        return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
+    steps = f"{train.rounds - sums} of {train.rounds} rounds are training; {each}"
+    ends = " and ".join(name for name in ("first", "last") if _is_end(name, plan))
+    return f"{steps}, {train.batch_size} records at a time; the {ends} for sums, read once"
+
+
+def _is_end(name: str, plan: Plan) -> bool:
+    """Whether the first or the last round of a plan is for sums."""
+    number = 1 if name == "first" else plan.train.rounds
+    return purpose_of(plan.train, number) == "sums"
 
 
 def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
@@ -85,34 +96,33 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
     layout = proposal.layout
     each_round = proposal.bytes_each_round
     numbers = f"{layout.values:,} numbers in {len(layout.shapes)} tensors"
-    in_all = _size(plan.train.rounds * each_round)
+    in_all = _size(count_rounds(plan.train, "steps") * each_round)
     if plan.train.method != "closed-form":
-        yield f"after each round {numbers}, {_size(each_round)}; {in_all} in all"
+        which = "each round of training" if proposal.sums else "each round"
+        yield f"after {which} {numbers}, {_size(each_round)}; {in_all} in all"
         yield from _tensors(layout)
         yield f"with it {BESIDE[plan.privacy.mode]}"
     yield from _histograms(plan)
-    if has_sums(plan.train):
-        yield from _sums(plan, layout)
+    for number, features in proposal.sums.items():
+        yield from _sums(plan, number, features)
     yield _metrics(node, plan)
     yield from _groups(node, plan)
     yield "no record, no image, no label, no file name"
 
 
-def _sums(plan: Plan, layout: Layout) -> Iterator[str]:
+def _sums(plan: Plan, number: int, features: int) -> Iterator[str]:
     """Give what leaves in a round of sums."""
-    shapes = dict(layout.shapes)
-    weights = [shape for name, shape in shapes.items() if name.endswith("head.weight")]
-    features = weights[-1][1] if weights else 0
+    when = "once" if plan.train.method == "closed-form" else f"in round {number}"
     if plan.privacy.at_node:
         what = f"sums of {features:,} features by class"
         if releases_products(plan):
             what += f", of their {count_products(features):,} products with one another"
-        yield f"once: {what}, and counts of classes, with noise"
+        yield f"{when}: {what}, and counts of classes, with noise"
         yield "with it what was spent of the privacy budget, and the seconds that it took"
         return
     pairs = count_products(features)
     yield (
-        f"once: sums over the training records of {features:,} features, their {pairs:,} products"
+        f"{when}: sums over the training records of {features:,} features, their {pairs:,} products"
         f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"
     )
     yield "  of fewer records than features, such sums can give records away"
@@ -179,7 +189,10 @@ def _privacy(node: Node, plan: Plan) -> Iterator[str]:
         yield "none"
         yield "What leaves was computed from the records and may say something about single ones."
         return
-    yield _HOW[privacy.mode]
+    how = _HOW[privacy.mode]
+    if privacy.mode == "sample" and plan.train.method == "closed-form":
+        how = "each record's features have norm 1, and their sums are noised here"
+    yield how
     if privacy.target_epsilon is None:
         amount = f"noise multiplier {privacy.noise_multiplier:g}"
     else:

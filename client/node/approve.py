@@ -7,6 +7,7 @@ trained, and nobody's weights are needed to read what would leave the building.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
 from fedgraft.common.model.assembly import plan_model, shape_options
+from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.wire.layout import Layout
@@ -32,13 +34,16 @@ class Proposal:
 
     Attributes:
         identity: the agreement's hash.
-        layout: names and shapes of the tensors that leave the node in each round.
+        layout: names and shapes of the tensors that leave the node in each round of steps; of a
+            closed form, of its adapter.
+        sums: of each round in which sums leave the node, how many features they are over.
         refusals: clauses of this node's policy that the plan meets anyhow, whoever approves it.
     """
 
     plan: Plan
     identity: str
     layout: Layout
+    sums: Mapping[int, int]
     bundle: Bundle
     refusals: tuple[str, ...]
 
@@ -60,9 +65,21 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
     """
     bundle = build_bundle() if bundle_file is None else _read_bundle(bundle_file)
     network = load_backbone(plan.backbone.name, **shape_options(plan))
-    layout = Layout.of(plan_model(network, plan).adapter_state())
+    sums: dict[int, int] = {}
+    for number in range(1, plan.train.rounds + 1):
+        if purpose_of(plan.train, number) == "sums":
+            sums[number] = plan_model(network, plan, number).count_features()
+    layout = Layout.of(plan_model(network, plan, _first_steps(plan)).adapter_state())
     refusals = tuple(_find_refusals(node, plan))
-    return Proposal(plan, agreement_hash(plan), layout, bundle, refusals)
+    return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals)
+
+
+def _first_steps(plan: Plan) -> int | None:
+    """Return the first round of steps; None: a closed form has none."""
+    for number in range(1, plan.train.rounds + 1):
+        if purpose_of(plan.train, number) == "steps":
+            return number
+    return None
 
 
 def _read_bundle(file: Path) -> Bundle:

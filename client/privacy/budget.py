@@ -24,6 +24,7 @@ from fedgraft.client.privacy.patients import positions_by_patient
 from fedgraft.client.privacy.spending import Spending
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan_file import agreement_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import Spent, bound
@@ -100,8 +101,8 @@ class Budget:
         return Ledger(self.node.ledger_path)
 
     # ── before training ───────────────────────────────────────────────────────────────────────────
-    def mechanism(self, plan: Agreement) -> Mechanism:
-        """Return the noisy steps of one round: the plan's, or the policy's where that is stricter.
+    def mechanism(self, plan: Agreement, round_: int = 1) -> Mechanism:
+        """Return the noisy steps of a round: the plan's, or the policy's where that is stricter.
 
         The sample rate tells the number of units. So the number it is made from is rounded down,
         and `expected` with it; ε is that of the sample rate that is used.
@@ -121,7 +122,8 @@ class Budget:
 
         units = self._units(privacy)
         beside = self._metrics_rows(plan)
-        mechanism = calibrate(plan, units, least_noise=least_noise, beside=beside)
+        purpose = purpose_of(plan.train, round_)
+        mechanism = calibrate(plan, units, purpose=purpose, least_noise=least_noise, beside=beside)
         policy.check_privacy(privacy, noise_multiplier=mechanism.noise_multiplier)
         return mechanism
 
@@ -152,11 +154,11 @@ class Budget:
 
         Nothing is spent.
         """
-        sigma, rate, steps = self.mechanism(plan).row
         privacy = plan.privacy
         delta = _delta(privacy)
         ceilings = self.node.policy.ceilings(privacy)
-        rows = [(sigma, rate, steps * plan.train.rounds), *self._metrics_rows(plan)]
+        rounds = range(1, plan.train.rounds + 1)
+        rows = [*self._metrics_rows(plan), *(self.mechanism(plan, each).row for each in rounds)]
         of_run = bound(rows, delta, privacy.accountant).epsilon
         if ceilings.run is not None and of_run > ceilings.run:
             what = f"all rounds of this plan would take ε above {ceilings.run:g} at δ = {delta:g}"
@@ -182,7 +184,7 @@ class Budget:
         Raises:
             Refused: policy or ledger refuse; nothing was spent.
         """
-        mechanism = self.mechanism(plan)
+        mechanism = self.mechanism(plan, round_)
         reservation = self._reserve(plan, round_, mechanism.row, "training")
         yield mechanism
         self.ledger.settle(reservation)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.phases import Purpose, count_rounds, purpose_of
 from fedgraft.common.privacy.history import Row
 from fedgraft.common.privacy.noise_search import noise_for
+from fedgraft.common.statistics.noisy_sums import NOISE_MULTIPLIERS
 
 
 @dataclass(frozen=True)
@@ -42,36 +44,52 @@ class Mechanism:
 
 
 def calibrate(
-    plan: Agreement, units: int, *, least_noise: float = 0.0, beside: tuple[Row, ...] = ()
+    plan: Agreement,
+    units: int,
+    *,
+    purpose: Purpose | None = None,
+    least_noise: float = 0.0,
+    beside: tuple[Row, ...] = (),
 ) -> Mechanism:
     """Return the noisy steps of one round, with the noise that all rounds together need.
 
     σ is the least with which *all* steps of *all* planned rounds stay within
     `privacy.target_epsilon`, or the plan's own noise_multiplier. In mode local a round is one step:
-    the node's whole update.
+    the node's whole update. Where sums follow steps, they alone stay within the plan's share of
+    ε, and the steps have what is left beside them.
 
     Args:
+        purpose: of the round; default: the first one's.
         units: examples or patients that this node trains on; in mode local 1.
         least_noise: the node's own floor under σ.
         beside: what else this plan will release here, over all rounds.
 
     Raises:
-        UserError: no noise is enough for the target.
+        UserError: no noise is enough for the target, or sums cannot have that noise.
     """
     privacy = plan.privacy
+    train = plan.train
+    purpose = purpose or purpose_of(train, 1)
+    share = 1.0
     if privacy.mode == "local":
         rate = 1.0
         steps = 1
         norm = privacy.max_update_norm
-    elif plan.train.method == "closed-form":
+    elif purpose == "sums":
         # one release of sums over all records, whose features have norm 1
         rate = 1.0
         steps = 1
         norm = 1.0
+        if train.method == "steps":
+            share = train.closed_form.epsilon_share
+            beside = ()
     else:
-        rate = min(1.0, plan.train.batch_size / units)
-        steps = math.ceil(units / plan.train.batch_size) * plan.train.local_epochs
+        rate = min(1.0, train.batch_size / units)
+        steps = math.ceil(units / train.batch_size) * train.local_epochs
         norm = privacy.max_grad_norm
+        if train.finish == "closed-form":
+            sums = calibrate(plan, units, purpose="sums", least_noise=least_noise)
+            beside = (*beside, sums.row)
 
     sigma = privacy.noise_multiplier
     if sigma is None:
@@ -79,12 +97,14 @@ def calibrate(
         if privacy.target_epsilon is None or privacy.delta is None:
             what = "neither a noise multiplier nor a target ε with its δ"
             raise UserError(what, where="privacy", remedy="write target_epsilon and delta")
-        total = steps * plan.train.rounds
-        sigma = _noise_for(
-            privacy.target_epsilon, privacy.delta, rate, total, privacy.accountant, beside
-        )
+        total = steps * count_rounds(train, purpose)
+        target = share * privacy.target_epsilon
+        sigma = _noise_for(target, privacy.delta, rate, total, privacy.accountant, beside)
+    sigma = max(sigma, least_noise)
+    if purpose == "sums":
+        check_sums_noise(sigma)
     return Mechanism(
-        noise_multiplier=max(sigma, least_noise),
+        noise_multiplier=sigma,
         sample_rate=rate,
         steps=steps,
         expected=rate * units,
@@ -92,6 +112,18 @@ def calibrate(
         unit=privacy.unit,
         grad_sample_mode=privacy.grad_sample_mode,
     )
+
+
+def check_sums_noise(noise_multiplier: float) -> None:
+    """Raise `UserError` for noise that discrete noise on sums is not proved to be as good as."""
+    least, most = NOISE_MULTIPLIERS
+    if least <= noise_multiplier <= most:
+        return
+    side, change = ("less", "smaller") if noise_multiplier < least else ("more", "larger")
+    limit = least if noise_multiplier < least else most
+    what = f"noise multiplier {noise_multiplier:g}, {side} than sums can have ({limit:g})"
+    remedy = f"write a {change} target_epsilon, or another noise_multiplier"
+    raise UserError(what, where="privacy", remedy=remedy)
 
 
 _noise_for = functools.lru_cache(maxsize=4096)(noise_for)

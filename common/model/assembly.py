@@ -4,11 +4,13 @@ wire.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
@@ -124,6 +126,13 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
         depths=depths,
         **options,
     )
+
+
+def keep_adapters(state: Mapping[str, Tensor], model: GraftedModel) -> dict[str, Tensor]:
+    """Return the adapter of a model that has another head: its own head, what else `state` has."""
+    fresh = model.adapter_state()
+    kept = {name: tensor for name, tensor in state.items() if name in fresh}
+    return fresh | kept
 
 
 def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:

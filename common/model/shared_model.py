@@ -3,6 +3,7 @@
 adapter_model.safetensors, adapter_config.json   the adapter and the head (LoRA: as PEFT does)
 model.json                                       classes, preparation, backbone, plan
 backbone.safetensors                             so that the folder stands alone
+variance.safetensors                             how sure a solved head is, if the plan asks for it
 MODEL_CARD.md                                    for people
 """
 
@@ -33,7 +34,8 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_from_json
-from fedgraft.common.run_files import SHARED_MODEL
+from fedgraft.common.run_files import SHARED_MODEL, VARIANCE
+from fedgraft.common.statistics.predictive_variance import PredictiveVariance
 from fedgraft.common.tasks import TASKS
 
 BACKBONE = "backbone.safetensors"
@@ -53,12 +55,14 @@ class SharedModel:
         preprocess: what raw records go through first.
         plan: that it was trained by.
         classes: what the columns of `probabilities` are called.
+        variance: how sure a head is that was solved for, where the plan asks for it.
     """
 
     model: GraftedModel
     preprocess: Preparation
     plan: Plan
     classes: tuple[str, ...]
+    variance: PredictiveVariance | None = None
 
     @torch.inference_mode()
     def probabilities(self, raw: Tensor) -> Tensor:
@@ -67,6 +71,17 @@ class SharedModel:
         """
         outputs = self.model(self.preprocess(raw))
         return TASKS[self.plan.task.question].predict(outputs)
+
+    @torch.inference_mode()
+    def deviations(self, raw: Tensor) -> Tensor | None:
+        """Return the predictive standard deviation of each regression score `(n, classes)`, on the
+        scale of the targets 0 and 1; None where the plan does not ask for it.
+
+        Much more than the others' says that a record is unlike those of the training.
+        """
+        if self.variance is None:
+            return None
+        return self.variance.deviations(self.model.features(self.preprocess(raw)))
 
 
 def save_shared_model(
@@ -77,17 +92,21 @@ def save_shared_model(
     card: str,
     *,
     round_: int | None = None,
+    variance: PredictiveVariance | None = None,
 ) -> None:
     """Write the shared model into `folder`; what was there is replaced in one step.
 
     Args:
         round_: that it is of, where that is not the plan's last: it may have another head.
+        variance: how sure the head is, where it was solved for and the plan asks for it.
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_adapter(model, part)
     write_tensors(backbone_state(backbone), part / BACKBONE, {"name": backbone.name})
+    if variance is not None:
+        write_tensors(variance.tensors(), part / VARIANCE, {})
     described = {
         "name": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -136,7 +155,23 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
     file = Path(backbone or inside / BACKBONE)
     model = plan_model(_open_backbone(file, described, preparation), plan, about.get("round"))
     load_adapter(model, inside)
-    return SharedModel(model, preparation, plan, tuple(about["classes"]))
+    variance = None
+    if (inside / VARIANCE).exists():
+        variance = _read_variance(inside / VARIANCE, model)
+    return SharedModel(model, preparation, plan, tuple(about["classes"]), variance)
+
+
+def _read_variance(file: Path, model: GraftedModel) -> PredictiveVariance:
+    """Return how sure the head is. Raise `UserError` for a file that is not this head's."""
+    tensors = read_tensors(file)
+    features = model.count_features()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {"mean": (features,), "root": (features, features)}
+    noise = shapes.pop("noise", ())
+    if shapes != expected or len(noise) != 2:
+        what = "is not what belongs to this model's head"
+        raise UserError(what, where=str(file), remedy="take the folder as the run left it")
+    return PredictiveVariance(**tensors)
 
 
 def _open_backbone(file: Path, described: Mapping[str, Any], preparation: Preparation) -> Backbone:

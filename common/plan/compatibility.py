@@ -40,6 +40,7 @@ def check_agreement(
         *check_noisy_sums(train, privacy),
         *check_shares(train, privacy),
         *check_release(train, privacy),
+        *check_variance(train, privacy),
         *check_rounds(backbone, train, privacy),
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
@@ -231,10 +232,14 @@ def check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Probl
     if privacy.mode in ("central", "local"):
         what = f"{privacy.mode}, and each node adds the noise of its own sums"
         problems.append(Problem("privacy.mode", what, "write `mode: sample`"))
-    if privacy.mode == "sample" and train.method == "steps":
-        what = "closed-form beside steps, and ε is not shared out between them"
-        key = "train.start" if train.start != "drawn" else "train.finish"
-        problems.append(Problem(key, what, "write `method: closed-form`, or leave it out"))
+    if privacy.mode != "sample" or train.method == "closed-form":
+        return problems
+    if train.start == "closed-form":
+        what = "closed-form, and noisy sums make a head on features of norm 1: no steps begin there"
+        problems.append(Problem("train.start", what, "leave it out, or write `finish` instead"))
+    if train.finish == "closed-form" and privacy.target_epsilon is None:
+        what = "missing, and the last round's sums spend a part of it"
+        problems.append(Problem("privacy.target_epsilon", what, "write it, not a noise multiplier"))
     return problems
 
 
@@ -256,6 +261,20 @@ def check_release(train: TrainSection, privacy: PrivacySection) -> list[Problem]
     what = "products, and with them classes are counted"
     remedy = "write `release: sums`, or leave `shares` out"
     return [Problem("train.closed_form.release", what, remedy)]
+
+
+def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of a variance where no head is solved for last, or from noise."""
+    key = "train.closed_form.variance"
+    if not train.closed_form.variance:
+        return []
+    if "closed-form" not in (train.method, train.finish):
+        what = "true, and the last head is trained by steps"
+        return [Problem(key, what, "leave it out, or write `finish: closed-form` under train")]
+    if privacy.mode != "none":
+        what = "true, and under differential privacy products of features are not released"
+        return [Problem(key, what, "leave it out")]
+    return []
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

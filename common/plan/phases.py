@@ -25,6 +25,12 @@ def purpose_of(train: TrainSection, round_: int) -> Purpose:
     return "steps"
 
 
+def count_rounds(train: TrainSection, purpose: Purpose) -> int:
+    """Return how many rounds of a plan are for a purpose."""
+    numbers = range(1, train.rounds + 1)
+    return sum(purpose_of(train, number) == purpose for number in numbers)
+
+
 def has_sums(train: TrainSection) -> bool:
     """Whether in some round a head is solved from sums."""
     return "closed-form" in (train.method, train.start, train.finish)
@@ -66,4 +72,4 @@ def _is_start(train: TrainSection, round_: int) -> bool:
 
 def has_reference(train: TrainSection, privacy: PrivacySection) -> bool:
     """Whether features are centred and whitened by public ones, as noisy sums want them."""
-    return train.method == "closed-form" and privacy.mode == "sample"
+    return privacy.mode == "sample" and "closed-form" in (train.method, train.finish)

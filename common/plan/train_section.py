@@ -52,6 +52,13 @@ class ClosedFormSection(Section):
             " one another, too, which pays where records are many for the noise"
         ),
     )
+    epsilon_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5,
+        description=(
+            "under differential privacy, with `finish`: the last round's sums alone spend this part"
+            " of target_epsilon, and steps what is left beside them"
+        ),
+    )
     hinges: bool = Field(
         default=True,
         description=(
@@ -65,6 +72,13 @@ class ClosedFormSection(Section):
             "backbone columns only: where numbers are clipped, centred and bent; counted: by"
             " histograms, in a round of their own; declared: by task.ranges, as always under"
             " differential privacy"
+        ),
+    )
+    variance: bool = Field(
+        default=False,
+        description=(
+            "the shared model carries how sure its head is, and `predict` shows it: 4 d² bytes for"
+            " d features, from which their products over all records follow"
         ),
     )
     bound: Annotated[float, Field(gt=0, le=1e6)] = Field(

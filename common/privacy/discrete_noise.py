@@ -3,8 +3,8 @@
 Floating-point noise betrays what it was added to by its last bits (Mironov 2012); integers with
 discrete Gaussian noise do not. Its Rényi divergences are at most those of the continuous Gaussian
 of the same σ (Canonne, Kamath and Steinke 2020, proposition 5), so Rényi accounting holds as it is.
-And it is next to the continuous one rounded to integers, which no post-processing could make worse:
-`distance_to_gaussian` bounds how near.
+And a little more of it hides as much as the continuous one, whatever it is composed with:
+`is_covered` says how much more.
 
 The sampler is Karney 2016, algorithm D, for a whole σ and mean 0, many at a time; every coin that
 it tosses has a rational probability and is tossed with whole random numbers.
@@ -113,13 +113,32 @@ def _all_succeed(tosses: np.ndarray, randomness: Randomness) -> np.ndarray:
     return succeeded
 
 
-def distance_to_gaussian(sigma: float, count: int) -> float:
-    """Return a bound on the total variation between this noise on `count` integers and the
-    continuous Gaussian's, rounded.
+# probability of the noise for which nothing is claimed: e^−64, which δ may grow by
+TAIL = 64.0
 
-    With u uniform in ±1/2, the rounded one has the probability of x times E exp(−(2xu + u²) / 2σ²),
-    whose logarithm is (x²/σ² − 1) / 24σ² up to terms of σ⁻⁴; so the Kullback-Leibler divergence of
-    one integer is 1 / 576σ⁴, that of `count` so many times it, and Pinsker's inequality gives
-    √(count / 1152) / σ². Twice that is returned, which covers the smaller terms for σ ≥ 16.
+
+def is_covered(noise_multiplier: float, sensitivity: float, count: int, slack: float) -> bool:
+    """Return whether discrete noise on `count` integers, of σ' = (1 + slack) · noise_multiplier ·
+    sensitivity, hides as much as continuous noise without the slack: at every ε, up to e^−64 of δ.
+
+    Rounding continuous noise to integers gives nothing away. With u uniform in ±1/2 the
+    probability of x is then that of discrete noise times E exp(−(2xu + u²) / 2σ'²), whose logarithm
+    lies between −1/24σ'² (Jensen) and x²/24σ'⁴ (sinh(a/2) / (a/2) ≤ exp(a²/24)). Outside an event
+    of e^−64 the squares of all n integers add up to at most σ'² (n + 16√n + 128) (Laurent and
+    Massart 2000, lemma 1), so the logarithm of the ratio of both moves within
+    w = (2n + 16√n + 128) / 24σ'².
+
+    Hence δ(ε) of discrete noise is at most e^w times that of the continuous one at ε − w. With
+    μ = 1 / noise multiplier, x = μ/2 − ε/μ, φ and Φ those of the normal distribution and
+    R(t) = Φ(−t) / φ(t), the continuous one has δ = φ(x) (R(−x) − R(μ − x)),
+    ∂δ/∂ε = −φ(x) R(μ − x) and ∂δ/∂ log μ = μ φ(x): for ε ≥ 0 the slack pays where
+    w R(−x) ≤ slack · μ, and R(−x) is at most R(−μ/2). Half of that is allowed here, for what
+    changes along the way. Negative ε follow, as δ(−ε) = 1 − exp(−ε) + exp(−ε) δ(ε). What holds at
+    every ε holds in any composition (Zhu, Dong and Wang 2022, on dominating pairs).
     """
-    return 2 * math.sqrt(count / 1152) / sigma**2
+    mu = 1 / noise_multiplier
+    deviation = (1 + slack) * noise_multiplier * sensitivity
+    width = (2 * count + 2 * math.sqrt(TAIL * count) + 2 * TAIL) / (24 * deviation**2)
+    # Φ(μ/2) / φ(μ/2)
+    mills = math.sqrt(math.pi / 2) * math.exp(mu**2 / 8) * math.erfc(-mu / math.sqrt(8))
+    return 2 * width * mills <= slack * mu

@@ -60,8 +60,9 @@ class Randomness:
         Args:
             below: bounds from 1 to 2⁶², int64 `(count,)`. By rejection: all are equally likely.
         """
-        bits = np.ceil(np.log2(np.maximum(below, 1))).astype(np.uint64)
-        mask = (np.uint64(1) << np.minimum(bits + np.uint64(1), np.uint64(63))) - np.uint64(1)
+        # bits of the largest number; of large ones a float may say one too many
+        _, bits = np.frexp((below - 1).astype(np.float64))
+        mask = (np.uint64(1) << bits.astype(np.uint64)) - np.uint64(1)
         drawn = np.zeros(len(below), np.int64)
         pending = np.arange(len(below))
         while len(pending):

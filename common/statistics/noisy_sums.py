@@ -31,8 +31,11 @@ PRODUCT_BITS = 12
 PRODUCT_SCALE = 2 ** (2 * PRODUCT_BITS)
 # deviation of the noise on a product for each step of that on a sum
 PRODUCT_STEPS = PRODUCT_SCALE // SCALE
-# more noise than is counted, by this part: room for what parts discrete noise from continuous
-SLACK = 2.0**-20
+# more noise than is counted, by this part: it covers what parts discrete noise from continuous
+SLACK = 2.0**-14
+# of what is released at once, and of the noise multiplier: within these it does, see `is_covered`
+MOST_NUMBERS = 4_000_000
+NOISE_MULTIPLIERS = (0.25, 1e6)
 
 # (σ, count) → whole numbers of noise
 Draw = Callable[[int, int], np.ndarray]
@@ -122,6 +125,9 @@ def find_diagonal(features: int) -> np.ndarray:
 
 def sigma_of(noise_multiplier: float, *, products: bool = False) -> int:
     """Return the deviation of the discrete noise on a sum for a multiplier of the sensitivity.
+
+    It is not below `noise_multiplier`'s continuous noise in any composition, for at most
+    `MOST_NUMBERS` numbers and a multiplier within `NOISE_MULTIPLIERS`.
 
     Args:
         products: whether products are released beside the sums: a record moves these as far again.

@@ -28,6 +28,7 @@ from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan, plan_hash, plan_yaml
 from fedgraft.common.result import Part, Result
+from fedgraft.common.statistics.predictive_variance import PredictiveVariance
 
 # checkpoints that are left of a run
 LAST_CHECKPOINTS = 2
@@ -41,12 +42,14 @@ class Checkpoint:
         adapter: the shared adapter, tensors by name.
         memory: what the aggregation remembers.
         so_far: the result so far.
+        variance: how sure a head is that was solved for in this round.
     """
 
     round: int
     adapter: dict[str, Tensor]
     memory: dict[str, np.ndarray]
     so_far: Result
+    variance: PredictiveVariance | None = None
 
 
 class RunFolder:
@@ -138,6 +141,9 @@ class RunFolder:
         (part / run_files.ADAPTER).write_bytes(tensors_bytes(checkpoint.adapter))
         (part / run_files.MEMORY).write_bytes(arrays_bytes(checkpoint.memory))
         (part / run_files.SO_FAR).write_text(checkpoint.so_far.to_text())
+        if checkpoint.variance is not None:
+            kept = tensors_bytes(checkpoint.variance.tensors())
+            (part / run_files.VARIANCE).write_bytes(kept)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
         for old in run_files.checkpoints_of(self.path)[:-LAST_CHECKPOINTS]:
@@ -150,11 +156,15 @@ class RunFolder:
             return None
         last = folders[-1]
         so_far = json.loads((last / run_files.SO_FAR).read_text())
+        variance = None
+        if (last / run_files.VARIANCE).exists():
+            variance = PredictiveVariance(**load_file(last / run_files.VARIANCE))
         return Checkpoint(
             round=run_files.round_of(last),
             adapter=load_file(last / run_files.ADAPTER),
             memory=load_arrays(last / run_files.MEMORY),
             so_far=Result.from_json(so_far),
+            variance=variance,
         )
 
     # ── at the end ────────────────────────────────────────────────────────────────────────────────

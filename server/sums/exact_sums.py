@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedgraft.common.model.solve_head import closed_form_of, rounding_of, solve_head
 from fedgraft.common.result import ClosedFormFacts
 from fedgraft.common.statistics.gram_sums import GramSums, zero_sums
+from fedgraft.common.statistics.predictive_variance import describe_variance
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.sums_record import ExpectedSums, read_sums_record
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.counted import Counted
+from fedgraft.server.sums.solution import Solution
 
 
 class ExactSums:
@@ -52,9 +53,13 @@ class ExactSums:
             raise BadUpdate("with it there are more records than sums of 64 bits hold")
         return Counted(sums, sums.records, seconds)
 
-    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts]:
+    def solve(self) -> Solution:
         """Return the head, and how it was solved."""
-        solved = solve_head(self.total, self._round.plan, self._round.head)
+        plan = self._round.plan
+        solved = solve_head(self.total, plan, self._round.head)
+        variance = None
+        if plan.train.closed_form.variance:
+            variance = describe_variance(solved.solution)
         facts = ClosedFormFacts(
             records=self.total.records,
             features=len(self.total.total),
@@ -62,4 +67,4 @@ class ExactSums:
             log_evidence=solved.solution.evidence,
             leverage=solved.solution.leverage,
         )
-        return solved.tensors, facts
+        return Solution(solved.tensors, facts, variance)

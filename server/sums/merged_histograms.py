@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedgraft.common.backbones import family_of
 from fedgraft.common.inputs.input_positions import number_inputs
@@ -11,6 +10,7 @@ from fedgraft.common.statistics.histograms import TableHistograms, empty_histogr
 from fedgraft.common.wire.histogram_record import ExpectedHistograms, read_histogram_record
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.counted import Counted
+from fedgraft.server.sums.solution import Solution
 
 
 class MergedHistograms:
@@ -40,10 +40,10 @@ class MergedHistograms:
         histograms, seconds = read_histogram_record(content, expected)
         return Counted(histograms, histograms.records, seconds)
 
-    def solve(self) -> tuple[dict[str, Tensor], None]:
-        """Return the constants' tensors by name; no head is solved yet."""
+    def solve(self) -> Solution:
+        """Return the constants' tensors; no head is solved yet."""
         plan = self._round.plan
         learnt = family_of(plan.backbone.name).learnt
         if learnt is None:
             raise ValueError(f"{plan.backbone.name} has no constants to learn")
-        return learnt.learn(self.total, plan.train.closed_form.hinges), None
+        return Solution(learnt.learn(self.total, plan.train.closed_form.hinges))

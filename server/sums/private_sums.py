@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedgraft.common.model.solve_head import (
     noisy_form_of,
@@ -15,6 +14,7 @@ from fedgraft.common.statistics.noisy_sums import NoisySums, count_products, zer
 from fedgraft.common.wire.noisy_record import ExpectedNoisy, read_noisy_record
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.counted import Counted
+from fedgraft.server.sums.solution import Solution
 
 
 class PrivateSums:
@@ -47,10 +47,10 @@ class PrivateSums:
         noisy, spent, seconds = read_noisy_record(content, self._expected)
         return Counted(noisy, 1, seconds, spent)
 
-    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts]:
+    def solve(self) -> Solution:
         """Return the head, and how it was solved."""
         head = solve_noisy_head(self.total, self._round.plan, self._round.head)
         facts = ClosedFormFacts(
             features=len(self.total.sums), noise_deviation=self.total.variance**0.5
         )
-        return head, facts
+        return Solution(head, facts)

@@ -6,20 +6,20 @@ At any time one node's sums and the total are in memory, however many nodes ther
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.plan.phases import purpose_of
-from fedgraft.common.result import ClosedFormFacts
 from fedgraft.server.exchange import Replies
 from fedgraft.server.round_replies import Answers, new_answers, refusals_of
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.exact_sums import ExactSums
 from fedgraft.server.sums.merged_histograms import MergedHistograms
 from fedgraft.server.sums.private_sums import PrivateSums
+from fedgraft.server.sums.solution import Solution
 
 
 class SumIntake:
@@ -27,7 +27,7 @@ class SumIntake:
 
         intake = SumIntake(round_, roster.examples)
         answers = intake.close(train(grid, roster, round_, intake.read))
-        state, facts = intake.solve()
+        solution = intake.solve()
 
     Args:
         offered: how many records each node said it has, before the first round.
@@ -75,7 +75,7 @@ class SumIntake:
         answers.refused = refusals_of(replies, self._round.number)
         return answers
 
-    def solve(self) -> tuple[dict[str, Tensor], ClosedFormFacts | None]:
+    def solve(self) -> Solution:
         """Return the adapter that was sent with the head that the sums give, and how it was solved;
         of histograms with the constants that they give.
 
@@ -86,5 +86,5 @@ class SumIntake:
         if len(self._lines) < needed:
             what = f"{len(self._lines)} nodes sent valid {self._purpose}, {needed} are needed"
             raise RunFailed(f"round {self._round.number}: {what}")
-        solved, facts = self._sums.solve()
-        return dict(self._round.sent) | solved, facts
+        solution = self._sums.solve()
+        return replace(solution, adapter=dict(self._round.sent) | solution.adapter)

@@ -44,14 +44,14 @@ class UnrecordedBudget:
         """Positions of each patient's examples, where the unit is the patient."""
         return self.recorded.patients
 
-    def mechanism(self, plan: Agreement) -> Mechanism:
+    def mechanism(self, plan: Agreement, round_: int = 1) -> Mechanism:
         """Return the noisy steps of the node's round. Raise as `Budget.mechanism`."""
-        return self.recorded.mechanism(plan)
+        return self.recorded.mechanism(plan, round_)
 
     @contextmanager
     def spending(self, plan: Agreement, round_: int) -> Iterator[Mechanism]:
         """Yield the mechanism that the node would run."""
-        yield self.mechanism(plan)
+        yield self.mechanism(plan, round_)
 
     def spent(self, plan: Agreement) -> Spent:
         """Return that nothing was."""

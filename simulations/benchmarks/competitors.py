@@ -57,6 +57,14 @@ OURS_KEPT = Competitor(
     takes_shards=False,
     keeps_activations=True,
 )
+OURS_AT_ONCE = Competitor(
+    "fedgraft, one round",
+    "2 × 1",
+    "ours",
+    more=("2", "one-round"),
+    takes_shards=False,
+    adapters=("head",),
+)
 FLOOR = Competitor(
     "plain PyTorch, frozen prefix computed once: the floor", "1", "floor", more=("cached",)
 )
@@ -74,6 +82,7 @@ NVFLARE = Competitor("NVIDIA FLARE, simulator", "10 × 1", "with_nvflare", peer=
 COMPETITORS = {
     "ours": OURS,
     "ours-kept": OURS_KEPT,
+    "ours-at-once": OURS_AT_ONCE,
     "ours-1": OURS_ALONE,
     "floor": FLOOR,
     "floor-full": FLOOR_FULL,

@@ -66,15 +66,15 @@ def compute_features() -> Features:
 
 
 def draw_results(
-    features: Features, epsilon: float, shares: str, noises: int, draws: int
+    features: Features, epsilon: float, shares: str, noises: int, draws: int, *, first: int = 0
 ) -> Iterator[tuple[float, float]]:
-    """Yield accuracy and AUROC of the head for each draw of the noise."""
+    """Yield accuracy and AUROC of the head for each draw of the noise, numbered from `first`."""
     task = load_plan(PLAN).task
     codes = NOISY.codes(features.train_labels, task, shares)
     counted = NOISY.counted(features.train_labels, task, shares)
     exact = sum_units(features.train, codes, counted, np.ones(len(codes)))
     sigma = sigma_of(noise_for(epsilon, DELTA, 1.0, 1))
-    for draw in range(draws):
+    for draw in range(first, first + draws):
         noisy: NoisySums = exact
         for number in range(noises):
             randomness = Randomness(f"one-round/{draw}/{number}".encode())

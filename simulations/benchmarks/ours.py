@@ -1,7 +1,8 @@
 """fedgraft's in-process engine on the workload.
 
-    python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS
+    python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS [one-round]
 
+With `one-round` the head is solved for from sums, on the same deal of the same records.
 With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds
 it.
 """
@@ -10,16 +11,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedgraft.common.plan.plan_file import find_plan
-from fedgraft.simulations.benchmarks.workload import PLAN, load_workload, report
+from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.simulations.benchmarks.workload import PLAN, overrides, report
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
+ONE_ROUND = ("train={method: closed-form}",)
 
-def run(adapter: str, seed: int, workers: int) -> None:
+
+def run(adapter: str, seed: int, workers: int, more: Sequence[str] = ()) -> None:
     """Simulate and report."""
-    plan = load_workload(adapter, seed)
+    plan = load_plan(PLAN, [*overrides(adapter, seed), *more])
     plan_path = find_plan(PLAN)
     with tempfile.TemporaryDirectory() as folder, nodes_on_disk(plan, plan_path) as nodes:
         out = Path(folder) / "run"
@@ -38,4 +42,4 @@ def run(adapter: str, seed: int, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), ONE_ROUND if sys.argv[4:] else ())

@@ -19,7 +19,7 @@ def run_over_seeds(
     """Run a plan over several seeds and return each one's result.json."""
     options = SimulationOptions(baselines=choose_baselines(baselines), quiet=True)
     ran = simulate_plan(plan, overrides=overrides, out=out, seeds=seeds, options=options)
-    return ran["seeds"]
+    return ran["seeds"] if seeds > 1 else [ran]
 
 
 def show_metric(results: Results, metric: str) -> str:

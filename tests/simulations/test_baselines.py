@@ -65,3 +65,18 @@ def test_pooled_data_are_all_data(tiny, tmp_path):
     whole = concatenate([train.inputs(torch.arange(len(train))) for train, _ in splits]).only
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
     assert torch.equal(pool.inputs(order).only.nan_to_num(), whole[order].nan_to_num())
+
+
+def test_steps_that_finish_in_a_closed_form_do_so_alone(tiny, tmp_path):
+    """A baseline whose steps train another head than the federation's: a node alone with these
+    phases is a federation of one.
+    """
+    federation = tiny(2)
+    federation.nodes = federation.nodes[:1]
+    finish = ("train.start=closed-form", "train.finish=closed-form", "train.rounds=4")
+    keys = ("aggregate.min_nodes=1", "adapter={method: lora, rank: 2}", *finish)
+    plan = federation.plan(*keys)
+    found = measure_alone(plan, plan_backbone(plan, tmp_path), federation.nodes)
+    result, _ = federation.run(tmp_path / "run", keys)
+    shared = result["final"]["global"]
+    assert found["nodes"]["h0"]["loss"] == pytest.approx(shared["loss"], abs=1e-6)

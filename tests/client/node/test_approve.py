@@ -98,6 +98,20 @@ def test_the_words_say_what_leaves(node: Node) -> None:
     assert "no metrics" in words
 
 
+def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
+    """Sums that are not announced, or a solved head's tensors in place of what steps send."""
+    phases = ["train.start=closed-form", "train.finish=closed-form"]
+    words = in_words(node, propose(node, load_plan("pneumonia", phases), None))
+    assert "18 of 20 rounds are training" in words
+    assert "after each round of training 50,778 numbers in 40 tensors, 203 kB; 3.7 MB" in words
+    assert "in round 1: sums over the training records of 64 features" in words
+    assert "in round 20: sums over the training records of 352 features" in words
+    private = ["privacy.mode=sample", "privacy.target_epsilon=1", "train.finish=closed-form"]
+    words = in_words(node, propose(node, load_plan("pneumonia", private), None))
+    assert "in round 20: sums of 352 features by class, and counts of classes, with noise" in words
+    assert "in round 1:" not in words
+
+
 # ── code ──────────────────────────────────────────────────────────────────────────────────────────
 def test_the_approved_bundle_is_let_in_however_it_was_packed(approvals: Approvals) -> None:
     """Another zlib gives other bytes of the same code; Flower's own name for it is another one

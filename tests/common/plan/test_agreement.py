@@ -59,6 +59,7 @@ train.closed_form.pool=mean-and-deviation
 train.closed_form.prior=equal
 train.closed_form.bound=32
 train.closed_form.bits=18
+train.finish=closed-form train.closed_form.variance=true
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
@@ -88,6 +89,7 @@ privacy.accountant=rdp
 privacy.grad_sample_mode=ghost
 train.closed_form.shares=equal
 adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {release: products}} train.closed_form.release=products
+train.finish=closed-form train.closed_form.epsilon_share=0.25
 """  # noqa: E501
 TABLES = """
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18

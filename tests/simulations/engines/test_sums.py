@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from fedgraft.client.app import make_client_app
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.privacy.accounting import bound
 from fedgraft.common.wire.sums_record import SUMS
 from fedgraft.simulations.engines.together import train_together
+from fedgraft.simulations.predict import predict
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.simulations.conftest import DESK, Tiny
 
@@ -279,6 +283,22 @@ def test_a_second_release_of_the_same_round_is_refused(tiny: Any, tmp_path: Path
         federation.run(tmp_path / "two", PRIVATE)
 
 
+def test_steps_and_the_sums_after_them_share_one_epsilon(tiny: Any, tmp_path: Path) -> None:
+    """Each within the target by itself, and both together above it."""
+    keys = ("train.finish=closed-form", "train.rounds=4", "train.closed_form.epsilon_share=0.25")
+    privacy = ("privacy.mode=sample", "privacy.target_epsilon=4", "privacy.delta=1e-3")
+    result, _ = tiny(2).run(tmp_path / "run", (*keys, *privacy))
+    assert result["status"] == "completed"
+    for spent in result["privacy"].values():
+        rows = [tuple(row) for row in spent["history"]]
+        (sums,) = [row for row in rows if row[1] == 1.0]
+        steps = [row for row in rows if row[1] < 1.0]
+        assert sum(row[2] for row in steps) % 3 == 0
+        assert 3.5 < bound(rows, 1e-3).epsilon <= 4
+        assert 0.9 < bound([sums], 1e-3).epsilon <= 1
+        assert bound(steps, 1e-3).epsilon < 4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -288,8 +308,12 @@ def test_a_second_release_of_the_same_round_is_refused(tiny: Any, tmp_path: Path
         ((*ONE_ROUND, "aggregate.encoding=int8"), "would not be those of the pooled records"),
         ((*ONE_ROUND, "train.start=closed-form"), "so is all of the training"),
         (
-            ("train.finish=closed-form", "privacy={mode: sample, target_epsilon: 1}"),
-            "ε is not shared out between them",
+            ("train.start=closed-form", "privacy={mode: sample, target_epsilon: 1}"),
+            "no steps begin there",
+        ),
+        (
+            ("train.finish=closed-form", "privacy={mode: sample, noise_multiplier: 1}"),
+            "sums spend a part of it",
         ),
         (
             (*ONE_ROUND, "privacy={mode: central, target_epsilon: 1}"),
@@ -313,3 +337,26 @@ def test_a_stage_that_is_none_is_named(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'layer9' is no stage") as error:
         tiny(2).run(tmp_path / "run", wrong)
     assert "stem, layers.0, layers.1, last" in str(error.value)
+
+
+def test_a_model_that_knows_how_sure_it_is(images: Path, tmp_path: Path) -> None:
+    """A variance that a resumed run loses, or that says nothing of an image unlike all others."""
+    keys = ("train.closed_form.variance=true",)
+    federation = Tiny(images, write_nodes(load_plan(images), images, tmp_path / "nodes"))
+    federation.run(tmp_path / "run", keys)
+    out = tmp_path / "found.csv"
+    assert predict(tmp_path / "run", images.parent / "images.npz", out) == 150
+    lines = list(csv.DictReader(out.open()))
+    usual = [float(line["deviation"]) for line in lines]
+    shared = load_shared_model(tmp_path / "run")
+    checkers = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    checkers[..., ::2, ::2] = 255
+    unlike = shared.deviations(checkers)
+    assert unlike is not None
+    assert float(unlike.min()) > 1.5 * max(usual)
+
+    shutil.rmtree(tmp_path / "run" / "shared_model")
+    federation.run(tmp_path / "run", keys, resume=True)
+    again = load_shared_model(tmp_path / "run").deviations(checkers)
+    assert again is not None
+    assert torch.equal(again, unlike)
