@@ -272,7 +272,7 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
         what = "true, and the last head is trained by steps"
         return [Problem(key, what, "leave it out, or write `finish: closed-form` under train")]
     if privacy.mode != "none":
-        what = "true, and under differential privacy products of features are not released"
+        what = "true, and under differential privacy no exact products of features are there"
         return [Problem(key, what, "leave it out")]
     return []
 
