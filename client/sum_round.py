@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,13 +24,19 @@ from fedgraft.client.store.activations import BLOCK
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.model.solve_head import closed_form_of, noisy_form_of, rounding_of
+from fedgraft.common.model.solve_head import (
+    closed_form_of,
+    noisy_form_of,
+    releases_products,
+    rounding_of,
+)
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
 from fedgraft.common.statistics.noisy_sums import (
     MOST_NUMBERS,
     NoisySums,
+    count_products,
     sigma_of,
     sum_units,
     zero_noisy,
@@ -108,15 +115,19 @@ def release_sums(task: NodeTask, round_: int) -> NoisySums:
     plan = task.plan
     budget = require_budget(task)
     codes, counts = noisy_form_of(plan).shape(plan.task, plan.train.closed_form.shares)
-    count = task.model.count_features() * codes + counts
+    features = task.model.count_features()
+    count = features * codes + counts
+    if releases_products(plan):
+        count += count_products(features)
     if count > MOST_NUMBERS:
         what = f"train.closed_form: {count:,} noisy numbers at once"
         raise Refused(Code.MODEL, f"{what}; at most {MOST_NUMBERS:,} are proved to be private")
     with budget.spending(plan, round_) as mechanism:
         sums = sum_privately(task, budget.patients)
-        sigma = sigma_of(mechanism.noise_multiplier)
-        noise = draw_discrete_gaussian(sigma, count, budget.randomness(plan, round_))
-        return sums.with_noise(noise, sigma)
+        sigma = sigma_of(mechanism.noise_multiplier, products=releases_products(plan))
+        randomness = budget.randomness(plan, round_)
+        draw = partial(draw_discrete_gaussian, randomness=randomness)
+        return sums.with_noise(sigma, draw)
 
 
 def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> NoisySums:
@@ -129,10 +140,15 @@ def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> Nois
     codes = form.codes(labels, plan.task, shares)
     counted = form.counted(labels, plan.task, shares)
     in_unit = share_in_unit(len(labels), patients)
-    total = zero_noisy(model.count_features(), codes.shape[1], counted.shape[1])
+    width = model.count_features()
+    has_products = releases_products(plan)
+    products = count_products(width) if has_products else 0
+    total = zero_noisy(width, codes.shape[1], counted.shape[1], products)
     for start, features in list_features(model, examples, silent=True):
         rows = slice(start, start + len(features))
-        total = total + sum_units(features, codes[rows], counted[rows], in_unit[rows])
+        total = total + sum_units(
+            features, codes[rows], counted[rows], in_unit[rows], products=has_products
+        )
     return total
 
 

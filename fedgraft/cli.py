@@ -97,6 +97,8 @@ def pretrain(plan: PlanArgument, set_: SetOption = None, json_: JsonOption = Fal
             f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy"
             f" {made['accuracy']:.3f}"
         )
+        if made["reference"]:
+            print(f"reference {made['reference']}")
 
 
 @app.command()

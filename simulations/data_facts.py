@@ -11,7 +11,9 @@ import numpy as np
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_data
+from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
+from fedgraft.common.model.public_reference import is_norm_alone
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.result import DataFacts
@@ -88,6 +90,16 @@ def _hash_files(plan: Plan, plan_path: Path) -> dict[str, str]:
         if file.is_file():
             hashes[name] = sha256_of(file)
     return hashes
+
+
+def note_reference(plan: Plan, backbone: Backbone) -> list[str]:
+    """Return a sentence where features have no public reference."""
+    if not is_norm_alone(backbone):
+        return []
+    return [
+        f"there is no public reference for the features of {plan.backbone.name}: they are brought"
+        " to norm 1 and no more; `fedgraft pretrain` makes one of a plan's public source data"
+    ]
 
 
 def note_small_nodes(plan: Plan, nodes: Sequence[NodeCounts]) -> list[str]:

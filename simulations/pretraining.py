@@ -27,6 +27,9 @@ from fedgraft.common.backbones.mlp import Mlp
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.model.assembly import choose_depths
+from fedgraft.common.model.public_reference import AT_ONCE, fit_source
+from fedgraft.common.model.reference_files import reference_path, save_reference
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
@@ -53,7 +56,8 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
     """Train the plan's backbone from scratch with a classifier of its own, which is thrown away.
 
     Returns:
-        Where it lies, its fingerprint, its held-out accuracy and its provenance.
+        Where it lies, its fingerprint, its held-out accuracy and its provenance; and where the
+        public reference lies that closed forms under differential privacy centre and whiten by.
 
     Raises:
         UserError: no `pretrain` section, weights that are not a file to be made, or data that is
@@ -90,8 +94,23 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         "path": str(path),
         "fingerprint": trained.fingerprint,
         "accuracy": accuracy,
+        "reference": _make_reference(plan, trained, data.train, path),
         "provenance": provenance,
     }
+
+
+def _make_reference(plan: Plan, backbone: Backbone, split: Split, weights: Path) -> str | None:
+    """Write where the features of the source data lie and how they spread, for a closed form under
+    differential privacy; return the path, or None for a question that has no such form.
+    """
+    closed = TASKS[plan.task.question].closed_form
+    if closed is None or closed.noisy is None:
+        return None
+    choice = choose_depths(backbone, plan)
+    batches = (split.inputs(part) for part in torch.split(torch.arange(len(split)), AT_ONCE))
+    path = reference_path(weights)
+    save_reference(fit_source(backbone, choice, batches), path, backbone, choice)
+    return str(path)
 
 
 def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:

@@ -32,7 +32,13 @@ from fedgraft.simulations.baselines import (
     measure_alone,
     measure_pooled,
 )
-from fedgraft.simulations.data_facts import NodeCounts, count_nodes, describe_data, note_small_nodes
+from fedgraft.simulations.data_facts import (
+    NodeCounts,
+    count_nodes,
+    describe_data,
+    note_reference,
+    note_small_nodes,
+)
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 from fedgraft.simulations.results_table import count_round_bytes, print_table
 
@@ -193,6 +199,7 @@ def run_seed(job: SeedJob) -> Result:
             with progress.follow("shared model", job.out):
                 result = simulate(plan, job.path, job.out, nodes=nodes, options=options.engine)
             result = _note_circumstances(job, plan, result, counts)
+            result = result.but(notes=(*result.notes, *note_reference(plan, backbone)))
             if options.pages:
                 _draw_picture(plan, counts, job.out)
             for name in _choose_baselines(options, plan):

@@ -11,9 +11,11 @@ from functools import partial
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
+from fedgraft.common.model.solve_head import releases_products
 from fedgraft.common.plan.phases import count_rounds, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
+from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
@@ -113,10 +115,13 @@ def _sums(node: Node, plan: Plan, number: int, features: int) -> Iterator[str]:
     """Give what leaves in a round of sums."""
     when = "once" if plan.train.method == "closed-form" else f"in round {number}"
     if plan.privacy.at_node:
-        yield f"{when}: sums of {features:,} features by class, and counts of classes, with noise"
+        what = f"sums of {features:,} features by class"
+        if releases_products(plan):
+            what += f", of their {count_products(features):,} products with one another"
+        yield f"{when}: {what}, and counts of classes, with noise"
         yield "with it what was spent of the privacy budget, and the seconds that it took"
         return
-    pairs = features * (features + 1) // 2
+    pairs = count_products(features)
     yield (
         f"{when}: sums over the training records of {features:,} features, their {pairs:,} products"
         f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"

@@ -46,7 +46,7 @@ class BackboneRequest:
             baseline).
         hidden: widths of the hidden layers (`mlp`).
         columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
-        category_sizes, hinges: of `columns`, see `NetworkShape`.
+        category_sizes, hinges, ranges: of `columns`, see `NetworkShape`.
         seed: of a random initialisation.
         fingerprint: that the backbone must have; None accepts any.
     """
@@ -59,6 +59,7 @@ class BackboneRequest:
     columns: int = 0
     category_sizes: tuple[int, ...] = ()
     hinges: bool = True
+    ranges: tuple[tuple[float, float], ...] | None = None
     seed: int = 0
     fingerprint: str | None = None
 
@@ -105,6 +106,7 @@ def _give_values(
         hidden=request.hidden,
         category_sizes=request.category_sizes,
         hinges=request.hinges,
+        ranges=request.ranges,
     )
     if state is None:
         return freeze_network(name, build_network(name, shape, request.seed), preparation)

@@ -29,6 +29,8 @@ class NetworkShape:
         category_sizes: of each column of a table, how many categories it has; 0: it holds numbers.
             Empty: told by the weights.
         hinges: whether a table's numbers are bent at knots.
+        ranges: of each number of a table, low and high, where the plan declares them; None: nodes'
+            histograms tell them.
     """
 
     image_size: int | None = None
@@ -36,6 +38,7 @@ class NetworkShape:
     hidden: tuple[int, ...] = ()
     category_sizes: tuple[int, ...] = ()
     hinges: bool = True
+    ranges: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Learnt:
     """Constants of a network that are learnt from nodes' histograms, in a round of their own.
 
     Attributes:
-        module: dotted name of the child whose parameters they are; they travel with the head.
+        module: dotted name of the child whose parameters they are; they travel with the head. It
+            has no parameters where a plan declares the constants.
         learn: (merged histograms of a table's numbers, hinges) → its tensors by name.
     """
 
@@ -78,6 +82,8 @@ class Family:
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
             backbone.
         learnt: constants that nodes' histograms tell; None: it has none.
+        reference: (network) → centre `(d,)` and linear map `(d, d)` of its features that follow
+            from what the plan declares, see `reference.py`; None: public records tell them.
     """
 
     names: Callable[[], Sequence[str]]
@@ -91,6 +97,7 @@ class Family:
     used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
     kept_when_random: tuple[str, ...] = ()
     learnt: Learnt | None = None
+    reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
 
 
 def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

@@ -1,4 +1,4 @@
-"""A public reference for features: where they lie and how they spread on images that anybody has.
+"""A public reference for features: where they lie and how they spread on records that anybody has.
 
 Under differential privacy features are centred and whitened by it and brought to norm 1, so that
 one record moves a sum by 1 at most, and what noise is added to is spread over all directions alike.
@@ -38,16 +38,34 @@ class Reference(nn.Module):
         self.register_buffer("whiten", torch.eye(features))
 
     @torch.no_grad()
-    def fit(self, features: Tensor) -> None:
-        """Take mean and covariance of public features `(n, d)`, n > d; on one thread."""
+    def fit(self, features: Tensor, shrink: float = 0.0) -> None:
+        """Take mean and covariance of public features `(n, d)`; on one thread.
+
+        Args:
+            shrink: how much of the covariance is taken for that of independent directions of one
+                variance, 0 to 1; above 0 where records are few (Ledoit and Wolf 2004).
+        """
         values = features.double().numpy()
         with threadpool_limits(1):
             mean = values.mean(0)
             spread, directions = np.linalg.eigh(np.cov(values.T))
+            if shrink:
+                spread = (1 - shrink) * spread + shrink * spread.mean()
             spread = np.maximum(spread, LEAST_SPREAD * spread.max())
             whiten = directions / np.sqrt(spread)
         self.mean.copy_(torch.from_numpy(mean))
         self.whiten.copy_(torch.from_numpy(whiten))
+
+    @torch.no_grad()
+    def set(self, mean: Tensor, whiten: Tensor) -> None:
+        """Take a centre `(d,)` and a linear map `(d, d)` that were declared or made before."""
+        self.mean.copy_(mean)
+        self.whiten.copy_(whiten)
+
+    def is_norm_alone(self) -> bool:
+        """Whether nothing is known of the features: they are brought to norm 1 and no more."""
+        is_moved = bool(self.mean.any())
+        return not is_moved and torch.equal(self.whiten, torch.eye(len(self.mean)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features centred, whitened and of norm 1; 0 where they are the mean."""

@@ -157,6 +157,21 @@ def _corrupt(path: Path, error: Exception) -> UserError:
     return UserError(what, where=str(path), remedy="fetch or write the file again")
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what was written into a `.safetensors` file beside its tensors.
+
+    Raises:
+        UserError: the file is missing or corrupt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(path, error) from error
+
+
 def write_tensors(
     state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -5,20 +5,34 @@ wire.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
-from fedgraft.common.model.public_reference import add_reference
+from fedgraft.common.model.public_reference import (
+    bring_to_norm,
+    fit_public,
+    take_declared,
+    with_reference,
+)
+from fedgraft.common.model.reference_files import read_reference, reference_path
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.data_files import resolve
-from fedgraft.common.plan.phases import has_depth_head, has_reference
+from fedgraft.common.plan.phases import (
+    counts_constants,
+    has_depth_head,
+    has_hinges,
+    has_reference,
+)
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 
@@ -49,20 +63,44 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         fingerprint=section.fingerprint,
     )
     if has_reference(plan.train, plan.privacy):
-        public = INPUTS[plan.task.material].public
-        raw = public(backbone.preprocess, plan.backbone, plan.task) if public else None
-        return add_reference(backbone, _choose_depths(backbone, plan), raw)
+        return with_reference(backbone, find_reference(plan, backbone, source))
     return backbone
+
+
+def find_reference(plan: Plan, backbone: Backbone, source: str | Path | None) -> Reference:
+    """Return the public reference for a plan's features, wherever it comes from.
+
+    Args:
+        source: of the backbone's weights: a file, a name, or None.
+    """
+    choice = choose_depths(backbone, plan)
+    declare = family_of(backbone.name).reference
+    if declare is not None:
+        return take_declared(*declare(backbone.net))
+    if source is not None and not plan.backbone.random:
+        path = reference_path(Path(source))
+        if path.is_file():
+            return read_reference(path, backbone, choice)
+    public = INPUTS[plan.task.material].public
+    if public is None:
+        return bring_to_norm(backbone, choice)
+    cut = partial(public, backbone.preprocess, plan.backbone, plan.task)
+    return fit_public(backbone, choice, cut)
 
 
 def shape_options(plan: Agreement) -> dict[str, Any]:
     """Return what of a plan the shape of its backbone follows from, as `load_backbone` takes it."""
+    declared: tuple[tuple[float, float], ...] | None = None
+    line = family_line(plan.backbone.name)
+    if line.learns and not counts_constants(plan.train, plan.privacy, learns=True):
+        declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,
         "hidden": plan.backbone.hidden,
         "columns": plan.task.inputs,
         "category_sizes": plan.task.category_sizes,
-        "hinges": plan.train.closed_form.hinges,
+        "hinges": has_hinges(plan.train, plan.privacy),
+        "ranges": declared,
     }
 
 
@@ -77,7 +115,7 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
     options = adapter.model_dump(exclude={"method", "targets"})
     depths = None
     if has_depth_head(plan.train, round_ or plan.train.rounds):
-        depths = _choose_depths(backbone, plan)
+        depths = choose_depths(backbone, plan)
     return graft(
         backbone,
         method=adapter.method,
@@ -97,7 +135,7 @@ def keep_adapters(state: Mapping[str, Tensor], model: GraftedModel) -> dict[str,
     return fresh | kept
 
 
-def _choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
+def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     """Return which features the plan's closed-form head reads."""
     section = plan.train.closed_form
     material = INPUTS[plan.task.material]

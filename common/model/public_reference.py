@@ -1,68 +1,123 @@
-"""A backbone with a public reference for the features that a plan chooses."""
+"""A backbone with a public reference for the features that a plan chooses.
+
+Where it comes from, the first that there is: the plan's own declarations (a table's ranges); a file
+that `fedgraft pretrain` made of public source data; records that anybody has; or nothing, and
+features are brought to norm 1 and no more.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.reference import NAME, Reference
 from fedgraft.common.files.tensor_files import fingerprint_of
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.depth_features import DepthFeatures, count_features
 from fedgraft.common.model.grafted_model import DepthChoice, choose_features, copy_sharing
 
 AT_ONCE = 32
-# references that a process keeps, of some 500 kB each
-MOST_FITTED = 16
-_FITTED: dict[tuple[str, str, tuple[str, ...], str, str], Mapping[str, Tensor]] = {}
+# references that a process keeps, the newest: a simulation opens its plan's backbone three times
+MOST_KEPT = 4
+_kept: dict[tuple[str, ...], Reference] = {}
 
 
-def add_reference(backbone: Backbone, choice: DepthChoice, public: Tensor | None) -> Backbone:
+def with_reference(backbone: Backbone, reference: Reference) -> Backbone:
     """Return the backbone with a reference, and so with another fingerprint: it is part of what is
-    frozen and approved. On one thread, the same bits on one kind of processor.
-
-    Args:
-        public: raw records that anybody has, `(n, …)`; None: features are brought to norm 1 and no
-            more.
+    frozen and approved.
     """
     net = copy_sharing(backbone.net, lambda parameter: True)
-    features = choose_features(backbone, net, choice)
-    reference = Reference(count_features(features, choice.example))
-    if public is not None:
-        reference.load_state_dict(_fit_once(backbone, features, public))
     net.add_module(NAME, reference.eval().requires_grad_(False))
     changed = replace(backbone, net=net)
     return replace(changed, fingerprint=fingerprint_of(backbone_state(changed)))
 
 
-def _fit_once(backbone: Backbone, features: DepthFeatures, public: Tensor) -> Mapping[str, Tensor]:
-    """Return the fitted reference's tensors; what this process has fitted is not fitted again: a
-    run opens its backbone several times, and a study in each of its cells.
+def is_norm_alone(backbone: Backbone) -> bool:
+    """Whether a backbone's features are brought to norm 1 without a reference."""
+    reference = backbone.net._modules.get(NAME)
+    return isinstance(reference, Reference) and reference.is_norm_alone()
+
+
+# ── where it comes from ───────────────────────────────────────────────────────────────────────────
+def bring_to_norm(backbone: Backbone, choice: DepthChoice) -> Reference:
+    """Return a reference for features of which nothing is known."""
+    features = features_of(backbone, choice)
+    return Reference(count_features(features, choice.example))
+
+
+def take_declared(mean: Tensor, change: Tensor) -> Reference:
+    """Return a reference that follows from what a plan declares."""
+    reference = Reference(len(mean))
+    reference.set(mean, change)
+    return reference
+
+
+def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Tensor]) -> Reference:
+    """Return the reference that public records give: the same bits on one kind of processor.
+
+    It is computed once in a process for the same tensors, preparation and features.
+
+    Args:
+        public: gives raw records that anybody has, `(n, …)`, always the same ones.
     """
-    content = fingerprint_of({"public": public})
+    features = features_of(backbone, choice)
+    key = (backbone.fingerprint, *describe_features(backbone, features))
+    known = _kept.get(key)
+    if known is not None:
+        return known
+    parts = torch.split(public(), AT_ONCE)
+    values = compute_features(features, map(backbone.preprocess, parts))
+    reference = Reference(values.shape[1])
+    reference.fit(values)
+    while len(_kept) >= MOST_KEPT:
+        del _kept[next(iter(_kept))]
+    _kept[key] = reference
+    return reference
+
+
+def fit_source(backbone: Backbone, choice: DepthChoice, batches: Iterable[Batch]) -> Reference:
+    """Return the reference that a plan's public source data give, however few they are.
+
+    Args:
+        batches: prepared.
+    """
+    # scikit-learn takes a second to import
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    values = compute_features(features_of(backbone, choice), batches)
+    reference = Reference(values.shape[1])
+    with threadpool_limits(1):
+        shrink = float(ledoit_wolf_shrinkage(values.double().numpy()))
+    reference.fit(values, shrink)
+    return reference
+
+
+# ── features ──────────────────────────────────────────────────────────────────────────────────────
+def features_of(backbone: Backbone, choice: DepthChoice) -> DepthFeatures:
+    """Return the chosen features of a backbone."""
+    net = copy_sharing(backbone.net, lambda parameter: True)
+    return choose_features(backbone, net, choice)
+
+
+def describe_features(backbone: Backbone, features: DepthFeatures) -> tuple[str, ...]:
+    """Return what features depend on beside the backbone's tensors."""
     preparation = json.dumps(backbone.preprocess.to_json(), sort_keys=True)
-    key = (backbone.fingerprint, preparation, features.stages, features.pool, content)
-    if key not in _FITTED:
-        values = compute_features_of(backbone, features, public)
-        reference = Reference(values.shape[1])
-        reference.fit(values)
-        if len(_FITTED) >= MOST_FITTED:
-            _FITTED.clear()
-        _FITTED[key] = reference.state_dict()
-    return _FITTED[key]
+    return (backbone.name, preparation, features.pool, *features.stages)
 
 
 @torch.no_grad()
-def compute_features_of(backbone: Backbone, features: DepthFeatures, raw: Tensor) -> Tensor:
-    """Return the features of raw records `(n, d)`."""
+def compute_features(features: DepthFeatures, batches: Iterable[Batch]) -> Tensor:
+    """Return the features of prepared batches `(n, d)`, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        parts = [features(backbone.preprocess(part).only) for part in torch.split(raw, AT_ONCE)]
+        parts = [features(batch.only) for batch in batches]
     finally:
         torch.set_num_threads(threads)
     return torch.cat(parts)

@@ -58,6 +58,11 @@ def noisy_form_of(plan: Agreement) -> NoisyForm:
     return noisy
 
 
+def releases_products(plan: Agreement) -> bool:
+    """Whether products of features leave a node beside their sums, under noise."""
+    return plan.train.closed_form.release == "products"
+
+
 def rounding_of(plan: Agreement) -> Rounding:
     """Return how a plan's features become integers."""
     section = plan.train.closed_form

@@ -16,7 +16,7 @@ from fedgraft.common.plan.aggregate_section import AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.compatibility import check_agreement
 from fedgraft.common.plan.evaluate_section import EvaluateSection
-from fedgraft.common.plan.phases import closed_form_rounds
+from fedgraft.common.plan.phases import closed_form_rounds, counts_constants
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
 from fedgraft.common.plan.task_section import TaskSection
@@ -49,11 +49,13 @@ class Agreement(Section):
 
     def _fill_rounds(self) -> None:
         """Write the rounds of a closed form into the plan, where it says nothing of rounds: there
-        is one for histograms where the backbone learns constants.
+        is one for histograms where constants of the backbone are counted.
         """
         train = self.train
         if train.method == "closed-form" and "rounds" not in train.model_fields_set:
-            rounds = closed_form_rounds(learns=family_line(self.backbone.name).learns)
+            learns = family_line(self.backbone.name).learns
+            counts = counts_constants(train, self.privacy, learns=learns)
+            rounds = closed_form_rounds(counts=counts)
             object.__setattr__(train, "rounds", rounds)
 
     def problems(self) -> list[Problem]:

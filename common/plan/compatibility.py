@@ -8,12 +8,15 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
-from fedgraft.common.plan.phases import closed_form_rounds, has_sums
+from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
+
+# columns in one message
+MOST_NAMED = 5
 
 
 def check_agreement(
@@ -34,11 +37,13 @@ def check_agreement(
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
         *check_closed_form(adapter, train, aggregate),
-        *check_noisy_sums(backbone, train, privacy),
+        *check_noisy_sums(train, privacy),
         *check_shares(train, privacy),
+        *check_release(train, privacy),
         *check_variance(train, privacy),
-        *check_rounds(backbone, train),
-        *check_learning(backbone, train, privacy),
+        *check_rounds(backbone, train, privacy),
+        *check_learning(backbone, train),
+        *check_constants(task, backbone, train, privacy),
     ]
 
 
@@ -158,9 +163,12 @@ def check_closed_form(
     return problems
 
 
-def check_rounds(backbone: BackboneSection, train: TrainSection) -> list[Problem]:
+def check_rounds(
+    backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
     """Return the problem of a closed form with more or fewer rounds than it has."""
-    needed = closed_form_rounds(learns=family_line(backbone.name).learns)
+    learns = family_line(backbone.name).learns
+    needed = closed_form_rounds(counts=counts_constants(train, privacy, learns=learns))
     if train.method != "closed-form" or train.rounds == needed:
         return []
     what = f"{train.rounds}, and a closed form has one"
@@ -169,38 +177,57 @@ def check_rounds(backbone: BackboneSection, train: TrainSection) -> list[Problem
     return [Problem("train.rounds", what, f"write {needed}, or leave it out")]
 
 
-def check_learning(
-    backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
-) -> list[Problem]:
-    """Return what does not go with constants that are learnt from histograms."""
+def check_learning(backbone: BackboneSection, train: TrainSection) -> list[Problem]:
+    """Return what does not go with a backbone of constants, or needs one."""
     name = backbone.name
-    if not family_line(name).learns:
-        if train.closed_form.hinges:
-            return []
-        what = f"false, and {name} has none"
-        return [Problem("train.closed_form.hinges", what, "leave it out")]
     problems: list[Problem] = []
+    if not family_line(name).learns:
+        if not train.closed_form.hinges:
+            what = f"false, and {name} has none"
+            problems.append(Problem("train.closed_form.hinges", what, "leave it out"))
+        if train.closed_form.constants != "counted":
+            what = f"{train.closed_form.constants}, and {name} has none"
+            problems.append(Problem("train.closed_form.constants", what, "leave it out"))
+        return problems
     if train.method == "steps":
         what = f"steps, and {name} is solved for in closed form alone"
         remedy = "write `method: closed-form`, or `name: mlp` under backbone"
         problems.append(Problem("train.method", what, remedy))
-    if privacy.mode != "none":
-        what = f"{privacy.mode}, and {name} sends histograms of the columns without noise"
-        remedy = "write `mode: none`, or `name: mlp` under backbone with weights of public data"
-        problems.append(Problem("privacy.mode", what, remedy))
     if backbone.random:
         what = f"true, and {name} has nothing that was learnt beforehand"
         problems.append(Problem("backbone.random", what, "leave it out"))
     return problems
 
 
-def check_noisy_sums(
-    backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
+def check_constants(
+    task: TaskSection, backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
 ) -> list[Problem]:
+    """Return the problem of ranges that nobody reads, or that are needed and not there."""
+    learns = family_line(backbone.name).learns
+    if task.ranges and not learns:
+        what = f"there, and {backbone.name} does not read them"
+        return [Problem("task.ranges", what, "leave them out, or write `name: columns`")]
+    if not learns or not task.undeclared or counts_constants(train, privacy, learns=learns):
+        return []
+    why = "train.closed_form.constants is declared"
+    if privacy.mode != "none":
+        why = f"under privacy.mode {privacy.mode} no histogram tells where numbers lie"
+    named = ", ".join(task.undeclared[:MOST_NAMED])
+    if len(task.undeclared) > MOST_NAMED:
+        named += f" and {len(task.undeclared) - MOST_NAMED} more"
+    what = f"missing for {named}, and {why}"
+    first = task.undeclared[0]
+    remedy = (
+        "write them from what is known of such numbers anywhere, not from the data:"
+        f" `- {{columns: [{first}], low: LEAST, high: LARGEST}}`"
+    )
+    return [Problem("task.ranges", what, remedy)]
+
+
+def check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     """Return what of the privacy does not go with a head that is solved from sums."""
     problems: list[Problem] = []
-    if not has_sums(train) or family_line(backbone.name).learns:
-        # what goes with columns, see `check_learning`
+    if not has_sums(train):
         return problems
     if privacy.mode in ("central", "local"):
         what = f"{privacy.mode}, and each node adds the noise of its own sums"
@@ -224,6 +251,18 @@ def check_shares(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     return [Problem("train.closed_form.shares", what, "leave it out")]
 
 
+def check_release(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of products beside classes that are not counted. Without differential
+    privacy the key says nothing: a plan may be run either way.
+    """
+    section = train.closed_form
+    if section.release == "sums" or section.shares == "counted" or privacy.mode == "none":
+        return []
+    what = "products, and with them classes are counted"
+    remedy = "write `release: sums`, or leave `shares` out"
+    return [Problem("train.closed_form.release", what, remedy)]
+
+
 def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     """Return the problem of a variance where no head is solved for last, or from noise."""
     key = "train.closed_form.variance"
@@ -233,7 +272,7 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
         what = "true, and the last head is trained by steps"
         return [Problem(key, what, "leave it out, or write `finish: closed-form` under train")]
     if privacy.mode != "none":
-        what = "true, and under differential privacy products of features are not released"
+        what = "true, and under differential privacy no exact products of features are there"
         return [Problem(key, what, "leave it out")]
     return []
 

@@ -41,11 +41,28 @@ def has_depth_head(train: TrainSection, round_: int) -> bool:
     return purpose_of(train, round_) != "steps" and not _is_start(train, round_)
 
 
-def closed_form_rounds(*, learns: bool) -> int:
-    """Return how many rounds a closed form has: sums, and before them histograms where the backbone
-    learns constants.
+def closed_form_rounds(*, counts: bool) -> int:
+    """Return how many rounds a closed form has: sums, and before them histograms where constants of
+    the backbone are counted.
     """
-    return 2 if learns else 1
+    return 2 if counts else 1
+
+
+def counts_constants(train: TrainSection, privacy: PrivacySection, *, learns: bool) -> bool:
+    """Whether a round of histograms tells constants of the backbone: they have no noise, so that
+    under differential privacy the plan declares them.
+
+    Args:
+        learns: whether the backbone has such constants.
+    """
+    return learns and train.closed_form.constants == "counted" and privacy.mode == "none"
+
+
+def has_hinges(train: TrainSection, privacy: PrivacySection) -> bool:
+    """Whether numbers of a table are bent: not under differential privacy, where every feature
+    adds noise, and class means of bent numbers gain less than that.
+    """
+    return train.closed_form.hinges and privacy.mode == "none"
 
 
 def _is_start(train: TrainSection, round_: int) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.inputs.input_positions import count_inputs
@@ -29,6 +36,10 @@ else:
 Values = Annotated[
     tuple[int | Text, ...], Field(min_length=1, max_length=1000), AfterValidator(unique)
 ]
+# float32 holds it, and the difference of two
+Bound = Annotated[float, Field(ge=-1e30, le=1e30)]
+# ends of a range that are nearer to one another than this part of them are one float32
+NARROWEST = 1e-6
 
 
 class CategorySection(Section):
@@ -38,6 +49,23 @@ class CategorySection(Section):
     values: Values = Field(
         description="its values, one input each; an empty cell or any other value is missing"
     )
+
+
+class RangeSection(Section):
+    """Between which values columns of numbers lie, by what everybody knows, not by the data."""
+
+    columns: Annotated[Names, Field(min_length=1)] = Field(description="columns of numbers")
+    low: Bound = Field(description="smaller values are taken for it")
+    high: Bound = Field(description="larger values are taken for it")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> RangeSection:
+        width = self.high - self.low
+        if width > NARROWEST * max(abs(self.low), abs(self.high)):
+            return self
+        what = f"{self.high:g}, and the range begins at {self.low:g}"
+        remedy = "write the smaller end as `low`, the larger as `high`"
+        return check_together(self, [Problem("high", what, remedy)])
 
 
 class TaskSection(Section):
@@ -54,6 +82,13 @@ class TaskSection(Section):
         default=(),
         description=(
             "tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+        ),
+    )
+    ranges: tuple[RangeSection, ...] = Field(
+        default=(),
+        description=(
+            "backbone columns only: between which values numbers lie, by public knowledge, such as"
+            " {columns: [age], low: 20, high: 90}; see train.closed_form.constants"
         ),
     )
     target: Text = Field(
@@ -92,9 +127,37 @@ class TaskSection(Section):
         """Return how many categories each column has; 0: it holds numbers."""
         return tuple(len(self.encoding.get(name, ())) for name in self.columns)
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Return the columns that hold numbers, in their order."""
+        return tuple(name for name in self.columns if name not in self.encoding)
+
+    @property
+    def declared(self) -> Mapping[str, tuple[float, float]]:
+        """Return the range of each column that has one, by its name."""
+        bounds: dict[str, tuple[float, float]] = {}
+        for section in self.ranges:
+            bounds |= dict.fromkeys(section.columns, (section.low, section.high))
+        return bounds
+
+    @property
+    def undeclared(self) -> tuple[str, ...]:
+        """Return the columns of numbers that have no range."""
+        return tuple(name for name in self.numbers if name not in self.declared)
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ranges out where there are none: older releases do not have the key, and hashes of
+        plans that were approved before stay what they are.
+        """
+        written = write(self)
+        if not written.get("ranges"):
+            written.pop("ranges", None)
+        return written
+
     @model_validator(mode="after")
     def _fits_together(self) -> TaskSection:
-        problems = [*self._check_columns(), *self._check_categories()]
+        problems = [*self._check_columns(), *self._check_categories(), *self._check_ranges()]
         if self.target in self.columns:
             what = f"the label column {self.target!r} is among the features"
             remedy = "leave it out of `columns`, or name another `target`"
@@ -128,4 +191,24 @@ class TaskSection(Section):
                 what = f"{name!r} is there twice"
                 problems.append(Problem(key, what, "give all its values once"))
             seen.add(name)
+        return problems
+
+    def _check_ranges(self) -> list[Problem]:
+        if self.ranges and not INPUT_LINES[self.material].has_columns:
+            return [Problem("ranges", "images have no columns", "leave it out")]
+        problems: list[Problem] = []
+        times: Counter[str] = Counter()
+        for number, section in enumerate(self.ranges):
+            key = f"ranges.{number}.columns"
+            times.update(section.columns)
+            for name in section.columns:
+                if name not in self.columns:
+                    what = f"{name!r} is not among the columns"
+                    problems.append(Problem(key, what, "correct it, or add it to `columns`"))
+                elif name in self.encoding:
+                    what = f"{name!r} holds categories, and they have no range"
+                    problems.append(Problem(key, what, "leave it out"))
+                elif times[name] > 1:
+                    what = f"{name!r} has a range before"
+                    problems.append(Problem(key, what, "write each column once"))
         return problems

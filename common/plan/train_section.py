@@ -45,6 +45,13 @@ class ClosedFormSection(Section):
             " it, and no noise is spent on counting them"
         ),
     )
+    release: Literal["sums", "products"] = Field(
+        default="sums",
+        description=(
+            "under differential privacy; sums: of the features by class; products: of features with"
+            " one another, too, which pays where records are many for the noise"
+        ),
+    )
     epsilon_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5,
         description=(
@@ -55,8 +62,16 @@ class ClosedFormSection(Section):
     hinges: bool = Field(
         default=True,
         description=(
-            "backbone columns only: numbers are bent at the 10, 30, 50, 70 and 90 % quantiles of"
-            " all records"
+            "backbone columns only, and not under differential privacy: numbers are bent at the 10,"
+            " 30, 50, 70 and 90 % quantiles of all records, or at these parts of their ranges"
+        ),
+    )
+    constants: Literal["counted", "declared"] = Field(
+        default="counted",
+        description=(
+            "backbone columns only: where numbers are clipped, centred and bent; counted: by"
+            " histograms, in a round of their own; declared: by task.ranges, as always under"
+            " differential privacy"
         ),
     )
     variance: bool = Field(
@@ -73,6 +88,11 @@ class ClosedFormSection(Section):
         default=20,
         description="features are rounded to bound / 2^bits, so that sums are exact in any order",
     )
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older releases do not have, see `TrainSection`."""
+        return leave_out(write(self), _LATER_IN_CLOSED_FORM)
 
 
 class TrainSection(Section):
@@ -139,13 +159,18 @@ class TrainSection(Section):
         """Leave out keys that older releases do not have, where nothing else is said: the hashes of
         plans that were approved before stay what they are.
         """
-        written = write(self)
-        for key, default in _LATER.items():
-            if written.get(key) == default:
-                del written[key]
-        return written
+        return leave_out(write(self), _LATER)
 
 
+def leave_out(written: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section as it is written without the keys that hold these defaults."""
+    for key, default in defaults.items():
+        if written.get(key) == default:
+            del written[key]
+    return written
+
+
+_LATER_IN_CLOSED_FORM: Mapping[str, Any] = {"constants": "counted", "release": "sums"}
 _LATER: Mapping[str, Any] = {
     "method": "steps",
     "start": "drawn",

@@ -9,6 +9,7 @@ from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.class_scores import describe_scores, discriminant
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.noisy_means import solve_counted, solve_equal
+from fedgraft.common.statistics.noisy_products import solve_products
 from fedgraft.common.statistics.noisy_sums import NoisySums, simplex
 from fedgraft.common.statistics.ridge import RidgeSolution
 from fedgraft.common.tasks.closed_form import ClosedForm, Head, NoisyForm
@@ -68,7 +69,9 @@ def count_records(labels: Tensor, task: TaskSection, shares: str) -> np.ndarray:
 
 
 def solve_noisy(noisy: NoisySums, task: TaskSection, shares: str, prior: str) -> Head:
-    """Return the head that noisy sums give."""
+    """Return the head that noisy sums give, and products, where they were released."""
+    if noisy.products.size:
+        return solve_products(noisy, prior)
     if shares == "equal":
         return solve_equal(noisy, len(task.classes))
     return solve_counted(noisy, prior)

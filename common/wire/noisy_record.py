@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedgraft.common.privacy.accounting import Spent
@@ -22,7 +23,7 @@ class ExpectedNoisy:
     """What noisy sums must be to be added.
 
     Attributes:
-        features, codes, counts: how many there are of each.
+        features, codes, counts, products: how many there are of each.
         round: that they belong to, from 1.
         digest: of the adapter's layout, which both sides have.
     """
@@ -32,6 +33,7 @@ class ExpectedNoisy:
     counts: int
     round: int
     digest: str
+    products: int = 0
 
 
 def noisy_record(
@@ -39,6 +41,8 @@ def noisy_record(
 ) -> RecordDict:
     """Return the reply's content: noisy sums, the noise's deviation, and what was spent."""
     arrays = {"sums": noisy.sums, "counts": noisy.counts}
+    if noisy.products.size:
+        arrays["products"] = noisy.products
     numbers = {"deviation": noisy.variance**0.5, "seconds": seconds}
     return RecordDict(
         {
@@ -61,15 +65,21 @@ def read_noisy_record(
     """
     numbers, seconds = read_envelope(content, RECORDS, expected.round, expected.digest)
     arrays = content.array_records[SUMS]
-    if set(arrays) != {"sums", "counts"}:
-        raise BadUpdate(f"arrays {sorted(arrays)[:5]}; sums and counts were agreed on")
+    agreed = {"sums", "counts"}
+    if expected.products:
+        agreed.add("products")
+    if set(arrays) != agreed:
+        raise BadUpdate(f"arrays {sorted(arrays)[:5]}; {sorted(agreed)} were agreed on")
     sums = read_array(arrays["sums"], "sums", (expected.features, expected.codes))
     counts = read_array(arrays["counts"], "counts", (expected.counts,))
+    products = np.zeros(0, np.int64)
+    if expected.products:
+        products = read_array(arrays["products"], "products", (expected.products,))
     deviation = float(numbers["deviation"])
     if not 1 <= deviation <= LARGEST_SIGMA:
         raise BadUpdate(f"noise of deviation {deviation:g}")
-    largest = max(magnitudes(sums).max(initial=0), magnitudes(counts).max(initial=0))
-    if largest > LARGEST_NUMBER:
-        raise BadUpdate("sums that no records have")
+    for numbers in (sums, counts, products):
+        if magnitudes(numbers).max(initial=0) > LARGEST_NUMBER:
+            raise BadUpdate("sums that no records have")
     spent = read_spent(content.config_records["privacy"])
-    return NoisySums(sums, counts, deviation**2), spent, seconds
+    return NoisySums(sums, counts, deviation**2, products), spent, seconds

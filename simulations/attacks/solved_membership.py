@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from fedgraft.client.sum_round import sum_privately
-from fedgraft.common.model.solve_head import noisy_form_of, rounding_of
+from fedgraft.common.model.solve_head import noisy_form_of, releases_products, rounding_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.privacy.randomness import Randomness
@@ -117,7 +118,7 @@ def attack_sums_by_likelihood(
 
     shadows = shadows or SHADOWS
     inside = draw_halves(candidates, shadows, np.random.default_rng([seed, 2]))
-    world = ShadowWorld.of(target, candidates, shadows, seed)
+    world = ShadowWorld.of(target, candidates, seed)
     by_shadow = []
     for number, chosen in enumerate(inside):
         sums = world.sum_shadow(number, chosen)
@@ -139,9 +140,9 @@ def attack_sums_by_likelihood(
 
 @dataclass(frozen=True, eq=False)
 class ShadowWorld:
-    """What shadows are made of: sums that all of them share, and noise for each.
+    """What shadows are made of: sums that all of them share, and noise of each one's own.
 
-        world = ShadowWorld.of(target, candidates, 256, seed=0)
+        world = ShadowWorld.of(target, candidates, seed=0)
         sums = world.sum_shadow(0, inside[0])
 
     Attributes:
@@ -149,32 +150,28 @@ class ShadowWorld:
         candidates: at each node.
         always: sums over each node's rows that are no candidates, without noise; None where a
             patient's records share one weight, and nothing can be added.
-        noise: of each shadow and node, `(shadows, nodes, numbers)`; None: there is none.
-        sigma: of the noise at each node.
+        sigma: of the noise at each node; empty: there is none.
+        seed: of the noise.
     """
 
     target: SolvedTarget
     candidates: Sequence[Candidates]
     always: Sequence[Sums] | None
-    noise: np.ndarray | None
     sigma: Sequence[int]
+    seed: int
 
     @classmethod
-    def of(
-        cls, target: SolvedTarget, candidates: Sequence[Candidates], shadows: int, seed: int
-    ) -> ShadowWorld:
-        """Return the world of so many shadows."""
+    def of(cls, target: SolvedTarget, candidates: Sequence[Candidates], seed: int) -> ShadowWorld:
+        """Return the world around these candidates."""
         always = []
         for number, each in enumerate(candidates):
             rows = np.setdiff1d(target.run.nodes[number].train.rows, each.rows)
             always.append(_sum_silently(target, number, rows))
-        noise = None
         sigmas = []
         if target.plan.privacy.at_node:
             sigmas = [_sigma_at(target, number) for number in range(len(candidates))]
-            noise = _draw_noise(always, sigmas, shadows, seed)
         parts = None if target.plan.privacy.unit == "patient" else always
-        return cls(target, candidates, parts, noise, sigmas)
+        return cls(target, candidates, parts, sigmas, seed)
 
     def sum_shadow(self, shadow: int, inside: np.ndarray) -> list[Sums]:
         """Return what each node of a shadow sends.
@@ -187,8 +184,10 @@ class ShadowWorld:
         sums = []
         for number, chosen in enumerate(by_node):
             total = self._sum_at(number, self.candidates[number].rows[chosen])
-            if self.noise is not None and isinstance(total, NoisySums):
-                total = total.with_noise(self.noise[shadow, number], self.sigma[number])
+            if isinstance(total, NoisySums):
+                randomness = Randomness(f"shadows/{self.seed}/{shadow}/{number}".encode())
+                draw = partial(draw_discrete_gaussian, randomness=randomness)
+                total = total.with_noise(self.sigma[number], draw)
             sums.append(total)
         return sums
 
@@ -215,22 +214,8 @@ def _sum_silently(target: SolvedTarget, number: int, rows: np.ndarray) -> Sums:
 def _sigma_at(target: SolvedTarget, number: int) -> int:
     data = target.run.nodes[number]
     budget = UnrecordedBudget.open(data.node, target.plan, data.train)
-    return sigma_of(budget.mechanism(target.plan).noise_multiplier)
-
-
-def _draw_noise(sums: Sequence[Sums], sigmas: Sequence[int], shadows: int, seed: int) -> np.ndarray:
-    """Return each shadow's noise at each node `(shadows, nodes, numbers)`, drawn at once for all
-    shadows of a node.
-    """
-    by_node = []
-    for number, (each, sigma) in enumerate(zip(sums, sigmas, strict=True)):
-        if not isinstance(each, NoisySums):
-            raise TypeError("sums that no noise is added to")
-        count = each.sums.size + each.counts.size
-        randomness = Randomness(f"shadows/{seed}/{number}".encode())
-        drawn = draw_discrete_gaussian(sigma, shadows * count, randomness)
-        by_node.append(drawn.reshape(shadows, count))
-    return np.stack(by_node, axis=1)
+    noise_multiplier = budget.mechanism(target.plan).noise_multiplier
+    return sigma_of(noise_multiplier, products=releases_products(target.plan))
 
 
 # ── what is asked of sums ─────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,12 +74,12 @@ def draw_results(
     counted = NOISY.counted(features.train_labels, task, shares)
     exact = sum_units(features.train, codes, counted, np.ones(len(codes)))
     sigma = sigma_of(noise_for(epsilon, DELTA, 1.0, 1))
-    size = exact.sums.size + exact.counts.size
     for draw in range(first, first + draws):
         noisy: NoisySums = exact
         for number in range(noises):
             randomness = Randomness(f"one-round/{draw}/{number}".encode())
-            noisy = noisy.with_noise(draw_discrete_gaussian(sigma, size, randomness), sigma)
+            draw_noise = partial(draw_discrete_gaussian, randomness=randomness)
+            noisy = noisy.with_noise(sigma, draw_noise)
         weights, bias = NOISY.head(noisy, task, shares, "shares")
         logits = features.test @ weights.T + bias
         score = logits[:, 1] - logits[:, 0]

@@ -1,18 +1,22 @@
-"""Tables in one round of histograms and one of sums, cross-validated, beside pooled models.
+"""Tables in one round, cross-validated: without privacy, at ε = 8, 3 and 1, each hospital alone,
+and models that are pooled.
 
-    python -m fedgraft.simulations.benchmarks.tables_one_round [--plans heart,icu]
+    python -m fedgraft.simulations.benchmarks.tables_one_round [--plans heart,icu] [--noises 5]
 
 Sums and histograms of hospitals add up to those of their pooled records to the bit, so a fold is
-solved from the pooled sums by the code of node and server. Folds are stratified by hospital and
-class. Nothing is chosen on test records: the ridge constant is by the evidence of the training
-sums, and what the pooled models are tuned by, by folds of the training records.
+solved from the pooled sums by the code of node and server; noise is drawn as nodes draw it. Folds
+are stratified by hospital and class. Nothing is chosen on test records: the ridge constant is by
+the evidence of the training sums or by the known noise, and what the pooled models are tuned by, by
+folds of the training records. Differences are paired; their intervals are the middle 95 % over
+draws of the test records with replacement, the models and their noise being what they are.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,20 +34,33 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.histogram_round import count_split
 from fedgraft.client.node_task import NodeTask, working_model
-from fedgraft.client.sum_round import sum_split
+from fedgraft.client.sum_round import list_features, sum_split
 from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.model.assembly import plan_backbone
-from fedgraft.common.model.solve_head import solve_head
+from fedgraft.common.model.solve_head import noisy_form_of, releases_products, solve_head
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
+from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
+from fedgraft.common.privacy.noise_search import noise_for
+from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.statistics.noisy_sums import NoisySums, sigma_of, sum_units
 from fedgraft.simulations.baselines import Pool
+from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
 # plan, draws of the folds
 PLANS = {"heart-one-round": 5, "icu-one-round": 1}
 FOLDS = 3
+EPSILONS = (8.0, 3.0, 1.0)
+DELTA = 1e-5
+PRIVATE = ("privacy.mode=sample", "privacy.target_epsilon=1")
 SEPARATOR = "/"
+# draws of the test records with replacement
+REDRAWN = 300
+# models that others are compared with
+LOGISTIC = "logistic regression, pooled"
+BOOSTING = "boosting, pooled"
 # rows (n, inputs), classes (n,), rows (m, inputs) → the probability of the second class, (m,)
 Model = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -79,9 +96,9 @@ class Hospitals:
         return Pool(parts)
 
 
-def open_hospitals(name: str) -> Hospitals:
+def open_hospitals(name: str, overrides: Sequence[str] = ()) -> Hospitals:
     """Return the records of a ready plan's hospitals, training, validation and test together."""
-    plan = load_plan(name)
+    plan = load_plan(name, overrides)
     path = find_plan(name)
     backbone = plan_backbone(plan, path.parent)
     assert plan.simulation is not None
@@ -97,6 +114,61 @@ def open_hospitals(name: str) -> Hospitals:
 
 
 # ── models ────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class PrivateFeatures:
+    """What noisy sums of a plan are of: features of norm 1 of all records, `(n, d)`, and how many
+    hospitals add noise.
+    """
+
+    plan: Plan
+    values: np.ndarray
+    labels: torch.Tensor
+    hospitals: int
+
+
+def compute_private_features(hospitals: Hospitals) -> PrivateFeatures:
+    """Return the features of all records under a private plan: no fold changes them."""
+    model = working_model(hospitals.backbone, hospitals.plan)
+    pool = Pool(hospitals.splits)
+    parts = [features for _, features in list_features(model, pool)]
+    return PrivateFeatures(
+        hospitals.plan, np.concatenate(parts), pool.labels, len(hospitals.splits)
+    )
+
+
+def draw_private(
+    features: PrivateFeatures, epsilon: float, noises: int, train: np.ndarray, test: np.ndarray
+) -> Callable[[int], np.ndarray]:
+    """Return a function that gives for the number of a draw of the noise the probability of the
+    second class for test records `(m,)`.
+
+    Args:
+        noises: how many parties add noise.
+        train, test: rows.
+    """
+    plan = features.plan
+    form = noisy_form_of(plan)
+    shares = plan.train.closed_form.shares
+    products = releases_products(plan)
+    labels = features.labels[torch.from_numpy(train)]
+    codes = form.codes(labels, plan.task, shares)
+    counted = form.counted(labels, plan.task, shares)
+    values = features.values[train]
+    exact = sum_units(values, codes, counted, np.ones(len(train)), products=products)
+    sigma = sigma_of(noise_for(epsilon, DELTA, 1.0, 1), products=products)
+
+    def predict(draw: int) -> np.ndarray:
+        noisy: NoisySums = exact
+        for number in range(noises):
+            randomness = Randomness(f"tables/{draw}/{number}".encode())
+            noisy = noisy.with_noise(sigma, partial(draw_discrete_gaussian, randomness=randomness))
+        weights, bias = form.head(noisy, plan.task, shares, plan.train.closed_form.prior)
+        logits = torch.from_numpy(features.values[test] @ weights.T + bias)
+        return torch.softmax(logits, dim=1)[:, 1].numpy()
+
+    return predict
+
+
 def one_round(hospitals: Hospitals, train: Examples, test: Examples) -> np.ndarray:
     """Return the probability of the second class for test records `(m,)`, as a federation's."""
     plan = hospitals.plan
@@ -143,35 +215,64 @@ def tune(
     return search.fit(rows, labels).predict_proba(tests)[:, 1]
 
 
-POOLED: dict[str, Model] = {"logistic regression, pooled": logistic, "boosting, pooled": boosting}
+POOLED: dict[str, Model] = {LOGISTIC: logistic, BOOSTING: boosting}
 
 
 # ── folds ─────────────────────────────────────────────────────────────────────────────────────────
-def measure(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Return accuracy, AUROC and AUPRC."""
-    accuracy = float(((scores > 0.5) == labels).mean())
-    auroc = float(roc_auc_score(labels, scores))
-    return accuracy, auroc, float(average_precision_score(labels, scores))
+@dataclass(frozen=True)
+class Prediction:
+    """One model's probabilities of the second class `(m,)` for test records of a fold."""
+
+    model: str
+    rows: np.ndarray
+    scores: np.ndarray
 
 
-def cross_validate(hospitals: Hospitals, draws: int) -> dict[str, np.ndarray]:
-    """Return accuracy, AUROC and AUPRC of each model, a row for each fold."""
+def cross_validate(
+    hospitals: Hospitals, private: PrivateFeatures, draws: int, noises: int
+) -> Iterator[Prediction]:
+    """Yield the predictions of each model on each fold; several where noise is drawn, or a model is
+    one of a kind.
+    """
     labels = hospitals.labels
-    results: dict[str, list[tuple[float, float, float]]] = {}
     for draw in range(draws):
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=draw)
-        for train_rows, test_rows in folds.split(labels, hospitals.strata):
-            train = hospitals.choose(train_rows)
-            test = hospitals.choose(test_rows)
-            answers = test.labels.numpy()
-            scores = one_round(hospitals, train, test)
-            results.setdefault("histograms and sums", []).append(measure(scores, answers))
-            rows = read_all(train)
-            tests = read_all(test)
-            for name, model in POOLED.items():
-                scores = model(rows, train.labels.numpy(), tests)
-                results.setdefault(name, []).append(measure(scores, answers))
-    return {name: np.array(values) for name, values in results.items()}
+        for number, (train_rows, test_rows) in enumerate(folds.split(labels, hospitals.strata)):
+            seed = FOLDS * draw + number
+            for model, scores in predict_fold(hospitals, train_rows, test_rows):
+                yield Prediction(model, test_rows, scores)
+            for model, predict in list_private(private, train_rows, test_rows):
+                for noise in range(noises):
+                    yield Prediction(model, test_rows, predict(noises * seed + noise))
+
+
+def predict_fold(
+    hospitals: Hospitals, train_rows: np.ndarray, test_rows: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the models without privacy and what they say of the test records."""
+    train = hospitals.choose(train_rows)
+    test = hospitals.choose(test_rows)
+    yield "one round, no privacy", one_round(hospitals, train, test)
+    rows = read_all(train)
+    tests = read_all(test)
+    for name, model in POOLED.items():
+        yield name, model(rows, train.labels.numpy(), tests)
+    begin = 0
+    for split in hospitals.splits:
+        end = begin + len(split)
+        own = train_rows[(train_rows >= begin) & (train_rows < end)]
+        begin = end
+        yield "a hospital alone (mean of four)", one_round(hospitals, hospitals.choose(own), test)
+
+
+def list_private(
+    private: PrivateFeatures, train: np.ndarray, test: np.ndarray
+) -> Iterator[tuple[str, Callable[[int], np.ndarray]]]:
+    """Yield the private models, and how they predict by a draw of noise."""
+    for noises, where in ((private.hospitals, "noise at each hospital"), (1, "one noise for all")):
+        for epsilon in EPSILONS:
+            name = f"one round, ε = {epsilon:g}, {where}"
+            yield name, draw_private(private, epsilon, noises, train, test)
 
 
 def read_all(examples: Examples) -> np.ndarray:
@@ -179,21 +280,93 @@ def read_all(examples: Examples) -> np.ndarray:
     return examples.inputs(torch.arange(len(examples))).only.numpy()
 
 
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────
+def measure(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Return accuracy, AUROC and AUPRC."""
+    accuracy = float(((scores > 0.5) == labels).mean())
+    auroc = float(roc_auc_score(labels, scores))
+    return accuracy, auroc, float(average_precision_score(labels, scores))
+
+
+def redraw_auroc(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the AUROC of records that are there so many times `(draws, m)`, of each draw; equal
+    scores count in an order of their own.
+    """
+    order = np.argsort(scores, kind="stable")
+    weights = times[:, order].astype(float)
+    is_second = labels[order] == 1
+    below = np.cumsum(weights * ~is_second, axis=1)
+    pairs = (weights * is_second * below).sum(1)
+    return pairs / ((weights * is_second).sum(1) * below[:, -1])
+
+
+def redraw_models(predictions: Sequence[Prediction], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each model's mean AUROC over its predictions, for each draw of the records."""
+    rng = np.random.default_rng(0)
+    records = len(labels)
+    times = np.stack(
+        [np.bincount(rng.integers(0, records, records), minlength=records) for _ in range(REDRAWN)]
+    )
+    values: dict[str, list[np.ndarray]] = {}
+    for prediction in predictions:
+        rows = prediction.rows
+        aurocs = redraw_auroc(prediction.scores, labels[rows], times[:, rows])
+        values.setdefault(prediction.model, []).append(aurocs)
+    return {model: np.mean(aurocs, axis=0) for model, aurocs in values.items()}
+
+
+def write_difference(mine: np.ndarray, other: np.ndarray) -> str:
+    """Return a paired difference with its interval."""
+    apart = mine - other
+    low, middle, high = np.percentile(apart, (2.5, 50, 97.5))
+    if not apart.any():
+        return "–"
+    return f"{middle:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def make_table(predictions: Sequence[Prediction], labels: np.ndarray) -> ResultTable:
+    """Return the figures of all models."""
+    head = ("model", "accuracy", "AUROC", "AUPRC", "less logistic regression", "less boosting")
+    table = ResultTable(head)
+    redrawn = redraw_models(predictions, labels)
+    for model in sorted(redrawn, key=_place):
+        own = [each for each in predictions if each.model == model]
+        figures = np.array([measure(each.scores, labels[each.rows]) for each in own]).mean(0)
+        cells = [f"{figure:.3f}" for figure in figures]
+        cells += [write_difference(redrawn[model], redrawn[name]) for name in POOLED]
+        table.add(model, *cells)
+    return table
+
+
+def _place(model: str) -> tuple[bool, bool, bool, int]:
+    """Return the order of rows: one round by ε, then alone, then pooled."""
+    order = [f"ε = {epsilon:g}," in model for epsilon in EPSILONS]
+    epsilon = order.index(True) if True in order else -1
+    return model in POOLED, "alone" in model, "one noise" in model, epsilon
+
+
 def main() -> None:
-    """Print a table for each plan."""
+    """Print a table for each plan, and record it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plans", default=",".join(PLANS))
-    names = parser.parse_args().plans.split(",")
+    parser.add_argument("--noises", type=int, default=5)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in names:
+    for name in options.plans.split(","):
         plan = name if name in PLANS else f"{name}-one-round"
         draws = PLANS[plan]
         hospitals = open_hospitals(plan)
-        print(f"{plan}, {len(hospitals.labels)} records, {draws} × {FOLDS}-fold")
-        for model, values in cross_validate(hospitals, draws).items():
-            accuracy, auroc, auprc = values.mean(0)
-            row = f"accuracy {accuracy:.3f}  AUROC {auroc:.3f}  AUPRC {auprc:.3f}"
-            print(f"  {model:28} {row}  (AUROC of folds ± {values[:, 1].std():.3f})")
+        private = compute_private_features(open_hospitals(plan, PRIVATE))
+        predictions = [*cross_validate(hospitals, private, draws, options.noises)]
+        table = make_table(predictions, hospitals.labels)
+        print(table.to_markdown())
+        notes = [
+            f"{plan}, {len(hospitals.labels):,} records, {draws} × {FOLDS}-fold; δ = {DELTA:g},"
+            f" mean of {options.noises} draws of noise a fold; differences are of AUROC, with the"
+            f" middle 95 % of {REDRAWN} draws of the records with replacement",
+        ]
+        packages = ("torch", "scikit-learn")
+        record("one-round", plan, table, packages=packages, notes=notes)
 
 
 if __name__ == "__main__":

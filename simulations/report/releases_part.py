@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
+from fedgraft.common.model.solve_head import releases_products
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
@@ -110,10 +111,13 @@ def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> 
 def _describe_sums(plan: Plan) -> str:
     """Return what leaves a site in a round of sums."""
     if plan.privacy.at_node:
+        products = ""
+        if releases_products(plan):
+            products = " sums of the features' products with one another,"
         return (
-            "Once, a site sent sums of features of its training records by class, and counts of the"
-            " classes, with noise; what was spent of its privacy budget; and the seconds that it"
-            " took."
+            f"Once, a site sent sums of features of its training records by class,{products} and"
+            " counts of the classes, with noise; what was spent of its privacy budget; and the"
+            " seconds that it took."
         )
     histograms = ""
     if plan.train.method == "closed-form" and plan.train.rounds > 1:

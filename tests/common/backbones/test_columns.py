@@ -15,7 +15,7 @@ from fedgraft.common.backbones.backbone import (
     preparation_of,
 )
 from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
-from fedgraft.common.backbones.columns import Columns, learn_constants
+from fedgraft.common.backbones.columns import Columns, declare_reference, learn_constants
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import GraftedModel, graft, load_adapter, save_adapter
 from fedgraft.common.statistics.histograms import count_columns
@@ -153,3 +153,66 @@ def test_other_columns_are_told(tmp_path: Path) -> None:
     state["category_sizes"] = torch.tensor([0, 10**12, 0])
     with pytest.raises(UserError, match="none has more than 1000"):
         backbone_from_state("columns", state, preparation_of("columns"))
+
+
+# ── ranges that a plan declares ───────────────────────────────────────────────────────────────────
+def declared_backbone(*, hinges: bool = False) -> Backbone:
+    ranges = ((0.0, 4.0), (-10.0, 10.0))
+    return load_backbone("columns", columns=4, category_sizes=SIZES, hinges=hinges, ranges=ranges)
+
+
+def test_declared_ranges_clip_centre_and_bend() -> None:
+    """A number in the middle is 0, one beyond an end is at it, knots are at parts of the range."""
+    rows = torch.tensor([[2.0, 1, 0, -99.0], [4.0, 1, 0, 5.0]])
+    features = declared_backbone(hinges=True).net(rows)
+    torch.testing.assert_close(features[:, :2], torch.tensor([[0.0, -0.5], [0.5, 0.25]]))
+    above = features[:, 7:].reshape(2, 5, 2)
+    torch.testing.assert_close(above[1, :, 0], torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1]))
+    assert not above[0, :, 1].any()
+
+
+def test_declared_ranges_are_frozen_and_under_the_fingerprint() -> None:
+    """Ranges that travelled with the head could be changed after a hospital approved them."""
+    backbone = declared_backbone()
+    model = graft(backbone, method="head", classes=2)
+    assert set(model.adapter_state()) == {"head.weight", "head.bias"}
+    state = backbone_state(backbone)
+    again = backbone_from_state("columns", state, preparation_of("columns"))
+    assert again.fingerprint == backbone.fingerprint
+    assert torch.equal(again.net(ROWS), backbone.net(ROWS))
+    wider = load_backbone(
+        "columns", columns=4, category_sizes=SIZES, ranges=((0.0, 5.0), (-10.0, 10.0))
+    )
+    assert wider.fingerprint != backbone.fingerprint
+    nothing = load_backbone("columns", columns=3, category_sizes=(3,), ranges=())
+    assert list(nothing.net.parameters()) == []
+
+
+def test_the_centre_by_rule_is_where_nothing_is_known() -> None:
+    """What all records share takes norm from what parts them, and every record has norm 1."""
+    backbone = declared_backbone()
+    assert isinstance(backbone.net, Columns)
+    centre, change = declare_reference(backbone.net)
+    rows = torch.tensor(
+        [
+            [2.0, 1, 0, 0.0],
+            [4.0, 0, 1, -10.0],
+            [NAN, NAN, NAN, NAN],
+        ]
+    )
+    features = (backbone.net(rows) - centre) @ change
+    # two numbers, two categories, a mark for each of the three columns
+    expected = [
+        [0.0, 0.0, 0.5, -0.5, 0.0, 0.0, 0.0],
+        [1.0, -1.0, -0.5, 0.5, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
+    ]
+    torch.testing.assert_close(features, torch.tensor(expected))
+
+
+def test_constants_of_another_table_are_refused() -> None:
+    """A frozen table of the wrong width would be read past its end."""
+    state = backbone_state(declared_backbone())
+    broken = state | {"constants.table": torch.zeros(3, 5)}
+    with pytest.raises(UserError, match=r"constants\.table"):
+        backbone_from_state("columns", broken, preparation_of("columns"))

@@ -11,7 +11,7 @@ from fedgraft.common.model import public_reference
 from fedgraft.common.model.depth_features import MOST_FEATURES
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
-from fedgraft.common.model.public_reference import add_reference
+from fedgraft.common.model.public_reference import bring_to_norm, fit_public, with_reference
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -94,13 +94,9 @@ def test_features_behind_the_reference_are_white_and_of_norm_one() -> None:
     backbone = load_backbone("cifar-resnet8", image_size=32, seed=1)
     choice = DepthChoice("all", "mean", IMAGE[:1])
     public = torch.randint(0, 256, (600, 1, 32, 32), dtype=torch.uint8)
-    changed = add_reference(backbone, choice, public)
+    changed = with_reference(backbone, fit_public(backbone, choice, lambda: public))
     assert changed.fingerprint != backbone.fingerprint
-    # what a process has fitted it does not fit again, and other public records are other ones
-    assert add_reference(backbone, choice, public).fingerprint == changed.fingerprint
-    assert add_reference(backbone, choice, 2 * public).fingerprint != changed.fingerprint
-    public_reference._FITTED.clear()
-    again = add_reference(backbone, choice, public)
+    again = with_reference(backbone, fit_public(backbone, choice, lambda: public))
     assert again.fingerprint == changed.fingerprint
     model = graft(changed, method="head", classes=2, depths=choice)
     assert model.depths is not None
@@ -120,10 +116,42 @@ def test_a_reference_travels_with_its_backbone() -> None:
     from fedgraft.common.backbones.backbone import backbone_from_state, backbone_state
 
     backbone = load_backbone("cifar-resnet8", image_size=32, seed=1)
-    changed = add_reference(backbone, DepthChoice("last", "mean", IMAGE[:1]), None)
+    choice = DepthChoice("last", "mean", IMAGE[:1])
+    changed = with_reference(backbone, bring_to_norm(backbone, choice))
     state = dict(backbone_state(changed))
     arrived = backbone_from_state("cifar-resnet8", state, changed.preprocess)
     assert arrived.fingerprint == changed.fingerprint
     broken = state | {"reference.whiten": torch.eye(3)}
     with pytest.raises(UserError, match="reference"):
         backbone_from_state("cifar-resnet8", broken, changed.preprocess)
+
+
+def test_a_reference_is_computed_once_for_the_same_features_alone() -> None:
+    """Eight seconds in every opening of a backbone; or another network's, which whitens nothing."""
+    backbone = load_backbone("cifar-resnet8", image_size=32, seed=11)
+    all_of_them = DepthChoice("all", "mean", IMAGE[:1])
+    calls = []
+
+    def public() -> torch.Tensor:
+        calls.append(1)
+        generator = torch.Generator().manual_seed(0)
+        size = (300, 1, 32, 32)
+        return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+
+    first = fit_public(backbone, all_of_them, public).state_dict()
+    again = fit_public(load_backbone("cifar-resnet8", image_size=32, seed=11), all_of_them, public)
+    assert len(calls) == 1
+    public_reference._kept.clear()
+    anew = fit_public(backbone, all_of_them, public)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        assert torch.equal(tensor, anew.state_dict()[name])
+    assert len(calls) == 2
+
+    fit_public(backbone, DepthChoice("last", "mean", IMAGE[:1]), public)
+    fit_public(backbone, DepthChoice("all", "mean-and-deviation", IMAGE[:1]), public)
+    other_weights = load_backbone("cifar-resnet8", image_size=32, seed=12)
+    fit_public(other_weights, all_of_them, public)
+    other_size = load_backbone("cifar-resnet8", image_size=16, seed=11)
+    fit_public(other_size, DepthChoice("all", "mean", IMAGE[:1, :, :16, :16]), public)
+    assert len(calls) == 6

@@ -88,14 +88,17 @@ privacy.target_epsilon=null privacy.noise_multiplier=9
 privacy.accountant=rdp
 privacy.grad_sample_mode=ghost
 train.closed_form.shares=equal
+adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {release: products}} train.closed_form.release=products
 train.finish=closed-form train.closed_form.epsilon_share=0.25
-"""
+"""  # noqa: E501
 TABLES = """
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
 task.columns=[z, x, y]
 task.categories=[{column: x, values: [f, n]}]
 task.target=z
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 train.closed_form.hinges=false
+pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 task.ranges=[{columns: [y], low: 0, high: 1}]
+pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=1 task.ranges=[{columns: [y], low: 0, high: 1}] train.closed_form.constants=declared
 """  # noqa: E501
 RESEARCHERS = """
 backbone.weights=other.safetensors
@@ -183,7 +186,7 @@ def test_every_key_of_a_plan_is_tried_here() -> None:
     for line in lines(IMAGES + PRIVATE + TABLES + RESEARCHERS):
         tried |= {option.partition("=")[0] for option in changes_of(line)}
     # what is inside a list is written with the list
-    within = ("task.categories.", "evaluate.subgroups.")
+    within = ("task.categories.", "task.ranges.", "evaluate.subgroups.")
     keys: set[str] = set()
     for row in describe_keys():
         if not row.key.startswith(within):

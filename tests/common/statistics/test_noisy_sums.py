@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedgraft.common.statistics.noisy_means import solve_counted, solve_equal
+from fedgraft.common.statistics.noisy_products import solve_products
 from fedgraft.common.statistics.noisy_sums import (
     COUNT_STEP,
+    PRODUCT_SCALE,
     SCALE,
     SENSITIVITY,
+    Draw,
     NoisySums,
+    count_products,
+    find_diagonal,
     round_within,
     sigma_of,
     simplex,
@@ -23,6 +28,15 @@ from fedgraft.common.statistics.noisy_sums import (
 )
 
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def draw_from(rng: np.random.Generator) -> Draw:
+    """Normal noise, rounded: quicker than exact."""
+
+    def draw(sigma: int, count: int) -> np.ndarray:
+        return np.rint(rng.normal(size=count) * sigma).astype(np.int64)
+
+    return draw
 
 
 def moved(sums: NoisySums) -> float:
@@ -39,6 +53,53 @@ def test_a_record_moves_the_sums_by_the_sensitivity_at_most(
     codes = np.eye(3)[[1]] if shares == "counted" else simplex(3)[[1]]
     counted = np.eye(3)[[1]] if shares == "counted" else np.ones((1, 1))
     assert moved(sum_units(features, codes, counted, np.ones(1))) <= SENSITIVITY
+
+
+def moved_with_products(sums: NoisySums) -> float:
+    """Return the norm of what a unit adds, each number in deviations of its noise, times SCALE."""
+    own = find_diagonal(len(sums.sums))
+    products = np.where(own, sums.products, sums.products * 2**0.5) * (SCALE / PRODUCT_SCALE)
+    return (moved(sums) ** 2 + float((products**2).sum())) ** 0.5
+
+
+@given(arrays(np.float32, (1, 7), elements=ANY))
+def test_with_products_a_record_moves_them_by_what_noise_is_scaled_to(features: np.ndarray) -> None:
+    """All of the norm in one feature is the worst for the diagonal, spread out for the rest."""
+    codes = np.eye(2)[[1]]
+    sums = sum_units(features, codes, codes, np.ones(1), products=True)
+    assert moved_with_products(sums) <= sigma_of(1.0, products=True)
+
+
+@given(st.integers(1, 9), st.integers(0, 2**32))
+def test_with_products_a_patient_moves_them_no_further(records: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(records, 5)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    codes = np.eye(2)[rng.integers(0, 2, records)]
+    shares = np.full(records, 1 / records)
+    sums = sum_units(features, codes, codes, shares, products=True)
+    assert moved_with_products(sums) <= sigma_of(1.0, products=True)
+    alike = sum_units(
+        features[[0] * records], codes[[0] * records], codes[[0] * records], shares, products=True
+    )
+    assert moved_with_products(alike) <= sigma_of(1.0, products=True)
+
+
+def test_products_are_noised_pair_by_pair() -> None:
+    """One draw for each unordered pair, √2 less than on the diagonal; no number without noise."""
+    sums = sum_units(np.zeros((4, 60)), np.ones((4, 1)), np.ones((4, 1)), np.ones(4), products=True)
+    assert sums.products.shape == (count_products(60),)
+    sigma = sigma_of(1.0, products=True)
+    noisy = sums.with_noise(sigma, draw_from(np.random.default_rng(0)))
+    noise = noisy.products / PRODUCT_SCALE
+    own = find_diagonal(60)
+    assert noise.all()
+    assert noise[own].std() == pytest.approx(sigma / SCALE, rel=0.3)
+    assert noise[~own].std() == pytest.approx(sigma / SCALE / 2**0.5, rel=0.1)
+    assert noisy.product_deviation == pytest.approx(sigma / SCALE)
+    twice = noisy + noisy
+    assert twice.product_deviation == pytest.approx(sigma / SCALE * 2**0.5)
+    assert (twice.products == 2 * noisy.products).all()
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32))
@@ -99,8 +160,7 @@ def test_the_head_tells_classes_apart(shares: str, sigma: float) -> None:
     counted = np.eye(classes)[y] if shares == "counted" else np.ones((len(y), 1))
     sums = sum_units(x, codes, counted, np.ones(len(y)))
     if sigma:
-        noise = np.rint(rng.normal(size=sums.sums.size + sums.counts.size) * sigma_of(sigma))
-        sums = sums.with_noise(noise.astype(np.int64), sigma_of(sigma))
+        sums = sums.with_noise(sigma_of(sigma), draw_from(rng))
     if shares == "counted":
         weights, bias = solve_counted(sums, "shares")
     else:
@@ -119,3 +179,32 @@ def test_counts_are_in_steps_of_their_weight() -> None:
     """What noise is scaled to and what is counted must be the same number."""
     sums = sum_units(np.zeros((5, 2)), np.ones((5, 1)), np.ones((5, 1)), np.ones(5))
     assert sums.counts.tolist() == [5 * COUNT_STEP]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 200.0])
+def test_products_tell_classes_apart_where_features_go_together(sigma: float) -> None:
+    """Twenty copies of a feature that says little drown class means; a scatter that is known does
+    not let them. Where all is noise the head is finite.
+    """
+    rng = np.random.default_rng(2)
+
+    def draw(records: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = (rng.random(records) < 0.3).astype(int)
+        shared = rng.normal(size=(records, 1)) * np.ones((records, 20))
+        own = rng.normal(size=(records, 4)) * 0.5
+        own[:, 0] += 0.8 * labels
+        x = np.concatenate([shared + 0.5 * labels[:, None], own], axis=1)
+        return x / np.linalg.norm(x, axis=1, keepdims=True), labels
+
+    x, y = draw(4000)
+    sums = sum_units(x, np.eye(2)[y], np.eye(2)[y], np.ones(len(y)), products=True)
+    if sigma:
+        sums = sums.with_noise(sigma_of(sigma, products=True), draw_from(rng))
+    tests, truth = draw(3000)
+    right = []
+    for weights, bias in (solve_products(sums, "shares"), solve_counted(sums, "shares")):
+        logits = tests @ weights.T + bias
+        assert np.isfinite(logits).all()
+        right.append((logits.argmax(1) == truth).mean())
+    if sigma < 100:
+        assert right[0] > right[1] + 0.02

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -27,7 +29,8 @@ def test_it_is_that_of_a_gaussian_process_with_a_linear_kernel() -> None:
 
     # weights of variance 1/λ in units of the noise, on standardised features
     mean, deviation = features.mean(0), features.std(0)
-    process = GaussianProcessRegressor(DotProduct(0, "fixed"), alpha=3.0, optimizer=None)
+    options: dict[str, Any] = {"alpha": 3.0, "optimizer": None}
+    process: Any = GaussianProcessRegressor(DotProduct(0, "fixed"), **options)
     process.fit((features - mean) / deviation, targets[:, 0] - targets[:, 0].mean())
     _, spread = process.predict((new - mean) / deviation, return_std=True)
     noise = solution.noise[0]

@@ -225,6 +225,10 @@ def test_a_right_release_is_never_refuted(
     assert audit["ceiling"] > 4
 
 
+def draw_nothing(sigma: int, count: int, randomness: Any) -> np.ndarray:
+    return np.zeros(count, np.int64)
+
+
 @pytest.mark.parametrize("shares", ["counted", "equal"])
 def test_a_canary_adds_one_to_its_own_score(noised: FinishedRun, shares: str) -> None:
     """Canaries that move the sums by less than a record may, or one another's scores."""
@@ -235,7 +239,7 @@ def test_a_canary_adds_one_to_its_own_score(noised: FinishedRun, shares: str) ->
     auditor = SumsAuditor.of(replace(target, run=changed), seed=1)
     included = np.arange(len(auditor.canaries)) % 3 == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sum_round, "draw_discrete_gaussian", lambda s, n, r: np.zeros(n, np.int64))
+        patch.setattr(sum_round, "draw_discrete_gaussian", draw_nothing)
         scores = auditor.score(1, included)
     assert scores == pytest.approx(included.astype(float), abs=1e-6)
 
@@ -249,7 +253,11 @@ def test_less_noise_than_stated_is_refuted(
     1 all the same.
     """
     honest = sum_round.sigma_of
-    monkeypatch.setattr(sum_round, "sigma_of", lambda noise: int(share * honest(noise)))
+
+    def too_little(noise_multiplier: float, **options: bool) -> int:
+        return int(share * honest(noise_multiplier, **options))
+
+    monkeypatch.setattr(sum_round, "sigma_of", too_little)
     audit = noised.attack("audit")
     assert audit["epsilon"] > audit["stated_epsilon"]
 
@@ -259,7 +267,7 @@ def test_noise_that_repeats_is_refuted(
 ) -> None:
     """Without any noise a few releases suffice."""
     monkeypatch.setattr(sums_audit, "CANARIES", 2_000)
-    monkeypatch.setattr(sum_round, "draw_discrete_gaussian", lambda s, n, r: np.zeros(n, np.int64))
+    monkeypatch.setattr(sum_round, "draw_discrete_gaussian", draw_nothing)
     audit = noised.attack("audit")
     assert audit["epsilon"] > 3 > audit["stated_epsilon"]
 

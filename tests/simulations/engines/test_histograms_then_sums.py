@@ -265,9 +265,9 @@ def test_rounds_are_filled_in_and_travel(table: Path) -> None:
         (("train.rounds=1",), "one for histograms and one for sums"),
         (("train.rounds=3",), "one for histograms and one for sums"),
         (("train={method: steps}",), "solved for in closed form alone"),
-        (("privacy={mode: sample, target_epsilon: 1}",), "without noise"),
-        (("privacy={mode: local, target_epsilon: 1}",), "without noise"),
-        (("privacy={mode: central, target_epsilon: 1}",), "without noise"),
+        (("privacy={mode: sample, target_epsilon: 1}",), "task.ranges: missing for a, b"),
+        (("privacy={mode: local, target_epsilon: 1}",), "task.ranges: missing for a, b"),
+        (("privacy={mode: central, target_epsilon: 1}",), "task.ranges: missing for a, b"),
         (("backbone.weights=some.safetensors",), "nothing that was trained beforehand"),
         (("backbone.random=true",), "nothing that was learnt beforehand"),
         (
