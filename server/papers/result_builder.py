@@ -66,7 +66,10 @@ class ResultBuilder:
         nodes = {}
         for name, examples in sorted(roster.examples.items()):
             nodes[name] = NodeFacts(examples=examples)
-        self._note_bytes(handout=self.result.bytes.handout.plus(traffic))
+        handed_out = self.result.bytes.handout.plus(traffic)
+        # a resumed run may send it again to those that had it: more bytes, and no more nodes
+        handed_out = handed_out.but(nodes=min(handed_out.nodes, len(nodes)))
+        self._note_bytes(handout=handed_out)
         self._note(nodes=nodes, refused=(*self.result.refused, *refused))
 
     def note_round(self, answers: Answers) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -534,6 +535,16 @@ def test_a_run_cut_off_in_its_last_evaluation(tiny, tmp_path):
     before = [timeless(row) for row in metric_lines(tmp_path / "run")]
     federation.run(tmp_path / "run", resume=True)
     assert [timeless(row) for row in metric_lines(tmp_path / "run")] == before
+
+
+def test_a_resumed_run_does_not_count_its_nodes_twice(tiny, tmp_path):
+    """16 nodes that the backbone was sent to, of 8: those of a simulation keep nothing."""
+    federation = tiny(3)
+    federation.run(tmp_path / "run")
+    for path in federation.nodes:
+        shutil.rmtree(load_node(path).store, ignore_errors=True)
+    result, _ = federation.run(tmp_path / "run", resume=True)
+    assert result["bytes"]["handout"]["nodes"] == 3
 
 
 def test_lines_of_an_unfinished_round_are_run_again(tiny, tmp_path):
