@@ -201,6 +201,7 @@ class Result(Part):
     Attributes:
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
+        missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
         engine, ledger, notes, data: what a simulation adds.
@@ -223,6 +224,7 @@ class Result(Part):
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    missing: int = 0
     seconds: dict[str, float] = {}
     nodes: dict[str, NodeFacts] = {}
     error: str = ""

@@ -27,6 +27,7 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
         sentences += _describe_gain(results, metric, word)
     if privacy:
         sentences += _describe_privacy(results)
+    sentences += _list_missing(results)
     sentences += _list_notes(results)
     for result in results:
         sentences += _list_refusals(result)
@@ -94,6 +95,21 @@ def _describe_privacy(results: Sequence[Result]) -> list[str]:
     ledger = results[0].get("ledger")
     if ledger:
         sentences.append(f"ledger: {ledger}")
+    return sentences
+
+
+def _list_missing(results: Sequence[Result]) -> list[str]:
+    """Return what to know of runs that began without some of the expected nodes."""
+    sentences = []
+    for result in results:
+        missing = result.get("missing", 0)
+        if missing:
+            took_part = (
+                f"{len(result['nodes'])} nodes took part, {missing} were expected and not there"
+            )
+            sentences.append(
+                f"seed {result['seed']}: {took_part}; this tells nothing of their records"
+            )
     return sentences
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from fedgraft.common.plan.section import Count, Names, Section
 
@@ -78,6 +77,8 @@ class ClosedFormSection(Section):
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
+    later: ClassVar[tuple[str, ...]] = ("method", "start", "finish", "closed_form")
+
     method: Literal["steps", "closed-form"] = Field(
         default="steps",
         description=(
@@ -133,25 +134,6 @@ class TrainSection(Section):
             " disk, rounded"
         ),
     )
-
-    @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys that older releases do not have, where nothing else is said: the hashes of
-        plans that were approved before stay what they are.
-        """
-        written = write(self)
-        for key, default in _LATER.items():
-            if written.get(key) == default:
-                del written[key]
-        return written
-
-
-_LATER: Mapping[str, Any] = {
-    "method": "steps",
-    "start": "drawn",
-    "finish": "steps",
-    "closed_form": ClosedFormSection().model_dump(mode="json"),
-}
 
 
 class PlannedTrainSection(TrainSection):

@@ -72,6 +72,11 @@ class ResultBuilder:
         self._note_bytes(handout=handed_out)
         self._note(nodes=nodes, refused=(*self.result.refused, *refused))
 
+    def note_missing(self, missing: int) -> None:
+        """Write down how many of the expected nodes were not there when the run began."""
+        if missing:
+            self._note(missing=missing)
+
     def note_round(self, answers: Answers) -> None:
         """Write down a round's bytes and refusals, and what nodes spent of their budgets."""
         privacy = dict(self.result.privacy)
