@@ -61,7 +61,8 @@ def print_table(results: Sequence[Result], console: Console) -> None:
         table.add_row(model.name, *show_cells(model))
     console.print(table)
     for line in describe_results(results):
-        console.print(line, soft_wrap=True)
+        # names in it are no markup
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def count_round_bytes(spent: Mapping[str, Any]) -> int:
