@@ -199,6 +199,7 @@ class Result(Part):
         path.write_text(result.but(engine="inprocess").to_text(indent=1))
 
     Attributes:
+        confusion: of each node's test records, counts by true class and answer.
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
         missing: how many nodes were expected and not there when the run began.
@@ -221,6 +222,7 @@ class Result(Part):
     bytes: Bytes
     encoding: EncodingFacts = EncodingFacts()
     closed_form: ClosedFormFacts | None = None
+    confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
+from fedgraft.simulations.answers import describe_answers
 from fedgraft.simulations.readable import show_bytes
 
 Result = Mapping[str, Any]
@@ -16,13 +17,14 @@ GAINS = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 
 def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list[str]:
-    """Return sentences on bytes, on what the backbone brings, on ε, and on whoever was left out.
+    """Return sentences on what answers are worth, on bytes, on what the backbone brings, on ε, and
+    on whoever was left out.
 
     Args:
         results: result.json of each seed.
         privacy: whether ε and its ledger are among them.
     """
-    sentences = [_describe_bytes(results[0])]
+    sentences = [*describe_answers(results), _describe_bytes(results[0])]
     for metric, word in GAINS.items():
         sentences += _describe_gain(results, metric, word)
     if privacy:

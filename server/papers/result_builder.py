@@ -110,7 +110,7 @@ class ResultBuilder:
         """Write down the last evaluation."""
         self._note_bytes(evaluate=evaluation.traffic)
         refused = (*self.result.refused, *evaluation.refused)
-        self._note(final=evaluation.final, refused=refused)
+        self._note(final=evaluation.final, refused=refused, confusion=evaluation.confusion)
 
     # ── at its end ────────────────────────────────────────────────────────────────────────────────
     def complete(self) -> None:
