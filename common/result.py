@@ -199,8 +199,10 @@ class Result(Part):
         path.write_text(result.but(engine="inprocess").to_text(indent=1))
 
     Attributes:
+        confusion: of each node's test records, counts by true class and answer.
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
+        missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
         engine, ledger, notes, data: what a simulation adds.
@@ -220,9 +222,11 @@ class Result(Part):
     bytes: Bytes
     encoding: EncodingFacts = EncodingFacts()
     closed_form: ClosedFormFacts | None = None
+    confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    missing: int = 0
     seconds: dict[str, float] = {}
     nodes: dict[str, NodeFacts] = {}
     error: str = ""

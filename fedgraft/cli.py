@@ -47,8 +47,9 @@ def validate(
         bool, typer.Option("--keys", help="Describe every key of a plan instead.")
     ] = False,
 ) -> None:
-    """Check a plan and print its identity: the hash of all of it, which results name, and of its
-    agreement, which hospitals approve.
+    """Check a plan by trying its network, its adapter, its data and one batch, and print its
+    identity: the hash of all of it, which results name, and of its agreement, which hospitals
+    approve.
 
     Example: `fedgraft validate pneumonia --set train.rounds=5`
     """
@@ -66,18 +67,28 @@ def validate(
             "every key of a plan", ["key", "type", "default", "what it is"], describe_keys()
         )
         return
+    from fedgraft.client.node.finding import print_findings
+    from fedgraft.simulations.try_plan import try_plan
+
+    path = find_plan(plan)
     checked = load_plan(plan, set_ or [])
+    findings = list(try_plan(checked, path))
+    is_wrong = any(finding.is_wrong for finding in findings)
     if json_:
         identity = {
             "plan_hash": plan_hash(checked),
             "agreement_hash": agreement_hash(checked),
             "plan": json.loads(canonical(checked)),
+            "findings": [finding.to_json() for finding in findings],
         }
         _print_json(identity)
     else:
-        print(f"{find_plan(plan)}: a valid plan")
+        print(f"{path}: {'cannot be run here' if is_wrong else 'a valid plan'}")
+        print_findings(findings)
         print(f"plan       {plan_hash(checked)}")
         print(f"agreement  {agreement_hash(checked)}  (what hospitals approve)")
+    if is_wrong:
+        raise typer.Exit(2)
 
 
 @app.command()

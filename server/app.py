@@ -28,7 +28,7 @@ from fedgraft.server.aggregation.aggregation import begin_aggregation
 from fedgraft.server.evaluation import evaluate_everywhere
 from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
-from fedgraft.server.handout import Roster, gather
+from fedgraft.server.handout import Roster, count_missing, gather
 from fedgraft.server.messages import round_content
 from fedgraft.server.papers.model_card import model_card
 from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
@@ -46,10 +46,13 @@ def main(grid: Grid, context: Context) -> None:
     run_from_config(grid, context)
 
 
-def run_from_config(grid: Grid, context: Context, *, seeded_noise: bool = False) -> None:
+def run_from_config(
+    grid: Grid, context: Context, *, dealt: int = 0, seeded_noise: bool = False
+) -> None:
     """Read the run config and federate. An error is written to the run's folder and raised.
 
     Args:
+        dealt: how many nodes have records, where that is known: a simulation's.
         seeded_noise: central noise that can be repeated: for simulations only.
     """
     config = context.run_config
@@ -66,7 +69,7 @@ def run_from_config(grid: Grid, context: Context, *, seeded_noise: bool = False)
     federation = Federation(
         plan,
         backbone,
-        expected=int(config.get("nodes-expected", 0)) or plan.aggregate.min_nodes,
+        expected=int(config.get("nodes-expected", 0)) or dealt or plan.aggregate.min_nodes,
         seeded_noise=seeded_noise,
     )
 
@@ -110,6 +113,7 @@ def federate(
         # ── the backbone, once to every node that lacks it ────────────────────────────────────────
         run.watch.start()
         roster = gather(grid, federation)
+        run.note_missing(count_missing(grid, federation))
         run.note_handout(roster)
         run.watch.stop("handout")
 

@@ -211,13 +211,15 @@ def _print_result(result: dict[str, Any], json_: bool) -> None:
 
 def _print_nodes(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "status", "since")
     table.add_column("id", no_wrap=True)
     table.add_column("key", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["status"], row["since"], row["id"], row["key"])
+        cells = (row["name"], row["status"], row["since"], row["id"], row["key"])
+        table.add_row(*map(escape, cells))
     Console().print(table)
 
 

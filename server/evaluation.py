@@ -31,12 +31,14 @@ class Evaluation:
         traffic: the bytes of it.
         refused: the nodes that measured nothing, and why.
         lines: one of metrics.jsonl for each node that measured.
+        confusion: counts by true class and answer, of each node that measured.
     """
 
     final: FinalMetrics
     traffic: Traffic
     refused: list[Refusal]
     lines: list[dict[str, Any]]
+    confusion: dict[str, list[list[int]]]
 
 
 def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
@@ -64,7 +66,7 @@ def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
     for name, metrics in merging.nodes.items():
         lines.append({"round": last.number, "node": name, "final": metrics})
     refused = refusals_of(replies, last.number, "evaluation: ")
-    return Evaluation(merging.final(), _traffic(replies), refused, lines)
+    return Evaluation(merging.final(), _traffic(replies), refused, lines, merging.confusion)
 
 
 def chosen(sums: Sums, plan: Plan) -> Metrics:
@@ -79,6 +81,7 @@ class _Merging:
 
     plan: Plan
     nodes: dict[str, Metrics] = field(default_factory=dict)
+    confusion: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = self.plan.evaluate.subgroups
@@ -95,6 +98,8 @@ class _Merging:
         self._groups.add(read_groups(content, self._groups.sizes, sums, task))
         self._all = self._all + sums
         self.nodes[name] = chosen(sums, self.plan)
+        if sums.examples:
+            self.confusion[name] = sums.counts()
 
     def final(self) -> FinalMetrics:
         """Return the metrics of all that was taken in."""

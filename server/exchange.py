@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedgraft.common.errors import Code
+from fedgraft.common.files.foreign_text import as_printable
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.message_size import message_bytes
 
@@ -46,7 +47,7 @@ class Replies:
     def take(self, name: str, message: Message, timeout: float, read: Read | None = None) -> None:
         """Write down one node's reply, or let it be read at once and forgotten."""
         if message.has_error():
-            self.refused[name] = _words(message.error.reason, timeout)
+            self.refused[name] = as_printable(_words(message.error.reason, timeout))
             return
         self.up[name] = message_bytes(message)
         refusal = message.content.config_records.get("refused")
@@ -58,12 +59,12 @@ class Replies:
             try:
                 read(name, message.content)
             except BadUpdate as error:
-                self.refused[name] = str(error)
+                self.refused[name] = as_printable(str(error))
 
     def _take_refusal(self, name: str, refusal: ConfigRecord) -> None:
-        self.refused[name] = str(refusal.get("reason", "no reason given"))[:2000]
+        self.refused[name] = as_printable(str(refusal.get("reason", "no reason given")))
         self.codes[name] = Code.read(refusal.get("code"))
-        self.called[name] = str(refusal.get("node", name))[:100]
+        self.called[name] = as_printable(str(refusal.get("node", name)), most=100)
 
 
 def exchange(

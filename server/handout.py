@@ -239,16 +239,29 @@ def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tenso
     yield part
 
 
+def count_missing(grid: Grid, federation: Federation) -> int:
+    """Return how many of the expected nodes are not connected."""
+    return max(federation.expected - len(list(grid.get_node_ids())), 0)
+
+
 def gather(grid: Grid, federation: Federation) -> Roster:
     """Wait for the expected nodes (as long as the federation is patient), offer and hand out.
 
     Raises:
-        RunFailed: fewer than the plan's `min_nodes` joined; the message says why each other one did
-            not.
+        RunFailed: fewer are there than were expected, and the plan does not allow it; or fewer than
+            the plan's `min_nodes` joined, and the message says why each other one did not.
     """
     deadline = time.monotonic() + federation.patience
-    while len(list(grid.get_node_ids())) < federation.expected and time.monotonic() < deadline:
+    while count_missing(grid, federation) and time.monotonic() < deadline:
         time.sleep(POLL)
+    missing = count_missing(grid, federation)
+    if missing and federation.plan.aggregate.missing == "refuse":
+        there = f"{federation.expected - missing} of {federation.expected} nodes are there"
+        remedy = (
+            "start the others; or expect fewer; or write `missing: allow` under aggregate, and the"
+            " results will say so"
+        )
+        raise RunFailed(f"{there}, and a run over some of them tells of some of them; {remedy}")
     roster = Roster(grid, federation.plan, federation.backbone)
     roster.refresh()
     least = federation.plan.aggregate.min_nodes

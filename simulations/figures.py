@@ -59,8 +59,20 @@ def draw_labels_by_node(
         _write_totals(axes, totals)
     _explain_colours(figure, axes, classes)
 
+    show_names_as_they_are(figure)
     with replacing(path) as part:
         figure.savefig(part, dpi=150, format="png")
+
+
+def show_names_as_they_are(figure: Figure) -> None:
+    """Take no text of a picture for a formula: a name with two dollars in it would be set as one,
+    or end the run.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_parse_math(False)
 
 
 def _draw_bars(axes: Axes, table: np.ndarray, classes: Sequence[str]) -> np.ndarray:

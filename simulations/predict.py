@@ -18,6 +18,7 @@ from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.common.errors import UserError
+from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
@@ -48,6 +49,7 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     try:
         with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
+            # `p_` before it: no name begins like a formula
             head = ["input", "class", *(f"p_{name}" for name in shared.classes)]
             if shared.variance is not None:
                 head.append("deviation")
@@ -85,7 +87,8 @@ def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) ->
     deviations = shared.deviations(inputs)
     for at, row in enumerate(shared.probabilities(inputs)):
         likeliest = int(row.argmax())
-        line = [names[at], shared.classes[likeliest], *(f"{value:.6f}" for value in row.tolist())]
+        line = [as_cell(names[at]), as_cell(shared.classes[likeliest])]
+        line += [f"{value:.6f}" for value in row.tolist()]
         if deviations is not None:
             line.append(f"{float(deviations[at, likeliest]):.6f}")
         lines.append(line)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
+from fedgraft.simulations.answers import describe_answers
 from fedgraft.simulations.readable import show_bytes
 
 Result = Mapping[str, Any]
@@ -16,17 +17,19 @@ GAINS = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 
 def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list[str]:
-    """Return sentences on bytes, on what the backbone brings, on ε, and on whoever was left out.
+    """Return sentences on what answers are worth, on bytes, on what the backbone brings, on ε, and
+    on whoever was left out.
 
     Args:
         results: result.json of each seed.
         privacy: whether ε and its ledger are among them.
     """
-    sentences = [_describe_bytes(results[0])]
+    sentences = [*describe_answers(results), _describe_bytes(results[0])]
     for metric, word in GAINS.items():
         sentences += _describe_gain(results, metric, word)
     if privacy:
         sentences += _describe_privacy(results)
+    sentences += _list_missing(results)
     sentences += _list_notes(results)
     for result in results:
         sentences += _list_refusals(result)
@@ -94,6 +97,21 @@ def _describe_privacy(results: Sequence[Result]) -> list[str]:
     ledger = results[0].get("ledger")
     if ledger:
         sentences.append(f"ledger: {ledger}")
+    return sentences
+
+
+def _list_missing(results: Sequence[Result]) -> list[str]:
+    """Return what to know of runs that began without some of the expected nodes."""
+    sentences = []
+    for result in results:
+        missing = result.get("missing", 0)
+        if missing:
+            took_part = (
+                f"{len(result['nodes'])} nodes took part, {missing} were expected and not there"
+            )
+            sentences.append(
+                f"seed {result['seed']}: {took_part}; this tells nothing of their records"
+            )
     return sentences
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedgraft.simulations.answers import read_answers
 from fedgraft.simulations.readable import show_bytes, show_spread
 from fedgraft.simulations.results_in_words import describe_results
 
@@ -19,7 +20,8 @@ Metrics = Mapping[str, Any]
 Find = Callable[[Result], Metrics | None]
 
 # as wide as a terminal of 80 columns bears: some columns with their spread, some without
-WITH_SPREAD = {"accuracy": "accuracy", "auroc": "AUROC"}
+# first what a rare class cannot flatter
+WITH_SPREAD = {"auroc": "AUROC", "accuracy": "accuracy"}
 MEAN_ONLY = {"loss": "loss", "calibration_error": "ECE"}
 COLUMNS = (*WITH_SPREAD.values(), *MEAN_ONLY.values(), "sent")
 
@@ -61,7 +63,8 @@ def print_table(results: Sequence[Result], console: Console) -> None:
         table.add_row(model.name, *show_cells(model))
     console.print(table)
     for line in describe_results(results):
-        console.print(line, soft_wrap=True)
+        # names in it are no markup
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def count_round_bytes(spent: Mapping[str, Any]) -> int:
@@ -84,8 +87,18 @@ def _find_best_alone(result: Result) -> Metrics | None:
     return alone.get("best")
 
 
+def _find_commonest(result: Result) -> Metrics | None:
+    """Return what it is worth to answer always the commonest class."""
+    answers = read_answers(result)
+    if answers is None:
+        return None
+    examples = int(answers.counts.sum())
+    return {"accuracy": answers.majority, "auroc": 0.5, "examples": examples}
+
+
 MODELS: dict[str, Find] = {
     "shared model": _find_shared,
+    "commonest class": _find_commonest,
     "one round": _find_baseline("one-round"),
     "head only": _find_baseline("head"),
     "random backbone": _find_baseline("random-backbone"),

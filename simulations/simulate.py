@@ -111,7 +111,7 @@ def simulate_plan(
         results.append(run_seed_or_explain(job))
     if options.summary and not options.quiet:
         print_table([result.to_json() for result in results], Console())
-        Console().print(f"[bold]{folder}[/bold]", soft_wrap=True)
+        Console().print(str(folder), style="bold", soft_wrap=True, markup=False)
     if seeds == 1:
         return results[0].to_json()
     RunFolder(folder).write_result(SeedResults(schema_=1, seeds=tuple(results)))

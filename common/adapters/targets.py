@@ -14,6 +14,12 @@ from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.family import kind_of
 from fedgraft.common.errors import UserError
 
+# layers that adapters serve, and the methods that say what they compute
+COMPUTED_BY: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("forward",),
+    nn.Conv2d: ("forward", "_conv_forward"),
+    nn.MultiheadAttention: ("forward",),
+}
 # names of candidates in one message, from the beginning and from the end
 FIRST_SHOWN = 3
 LAST_SHOWN = 2
@@ -28,10 +34,23 @@ def find_layers(net: nn.Module) -> dict[str, nn.Module]:
     """
     layers: dict[str, nn.Module] = {}
     for name, module in net.named_modules():
-        is_layer = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
-        if is_layer and ".cpb_mlp." not in name:
+        if computes_as_known(module) and ".cpb_mlp." not in name:
             layers[name] = module
     return layers
+
+
+def computes_as_known(module: nn.Module) -> bool:
+    """Whether a module is a layer that adapters serve, or of a class of its own that computes just
+    the same.
+
+    An adapter runs beside a layer and is folded into its weight. Of a convolution that pads its
+    input first, as TensorFlow's do, it would see another input than the layer.
+    """
+    for kind, methods in COMPUTED_BY.items():
+        if isinstance(module, kind):
+            own = type(module)
+            return all(getattr(own, name) is getattr(kind, name) for name in methods)
+    return False
 
 
 def find_blocks(net: nn.Module) -> dict[str, nn.Module]:
@@ -83,9 +102,14 @@ def select(
     the patterns (`fnmatch`).
 
     Raises:
-        UserError: nothing is picked, or "last-block" for a network without residual blocks.
+        UserError: nothing is picked, by "auto" neither, or "last-block" for a network without
+            residual blocks.
     """
     if targets == "auto":
+        if not candidates:
+            what = "auto matches nothing in this network that this method can serve"
+            remedy = "write `method: head` under adapter: nothing else of it can be trained"
+            raise UserError(what, where="adapter.targets", remedy=remedy)
         return dict(candidates)
     if targets == "last-block":
         patterns = [_last_block(candidates, net)]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ REMEDY = (
     "it must be the .fab file that the coordinator's `fedgraft server run` or `flwr build` made"
 )
 _MANIFEST = ".info/CONTENT"
+# every path that a bundle may have: the manifest, its description, and modules of its rooms
+_OWN_NAME = re.compile(
+    r"\.info/CONTENT|pyproject\.toml|(fedgraft/__init__|(client|server|common)(/[A-Za-z0-9_]+)+)\.py"
+)
+MOST_FILES = 5000
 
 # pyproject.toml of the repository names another app, with what only a simulation has; a test holds
 # the files of both together
@@ -229,9 +235,22 @@ def _unpack(data: bytes) -> dict[str, bytes]:
 
 
 def _check_entries(archive: zipfile.ZipFile) -> None:
+    """Raise `_NoBundle` for an archive that holds anything but plain files of fedgraft's own names:
+    an administrator unpacks it.
+    """
     names = archive.namelist()
-    if len(set(names)) != len(names):
+    if len(names) > MOST_FILES:
+        raise _NoBundle(f"{len(names):,} files; a bundle has at most {MOST_FILES:,}")
+    # as a file system sees them that knows no capitals
+    if len({name.casefold() for name in names}) != len(names):
         raise _NoBundle("a name is in it twice")
+    for entry in archive.infolist():
+        # absolute names, `..`, and links would write outside the folder that it is unpacked to
+        if _OWN_NAME.fullmatch(entry.filename) is None:
+            raise _NoBundle(f"{entry.filename[:100]!r} is no file of a bundle")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise _NoBundle(f"{entry.filename[:100]!r} is no plain file")
     size = sum(entry.file_size for entry in archive.infolist())
     if size > MOST_UNPACKED:
         raise _NoBundle("it unpacks to more than ten times what Flower allows")

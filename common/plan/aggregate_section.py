@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,11 +49,20 @@ else:
 class AggregateSection(Section):
     """How the server combines the nodes' adapters."""
 
+    later: ClassVar[tuple[str, ...]] = ("missing",)
+
     strategy: StrategyName = Field(default="fedavg", description="the rule that combines them")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="part of the nodes asked in each round"
     )
     min_nodes: Count = Field(default=2, description="fewest good replies that a round needs")
+    missing: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description=(
+            "where fewer nodes are there at the start than were expected; allow: the run begins"
+            " without them, from min_nodes on, and its results say so"
+        ),
+    )
     server_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description=(

@@ -6,9 +6,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from fedgraft.common.files.mistakes import Contradictions, shown
 
@@ -16,11 +23,26 @@ T = TypeVar("T")
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, no unknown key, no NaN, no text taken for a number."""
+    """A group of keys: frozen, no unknown key, no NaN, no text taken for a number.
+
+    Attributes:
+        later: keys that older releases do not have. At their defaults they are not written, so that
+            the hashes of plans that were approved before stay what they are.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later keys at their defaults."""
+        written = write(self)
+        for key in self.later:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                written.pop(key, None)
+        return written
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

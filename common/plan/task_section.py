@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -70,6 +68,8 @@ class RangeSection(Section):
 
 class TaskSection(Section):
     """What is to be told apart."""
+
+    later: ClassVar[tuple[str, ...]] = ("ranges",)
 
     kind: Kind = Field(description="what the data are")
     classes: Annotated[Names, Field(min_length=2)] = Field(
@@ -144,16 +144,6 @@ class TaskSection(Section):
     def undeclared(self) -> tuple[str, ...]:
         """Return the columns of numbers that have no range."""
         return tuple(name for name in self.numbers if name not in self.declared)
-
-    @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ranges out where there are none: older releases do not have the key, and hashes of
-        plans that were approved before stay what they are.
-        """
-        written = write(self)
-        if not written.get("ranges"):
-            written.pop("ranges", None)
-        return written
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskSection:

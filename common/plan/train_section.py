@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from fedgraft.common.plan.section import Count, Names, Section
 
@@ -23,6 +22,8 @@ class OptimizerSection(Section):
 
 class ClosedFormSection(Section):
     """A head that is solved from sums over records."""
+
+    later: ClassVar[tuple[str, ...]] = ("constants", "release", "epsilon_share", "variance")
 
     features: Literal["all", "last"] | Annotated[Names, Field(min_length=1)] = Field(
         default="all",
@@ -89,14 +90,11 @@ class ClosedFormSection(Section):
         description="features are rounded to bound / 2^bits, so that sums are exact in any order",
     )
 
-    @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older releases do not have, see `TrainSection`."""
-        return leave_out(write(self), _LATER_IN_CLOSED_FORM)
-
 
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
+
+    later: ClassVar[tuple[str, ...]] = ("method", "start", "finish", "closed_form")
 
     method: Literal["steps", "closed-form"] = Field(
         default="steps",
@@ -153,30 +151,6 @@ class TrainSection(Section):
             " disk, rounded"
         ),
     )
-
-    @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys that older releases do not have, where nothing else is said: the hashes of
-        plans that were approved before stay what they are.
-        """
-        return leave_out(write(self), _LATER)
-
-
-def leave_out(written: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section as it is written without the keys that hold these defaults."""
-    for key, default in defaults.items():
-        if written.get(key) == default:
-            del written[key]
-    return written
-
-
-_LATER_IN_CLOSED_FORM: Mapping[str, Any] = {"constants": "counted", "release": "sums"}
-_LATER: Mapping[str, Any] = {
-    "method": "steps",
-    "start": "drawn",
-    "finish": "steps",
-    "closed_form": ClosedFormSection().model_dump(mode="json"),
-}
 
 
 class PlannedTrainSection(TrainSection):

@@ -94,6 +94,10 @@ class ClassificationSums:
         examples = int(confusion.sum())
         return replace(zero(self.classes), confusion=confusion, examples=examples)
 
+    def counts(self) -> list[list[int]]:
+        """Return the confusion counts by true and predicted class."""
+        return self.confusion.tolist()
+
     # ── what is reported to people ────────────────────────────────────────────────────────────────
     def summary(self) -> dict[str, float | int | None]:
         """Return the metrics; None where one is undefined (no examples; AUROC of one class only).

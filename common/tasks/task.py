@@ -39,6 +39,12 @@ class Sums(Protocol):
         """Return the counts alone with noise `(cells,)` added; all else is undefined."""
         ...
 
+    def counts(self) -> list[list[int]]:
+        """Return how many predictions there are by true class and answer, `(classes, classes)`;
+        nothing where answers are no classes.
+        """
+        ...
+
     def summary(self) -> dict[str, float | int | None]:
         """Return the metrics by name; None where one is undefined."""
         ...

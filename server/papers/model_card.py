@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
@@ -103,7 +104,7 @@ def _details(plan: Plan, result: Result) -> list[str]:
     return [
         *_heading("## Model details"),
         f"- What: `{result.backbone.name}`, frozen, with a {method} adapter and a head for",
-        f"  {len(classes)} classes: {', '.join(classes)}",
+        f"  {len(classes)} classes: {', '.join(map(as_markdown, classes))}",
         f"- Size: {result.adapter.values:,} trained values ({sizes.adapter:,} bytes) on a backbone"
         " of",
         f"  {sizes.backbone:,} bytes",
@@ -219,7 +220,8 @@ def _row(name: str, metrics: Metrics) -> str:
         low, high = wilson(accuracy, count)
         interval = f"{low:.3f}–{high:.3f}"
     examples = UNKNOWN if count is None else f"{count:,}"
-    cells = [name, examples, _number(accuracy), interval, _number(metrics.get("auroc"))]
+    cells = [as_markdown(name), examples, _number(accuracy), interval]
+    cells.append(_number(metrics.get("auroc")))
     return f"| {' | '.join(cells)} |"
 
 
@@ -242,7 +244,8 @@ def _gap(nodes: Mapping[str, Metrics]) -> str:
     worst = min(known, key=known.__getitem__)
     best = max(known, key=known.__getitem__)
     gap = 100 * (known[best] - known[worst])
-    return f"Worst site: {worst}; {gap:.1f} points of accuracy below the best, {best}."
+    apart = f"{gap:.1f} points of accuracy below the best, {as_markdown(best)}"
+    return f"Worst site: {as_markdown(worst)}; {apart}."
 
 
 def _people(plan: Plan, result: Result) -> str:
@@ -253,7 +256,7 @@ def _people(plan: Plan, result: Result) -> str:
             "the plan names no column such as sex, age or skin; whether results differ between"
             " groups is not known"
         )
-    names = [f"{column.column} ({', '.join(column.groups)})" for column in columns]
+    names = [as_markdown(f"{each.column} ({', '.join(each.groups)})") for each in columns]
     results = "no node told of any of these groups"
     if any(result.final.subgroups.values()):
         results = "see Quantitative analyses"
@@ -277,7 +280,8 @@ def _left_out(result: Result) -> list[str]:
         return ["- No update was left out"]
     lines = ["- Updates left out:"]
     for refusal in result.refused:
-        lines.append(f"  - round {refusal.round}, {refusal.node}: {refusal.reason}")
+        why = as_markdown(f"{refusal.node}: {refusal.reason}")
+        lines.append(f"  - round {refusal.round}, {why}")
     return lines
 
 

@@ -66,8 +66,16 @@ class ResultBuilder:
         nodes = {}
         for name, examples in sorted(roster.examples.items()):
             nodes[name] = NodeFacts(examples=examples)
-        self._note_bytes(handout=self.result.bytes.handout.plus(traffic))
+        handed_out = self.result.bytes.handout.plus(traffic)
+        # a resumed run may send it again to those that had it: more bytes, and no more nodes
+        handed_out = handed_out.but(nodes=min(handed_out.nodes, len(nodes)))
+        self._note_bytes(handout=handed_out)
         self._note(nodes=nodes, refused=(*self.result.refused, *refused))
+
+    def note_missing(self, missing: int) -> None:
+        """Write down how many of the expected nodes were not there when the run began."""
+        if missing:
+            self._note(missing=missing)
 
     def note_round(self, answers: Answers) -> None:
         """Write down a round's bytes and refusals, and what nodes spent of their budgets."""
@@ -102,7 +110,7 @@ class ResultBuilder:
         """Write down the last evaluation."""
         self._note_bytes(evaluate=evaluation.traffic)
         refused = (*self.result.refused, *evaluation.refused)
-        self._note(final=evaluation.final, refused=refused)
+        self._note(final=evaluation.final, refused=refused, confusion=evaluation.confusion)
 
     # ── at its end ────────────────────────────────────────────────────────────────────────────────
     def complete(self) -> None:

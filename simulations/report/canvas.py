@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from fedgraft.simulations.figures import COLOURS
+from fedgraft.simulations.figures import COLOURS, show_names_as_they_are
 from fedgraft.simulations.readable import show_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def render_svg(figure: Figure) -> bytes:
     """Return the same bytes for the same picture: no date, no random ids."""
     from matplotlib import rc_context
 
+    show_names_as_they_are(figure)
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "fedgraft", "svg.fonttype": "path", "font.size": 11.5}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedgraft.common.plan.evaluate_section import SubgroupsSection
 from fedgraft.common.plan.plan import Plan
+from fedgraft.simulations.answers import Answers, read_site_answers
 from fedgraft.simulations.readable import show_spread
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.intervals import Interval, estimate_share, show_interval
@@ -39,7 +40,7 @@ def show_fairness(plan: Plan, result: Result) -> list[str]:
     sites = _select_measured(dict(sorted(result["final"]["nodes"].items())))
     if not sites:
         return []
-    worst, gap = describe_gap(sites)
+    worst, gap = describe_gap(_balance(sites, read_site_answers(result)))
     subgroups = result["final"].get("subgroups", {})
     return [
         page.heading("Does it serve every site?"),
@@ -50,13 +51,28 @@ def show_fairness(plan: Plan, result: Result) -> list[str]:
     ]
 
 
-def describe_gap(rows: Rows) -> tuple[str, str]:
-    """Return which row has the lowest accuracy, and the words for how far below the highest that
-    is.
+def _balance(sites: Rows, answers: Mapping[str, Answers]) -> Rows:
+    """Return the sites with the balanced accuracy of each: accuracy alone would call that site the
+    worst which has the most of the harder class.
     """
+    balanced = {}
+    for name, row in sites.items():
+        balanced[name] = row
+        if name in answers:
+            balanced[name] = {**row, "balanced_accuracy": answers[name].balanced_accuracy}
+    return balanced
+
+
+def describe_gap(rows: Rows) -> tuple[str, str]:
+    """Return which row has the lowest accuracy, balanced over classes where that is known of all,
+    and the words for how far below the highest that is.
+    """
+    key = "accuracy"
+    if all("balanced_accuracy" in row for row in rows.values()):
+        key = "balanced_accuracy"
 
     def accuracy_of(name: str) -> float:
-        return rows[name]["accuracy"]
+        return rows[name][key]
 
     worst = min(rows, key=accuracy_of)
     best = max(rows, key=accuracy_of)
@@ -65,7 +81,7 @@ def describe_gap(rows: Rows) -> tuple[str, str]:
 
     low = accuracy_of(worst)
     points = 100 * (accuracy_of(best) - low)
-    words = f"{worst}, accuracy {low:.3f}; {points:.1f} points below {best}."
+    words = f"{worst}, {key.replace('_', ' ')} {low:.3f}; {points:.1f} points below {best}."
     if _overlap(_accuracy(rows[worst]), _accuracy(rows[best])):
         words += OVERLAP
     return worst, words

@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 # lines of a run's metrics.jsonl
 Lines = Sequence[Mapping[str, Any]]
 
-HEAD = ("model", "accuracy", "AUROC", "F1", "loss", "calibration error", "sent in all rounds")
+HEAD = ("model", "AUROC", "accuracy", "F1", "loss", "calibration error", "sent in all rounds")
 READING = (
     "In brackets: 95 % intervals, for what other test examples of the same kind would show. One run"
     " tells nothing of another seed; a study does. AUROC: how often a case of one class is scored"
@@ -56,7 +56,7 @@ def show_quality(result: Result, lines: Lines) -> list[str]:
 
 def _model_cells(model: MeasuredModel, tests: Sequence[int]) -> list[str]:
     (row,) = model.metrics
-    cells = [model.name, _show_accuracy(row), _show_area(row, tests)]
+    cells = [model.name, _show_area(row, tests), _show_accuracy(row)]
     for key in ("f1", "loss", "calibration_error"):
         cells.append(show_spread([row.get(key)]))
     if model.sent:

@@ -18,6 +18,7 @@ from fedgraft.common.inputs import INPUTS
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.simulations.answers import read_answers
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import AttackResults, read_attack_results
@@ -41,6 +42,10 @@ Result = Mapping[str, Any]
 NO_ATTACK = (
     "No attack was run against this model. `fedgraft study membership` runs some on a plan like"
     " this."
+)
+AREA = (
+    "how well it tells cases apart (AUROC: how often one of a class is scored above one of another;"
+    " guessing: 0.5)"
 )
 BEST_ATTACK = (
     "how well the best attack tells who was in the data (AUC; guessing: 0.50, always right: 1)"
@@ -134,10 +139,12 @@ def _describe_length(result: Result) -> str:
 def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card]:
     cards = []
     final = result["final"]["global"]
+    area = final.get("auroc")
+    if area is not None:
+        cards.append(Card(f"{area:.3f}", AREA, warn=area <= 0.5))
     accuracy = final.get("accuracy")
     if accuracy is not None:
-        meaning = f"of {final['examples']} test examples told rightly"
-        cards.append(Card(f"{100 * accuracy:.1f} %", meaning))
+        cards.append(_make_accuracy_card(accuracy, result))
 
     spent = [row["epsilon"] for row in result["privacy"].values()]
     cards.append(make_privacy_card(spent))
@@ -152,6 +159,16 @@ def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card
         area = strongest["auc"]
         cards.append(Card(f"{area:.2f}", BEST_ATTACK, warn=is_leak(strongest)))
     return cards
+
+
+def _make_accuracy_card(accuracy: float, result: Result) -> Card:
+    """Return how often the model is right, beside what the commonest class would be."""
+    meaning = f"of {result['final']['global']['examples']} test examples told rightly"
+    answers = read_answers(result)
+    if answers is None:
+        return Card(f"{100 * accuracy:.1f} %", meaning)
+    meaning += f"; always “{answers.commonest}” would be right for {answers.majority:.1%}"
+    return Card(f"{100 * accuracy:.1f} %", meaning, warn=accuracy <= answers.majority)
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────

@@ -153,7 +153,7 @@ class _CellProgress:
     def _print(self, cell: str, outcome: str, left: str) -> None:
         number = f"{self._done}/{self._total}"
         line = f"{self._name} {number}  {cell}  {outcome}, {left} left"
-        self._console.print(line, soft_wrap=True)
+        self._console.print(line, soft_wrap=True, markup=False)
 
 
 def _show_seconds(seconds: float) -> str:

@@ -97,6 +97,7 @@ class Tiny:
         handle: Handle = client_app,
         resume: bool = False,
         seeded_noise: bool = False,
+        expected: int | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], Recorder]:
         """Federate into `out`; what `federate` returns (or what it raises, with `recorder` lost)
@@ -106,7 +107,11 @@ class Tiny:
         grid = Recorder(handle, self.nodes, **options)
         backbone = plan_backbone(plan, self.path.parent)
         federation = Federation(
-            plan, backbone, len(self.nodes), patience=0.0, seeded_noise=seeded_noise
+            plan,
+            backbone,
+            expected or len(self.nodes),
+            patience=0.0,
+            seeded_noise=seeded_noise,
         )
         folder = RunFolder.open_existing(out, plan) if resume else RunFolder.open_new(out, plan)
         try:

@@ -470,3 +470,31 @@ def test_per_example_gradients_by_opacus(
             msg=lambda m, key=key: f"{key}: {m}",
         )
     wrapped.to_standard_module()
+
+
+class PaddedConv2d(nn.Conv2d):
+    """Pads its input first, as TensorFlow's convolutions do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the padded input."""
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class NamedConv2d(nn.Conv2d):
+    """A class of its own that computes just what a convolution does."""
+
+
+class TestLayersOfAnotherKind:
+    def test_one_that_computes_something_else_is_not_served(self) -> None:
+        """LoRA beside a layer sees the input that the layer gets, not the one that it pads: what is
+        merged would be another model (seen: 38 % off).
+        """
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), PaddedConv2d(4, 4, 3), NamedConv2d(4, 4, 3))
+        assert list(find_layers(net)) == ["0", "2"]
+
+    def test_nothing_to_serve_is_said(self) -> None:
+        """`targets: auto` that trains the head alone and calls it LoRA."""
+        net = nn.Sequential(PaddedConv2d(3, 4, 3))
+        with pytest.raises(UserError, match="auto matches nothing") as caught:
+            select(find_layers(net), "auto", net)
+        assert "method: head" in str(caught.value)

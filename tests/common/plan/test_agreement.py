@@ -63,6 +63,7 @@ train.finish=closed-form train.closed_form.variance=true
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
+aggregate.missing=allow
 aggregate.server_lr=0.5
 aggregate.server_momentum=0.5
 aggregate.trim=0.25

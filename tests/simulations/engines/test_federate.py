@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fedgraft.common.tasks.classification_sums import sums_of
 from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.simulations.engines.inprocess import InProcessGrid
+from fedgraft.simulations.results_in_words import describe_results
 from tests.simulations.conftest import client_app
 
 STRATEGIES = (
@@ -534,6 +536,32 @@ def test_a_run_cut_off_in_its_last_evaluation(tiny, tmp_path):
     before = [timeless(row) for row in metric_lines(tmp_path / "run")]
     federation.run(tmp_path / "run", resume=True)
     assert [timeless(row) for row in metric_lines(tmp_path / "run")] == before
+
+
+def test_fewer_nodes_than_expected_are_an_error_or_said(tiny, tmp_path):
+    """2 of 5 hospitals, `completed`, and a better score than all five have."""
+    federation = tiny(2)
+    with pytest.raises(RunFailed, match="2 of 5 nodes are there"):
+        federation.run(tmp_path / "refused", expected=5)
+    result = json.loads((tmp_path / "refused" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "missing: allow" in result["error"]
+
+    result, _ = federation.run(tmp_path / "allowed", ["aggregate.missing=allow"], expected=5)
+    assert (result["status"], result["missing"]) == ("completed", 3)
+    assert any("3 were expected and not there" in line for line in describe_results([result]))
+    result, _ = federation.run(tmp_path / "all", ["aggregate.missing=allow"])
+    assert "missing" not in result
+
+
+def test_a_resumed_run_does_not_count_its_nodes_twice(tiny, tmp_path):
+    """16 nodes that the backbone was sent to, of 8: those of a simulation keep nothing."""
+    federation = tiny(3)
+    federation.run(tmp_path / "run")
+    for path in federation.nodes:
+        shutil.rmtree(load_node(path).store, ignore_errors=True)
+    result, _ = federation.run(tmp_path / "run", resume=True)
+    assert result["bytes"]["handout"]["nodes"] == 3
 
 
 def test_lines_of_an_unfinished_round_are_run_again(tiny, tmp_path):
