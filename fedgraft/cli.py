@@ -7,6 +7,7 @@ write).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 from fedgraft.client.cli import node
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.supported_systems import check_system
+from fedgraft.common.wire.proxies import spare_loopback
 from fedgraft.server.cli import server
 
 app = typer.Typer(
@@ -361,6 +363,7 @@ def main() -> None:
     """Run the command; turn what a person did wrong into one message and status 2."""
     try:
         check_system()
+        spare_loopback(os.environ)
         status = app(standalone_mode=False)  # Typer swallows Ctrl-C and gives its status back
         if isinstance(status, int) and status:
             _fail("interrupted" if status == 130 else "", status)

@@ -14,6 +14,7 @@ import time
 from fedgraft.client.node.finding import Finding, State, ok, skipped, wrong
 from fedgraft.client.node.node_file import Connection
 from fedgraft.client.site.key_findings import check_key
+from fedgraft.common.wire.proxies import ProxyRefused, connect, proxy_for
 
 # seconds for each step
 TIMEOUT = 10.0
@@ -32,7 +33,12 @@ _IP_ADDRESS_MISMATCH = 64
 def check_connection(connection: Connection) -> list[Finding]:
     """Try every step to the SuperLink, as far as they go."""
     host, port = split_address(connection.superlink)
-    findings = [_check_dns(host, port)]
+    try:
+        proxy = proxy_for(host)
+    except ValueError as error:
+        remedy = "correct it in the environment, or name the coordinator's host in no_proxy"
+        return [wrong("proxy", str(error), remedy)]
+    findings = [_check_dns(*proxy[:2]) if proxy else _check_dns(host, port)]
     if findings[-1].state is State.OK:
         findings.append(_check_tcp(host, port))
     if findings[-1].state is State.OK:
@@ -65,9 +71,16 @@ def _check_dns(host: str, port: int) -> Finding:
 def _check_tcp(host: str, port: int) -> Finding:
     started = time.monotonic()
     try:
-        with socket.create_connection((host, port), timeout=TIMEOUT):
+        with connect(host, port, TIMEOUT):
             milliseconds = (time.monotonic() - started) * 1e3
-            return ok("TCP", f"port {port} open, {milliseconds:.0f} ms")
+            way = "through the proxy, " if proxy_for(host) else ""
+            return ok("TCP", f"port {port} open, {way}{milliseconds:.0f} ms")
+    except ProxyRefused as error:
+        remedy = (
+            f"the proxy must let CONNECT to {host}:{port} through; or, where this machine may go"
+            f" there by itself, put {host} into no_proxy"
+        )
+        return wrong("TCP", str(error), remedy)
     except ConnectionRefusedError:
         remedy = (
             "the coordinator's server is not running, or connection.superlink names another port"
@@ -118,7 +131,7 @@ def _check_tls(host: str, port: int, root: str) -> Finding:
 def _shake_hands(context: ssl.SSLContext, host: str, port: int) -> tuple[str | None, float]:
     """Return the version of TLS, and the days for which the server's certificate is good."""
     with (
-        socket.create_connection((host, port), timeout=TIMEOUT) as plain,
+        connect(host, port, TIMEOUT) as plain,
         context.wrap_socket(plain, server_hostname=host) as secure,
     ):
         certificate = secure.getpeercert() or {}

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from fedgraft.client.node.node_file import Connection, Node
 from fedgraft.client.site import executor, launcher, supernode
+from fedgraft.common.wire.proxies import spare_loopback
 
 # seconds that a SuperNode has to sign off
 _SIGN_OFF = 20
@@ -119,7 +120,7 @@ def environment(node: Node) -> dict[str, str]:
         str(Path(sys.executable).parent),
         inherited.get("PATH", os.defpath),
     ]
-    return inherited | {
+    whole = inherited | {
         "PATH": os.pathsep.join(folders),
         "FLWR_HOME": str(node.approvals),
         launcher.APPROVALS: str(node.approvals),
@@ -132,6 +133,9 @@ def environment(node: Node) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(node.threads),
     }
+    # the node's own processes talk to one another over loopback
+    spare_loopback(whole)
+    return whole
 
 
 def _write_program(path: Path, module: ModuleType) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.files.bundle import write_app
+from fedgraft.common.wire.proxies import spare_loopback
 
 # the name of the one connection in our config.toml
 CONNECTION = "fedgraft"
@@ -55,7 +56,9 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": f"{binaries}{os.pathsep}{path}",
     }
-    return os.environ | changes
+    whole = os.environ | changes
+    spare_loopback(whole)
+    return whole
 
 
 @dataclass(frozen=True)
