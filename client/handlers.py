@@ -135,9 +135,14 @@ def train(desk: Desk, message: Message, context: Context) -> Answer:
     with open_message(desk, message, context) as opened:
         round_ = opened.round
         purpose = purpose_of(opened.plan.train, round_)
+        policy = opened.node.policy
         if purpose == "histograms":
+            policy.check_histograms()
             return compose_histograms(opened, run_histogram_round(opened.task), round_)
         if purpose == "sums":
+            if not opened.plan.privacy.at_node:
+                task = opened.task
+                policy.check_sums(len(task.train), task.model.count_features())
             outcome = run_sum_round(opened.task, opened.state, round_)
             return compose_sums(opened, outcome, round_)
         outcome = run_round(

@@ -68,6 +68,14 @@ class Policy(Section):
             " differential privacy: never"
         ),
     )
+    records_a_feature: Positive | None = Field(
+        default=None,
+        description=(
+            "sums over records without noise leave the node only where it has at least so many"
+            " training records for each feature that they are over, and histograms not at all; 2:"
+            " of a record at hand they hardly tell any more whether it is among them"
+        ),
+    )
     dp_required: bool = Field(
         default=False,
         description=(
@@ -113,6 +121,22 @@ class Policy(Section):
                 what = "an ε says nothing without its δ"
                 problems.append(Problem(key, what, "add `max_delta: 1e-5`"))
         return check_together(self, problems)
+
+    # ── sums without noise ────────────────────────────────────────────────────────────────────────
+    def check_sums(self, records: int, features: int) -> None:
+        """Raise `Refused` unless sums of so many features over so many records may leave without
+        noise.
+        """
+        if self.records_a_feature is None or records >= self.records_a_feature * features:
+            return
+        what = f"sums of {features:,} features without noise, over fewer records than allowed"
+        raise Refused(Code.POLICY, f"policy: records_a_feature: {what}")
+
+    def check_histograms(self) -> None:
+        """Raise `Refused` unless histograms may leave without noise."""
+        if self.records_a_feature is not None:
+            what = "histograms without noise show values that a single person has"
+            raise Refused(Code.POLICY, f"policy: records_a_feature: {what}")
 
     # ── which code and plans run ──────────────────────────────────────────────────────────────────
     def check_approved(

@@ -360,3 +360,20 @@ def test_a_model_that_knows_how_sure_it_is(images: Path, tmp_path: Path) -> None
     again = load_shared_model(tmp_path / "run").deviations(checkers)
     assert again is not None
     assert torch.equal(again, unlike)
+
+
+def test_a_hospital_may_keep_sums_of_few_records_to_itself(tiny: Any, tmp_path: Path) -> None:
+    """Sums over fewer records than features, from which every record comes back."""
+    federation = tiny(3)
+    for path in federation.nodes:
+        text = path.read_text()
+        path.write_text(text.replace("policy:\n", "policy:\n  records_a_feature: 5\n", 1))
+    with pytest.raises(RunFailed, match="0 nodes sent valid sums"):
+        federation.run(tmp_path / "run", ONE_ROUND)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {row["reason"] for row in result["refused"]} == {
+        "policy: records_a_feature: sums of 22 features without noise, over fewer records than"
+        " allowed"
+    }
+    private, _ = federation.run(tmp_path / "private", PRIVATE)
+    assert private["status"] == "completed"
