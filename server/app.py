@@ -28,7 +28,7 @@ from fedgraft.server.aggregation.aggregation import begin_aggregation
 from fedgraft.server.evaluation import evaluate_everywhere
 from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
-from fedgraft.server.handout import Roster, count_missing, gather
+from fedgraft.server.handout import Roster, gather
 from fedgraft.server.messages import round_content
 from fedgraft.server.papers.model_card import model_card
 from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
@@ -113,7 +113,7 @@ def federate(
         # ── the backbone, once to every node that lacks it ────────────────────────────────────────
         run.watch.start()
         roster = gather(grid, federation)
-        run.note_missing(count_missing(grid, federation))
+        run.note_missing(roster.missing)
         run.note_handout(roster)
         run.watch.stop("handout")
 

@@ -67,12 +67,14 @@ class Roster:
             once that is gone.
         examples: the weight that each node said its updates will have; none may claim more later.
         handout: what joining cost since `take_handout`.
+        missing: how many nodes were expected, and not there at the start.
     """
 
-    def __init__(self, grid: Grid, plan: Plan, backbone: Backbone) -> None:
+    def __init__(self, grid: Grid, plan: Plan, backbone: Backbone, missing: int = 0) -> None:
         self.nodes: dict[str, int] = {}
         self.examples: dict[str, int] = {}
         self.handout = Handout()
+        self.missing = missing
         self._grid = grid
         self._plan = plan
         self._backbone = backbone
@@ -252,9 +254,8 @@ def gather(grid: Grid, federation: Federation) -> Roster:
             the plan's `min_nodes` joined, and the message says why each other one did not.
     """
     deadline = time.monotonic() + federation.patience
-    while count_missing(grid, federation) and time.monotonic() < deadline:
+    while (missing := count_missing(grid, federation)) and time.monotonic() < deadline:
         time.sleep(POLL)
-    missing = count_missing(grid, federation)
     if missing and federation.plan.aggregate.missing == "refuse":
         there = f"{federation.expected - missing} of {federation.expected} nodes are there"
         remedy = (
@@ -262,7 +263,7 @@ def gather(grid: Grid, federation: Federation) -> Roster:
             " results will say so"
         )
         raise RunFailed(f"{there}, and a run over some of them tells of some of them; {remedy}")
-    roster = Roster(grid, federation.plan, federation.backbone)
+    roster = Roster(grid, federation.plan, federation.backbone, missing)
     roster.refresh()
     least = federation.plan.aggregate.min_nodes
     if len(roster.nodes) < least:

@@ -24,6 +24,7 @@ from fedgraft.client.store.activation_cache import SUFFIX, ActivationCache, open
 from fedgraft.client.store.activation_file import ActivationFile, ActivationForm
 from fedgraft.client.store.activations import Activations
 from fedgraft.common.errors import UserErrors
+from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
@@ -41,11 +42,11 @@ train: {rounds: 2, local_epochs: 1, batch_size: 24, optimizer: {lr: 1.0e-2}}
 
 def a_task(folder: Path, *overrides: str, cache: str = "{}", name: str = "node") -> NodeTask:
     """A task on scikit-learn's digits, its store in `folder`."""
-    (folder / "plan.yaml").write_text(PLAN)
+    # in one step each: two processes write the same
+    write_whole(folder / "plan.yaml", PLAN)
     plan: Plan = load_plan(folder / "plan.yaml", overrides)
-    (folder / f"{name}.yaml").write_text(
-        f"name: n\ndata: {{path: 'sklearn:digits'}}\nstore: store\ncache: {cache}\n"
-    )
+    node_text = f"name: n\ndata: {{path: 'sklearn:digits'}}\nstore: store\ncache: {cache}\n"
+    write_whole(folder / f"{name}.yaml", node_text)
     node = load_node(folder / f"{name}.yaml")
     backbone = plan_backbone(plan, folder)
     train, test = open_splits(node, plan, backbone.preprocess)

@@ -395,7 +395,7 @@ def test_a_node_that_joins_later_does_not_replace_one_of_its_name(tiny, tmp_path
         return [node for node in everybody(grid) if node not in gone]
 
     monkeypatch.setattr(InProcessGrid, "get_node_ids", those_connected)
-    result, grid = federation.run(tmp_path / "out")
+    result, grid = federation.run(tmp_path / "out", ["aggregate.missing=allow"])
     trained = [
         (m.metadata.group_id, m.metadata.dst_node_id)
         for m in grid.down
