@@ -49,13 +49,15 @@ def _describe_bytes(result: Result) -> str:
     if result.get("closed_form"):
         size = count_largest_reply(result)
         what = "the sums of one node are"
-    times = spent["full_model"] / max(size, 1)
-    return (
-        f"{what} {show_bytes(size)}; full fine-tuning would send"
-        f" {show_bytes(spent['full_model'])}, {times:.0f} times as much; the backbone"
-        f" ({show_bytes(spent['backbone'])}) went out once to each of {spent['handout']['nodes']}"
-        " nodes"
-    )
+    full = spent["full_model"]
+    beside = ""
+    # a table without a network has nothing else to send
+    if full > size:
+        times = full / max(size, 1)
+        beside = f"full fine-tuning would send {show_bytes(full)}, {times:.0f} times as much; "
+    backbone = f"the backbone ({show_bytes(spent['backbone'])}) went out once"
+    nodes = spent["handout"]["nodes"]
+    return f"{what} {show_bytes(size)}; {beside}{backbone} to each of {nodes} nodes"
 
 
 def _describe_gain(results: Sequence[Result], metric: str, word: str) -> list[str]:
