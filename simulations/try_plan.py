@@ -17,7 +17,8 @@ from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.phases import count_rounds
+from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.server.papers.result_builder import peak_rss
@@ -63,13 +64,21 @@ def _open_backbone(plan: Plan, path: Path) -> tuple[Backbone | None, Finding]:
     try:
         backbone = plan_backbone(plan, path.parent)
     except UserError as error:
-        if plan.pretrain is None or not error.remedy.startswith("make it:"):
+        if plan.pretrain is None or not _is_missing(plan, path):
             return None, _explain("backbone", error)
         random = plan.backbone.model_copy(update={"random": True, "weights": None})
         backbone = plan_backbone(plan.model_copy(update={"backbone": random}), path.parent)
         return backbone, skipped("backbone", f"its weights are not there yet; {error.remedy}")
     weights = plan.backbone.weights or "values drawn or learnt here"
     return backbone, ok("backbone", f"{backbone.name}, {weights}")
+
+
+def _is_missing(plan: Plan, path: Path) -> bool:
+    """Whether the file of a plan's weights is nowhere."""
+    try:
+        return not resolve(plan.backbone.weights_file or "", path.parent).exists()
+    except UserError:
+        return True
 
 
 def _graft(plan: Plan, backbone: Backbone) -> tuple[GraftedModel | None, Finding]:
@@ -109,7 +118,7 @@ def _try_batch(
         loss_of(plan, train.labels)(outputs, train.labels[positions]).backward()
         seconds.append(time.perf_counter() - started)
     said = f"{count} records in {min(seconds):.2f} s; {show_bytes(peak_rss())} of memory"
-    if count_rounds(plan.train, "steps"):
+    if rounds_for(plan.train, "steps"):
         whole = min(seconds) * records * plan.train.local_epochs / count
         said += (
             f"; a round at the largest node ({records:,} records) {whole:.0f} s at most: what stays"

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
-from fedgraft.common.plan.phases import count_rounds, purpose_of
+from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
@@ -78,18 +77,12 @@ def _how_long(plan: Plan) -> str:
         return "one round: this hospital's training data are read once"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     each = f"in each, {passes} over this hospital's training data"
-    sums = count_rounds(train, "sums")
+    sums = rounds_for(train, "sums")
     if not sums:
         return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
-    steps = f"{train.rounds - sums} of {train.rounds} rounds are training; {each}"
-    ends = " and ".join(name for name in ("first", "last") if _is_end(name, plan))
+    steps = f"{train.rounds - len(sums)} of {train.rounds} rounds are training; {each}"
+    ends = " and ".join("first" if number == 1 else "last" for number in sums)
     return f"{steps}, {train.batch_size} records at a time; the {ends} for sums, read once"
-
-
-def _is_end(name: str, plan: Plan) -> bool:
-    """Whether the first or the last round of a plan is for sums."""
-    number = 1 if name == "first" else plan.train.rounds
-    return purpose_of(plan.train, number) == "sums"
 
 
 def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
@@ -97,7 +90,7 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
     layout = proposal.layout
     each_round = proposal.bytes_each_round
     numbers = f"{layout.values:,} numbers in {len(layout.shapes)} tensors"
-    in_all = _size(count_rounds(plan.train, "steps") * each_round)
+    in_all = _size(len(rounds_for(plan.train, "steps")) * each_round)
     if plan.train.method != "closed-form":
         which = "each round of training" if proposal.sums else "each round"
         yield f"after {which} {numbers}, {_size(each_round)}; {in_all} in all"
@@ -148,7 +141,7 @@ def _tensors(layout: Layout) -> list[str]:
 
 def _histograms(plan: Plan) -> Iterator[str]:
     """Give what a round of histograms tells, where the plan has one."""
-    if "histograms" not in map(partial(purpose_of, plan.train), range(1, plan.train.rounds + 1)):
+    if not rounds_for(plan.train, "histograms"):
         return
     yield "in the first round, of each column of numbers, how often each value occurs among the"
     yield "training records, rounded to eight significant bits, without noise: the server sees"

@@ -19,7 +19,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
 from fedgraft.common.model.assembly import plan_model, shape_options
-from fedgraft.common.plan.phases import purpose_of
+from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.wire.layout import Layout
@@ -66,20 +66,13 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
     bundle = build_bundle() if bundle_file is None else _read_bundle(bundle_file)
     network = load_backbone(plan.backbone.name, **shape_options(plan))
     sums: dict[int, int] = {}
-    for number in range(1, plan.train.rounds + 1):
-        if purpose_of(plan.train, number) == "sums":
-            sums[number] = plan_model(network, plan, number).count_features()
-    layout = Layout.of(plan_model(network, plan, _first_steps(plan)).adapter_state())
+    for number in rounds_for(plan.train, "sums"):
+        sums[number] = plan_model(network, plan, number).count_features()
+    # a closed form has no steps: its last round's
+    first, *_ = (*rounds_for(plan.train, "steps"), plan.train.rounds)
+    layout = Layout.of(plan_model(network, plan, first).adapter_state())
     refusals = tuple(_find_refusals(node, plan))
     return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals)
-
-
-def _first_steps(plan: Plan) -> int | None:
-    """Return the first round of steps; None: a closed form has none."""
-    for number in range(1, plan.train.rounds + 1):
-        if purpose_of(plan.train, number) == "steps":
-            return number
-    return None
 
 
 def _read_bundle(file: Path) -> Bundle:

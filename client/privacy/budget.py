@@ -24,7 +24,7 @@ from fedgraft.client.privacy.patients import positions_by_patient
 from fedgraft.client.privacy.spending import Spending
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.plan.phases import purpose_of
+from fedgraft.common.plan.phases import PURPOSES, purpose_of, rounds_for
 from fedgraft.common.plan.plan_file import agreement_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import Spent, bound
@@ -157,8 +157,7 @@ class Budget:
         privacy = plan.privacy
         delta = _delta(privacy)
         ceilings = self.node.policy.ceilings(privacy)
-        rounds = range(1, plan.train.rounds + 1)
-        rows = [*self._metrics_rows(plan), *(self.mechanism(plan, each).row for each in rounds)]
+        rows = [*self._metrics_rows(plan), *self._rows_of_rounds(plan)]
         of_run = bound(rows, delta, privacy.accountant).epsilon
         if ceilings.run is not None and of_run > ceilings.run:
             what = f"all rounds of this plan would take ε above {ceilings.run:g} at δ = {delta:g}"
@@ -173,6 +172,14 @@ class Budget:
         if of_all > ceilings.total:
             what = "with this plan ε of all that was run on this data would pass"
             raise Refused(Code.POLICY, f"policy: {what} {ceilings.total:g}")
+
+    def _rows_of_rounds(self, plan: Agreement) -> Iterator[Row]:
+        """Yield what the rounds of each purpose take together."""
+        for purpose in PURPOSES:
+            rounds = rounds_for(plan.train, purpose)
+            if rounds:
+                sigma, rate, steps = self.mechanism(plan, rounds[0]).row
+                yield sigma, rate, steps * len(rounds)
 
     # ── spending ──────────────────────────────────────────────────────────────────────────────────
     @contextmanager

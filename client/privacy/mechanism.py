@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.plan.phases import Purpose, count_rounds, purpose_of
+from fedgraft.common.plan.phases import Purpose, purpose_of, rounds_for
 from fedgraft.common.privacy.history import Row
 from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.statistics.noisy_sums import NOISE_MULTIPLIERS
@@ -97,7 +97,7 @@ def calibrate(
         if privacy.target_epsilon is None or privacy.delta is None:
             what = "neither a noise multiplier nor a target ε with its δ"
             raise UserError(what, where="privacy", remedy="write target_epsilon and delta")
-        total = steps * count_rounds(train, purpose)
+        total = steps * len(rounds_for(train, purpose))
         target = share * privacy.target_epsilon
         sigma = _noise_for(target, privacy.delta, rate, total, privacy.accountant, beside)
     sigma = max(sigma, least_noise)

@@ -18,7 +18,6 @@ from types import ModuleType
 
 from fedgraft.client.node.node_file import Connection, Node
 from fedgraft.client.site import executor, launcher, supernode
-from fedgraft.common.wire.proxies import spare_loopback
 
 # seconds that a SuperNode has to sign off
 _SIGN_OFF = 20
@@ -120,7 +119,7 @@ def environment(node: Node) -> dict[str, str]:
         str(Path(sys.executable).parent),
         inherited.get("PATH", os.defpath),
     ]
-    whole = inherited | {
+    return inherited | {
         "PATH": os.pathsep.join(folders),
         "FLWR_HOME": str(node.approvals),
         launcher.APPROVALS: str(node.approvals),
@@ -133,9 +132,6 @@ def environment(node: Node) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(node.threads),
     }
-    # the node's own processes talk to one another over loopback
-    spare_loopback(whole)
-    return whole
 
 
 def _write_program(path: Path, module: ModuleType) -> None:

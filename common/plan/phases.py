@@ -4,12 +4,13 @@ learnt from, or sums that a head is solved from.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.train_section import TrainSection
 
 Purpose = Literal["steps", "histograms", "sums"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def purpose_of(train: TrainSection, round_: int) -> Purpose:
@@ -25,10 +26,10 @@ def purpose_of(train: TrainSection, round_: int) -> Purpose:
     return "steps"
 
 
-def count_rounds(train: TrainSection, purpose: Purpose) -> int:
-    """Return how many rounds of a plan are for a purpose."""
+def rounds_for(train: TrainSection, purpose: Purpose) -> tuple[int, ...]:
+    """Return the rounds of a plan that are for a purpose, from 1."""
     numbers = range(1, train.rounds + 1)
-    return sum(purpose_of(train, number) == purpose for number in numbers)
+    return tuple(number for number in numbers if purpose_of(train, number) == purpose)
 
 
 def has_sums(train: TrainSection) -> bool:
