@@ -6,6 +6,7 @@ Carlini et al. 2022, "Membership inference attacks from first principles" (IEEE 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,28 @@ def measure_view(evidence: Evidence, is_member: np.ndarray, seed: int) -> dict[s
     numbers = summarize_scores(online[is_member], online[~is_member], seed=seed)
     offline_curve = trace_roc(offline[is_member], offline[~is_member])
     return numbers | {"offline_auc": offline_curve.area}
+
+
+def measure_views(
+    names: Sequence[str],
+    seen: np.ndarray,
+    by_shadow: np.ndarray,
+    inside: np.ndarray,
+    is_member: np.ndarray,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the same for each view of an attacker, by its name.
+
+    Args:
+        seen: of the attacked model, `(views, n)`.
+        by_shadow: of the shadows, `(shadows, views, n)`.
+        inside: which shadow has which candidate, bool `(shadows, n)`.
+    """
+    views = {}
+    for number, name in enumerate(names):
+        evidence = Evidence(seen[number], by_shadow[:, number], inside)
+        views[name] = measure_view(evidence, is_member, seed)
+    return views
 
 
 def scale_confidences(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 
 from fedgraft.common.plan.plan import Plan
 from fedgraft.simulations.attacks.candidates import Candidates, choose_candidates
-from fedgraft.simulations.attacks.likelihood import Evidence, measure_view, scale_confidences
+from fedgraft.simulations.attacks.likelihood import measure_views, scale_confidences
 from fedgraft.simulations.attacks.privacy_limit import limit_membership
 from fedgraft.simulations.attacks.shadows import (
     Released,
@@ -69,17 +69,12 @@ def attack_by_likelihood(
         released = train_shadow(target, candidates, chosen, seed * 1000 + number)
         confidences.append(measure_confidences(target, candidates, released))
     by_shadow = np.stack(confidences)
-
-    views = {}
-    for number, name in enumerate(VIEWS):
-        evidence = Evidence(seen[number], by_shadow[:, number], inside)
-        views[name] = measure_view(evidence, is_member, seed)
     return {
         "kind": "membership",
         "others_from": target.others,
         "shadows": shadows,
         "limit": limit_membership(target),
-        "views": views,
+        "views": measure_views(VIEWS, seen, by_shadow, inside, is_member, seed),
     }
 
 

@@ -36,7 +36,7 @@ from fedgraft.common.statistics.noisy_sums import (
     sigma_of,
 )
 from fedgraft.simulations.attacks.candidates import Candidates, choose_candidates, match_strata
-from fedgraft.simulations.attacks.likelihood import Evidence, measure_view, scale_confidences
+from fedgraft.simulations.attacks.likelihood import measure_views, scale_confidences
 from fedgraft.simulations.attacks.privacy_limit import limit_membership
 from fedgraft.simulations.attacks.roc import summarize_scores
 from fedgraft.simulations.attacks.shadows import draw_halves
@@ -124,17 +124,12 @@ def attack_sums_by_likelihood(
         sums = world.sum_shadow(number, chosen)
         by_shadow.append(asked.weigh(target.solve(sums), sums))
     stacked = np.stack(by_shadow)
-
-    views = {}
-    for number, name in enumerate(VIEWS):
-        evidence = Evidence(seen[number], stacked[:, number], inside)
-        views[name] = measure_view(evidence, is_member, seed)
     return {
         "kind": "membership",
         "others_from": target.run.others,
         "shadows": shadows,
         "limit": limit_membership(target.run),
-        "views": views,
+        "views": measure_views(VIEWS, seen, stacked, inside, is_member, seed),
     }
 
 
