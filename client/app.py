@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from fedgraft.client import handlers
 from fedgraft.client.desk import Desk
 from fedgraft.client.handlers import Answer
-from fedgraft.client.store.audit_log import Audit
+from fedgraft.client.store.audit_log import TOO_LATE, Audit, is_late
 from fedgraft.common.errors import Code, Refused, UserError
 from fedgraft.common.wire.layout import BadUpdate
 
@@ -75,6 +75,9 @@ def reply(desk: Desk, handle: Handler, message: Message, context: Context) -> Me
     try:
         left = epsilon_left(desk, answer.content, context)
         audit.log_answer(outgoing, message, layout=answer.layout, seconds=seconds, left=left)
+        if is_late(outgoing):
+            kind = message.metadata.message_type
+            log.warning("%s: answered after %.0f s; %s", kind, seconds, TOO_LATE)
     except Refused as refusal:
         # what was not written down does not leave
         answer = refuse(desk, context, refusal.code, refusal.reason)

@@ -9,8 +9,9 @@ evaluate   the shared adapter → metrics only (after the last round)
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +25,10 @@ from fedgraft.client.histogram_round import HistogramOutcome, run_histogram_roun
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.round import Outcome, measure_groups, run_round
+from fedgraft.client.round import Outcome, measure_groups, require_budget, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.error_feedback import Feedback
+from fedgraft.client.store.kept_answers import KeptAnswers
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
@@ -36,9 +38,11 @@ from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
 from fedgraft.common.wire.metric_records import group_records
 from fedgraft.common.wire.noisy_record import noisy_record
+from fedgraft.common.wire.spent_record import spent_record
 from fedgraft.common.wire.sums_record import sums_record
 from fedgraft.common.wire.update import AdapterUpdate
 
+log = logging.getLogger("fedgraft.client")
 MOST_PARTS = 10_000  # of a backbone
 
 
@@ -58,6 +62,7 @@ class OpenMessage:
         round: that it is for, from 1.
         layout: of the adapter.
         state: the adapter's tensors by name, checked.
+        kept: what was answered under its agreement.
     """
 
     node: Node
@@ -65,6 +70,7 @@ class OpenMessage:
     round: int
     layout: Layout
     state: dict[str, Tensor]
+    kept: KeptAnswers
 
     @property
     def plan(self) -> Agreement:
@@ -133,26 +139,31 @@ def backbone(desk: Desk, message: Message, context: Context) -> Answer:
 def train(desk: Desk, message: Message, context: Context) -> Answer:
     """Run one round; see `client/round.py`."""
     with open_message(desk, message, context) as opened:
-        round_ = opened.round
-        purpose = purpose_of(opened.plan.train, round_)
-        policy = opened.node.policy
-        if purpose == "histograms":
-            policy.check_histograms()
-            return compose_histograms(opened, run_histogram_round(opened.task), round_)
-        if purpose == "sums":
-            if not opened.plan.privacy.at_node:
-                task = opened.task
-                policy.check_sums(len(task.train), task.model.count_features())
-            outcome = run_sum_round(opened.task, opened.state, round_)
-            return compose_sums(opened, outcome, round_)
-        outcome = run_round(
-            opened.task,
-            opened.state,
-            round_,
-            clip=read_clip(message),
-            measure=opened.reports_metrics,
-        )
-        return compose_update(opened, outcome, round_)
+        return answer_once(opened, message, lambda: answer_round(opened, message))
+
+
+def answer_round(opened: OpenMessage, message: Message) -> Answer:
+    """Run a round and return what leaves this node."""
+    round_ = opened.round
+    purpose = purpose_of(opened.plan.train, round_)
+    policy = opened.node.policy
+    if purpose == "histograms":
+        policy.check_histograms()
+        return compose_histograms(opened, run_histogram_round(opened.task), round_)
+    if purpose == "sums":
+        if not opened.plan.privacy.at_node:
+            task = opened.task
+            policy.check_sums(len(task.train), task.model.count_features())
+        outcome = run_sum_round(opened.task, opened.state, round_)
+        return compose_sums(opened, outcome, round_)
+    outcome = run_round(
+        opened.task,
+        opened.state,
+        round_,
+        clip=read_clip(message),
+        measure=opened.reports_metrics,
+    )
+    return compose_update(opened, outcome, round_)
 
 
 def evaluate(desk: Desk, message: Message, context: Context) -> Answer:
@@ -162,14 +173,38 @@ def evaluate(desk: Desk, message: Message, context: Context) -> Answer:
     with open_message(desk, message, context) as opened:
         if not opened.reports_metrics:
             raise Refused(Code.POLICY, "policy: this node reports no metrics")
-        least = opened.node.policy.least_in_group(opened.plan.privacy)
-        measured, groups = measure_groups(opened.task, opened.state, least)
-        sums = release_metrics(opened, measured, opened.plan.train.rounds, "evaluation")
-        if sums is None:
-            what = "privacy: nothing is left for metrics, or they were told before"
-            raise Refused(Code.BUDGET, what)
-        content = RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
-        return Answer(content, opened.layout)
+        return answer_once(opened, message, lambda: answer_evaluation(opened))
+
+
+def answer_evaluation(opened: OpenMessage) -> Answer:
+    """Measure the model that came and return what leaves this node."""
+    least = opened.node.policy.least_in_group(opened.plan.privacy)
+    measured, groups = measure_groups(opened.task, opened.state, least)
+    sums = release_metrics(opened, measured, opened.plan.train.rounds, "evaluation")
+    if sums is None:
+        what = "privacy: nothing is left for metrics, or they were told before"
+        raise Refused(Code.BUDGET, what)
+    content = RecordDict({"received": MetricRecord(sums.to_flat()), **group_records(groups)})
+    if opened.node.policy.noises_metrics(opened.plan.privacy):
+        # the noise of these counts is counted, too
+        content["privacy"] = spent_record(require_budget(opened.task).spent(opened.plan))
+    return Answer(content, opened.layout)
+
+
+def answer_once(opened: OpenMessage, message: Message, answer: Callable[[], Answer]) -> Answer:
+    """Return the answer to a question; under privacy at the node, the same bytes if it was answered
+    before: what noise hides is released once, and counted once.
+    """
+    if not opened.plan.privacy.at_node:
+        return answer()
+    kind = message.metadata.message_type
+    earlier = opened.kept.find(kind, message.content)
+    if earlier is not None:
+        log.info("round %d: answered before; the same answer is sent again", opened.round)
+        return Answer(earlier, opened.layout)
+    made = answer()
+    opened.kept.keep(kind, message.content, made.content)
+    return made
 
 
 # ── parts of a message ────────────────────────────────────────────────────────────────────────────
@@ -242,7 +277,8 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         layout=layout,
         memory=Feedback(node.store / "feedback", received.identity),
     )
-    return OpenMessage(node, task, received.round, layout, state)
+    kept = KeptAnswers(node.store / "answers", received.identity)
+    return OpenMessage(node, task, received.round, layout, state, kept)
 
 
 def read_round(message: Message, plan: Agreement) -> int:
@@ -267,6 +303,11 @@ def read_clip(message: Message) -> float | None:
 
 def compose_update(opened: OpenMessage, outcome: Outcome, round_: int) -> Answer:
     """Return what leaves this node after a round."""
+    received = release_metrics(opened, outcome.received, round_, "metrics")
+    spent = outcome.spent
+    # noisy metrics are counted, too
+    if spent is not None and received is not None:
+        spent = require_budget(opened.task).spent(opened.plan)
     update = AdapterUpdate(
         round=round_,
         state=outcome.state,
@@ -274,8 +315,8 @@ def compose_update(opened: OpenMessage, outcome: Outcome, round_: int) -> Answer
         steps=outcome.steps,
         train_loss=outcome.train_loss,
         seconds=outcome.seconds,
-        received=release_metrics(opened, outcome.received, round_, "metrics"),
-        spent=outcome.spent,
+        received=received,
+        spent=spent,
     )
     return Answer(update.to_record(opened.layout, outcome.encoded), opened.layout)
 

@@ -29,6 +29,7 @@ from fedgraft.client.release.release_chain import release
 from fedgraft.client.training import local_steps
 from fedgraft.client.training.optimizers import Steps, new_optimizer
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.plan.phases import rounds_measured
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.wire.metric_records import Groups
 
@@ -112,7 +113,8 @@ def run_round(
 
 def is_measured(task: NodeTask, round_: int) -> bool:
     """Whether the plan measures the shared model as it is received in a round."""
-    return (round_ - 1) % task.plan.evaluate.every == 0
+    plan = task.plan
+    return round_ in rounds_measured(plan.train, plan.evaluate.every)
 
 
 def new_round_optimizer(task: NodeTask, round_: int) -> Steps:

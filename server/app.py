@@ -149,7 +149,8 @@ def federate(
             check_finite(combined, number)
             so_far = run.after_round(number)
             memory = aggregation.memory()
-            folder.save_round(Checkpoint(number, combined, memory, so_far, variance))
+            checkpoint = Checkpoint(number, combined, memory, so_far, variance)
+            folder.save_round(checkpoint, durable=not federation.seeded_noise)
             # only now: a round that is run again must not have been seen
             state = combined
 

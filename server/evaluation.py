@@ -9,11 +9,13 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.result import FinalMetrics, Metrics, Refusal, Traffic
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Sums
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import read_groups, read_sums
+from fedgraft.common.wire.spent_record import read_spent
 from fedgraft.server.exchange import Replies, exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.merged_groups import MergedGroups
@@ -32,6 +34,7 @@ class Evaluation:
         refused: the nodes that measured nothing, and why.
         lines: one of metrics.jsonl for each node that measured.
         confusion: counts by true class and answer, of each node that measured.
+        spent: what nodes say they spent of the privacy budget, these metrics included.
     """
 
     final: FinalMetrics
@@ -39,6 +42,7 @@ class Evaluation:
     refused: list[Refusal]
     lines: list[dict[str, Any]]
     confusion: dict[str, list[list[int]]]
+    spent: dict[str, Spent]
 
 
 def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
@@ -66,7 +70,14 @@ def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
     for name, metrics in merging.nodes.items():
         lines.append({"round": last.number, "node": name, "final": metrics})
     refused = refusals_of(replies, last.number, "evaluation: ")
-    return Evaluation(merging.final(), _traffic(replies), refused, lines, merging.confusion)
+    return Evaluation(
+        final=merging.final(),
+        traffic=_traffic(replies),
+        refused=refused,
+        lines=lines,
+        confusion=merging.confusion,
+        spent=merging.spent,
+    )
 
 
 def chosen(sums: Sums, plan: Plan) -> Metrics:
@@ -82,6 +93,7 @@ class _Merging:
     plan: Plan
     nodes: dict[str, Metrics] = field(default_factory=dict)
     confusion: dict[str, list[list[int]]] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = self.plan.evaluate.subgroups
@@ -92,6 +104,7 @@ class _Merging:
 
     def add(self, name: str, content: RecordDict) -> None:
         """Take in one node's reply. Raises `BadUpdate`, and nothing of it is taken in."""
+        spent, content = _part_spent(content, self.plan)
         record = content.metric_records.get("received", MetricRecord())
         task = self.plan.task
         sums = read_sums(record, task)
@@ -100,6 +113,8 @@ class _Merging:
         self.nodes[name] = chosen(sums, self.plan)
         if sums.examples:
             self.confusion[name] = sums.counts()
+        if spent is not None:
+            self.spent[name] = spent
 
     def final(self) -> FinalMetrics:
         """Return the metrics of all that was taken in."""
@@ -108,6 +123,16 @@ class _Merging:
             return final
         groups = self._groups.metrics(lambda sums: chosen(sums, self.plan))
         return final.but(subgroups=groups)
+
+
+def _part_spent(content: RecordDict, plan: Plan) -> tuple[Spent | None, RecordDict]:
+    """Return what a node says that it spent with its metrics, if it says so, and the rest of its
+    reply. Raises `BadUpdate`.
+    """
+    if not plan.privacy.at_node or "privacy" not in content.config_records:
+        return None, content
+    rest = RecordDict({key: record for key, record in content.items() if key != "privacy"})
+    return read_spent(content.config_records["privacy"]), rest
 
 
 def _traffic(replies: Replies) -> Traffic:

@@ -114,7 +114,7 @@ def exchange(
         if not arrived:
             time.sleep(POLL)
     for name in waiting.values():
-        replies.refused[name] = f"no answer within {timeout:g} s"
+        replies.refused[name] = f"no answer within {timeout:g} s; a later one is dropped"
     return replies
 
 

@@ -84,6 +84,18 @@ def choose_splits(rows: LabelledRows, rule: SplitRule) -> Splits:
     return splits
 
 
+def list_own_rows(rows_file: Path | None, count: int) -> np.ndarray:
+    """Return the row numbers that a node's rows file names, rising; all of the file without one.
+
+    Raises:
+        UserError: the rows file is not what it should be.
+    """
+    if rows_file is None:
+        return np.arange(count)
+    splits = _read_rows(rows_file, count)
+    return np.sort(np.concatenate(list(splits.values())).astype(np.int64))
+
+
 def _choose_tests(rows: LabelledRows, train: np.ndarray, rule: SplitRule) -> np.ndarray:
     labels = rows.labels[train]
     if rows.patients is None:

@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fedgraft.client.data.choose_splits import LabelledRows, SplitRule, choose_splits
+from fedgraft.client.data.choose_splits import (
+    LabelledRows,
+    SplitRule,
+    choose_splits,
+    list_own_rows,
+)
 from fedgraft.client.data.find_reader import find_reader
 from fedgraft.client.readers.reader import (
     USUAL_NAMES,
@@ -78,6 +83,7 @@ class Records:
             task.
         fingerprint: "sha256:…" over the contents of the rows in the splits, whatever their order.
         owners: whose each row is; None where the data does not say.
+        rows_file: .npz that says which rows of the file are this node's; None: all are.
     """
 
     labels: np.ndarray
@@ -85,6 +91,12 @@ class Records:
     fingerprint: str
     source: Source
     owners: list[str] | None = None
+    rows_file: Path | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row numbers of all records of this node, int64, whatever the task asks for."""
+        return list_own_rows(self.rows_file, len(self.labels))
 
     @property
     def skipped(self) -> int:
@@ -147,7 +159,8 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
             where=str(data.rows or source.where),
             remedy=f"the data has labels {present}; the plan wants {planned}",
         )
-    return Records(targets, splits, _fingerprint(source, splits), source, owners)
+    fingerprint = _fingerprint(source, splits)
+    return Records(targets, splits, fingerprint, source, owners, data.rows)
 
 
 def _open_source(data: DataSource, task: TaskSection) -> Source:

@@ -101,7 +101,15 @@ class Policy(Section):
     replays: Literal["refuse", "count"] = Field(
         default="refuse",
         description=(
-            "a round that was run or begun here before: refuse it, or run it and count it once more"
+            "a round that was run or begun here before, and whose answer is not here any more:"
+            " refuse it, or run it and count it once more, even above the plan's own ε"
+        ),
+    )
+    hold_hours: Positive = Field(
+        default=72.0,
+        description=(
+            "with max_epsilon_total: a plan that is accepted keeps ε of all its rounds for so long"
+            " after its last round here; until then no other run may spend it"
         ),
     )
     round_counts: Count = Field(
@@ -199,7 +207,10 @@ class Policy(Section):
 
     def ceilings(self, privacy: PrivacySection) -> Ceilings:
         """Return the stricter of plan and policy, for the ledger."""
-        of_a_run = (privacy.target_epsilon, self.max_epsilon_run)
+        of_a_run = [self.max_epsilon_run]
+        # a round that is run twice is not in the plan's
+        if self.replays == "refuse":
+            of_a_run.append(privacy.target_epsilon)
         stricter = min((most for most in of_a_run if most is not None), default=None)
         return Ceilings(run=stricter, total=self.max_epsilon_total, delta=self.max_delta)
 

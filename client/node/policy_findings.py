@@ -102,7 +102,7 @@ def _check_budget(node: Node, plan: Plan, train: Split) -> Finding:
     )
     try:
         budget = Budget.open(node, plan, train)
-        budget.admit(plan)
+        budget.check(plan)
         noise = budget.mechanism(plan).noise_multiplier
     except Refused as refusal:
         first_line = clause_in_words(refusal).splitlines()[0]

@@ -18,13 +18,14 @@ import numpy as np
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.ledger import Ledger, Reservation
+from fedgraft.client.privacy.ledger_holds import HeldRounds
 from fedgraft.client.privacy.ledger_records import DataSet
 from fedgraft.client.privacy.mechanism import Mechanism, calibrate
 from fedgraft.client.privacy.patients import positions_by_patient
-from fedgraft.client.privacy.spending import Spending
+from fedgraft.client.privacy.spending import Ceilings, Spending, WholeRun
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.plan.phases import PURPOSES, purpose_of, rounds_for
+from fedgraft.common.plan.phases import PURPOSES, purpose_of, rounds_for, rounds_measured
 from fedgraft.common.plan.plan_file import agreement_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import Spent, bound
@@ -33,6 +34,7 @@ from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.task import Sums
 
 log = logging.getLogger("fedgraft.budget")
+HOUR = 3600.0  # seconds
 
 # (plan, round, node's name, purpose) → the randomness of one release
 RandomnessSource = Callable[[Agreement, int, str, str], Randomness]
@@ -85,7 +87,7 @@ class Budget:
         records = train.records
         patients = None
         if plan.privacy.unit == "patient":
-            identities = records.patients(node.data.patient)
+            identities = records.owners
             if identities is None:
                 raise Refused(
                     Code.SETUP,
@@ -148,38 +150,51 @@ class Budget:
             )
         return units
 
-    def admit(self, plan: Agreement) -> None:
+    def check(self, plan: Agreement) -> None:
         """Raise `Refused` unless the whole plan, all rounds of it, fits what the policy and the
-        ledger leave.
-
-        Nothing is spent.
+        ledger leave. Nothing is written.
         """
-        privacy = plan.privacy
-        delta = _delta(privacy)
-        ceilings = self.node.policy.ceilings(privacy)
-        rows = [*self._metrics_rows(plan), *self._rows_of_rounds(plan)]
-        of_run = bound(rows, delta, privacy.accountant).epsilon
-        if ceilings.run is not None and of_run > ceilings.run:
-            what = f"all rounds of this plan would take ε above {ceilings.run:g} at δ = {delta:g}"
-            raise Refused(Code.POLICY, f"policy: {what}")
+        self.ledger.check_run(self.data, self._whole(plan), self._ceilings(plan))
 
-        # of a plan that was begun here each round is asked for by itself
-        begun = self.ledger.book().lines_on(self.data.fingerprint, agreement_hash(plan))
-        if ceilings.total is None or begun:
+    def admit(self, plan: Agreement) -> None:
+        """Hold ε of the whole plan for its run, where the policy has a ceiling on the total.
+
+        Raises:
+            Refused: it does not fit what the policy and the ledger leave; nothing was spent.
+        """
+        ceilings = self._ceilings(plan)
+        run = self._whole(plan)
+        if ceilings.total is None:
+            self.ledger.check_run(self.data, run, ceilings)
             return
-        history = [*self.ledger.history(self.data), *rows]
-        of_all = bound(history, ceilings.delta or delta, privacy.accountant).epsilon
-        if of_all > ceilings.total:
-            what = "with this plan ε of all that was run on this data would pass"
-            raise Refused(Code.POLICY, f"policy: {what} {ceilings.total:g}")
+        seconds = self.node.policy.hold_hours * HOUR
+        self.ledger.hold(self.data, run, ceilings, seconds=seconds)
 
-    def _rows_of_rounds(self, plan: Agreement) -> Iterator[Row]:
-        """Yield what the rounds of each purpose take together."""
+    def _ceilings(self, plan: Agreement) -> Ceilings:
+        return self.node.policy.ceilings(plan.privacy)
+
+    def _whole(self, plan: Agreement) -> WholeRun:
+        """Return all that a plan would release here."""
+        privacy = plan.privacy
+        held = []
         for purpose in PURPOSES:
             rounds = rounds_for(plan.train, purpose)
             if rounds:
-                sigma, rate, steps = self.mechanism(plan, rounds[0]).row
-                yield sigma, rate, steps * len(rounds)
+                row = self.mechanism(plan, rounds[0]).row
+                held.append(HeldRounds("training", rounds, row))
+        row = self._metrics_row(plan)
+        if row is not None:
+            measured = rounds_measured(plan.train, plan.evaluate.every)
+            if measured:
+                held.append(HeldRounds("metrics", measured, row))
+            held.append(HeldRounds("evaluation", (plan.train.rounds,), row))
+        return WholeRun(
+            unit=privacy.unit,
+            plan=agreement_hash(plan),
+            held=tuple(held),
+            delta=_delta(privacy),
+            accountant=privacy.accountant,
+        )
 
     # ── spending ──────────────────────────────────────────────────────────────────────────────────
     @contextmanager
@@ -220,11 +235,18 @@ class Budget:
 
     def _metrics_rows(self, plan: Agreement) -> tuple[Row, ...]:
         """Return what telling noised metrics costs over all rounds of a plan."""
-        deviation = self.node.policy.metrics_noise
-        if deviation is None or not self.node.policy.noises_metrics(plan.privacy):
+        row = self._metrics_row(plan)
+        if row is None:
             return ()
         times = math.ceil(plan.train.rounds / plan.evaluate.every) + 1
-        return ((deviation, 1.0, times),)
+        return ((row[0], row[1], times),)
+
+    def _metrics_row(self, plan: Agreement) -> Row | None:
+        """Return what telling noised metrics costs once; None: they are not told."""
+        deviation = self.node.policy.metrics_noise
+        if deviation is None or not self.node.policy.noises_metrics(plan.privacy):
+            return None
+        return (deviation, 1.0, 1)
 
     def _reserve(self, plan: Agreement, round_: int, row: Row, purpose: str) -> Reservation:
         privacy = plan.privacy
@@ -241,7 +263,7 @@ class Budget:
         return self.ledger.reserve(
             self.data,
             spending,
-            ceilings=policy.ceilings(privacy),
+            ceilings=self._ceilings(plan),
             again=policy.replays == "count",
         )
 

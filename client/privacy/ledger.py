@@ -1,6 +1,7 @@
-"""The hospital's privacy ledger: what was ever spent on its data, reserved before training, settled
-after.
+"""The hospital's privacy ledger: what was ever spent on its data, held for a run that is admitted,
+reserved before training, settled after.
 
+    ledger.hold(data, run, seconds=259_200)      # Refused: it does not fit beside the others
     reserved = ledger.reserve(data, spending)    # Refused: nothing was spent
     … train …
     ledger.settle(reserved, steps)               # or never, after a crash: all of it stays counted
@@ -9,7 +10,8 @@ A reservation is a row (noise multiplier, sample rate, steps) for one data set, 
 round. Before it is written, the accountant composes it with everything that was ever run or
 reserved on data that shares a record with this one; past a ceiling it is refused, while no other
 process can write. A data set that shares one record with an earlier one inherits the earlier one's
-whole history; a record's own history is part of that.
+whole history; a record's own history is part of that. So does one that shares a patient, unless
+both are counted by example; and where the unit is the node, everything in the ledger counts.
 
 An anchored hash chain (`client/store/chain.py`) holds it all; see docs/adr/0004-privacy-ledger.md
 for what a copy, a restored backup and a changed data set mean.
@@ -20,19 +22,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgraft.client.privacy.ledger_book import Book, Line, find_contradictions, read_book
+from fedgraft.client.privacy.ledger_book import Book, find_contradictions, read_book
+from fedgraft.client.privacy.ledger_holds import Hold, rounds_done, rows_left
+from fedgraft.client.privacy.ledger_line import Line
 from fedgraft.client.privacy.ledger_records import (
     TABLES,
     DataSet,
+    Related,
     find_changed_records,
+    find_related,
     register,
-    sharing,
 )
-from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings, Spending
+from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings, Spending, WholeRun
 from fedgraft.client.store.chain import Chain
 from fedgraft.client.store.chain_entry import Entry, Head, differences, head_of
 from fedgraft.common.errors import Code, Refused, UserError
@@ -101,11 +107,13 @@ class Ledger:
         with self._chain.writing() as writing:
             number = register(writing, data)
             book = read_book(writing.entries, writing.head)
-            earlier = book.lines_on(data.fingerprint)
-            _check_unit(earlier, spending)
+            related = _related(book, number)
+            earlier = book.lines_for(related, spending.unit)
+            holds = book.open_holds(related, spending.unit, time.time())
+            _check_unit((*earlier, *holds), spending.unit)
             if not again:
                 _check_new(earlier, spending)
-            _check_ceilings(earlier, spending, ceilings)
+            _check_ceilings(earlier, holds, spending, ceilings)
             token = secrets.token_hex(16)
             entry = writing.append("reserve", _reserved(number, spending, token))
         return Reservation(entry.number, int(spending.row[2]), token)
@@ -133,6 +141,67 @@ class Ledger:
             what = f"{taken} steps were taken and {reservation.steps} reserved"
             raise Refused(Code.BUDGET, f"privacy: {what}; nothing is sent")
 
+    # ── a whole run ───────────────────────────────────────────────────────────────────────────────
+    def check_run(self, data: DataSet, run: WholeRun, ceilings: Ceilings) -> None:
+        """Raise `Refused` unless all of a run fits beside what was spent and what is held for
+        others. Nothing is written.
+        """
+        with self._chain.reading() as (connection, entries, problems):
+            _check_verified(problems)
+            related = find_related(connection, data)
+        _check_run(read_book(entries, head_of(entries)), related, run, ceilings)
+
+    def hold(self, data: DataSet, run: WholeRun, ceilings: Ceilings, *, seconds: float) -> None:
+        """Hold all of a run's ε for it, so that no other run is admitted to it meanwhile.
+
+        Where it is held already, nothing is written.
+
+        Args:
+            seconds: for which it is held after the run's last reservation.
+
+        Raises:
+            Refused: it does not fit beside what was spent and what is held for others, or the
+                ledger does not verify.
+        """
+        with self._chain.writing() as writing:
+            number = register(writing, data)
+            book = read_book(writing.entries, writing.head)
+            related = _related(book, number)
+            _check_run(book, related, run, ceilings)
+            for held in book.open_holds(related, run.unit, time.time()):
+                if held.plan == run.plan:
+                    return
+            body = {
+                "data": number,
+                "unit": run.unit,
+                "plan": run.plan,
+                "held": [part.to_json() for part in run.held],
+                "seconds": float(seconds),
+            }
+            writing.append("hold", body)
+
+    def release(self, plan: str) -> Hold:
+        """Give back what is held for a run; what it reserved or spent stays counted.
+
+        Args:
+            plan: its hash, or how that begins.
+
+        Raises:
+            UserError: nothing is held for it, or for more than one.
+            Refused: the ledger does not verify.
+        """
+        with self._chain.writing() as writing:
+            book = read_book(writing.entries, writing.head)
+            now = time.time()
+            open_ = [hold for hold in book.holds if hold.is_open(book.lines, now)]
+            named = [hold for hold in open_ if hold.plan.startswith(plan)]
+            if len(named) != 1:
+                what = f"ε is held for {len(named)} runs of a plan {plan!r}"
+                listed = ", ".join(hold.plan for hold in open_) or "it is held for none"
+                raise UserError(what, where=str(self.path), remedy=f"name one of these: {listed}")
+            writing.append("release", {"hold": named[0].number})
+        return named[0]
+
     # ── reading ───────────────────────────────────────────────────────────────────────────────────
     def book(self) -> Book:
         """Return everything in the ledger, and whether its chain and anchor are whole."""
@@ -143,18 +212,17 @@ class Ledger:
         except (KeyError, TypeError):
             return Book((), (), head, (*problems, _LACKING))
 
-    def history(self, data: DataSet) -> tuple[Row, ...]:
-        """Return every row that counts for this data set.
+    def history(self, data: DataSet, unit: str | None = None) -> tuple[Row, ...]:
+        """Return every row that counts for this data set under a unit; None: under any.
 
         Outstanding reservations count with all their steps. The data set need not be in the ledger
         itself.
         """
         with self._chain.reading() as (connection, entries, problems):
-            if problems:
-                raise Refused(Code.BUDGET, f"the privacy ledger does not verify: {problems[0]}")
-            shared = sharing(connection, data.records)
-        book = read_book(entries, head_of(entries))
-        return tuple(line.row for line in book.lines if line.data in shared)
+            _check_verified(problems)
+            related = find_related(connection, data)
+        lines = read_book(entries, head_of(entries)).lines_for(related, unit)
+        return tuple(line.row for line in lines)
 
     def spent(self, data: DataSet, delta: float, accountant: Accountant = "prv") -> Bound:
         """Return ε of everything that ever touched these records, reservations included."""
@@ -195,14 +263,46 @@ class Ledger:
 
 
 # ── what a reservation must not do ────────────────────────────────────────────────────────────────
-def _check_unit(earlier: Sequence[Line], spending: Spending) -> None:
-    for line in earlier:
-        if line.unit != spending.unit:
+def _check_verified(problems: Sequence[str]) -> None:
+    if problems:
+        raise Refused(Code.BUDGET, f"the privacy ledger does not verify: {problems[0]}")
+
+
+def _related(book: Book, number: int) -> Related:
+    """Return the data sets whose history is that of a registered one, too."""
+    return next(known.related for known in book.data if known.number == number)
+
+
+def _check_unit(earlier: Sequence[Line | Hold], unit: str) -> None:
+    for release in earlier:
+        if release.unit != unit:
             raise Refused(
                 Code.BUDGET,
-                f"privacy: this data has a history for the unit {earlier[0].unit}, with which one"
-                f" for the unit {spending.unit} cannot be composed",
+                f"privacy: this data has a history for the unit {release.unit}, with which one"
+                f" for the unit {unit} cannot be composed",
             )
+
+
+def _check_run(book: Book, related: Related, run: WholeRun, ceilings: Ceilings) -> None:
+    """Raise `Refused` unless all of a run fits beside what was spent and what others hold."""
+    earlier = book.lines_for(related, run.unit)
+    holds = book.open_holds(related, run.unit, time.time())
+    _check_unit((*earlier, *holds), run.unit)
+    ahead = tuple(rows_left(run.held, rounds_done(earlier, run.plan)))
+
+    of_run = [line.row for line in earlier if line.plan == run.plan]
+    _check_bound(
+        "all rounds of this plan", [*of_run, *ahead], ceilings.run, run.delta, run.accountant
+    )
+    others = [hold for hold in holds if hold.plan != run.plan]
+    of_all = [line.row for line in earlier]
+    for hold in others:
+        of_all += hold.left(earlier)
+    what = "all that was run on this data, with this plan"
+    if others:
+        what = "all that was run on this data and is held for other runs, with this plan"
+    delta = run.delta if ceilings.delta is None else ceilings.delta
+    _check_bound(what, [*of_all, *ahead], ceilings.total, delta, run.accountant)
 
 
 def _check_new(earlier: Sequence[Line], spending: Spending) -> None:
@@ -215,15 +315,22 @@ def _check_new(earlier: Sequence[Line], spending: Spending) -> None:
     raise Refused(Code.REPLAY, f"privacy: {what}; nothing is spent on it again")
 
 
-def _check_ceilings(earlier: Sequence[Line], spending: Spending, ceilings: Ceilings) -> None:
+def _check_ceilings(
+    earlier: Sequence[Line], holds: Sequence[Hold], spending: Spending, ceilings: Ceilings
+) -> None:
     of_run = [line.row for line in earlier if line.plan == spending.plan]
     of_run.append(spending.row)
     _check_bound("this plan's run", of_run, ceilings.run, spending.delta, spending.accountant)
 
     of_all = [line.row for line in earlier]
     of_all.append(spending.row)
-    delta = spending.delta if ceilings.delta is None else ceilings.delta
     what = "all that was run on this data"
+    for hold in holds:
+        # its own run takes this round out of it
+        own = hold.plan == spending.plan
+        of_all += hold.left(earlier, (spending.purpose, spending.round) if own else None)
+        what = "all that was run on this data or is held for a run"
+    delta = spending.delta if ceilings.delta is None else ceilings.delta
     _check_bound(what, of_all, ceilings.total, delta, spending.accountant)
 
 

@@ -5,43 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedgraft.client.privacy.ledger_holds import Hold, read_holds
+from fedgraft.client.privacy.ledger_line import Line, line_of
+from fedgraft.client.privacy.ledger_records import Related
 from fedgraft.client.store.chain_entry import Entry, Head
-from fedgraft.common.privacy.history import Row
 
-
-@dataclass(frozen=True)
-class Line:
-    """One reservation and what became of it.
-
-    Attributes:
-        number: its entry in the ledger.
-        data: number of its data set's entry.
-        round: from 1.
-        purpose: "training", or what else was released with noise.
-        reserved: steps that it reserved.
-        steps: steps that count: what was taken if settled, else all that were reserved.
-        delta: the plan's δ.
-        time: Unix time of the reservation, seconds.
-    """
-
-    number: int
-    data: int
-    unit: str
-    plan: str
-    round: int
-    purpose: str
-    noise_multiplier: float
-    sample_rate: float
-    reserved: int
-    steps: int
-    settled: bool
-    delta: float
-    time: float
-
-    @property
-    def row(self) -> Row:
-        """As the accountant counts it."""
-        return (self.noise_multiplier, self.sample_rate, self.steps)
+# kinds of entries that end another, and of which kind that is
+_ENDS = {"settle": "reserve", "release": "hold"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +22,7 @@ class KnownData:
         number: its entry in the ledger.
         records: how many.
         overlaps: entries of the data sets that it shares records with, its own number among them.
+        same_patients: entries of the data sets that have records of its patients.
         time: Unix time of the entry, seconds.
     """
 
@@ -59,7 +30,13 @@ class KnownData:
     fingerprint: str
     records: int
     overlaps: frozenset[int]
+    same_patients: frozenset[int]
     time: float
+
+    @property
+    def related(self) -> Related:
+        """The data sets whose history is this one's, too."""
+        return Related(self.overlaps, self.same_patients)
 
 
 @dataclass(frozen=True)
@@ -74,6 +51,7 @@ class Book:
     data: tuple[KnownData, ...]
     head: Head
     problems: tuple[str, ...]
+    holds: tuple[Hold, ...] = ()
 
     def find_data(self, fingerprint: str) -> KnownData | None:
         """Return the data set of this fingerprint, if anything was ever reserved on it."""
@@ -83,12 +61,39 @@ class Book:
         return None
 
     def lines_on(self, fingerprint: str, plan: str | None = None) -> tuple[Line, ...]:
-        """Return all on data that shares a record with this data set; of one plan, if given."""
+        """Return all that counts for this data set under the unit that it was used for; of one
+        plan, if given.
+        """
         known = self.find_data(fingerprint)
         if known is None:
             return ()
-        lines = (line for line in self.lines if line.data in known.overlaps)
+        own = (line.unit for line in self.lines if line.data == known.number)
+        lines = self.lines_for(known.related, next(own, None))
         return tuple(line for line in lines if plan in (None, line.plan))
+
+    def lines_for(self, related: Related, unit: str | None) -> tuple[Line, ...]:
+        """Return all that counts for data under a unit; None: whatever may."""
+        return tuple(line for line in self.lines if counts(line, related, unit))
+
+    def open_holds(self, related: Related, unit: str | None, now: float) -> tuple[Hold, ...]:
+        """Return what is held for runs on this data at a Unix time, seconds."""
+        held = [hold for hold in self.holds if counts(hold, related, unit)]
+        return tuple(hold for hold in held if hold.is_open(self.lines, now))
+
+
+def counts(release: Line | Hold, related: Related, unit: str | None) -> bool:
+    """Return whether a release may have told of a unit of a data set; None: of any unit.
+
+    Args:
+        related: the data sets that have records of this one, or of its patients.
+    """
+    # everything of a node is one unit
+    if "node" in (release.unit, unit) or release.data in related.same_records:
+        return True
+    # two records of a patient are two examples
+    if release.unit == unit == "example":
+        return False
+    return release.data in related.same_patients
 
 
 def read_book(entries: Sequence[Entry], head: Head, problems: Sequence[str] = ()) -> Book:
@@ -101,45 +106,29 @@ def read_book(entries: Sequence[Entry], head: Head, problems: Sequence[str] = ()
             settled[entry.body["reserve"]] = entry.body["steps"]
     for entry in entries:
         if entry.kind == "reserve":
-            lines.append(_line(entry, settled.get(entry.number)))
+            lines.append(line_of(entry, settled.get(entry.number)))
         elif entry.kind == "data":
             data_sets.append(entry)
     known = tuple(_known_data(entry, data_sets) for entry in data_sets)
-    return Book(tuple(lines), known, head, tuple(problems))
-
-
-def _line(entry: Entry, taken: int | None) -> Line:
-    """Return a reservation; `taken` are the steps it was settled with, None: it was not."""
-    body = entry.body
-    reserved = body["steps"]
-    return Line(
-        number=entry.number,
-        data=body["data"],
-        unit=body["unit"],
-        plan=body["plan"],
-        round=body["round"],
-        purpose=body["purpose"],
-        noise_multiplier=body["noise_multiplier"],
-        sample_rate=body["sample_rate"],
-        reserved=reserved,
-        steps=reserved if taken is None else taken,
-        settled=taken is not None,
-        delta=body["delta"],
-        time=entry.time,
-    )
+    return Book(tuple(lines), known, head, tuple(problems), read_holds(entries))
 
 
 def _known_data(entry: Entry, data_sets: Sequence[Entry]) -> KnownData:
     """Return a data set. A later one names the earlier ones; sharing goes both ways."""
     overlaps = {entry.number, *entry.body["overlaps"]}
+    # an earlier release knew no patients
+    patients = {entry.number, *entry.body.get("patients", ())}
     for other in data_sets:
         if entry.number in other.body["overlaps"]:
             overlaps.add(other.number)
+        if entry.number in other.body.get("patients", ()):
+            patients.add(other.number)
     return KnownData(
         number=entry.number,
         fingerprint=entry.body["fingerprint"],
         records=entry.body["records"],
         overlaps=frozenset(overlaps),
+        same_patients=frozenset(patients),
         time=entry.time,
     )
 
@@ -147,20 +136,19 @@ def _known_data(entry: Entry, data_sets: Sequence[Entry]) -> KnownData:
 def find_contradictions(entries: Sequence[Entry]) -> list[str]:
     """Return what this program would never have written, though the chain may be whole."""
     problems = []
-    open_: set[int] = set()
-    data_sets: set[int] = set()
+    # what is there and has not ended, by kind
+    known: dict[str, set[int]] = {"data": set(), "reserve": set(), "hold": set()}
     for entry in entries:
         name = f"entry {entry.number}"
-        if entry.kind == "data":
-            data_sets.add(entry.number)
-        elif entry.kind == "reserve":
-            open_.add(entry.number)
-            if entry.body["data"] not in data_sets:
-                problems.append(f"{name} reserves on data that has no entry")
-        elif entry.kind == "settle":
-            if entry.body["reserve"] not in open_:
-                problems.append(f"{name} settles what is not reserved, or settled already")
-            open_.discard(entry.body["reserve"])
+        if entry.kind in ("reserve", "hold") and entry.body["data"] not in known["data"]:
+            problems.append(f"{name} is about data that has no entry")
+        if entry.kind in known:
+            known[entry.kind].add(entry.number)
+        elif entry.kind in _ENDS:
+            ended = _ENDS[entry.kind]
+            if entry.body[ended] not in known[ended]:
+                problems.append(f"{name} ends a {ended} that is not there, or ended already")
+            known[ended].discard(entry.body[ended])
         else:
             problems.append(f"{name} is of an unknown kind, {entry.kind}")
     return problems

@@ -1,4 +1,4 @@
-"""The records that a ledger knows, by their SHA-256: which data sets share some."""
+"""The records and patients that a ledger knows, by their SHA-256: which data sets share some."""
 
 from __future__ import annotations
 
@@ -27,77 +27,107 @@ _AT_ONCE = 500
 
 @dataclass(frozen=True)
 class DataSet:
-    """Records by their SHA-256, each once, sorted.
+    """Records and patients by their SHA-256, each once, sorted.
 
     data = DataSet.of(records)
-    ledger.history(data)
+    ledger.history(data, unit="patient")
+
+    Attributes:
+        patients: whose the records are; none where the data does not say.
     """
 
     records: tuple[bytes, ...] = field(repr=False)
+    patients: tuple[bytes, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, records: Records) -> DataSet:
-        """Return all records of the task, training and test: a later split may train on either.
+        """Return all records of this node's file, and whose they are.
 
-        A table's rows count as the file has them, with all columns: a plan that asks for others
-        reads the same patients.
+        A plan picks rows by their labels and columns; a ledger of what it picks would begin anew
+        with each plan. A table's rows count with all their columns.
         """
         source = records.source
         digests = source.identities or source.digests
-        in_task = []
-        for rows in records.splits.values():
-            in_task += [digests[row] for row in rows.tolist()]
-        return cls.from_digests(in_task)
+        own = records.rows.tolist()
+        patients: list[bytes] = []
+        if records.owners is not None:
+            patients = [patient_digest(records.owners[row]) for row in own if records.owners[row]]
+        return cls.from_digests((digests[row] for row in own), patients)
 
     @classmethod
-    def from_digests(cls, digests: Iterable[bytes]) -> DataSet:
-        """Return it from records' digests in any order. Raises `UserError` if there are none."""
+    def from_digests(cls, digests: Iterable[bytes], patients: Iterable[bytes] = ()) -> DataSet:
+        """Return it from digests in any order. Raises `UserError` if there are no records."""
         unique = tuple(sorted(set(digests)))
         if not unique:
             what = "a data set without records has no ledger"
             raise UserError(what, remedy="check the node's data")
-        return cls(unique)
+        return cls(unique, tuple(sorted(set(patients))))
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """All of them, sorted."""
+        return tuple(sorted(self.records + self.patients))
 
     @property
     def fingerprint(self) -> str:
         """ "sha256:…" over the sorted digests."""
-        return fingerprint_of(self.records)
+        return fingerprint_of(self.digests)
+
+
+def patient_digest(patient: str) -> bytes:
+    """Return SHA-256 of whose a record is; no record has it."""
+    return hashlib.sha256(f"patient\0{patient}".encode()).digest()
 
 
 def fingerprint_of(digests: Sequence[bytes]) -> str:
-    """Return "sha256:…" over records' digests, in this order."""
+    """Return "sha256:…" over digests, in this order."""
     return f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Related:
+    """The entries of the data sets that have records of a data set, or records of its patients."""
+
+    same_records: frozenset[int]
+    same_patients: frozenset[int]
 
 
 def register(writing: Transaction, data: DataSet) -> int:
     """Return the number of this data set's entry.
 
-    A new one is entered with those that it shares records with.
+    A new one is entered with those that it shares records or patients with.
     """
     for entry in writing.entries:
         if entry.kind == "data" and entry.body["fingerprint"] == data.fingerprint:
             return entry.number
+    related = find_related(writing.connection, data)
     body = {
         "fingerprint": data.fingerprint,
         "records": len(data.records),
-        "overlaps": sorted(sharing(writing.connection, data.records)),
+        "overlaps": sorted(related.same_records),
+        "patients": sorted(related.same_patients),
     }
     entry = writing.append("data", body)
-    rows = ((digest, entry.number) for digest in data.records)
+    rows = ((digest, entry.number) for digest in data.digests)
     writing.connection.executemany("INSERT INTO record VALUES (?, ?)", rows)
     return entry.number
 
 
-def sharing(connection: sqlite3.Connection, records: Sequence[bytes]) -> set[int]:
-    """Return the entries of the data sets that have one of these records."""
+def find_related(connection: sqlite3.Connection, data: DataSet) -> Related:
+    """Return the entries of the data sets that share records or patients with this one."""
+    return Related(_having(connection, data.records), _having(connection, data.patients))
+
+
+def _having(connection: sqlite3.Connection, digests: Sequence[bytes]) -> frozenset[int]:
+    """Return the entries of the data sets that have one of these digests."""
     numbers: set[int] = set()
-    for start in range(0, len(records), _AT_ONCE):
-        some = records[start : start + _AT_ONCE]
+    for start in range(0, len(digests), _AT_ONCE):
+        some = digests[start : start + _AT_ONCE]
         marks = ",".join("?" * len(some))
         query = f"SELECT data FROM record WHERE digest IN ({marks})"
         for (number,) in connection.execute(query, some):
             numbers.add(number)
-    return numbers
+    return frozenset(numbers)
 
 
 def find_changed_records(connection: sqlite3.Connection, entries: Sequence[Entry]) -> list[str]:

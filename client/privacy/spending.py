@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedgraft.client.privacy.ledger_holds import HeldRounds
 from fedgraft.common.errors import UserError
 from fedgraft.common.privacy.accounting import Accountant
 from fedgraft.common.privacy.history import Row
@@ -59,3 +60,21 @@ class Spending:
             return
         what = f"a reservation of {steps} steps with noise multiplier {noise_multiplier}"
         raise UserError(what, remedy="reserve one step at least, with finite noise")
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """All that a plan would release on a data set, before it begins.
+
+        WholeRun("example", agreement_hash(plan), held=(HeldRounds(…),), delta=1e-5)
+
+    Attributes:
+        unit, plan, delta, accountant: as of a `Spending`.
+        held: its rounds, by what they release.
+    """
+
+    unit: str
+    plan: str
+    held: tuple[HeldRounds, ...]
+    delta: float
+    accountant: Accountant = "prv"

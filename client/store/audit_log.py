@@ -2,7 +2,8 @@
 leaves. Never data.
 
     in    message, run, kind, plan, round, tensors (name, shape), bytes
-    out   the same of the answer, and: decision (sent, refused), reason, ε and δ spent, seconds
+    out   the same of the answer, and: decision (sent, refused, late), reason, ε and δ spent,
+          seconds
 
 Values of tensors, metrics and configuration are not in it, but for the few named in `_LOGGED`. What
 cannot be written down does not happen: a message is refused, an answer stays here.
@@ -35,6 +36,7 @@ _LOGGED = {
 }
 _OF_PRIVACY = ("epsilon", "delta", "unit")
 _LONGEST = 200
+TOO_LATE = "the coordinator had stopped waiting for it, and drops it"
 
 
 class Audit:
@@ -79,7 +81,7 @@ class Audit:
         """
         if self.journal is None:
             return
-        body = _head(to) | describe(answer.content, layout) | _decision(answer.content)
+        body = _head(to) | describe(answer.content, layout) | _decision(answer)
         spent = answer.content.config_records.get("privacy")
         if spent:
             for key in _OF_PRIVACY:
@@ -144,11 +146,18 @@ def _shapes(content: RecordDict) -> dict[str, list[int]]:
     return shapes
 
 
-def _decision(content: RecordDict) -> dict[str, Any]:
-    refused = content.config_records.get("refused")
-    if refused is None:
-        return {"decision": "sent"}
-    return {"decision": "refused", "reason": str(refused.get("reason", ""))}
+def _decision(answer: Message) -> dict[str, Any]:
+    refused = answer.content.config_records.get("refused")
+    if refused is not None:
+        return {"decision": "refused", "reason": str(refused.get("reason", ""))}
+    if is_late(answer):
+        return {"decision": "late", "reason": TOO_LATE}
+    return {"decision": "sent"}
+
+
+def is_late(answer: Message) -> bool:
+    """Return whether the coordinator stopped waiting for an answer before it was made."""
+    return answer.metadata.ttl <= 0
 
 
 def in_words(entry: Mapping[str, Any]) -> str:
@@ -166,7 +175,7 @@ def in_words(entry: Mapping[str, Any]) -> str:
         parts.append(f"ε {entry['epsilon']:.4g} at δ {entry['delta']:g}")
     if "seconds" in entry:
         parts.append(f"{entry['seconds']:.1f} s")
-    if entry.get("decision") == "refused":
+    if entry.get("decision") in ("refused", "late"):
         parts.append(f"✗ {entry['reason']}")
     return "  ".join(parts)
 

@@ -9,15 +9,14 @@ elsewhere (a filed statement) tells then.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fedgraft.common.files.whole_files import write_whole
 
 GENESIS = "0" * 64
 
@@ -120,28 +119,6 @@ def read_anchor(anchor: Path) -> Head:
 
 
 def put_anchor(anchor: Path, head: Head, mode: int = 0o600) -> None:
-    """Keep a head in a file of its own, durably. Raises OSError.
-
-    It is written beside its place, flushed and renamed.
-    """
+    """Keep a head in a file of its own, durably. Raises OSError."""
     anchor.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=anchor.parent, prefix=anchor.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{head}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, anchor)
-        _flush_folder(anchor.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(anchor, f"{head}\n", mode=mode)

@@ -42,8 +42,21 @@ def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterato
             with part.open("rb") as written:
                 os.fsync(written.fileno())
         part.replace(path)
+        if durable:
+            flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names of a folder's files to the disk: a new name is lost in a power cut without
+    it. Raises OSError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(

@@ -32,6 +32,16 @@ def rounds_for(train: TrainSection, purpose: Purpose) -> tuple[int, ...]:
     return tuple(number for number in numbers if purpose_of(train, number) == purpose)
 
 
+def rounds_measured(train: TrainSection, every: int) -> tuple[int, ...]:
+    """Return the rounds of steps in which nodes measure the shared model as they receive it.
+
+    Args:
+        every: rounds from one measurement to the next.
+    """
+    steps = rounds_for(train, "steps")
+    return tuple(number for number in steps if (number - 1) % every == 0)
+
+
 def has_sums(train: TrainSection) -> bool:
     """Whether in some round a head is solved from sums."""
     return "closed-form" in (train.method, train.start, train.finish)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -79,17 +80,21 @@ class ResultBuilder:
 
     def note_round(self, answers: Answers) -> None:
         """Write down a round's bytes and refusals, and what nodes spent of their budgets."""
-        privacy = dict(self.result.privacy)
-        for name, spent in answers.spent.items():
-            privacy[name] = Spending.of(spent)
         encoding = self.result.encoding
         error = max(encoding.relative_error, answers.rounding)
         self._note_bytes(rounds=(*self.result.bytes.rounds, answers.traffic))
+        self._note_told(answers.spent)
         self._note(
-            privacy=privacy,
             encoding=EncodingFacts(kind=encoding.kind, relative_error=error),
             refused=(*self.result.refused, *answers.refused),
         )
+
+    def _note_told(self, told: Mapping[str, Spent]) -> None:
+        """Write down what nodes say that they spent so far."""
+        privacy = dict(self.result.privacy)
+        for name, spent in told.items():
+            privacy[name] = Spending.of(spent)
+        self._note(privacy=privacy)
 
     def note_solution(self, facts: ClosedFormFacts | None) -> None:
         """Write down how a head was solved from sums; None: none was yet."""
@@ -109,6 +114,7 @@ class ResultBuilder:
     def note_evaluation(self, evaluation: Evaluation) -> None:
         """Write down the last evaluation."""
         self._note_bytes(evaluate=evaluation.traffic)
+        self._note_told(evaluation.spent)
         refused = (*self.result.refused, *evaluation.refused)
         self._note(final=evaluation.final, refused=refused, confusion=evaluation.confusion)
 

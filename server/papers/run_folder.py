@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
-from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.files.whole_files import flush_folder, write_whole
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan, plan_hash, plan_yaml
 from fedgraft.common.result import Part, Result
@@ -128,8 +128,12 @@ class RunFolder:
                 finished.append(line)
         self._write(run_files.METRICS, "".join(finished))
 
-    def save_round(self, checkpoint: Checkpoint) -> None:
+    def save_round(self, checkpoint: Checkpoint, *, durable: bool = True) -> None:
         """Write a round's checkpoint; older ones but the last are removed.
+
+        Args:
+            durable: whether it is on the disk when this returns. Noise that was sent out and then
+                lost in a power cut would be drawn a second time, and counted once.
 
         Raises:
             OSError: the disk is full. Written by Python: safetensors' own writing says none.
@@ -138,14 +142,19 @@ class RunFolder:
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        (part / run_files.ADAPTER).write_bytes(tensors_bytes(checkpoint.adapter))
-        (part / run_files.MEMORY).write_bytes(arrays_bytes(checkpoint.memory))
-        (part / run_files.SO_FAR).write_text(checkpoint.so_far.to_text())
+        contents: dict[str, bytes | str] = {
+            run_files.ADAPTER: tensors_bytes(checkpoint.adapter),
+            run_files.MEMORY: arrays_bytes(checkpoint.memory),
+            run_files.SO_FAR: checkpoint.so_far.to_text(),
+        }
         if checkpoint.variance is not None:
-            kept = tensors_bytes(checkpoint.variance.tensors())
-            (part / run_files.VARIANCE).write_bytes(kept)
+            contents[run_files.VARIANCE] = tensors_bytes(checkpoint.variance.tensors())
+        for name, content in contents.items():
+            write_whole(part / name, content, durable=durable)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
+        if durable:
+            flush_folder(target.parent)
         for old in run_files.checkpoints_of(self.path)[:-LAST_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -116,7 +116,7 @@ def test_a_budget_that_does_not_hold_the_plan(tmp_path: Path) -> None:
     policy = "policy: {dp_required: true, max_epsilon_run: 0.5, max_delta: 1.0e-3}\n"
     found = look(hospital(tmp_path, policy), private)
     assert found["privacy budget"].state == "wrong"
-    assert "ε above 0.5" in found["privacy budget"].detail
+    assert "ceiling of 0.5" in found["privacy budget"].detail
     assert not (tmp_path / "store").exists(), "nothing is spent, no ledger is made"
 
 

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 import fedgraft.client.round
-from fedgraft.client.app import app
+from fedgraft.client.app import app, make_client_app
+from fedgraft.client.desk import Desk
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.privacy.ledger_records import DataSet
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan, agreement_of
@@ -132,22 +135,34 @@ class Hostile:
         assert not isinstance(said := self.hand_out(), str), said
         return plan
 
+    def reopened(self) -> Hostile:
+        """The same node, started again."""
+        self.grid.close()
+        desk = Desk()
+        self.grid = InProcessGrid(make_client_app(lambda: desk), [self.path], workers=1)
+        return self
+
     def rows(self) -> list[tuple[float, float, int]]:
         return [line.row for line in self.ledger.book().lines]
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Iterator[Callable[..., Hostile]]:
-    """(policy) → a server and its victim."""
+    """(policy, folder) → a server and its victim."""
     made: list[Hostile] = []
 
-    def make(policy: str = POLICY) -> Hostile:
-        made.append(Hostile(tmp_path, policy))
+    def make(policy: str = POLICY, folder: Path = tmp_path) -> Hostile:
+        made.append(Hostile(folder, policy))
         return made[-1]
 
     yield make
     for each in made:
         each.grid.close()
+
+
+def sent_bytes(content: RecordDict) -> bytes:
+    """What leaves the node, as it travels."""
+    return recorddict_to_proto(content).SerializeToString(deterministic=True)
 
 
 def never(*args: Any, **options: Any) -> None:
@@ -165,15 +180,19 @@ def never(*args: Any, **options: Any) -> None:
             {},
             "min_noise_multiplier",
         ),
-        ({"mode": "local", "target_epsilon": 2.5}, {}, "above 2"),
+        ({"mode": "local", "target_epsilon": 2.5}, {}, "ceiling of 2"),
         ({"target_epsilon": None, "noise_multiplier": 0.3}, {}, "min_noise_multiplier"),
-        ({"target_epsilon": 2.5}, {}, "above 2"),
-        ({"target_epsilon": None, "noise_multiplier": 0.7}, {}, "above 2"),
-        ({"target_epsilon": None, "noise_multiplier": 2.0}, {"train": {"rounds": 500}}, "above 2"),
+        ({"target_epsilon": 2.5}, {}, "ceiling of 2"),
+        ({"target_epsilon": None, "noise_multiplier": 0.7}, {}, "ceiling of 2"),
+        (
+            {"target_epsilon": None, "noise_multiplier": 2.0},
+            {"train": {"rounds": 500}},
+            "ceiling of 2",
+        ),
         (
             {"target_epsilon": None, "noise_multiplier": 2.0},
             {"train": {"local_epochs": 500}},
-            "above 2",
+            "ceiling of 2",
         ),
         ({"delta": 1e-3}, {}, "max_delta"),
         ({"unit": "patient"}, {}, "no patient for each record"),
@@ -237,21 +256,62 @@ def test_units_and_data_below_the_policy_are_refused(hostile, policy: str, words
 
 
 # ── messages that are not obeyed ──────────────────────────────────────────────────────────────────
-def test_a_replayed_round_is_refused_and_spent_once(hostile, monkeypatch) -> None:
-    """The same round again, with the same adapter or another, would be a second answer about the
-    same data.
+def test_a_replayed_round_is_answered_once_and_spent_once(hostile, monkeypatch) -> None:
+    """The same question again: a second answer about the same data would tell more than was
+    counted, and none at all would end the run of a coordinator that was killed. Another adapter is
+    another question.
+    """
+    server = hostile()
+    plan = server.accepted(server.plan())
+    first = server.train(plan, 1)
+    assert not isinstance(first, str)
+    spent = server.rows()
+    assert len(spent) == 1
+    monkeypatch.setattr(fedgraft.client.round, "train_privately", never)
+    again = server.train(plan, 1)
+    assert not isinstance(again, str)
+    assert sent_bytes(again) == sent_bytes(first)
+    said = server.train(plan, 1, factor=2.0)
+    assert isinstance(said, str)
+    assert "run here before" in said
+    assert server.rows() == spent
+
+
+def test_an_answer_that_is_lost_is_trained_again_by_a_clause_only(hostile) -> None:
+    """Its file is cut off, as after a full disk: the node refuses, or counts the round once more
+    where its policy says so, above the plan's own ε.
     """
     server = hostile()
     plan = server.accepted(server.plan())
     assert not isinstance(server.train(plan, 1), str)
-    spent = server.rows()
-    assert len(spent) == 1
-    monkeypatch.setattr(fedgraft.client.round, "train_privately", never)
-    for factor in (1.0, 2.0):
-        said = server.train(plan, 1, factor=factor)
-        assert isinstance(said, str)
-        assert "run here before" in said
-    assert server.rows() == spent
+    (kept,) = server.path.with_name("store").glob("answers/*-train")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_bytes(kept.read_bytes()[:-1])
+    said = server.train(plan, 1)
+    assert isinstance(said, str)
+    assert "run here before" in said
+
+    policy = "replays: count, dp_required: true, max_epsilon_run: 3, max_delta: 1.0e-4"
+    text = server.path.read_text().replace(POLICY, policy)
+    server.path.write_text(text)
+    lenient = server.reopened()
+    for round_ in (1, 2, 3):
+        reply = lenient.train(plan, round_)
+        assert not isinstance(reply, str), reply
+    assert len(lenient.rows()) == 4
+    assert 2 < epsilon(lenient.rows(), 1e-4, "rdp") < 3
+
+
+def test_only_the_last_answer_is_kept(hostile) -> None:
+    """A run of a thousand rounds would fill the disk with its answers."""
+    server = hostile()
+    plan = server.accepted(server.plan())
+    for round_ in (1, 2):
+        assert not isinstance(server.train(plan, round_), str)
+    assert len(list(server.path.with_name("store").glob("answers/*"))) == 1
+    said = server.train(plan, 1)
+    assert isinstance(said, str)
+    assert "run here before" in said
 
 
 @pytest.mark.parametrize("round_", [0, 4, -1, 10**9])
@@ -307,11 +367,8 @@ def test_local_noise_is_counted_once_and_not_replayed(hostile) -> None:
     said = server.train(plan, 1)
     assert isinstance(said, str)
     assert "run here before" in said
-    examples = server.offer(
-        server.plan()
-    )  # of the same data; ε for examples and for the node do not compose
-    assert not isinstance(examples, str)
-    said = server.train(server.plan(), 1)
+    # of the same data; ε for examples and for the node do not compose
+    said = server.offer(server.plan())
     assert isinstance(said, str)
     assert "unit node" in said
     assert len(server.rows()) == 1
@@ -377,7 +434,7 @@ def test_many_plans_do_not_pass_the_ceiling_on_everything(hostile) -> None:
         server.hand_out()
         for round_ in range(1, 4):
             assert not isinstance(server.train(plan, round_), str)
-    assert "would pass 3" in refused
+    assert "would pass the ceiling of 3" in refused
     rows = server.rows()
     assert 2 < epsilon(rows, 1e-4, "rdp") <= 3
     data = open_records(
@@ -389,15 +446,78 @@ def test_many_plans_do_not_pass_the_ceiling_on_everything(hostile) -> None:
     assert sorted(server.ledger.history(DataSet.of(data))) == sorted(rows)
 
 
-def test_plans_that_were_accepted_cannot_add_up(hostile) -> None:
-    """Plans accepted one by one, before any was run: each fits the ceiling alone, all of them do
-    not.
+def test_plans_that_were_accepted_can_be_run_to_their_end(hostile) -> None:
+    """Plans accepted one by one, before any was run, each within the ceiling alone: they died
+    midway together, all ε gone and no model. Now what does not fit is refused at the door.
     """
     server = hostile()
-    plans = [server.accepted(server.plan(seed=seed)) for seed in range(4)]
-    said = [server.train(plan, round_) for round_ in (1, 2, 3) for plan in plans]
-    assert any(isinstance(each, str) and "ceiling of 3" in each for each in said)
+    taken = []
+    for seed in range(4):
+        plan = server.plan(seed=seed)
+        said = server.offer(plan)
+        if isinstance(said, str):
+            assert "held for other runs" in said
+        else:
+            taken.append(plan)
+    assert 0 < len(taken) < 4
+    server.hand_out()
+    for round_ in (1, 2, 3):
+        for plan in taken:
+            assert not isinstance(server.train(plan, round_), str)
     assert epsilon(server.rows(), 1e-4, "rdp") <= 3
+
+
+def test_what_is_held_returns_when_it_is_released(hostile) -> None:
+    """A run that never comes would keep the budget for ever; a round that it ran stays counted."""
+    server = hostile()
+    first, second = server.plan(seed=1), server.plan(seed=2)
+    server.accepted(first)
+    while not isinstance(said := server.offer(second), str):
+        server.accepted(second)
+        second = server.plan(seed=second.seed + 1)
+    assert "held for other runs" in said
+    assert not isinstance(server.train(first, 1), str)
+    server.ledger.release(agreement_hash(first)[:20])
+    with pytest.raises(UserError, match="held for 0 runs"):
+        server.ledger.release(agreement_hash(first))
+    server.accepted(second)
+    assert len(server.rows()) == 1
+    assert server.ledger.verify() == []
+
+
+def test_what_is_held_ends_by_itself(hostile) -> None:
+    """After the stated hours without a round of it, another run may have it."""
+    server = hostile(f"{POLICY}, hold_hours: 1.0e-9")
+    for seed in range(4):
+        server.accepted(server.plan(seed=seed))
+
+
+def test_one_unit_of_all_that_is_in_the_ledger(tmp_path: Path, hostile) -> None:
+    """A plan that picks other rows by their labels: other records of the same patients, or of the
+    same node. Eight such plans of ε = 1 each were admitted under a total of 1.
+    """
+    visits = ["a,b,c,patient,visit"]
+    for patient in range(60):
+        for visit in range(4):
+            visits.append(f"{patient},{visit},{patient % 7},p{patient},v{visit}")
+    for mode, unit in (("sample", "patient"), ("local", "node")):
+        folder = tmp_path / mode
+        folder.mkdir()
+        server = hostile(POLICY.replace("total: 3", "total: 2"), folder)
+        (folder / "data.csv").write_text("\n".join(visits) + "\n")
+        refused = 0
+        for visit in range(4):
+            task = {
+                "kind": "tabular-classification",
+                "classes": ["now", "never"],
+                "columns": ["a", "b", "c"],
+                "target": "visit",
+                "labels": [f"v{visit}", "none"],
+            }
+            plan = server.plan({"mode": mode, "unit": unit, "target_epsilon": 1.5}, task=task)
+            said = server.offer(plan)
+            refused += isinstance(said, str)
+        assert refused == 3
 
 
 def test_a_round_that_fails_stays_counted(hostile, monkeypatch) -> None:
@@ -544,7 +664,10 @@ def test_noise_of_a_deployment_is_fresh(hostile) -> None:
     """The plan's seed must not reach the noise: two nodes with the same data answer differently."""
     server = hostile("replays: count")
     plan = server.accepted(server.plan({"target_epsilon": 8.0}))
-    first, second = (server.train(plan, 1) for _ in range(2))
+    first = server.train(plan, 1)
+    for kept in server.path.with_name("store").glob("answers/*"):
+        kept.unlink()
+    second = server.train(plan, 1)
     assert not isinstance(first, str)
     assert not isinstance(second, str)
     assert not np.array_equal(first[ADAPTER][ADAPTER].numpy(), second[ADAPTER][ADAPTER].numpy())  # type: ignore[union-attr]
