@@ -121,10 +121,12 @@ class Bytes(Part):
 
 
 class EncodingFacts(Part):
-    """How updates travelled; at most `relative_error` of one was rounded away, to come later."""
+    """How updates travelled; at most `relative_error` of one was rounded away, to come later: not
+    told in mode central.
+    """
 
     kind: str = "none"
-    relative_error: float = 0.0
+    relative_error: float | None = 0.0
 
 
 class ClosedFormFacts(Part):

@@ -3,9 +3,9 @@
     coins → cohort → clipped updates → their sum + noise, divided by the cohort expected → next
     clipping norm
 
-Two runs are neighbours if they differ in what one node sends: its updates are left out of every
-sum. That node is drawn by its own coin in each round; who takes part, and the denominator, are the
-same in both. See docs/adr/0005-node-level-privacy.md.
+Two runs are neighbours if they differ in what one node sends: its updates are any others, within
+the clipping norm, in every sum. That node is drawn by its own coin in each round; who takes part,
+and the denominator, are the same in both. See docs/adr/0005-node-level-privacy.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from torch import Tensor
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.privacy.accounting import Spent, bound
+from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.clipping import State, apply_update, norm_of, update_of
-from fedgraft.common.privacy.noise_search import noise_for
 from fedgraft.common.privacy.randomness import Randomness, poisson_sample
+from fedgraft.common.privacy.replacement import (
+    noise_for_replacement,
+    replacement_bound,
+    replacement_history,
+)
 from fedgraft.server.aggregation.averages import Quantile, noisy_mean, split_noise
 from fedgraft.server.aggregation.rule import Memory
 
-NEIGHBOURS = "one node's updates left out"
 # adapters travel as float32: a clipped update's norm is the clipping norm but for rounding
 _AT_THE_NORM = 1 - 1e-3
 
@@ -66,7 +69,8 @@ class CentralPrivacy:
         if noise is None:
             epsilon = _given(privacy.target_epsilon, "target_epsilon")
             delta = _given(privacy.delta, "delta")
-            noise = noise_for(epsilon, delta, rate, plan.train.rounds, privacy.accountant)
+            rounds = plan.train.rounds
+            noise = noise_for_replacement(epsilon, delta, rate, rounds, privacy.accountant)
         return cls(plan, rate * nodes, noise, privacy.max_update_norm, seeded)
 
     def choose_cohort(self, names: Sequence[str], number: int) -> list[str]:
@@ -101,11 +105,13 @@ class CentralPrivacy:
         return apply_update(sent, mean)
 
     def spent(self, rounds: int) -> Spent:
-        """Return ε of each node after so many rounds."""
+        """Return ε of each node after so many rounds, its data replaced by any other."""
         delta = _given(self.plan.privacy.delta, "delta")
-        history = ((self.noise_multiplier, self.plan.aggregate.fraction, rounds),)
-        spent = bound(history, delta, self.plan.privacy.accountant)
-        return Spent(spent.epsilon, delta, "node", spent.accountant, history, NEIGHBOURS)
+        noise = self.noise_multiplier
+        rate = self.plan.aggregate.fraction
+        counted = replacement_bound(noise, rate, rounds, delta, self.plan.privacy.accountant)
+        history = replacement_history(noise, rate, rounds)
+        return Spent(counted.epsilon, delta, "node", counted.accountant, history)
 
     def memory(self) -> Memory:
         """Return what must survive a restart, for the checkpoint."""

@@ -81,7 +81,10 @@ class ResultBuilder:
     def note_round(self, answers: Answers) -> None:
         """Write down a round's bytes and refusals, and what nodes spent of their budgets."""
         encoding = self.result.encoding
-        error = max(encoding.relative_error, answers.rounding)
+        error = encoding.relative_error
+        # under the server's own noise it tells of updates that have none
+        if error is not None:
+            error = max(error, answers.rounding)
         self._note_bytes(rounds=(*self.result.bytes.rounds, answers.traffic))
         self._note_told(answers.spent)
         self._note(
@@ -189,7 +192,10 @@ def opening_result(federation: Federation, layout: Layout) -> Result:
         final=FinalMetrics(global_={}, nodes={}),
         baselines={},
         bytes=sizes,
-        encoding=EncodingFacts(kind=plan.aggregate.encoding, relative_error=0.0),
+        encoding=EncodingFacts(
+            kind=plan.aggregate.encoding,
+            relative_error=None if plan.privacy.mode == "central" else 0.0,
+        ),
         privacy={},
         not_covered_by_epsilon=tuple(not_covered(plan)),
         refused=(),

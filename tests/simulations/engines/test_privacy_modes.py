@@ -65,9 +65,11 @@ def test_updates_are_clipped_before_they_leave_and_tell_no_size(tiny, tmp_path) 
     spent = result["privacy"]
     assert set(spent) == {"h0", "h1", "h2"}
     for entry in spent.values():
-        assert (entry["unit"], entry["neighbours"]) == ("node", "one node's updates left out")
-        assert entry["history"] == [[1.0, 1.0, 3]]
-        assert entry["epsilon"] == pytest.approx(epsilon([(1.0, 1.0, 3)], 1e-5))
+        assert entry["unit"] == "node"
+        assert entry["neighbours"] == "all data of one node replaced by any other"
+        # two updates are twice the clipping norm apart
+        assert entry["history"] == [[0.5, 1.0, 3]]
+        assert entry["epsilon"] == pytest.approx(epsilon([(0.5, 1.0, 3)], 1e-5))
     assert result["not_covered_by_epsilon"]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["privacy"] == spent
 
@@ -208,7 +210,7 @@ def test_local_rounds_are_in_the_ledger_and_end_at_the_ceiling(tiny, tmp_path) -
     result, _ = federation.run(tmp_path / "again", [*LOCAL, "seed=8"], handle=restarted)
     refused = [row for row in result["refused"] if row["round"] == 0]
     assert [row["node"] for row in refused] == ["h0"]
-    assert "ε above 0.001" in refused[0]["reason"]
+    assert "ceiling of 0.001" in refused[0]["reason"]
     assert len(ledger.book().lines) == 3
 
 
@@ -317,7 +319,7 @@ def test_svd_gives_the_mean_of_the_products(tiny, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("setup", "words"),
     [
-        (CENTRAL, "one node's updates left out"),
+        (CENTRAL, "all data of one node replaced by any other"),
         (LOCAL, "all data of one node replaced"),
         (SAMPLE, "one example added or removed"),
     ],
