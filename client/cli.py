@@ -248,8 +248,16 @@ def ledger(
     head: Annotated[
         str, typer.Option(help="The head of a filed statement, to verify against.")
     ] = "",
+    release: Annotated[
+        str,
+        typer.Option(
+            metavar="PLAN",
+            help="Give back what is held for a plan's run that will not go on, by its hash;"
+            " what it spent stays counted.",
+        ),
+    ] = "",
 ) -> None:
-    """What was spent, reserved and left of the privacy budget, by data set and plan.
+    """What was spent, reserved, held and left of the privacy budget, by data set and plan.
 
     Example: `fedgraft node ledger runs/digits-1/ledgers/node-0.sqlite --verify`
     """
@@ -270,6 +278,10 @@ def ledger(
         what = "no ledger here yet: nothing was ever spent"
         raise UserError(what, where=str(path), remedy="run a private plan first")
     opened_ledger = Ledger(path)
+    if release:
+        hold = opened_ledger.release(release)
+        print(f"✓ nothing is held any more for {hold.plan}; what it spent stays counted")
+        return
     if verify:
         problems = opened_ledger.verify(parse_head(head) if head else None)
         _print_verified(path, "row", problems, lambda: opened_ledger.book().head)

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedgraft.client.privacy.ledger import Ledger
-from fedgraft.client.privacy.ledger_book import Book, KnownData, Line
+from fedgraft.client.privacy.ledger_book import Book, KnownData
+from fedgraft.client.privacy.ledger_holds import Hold
+from fedgraft.client.privacy.ledger_line import Line
 from fedgraft.client.privacy.spending import NO_CEILINGS, Ceilings
 from fedgraft.common.privacy.accounting import NEIGHBOURS, Accountant, bound, shown
 from fedgraft.common.privacy.accounting import statement as sentence
@@ -59,24 +61,35 @@ def statement(
     book = ledger.book()
     smallest = min((line.delta for line in book.lines), default=_NO_DELTA)
     counting = _Counting(delta or ceilings.delta or smallest, accountant, ceilings)
+    now = datetime.now(UTC).timestamp()
     data_sets = []
     for known in book.data:
         lines = book.lines_on(known.fingerprint)
         if lines:
-            data_sets.append(_data_set(book, known, lines, counting))
+            held = book.open_holds(known.related, lines[0].unit, now)
+            data_sets.append(_data_set(book, known, lines, held, counting))
+    held = []
+    for hold in book.holds:
+        if hold.is_open(book.lines, now):
+            held.append(_held(book, hold, counting))
     return {
         "schema": 1,
         "ledger": ledger.path.name,
-        "made": _minute(datetime.now(UTC).timestamp()),
+        "made": _minute(now),
         "head": str(book.head),
         "problems": problems,
         "data_sets": data_sets,
+        "held": held,
         "not_covered": list(NOT_COVERED),
     }
 
 
 def _data_set(
-    book: Book, known: KnownData, lines: Sequence[Line], counting: _Counting
+    book: Book,
+    known: KnownData,
+    lines: Sequence[Line],
+    held: Sequence[Hold],
+    counting: _Counting,
 ) -> dict[str, Any]:
     unit = lines[0].unit
     delta = counting.delta
@@ -84,7 +97,10 @@ def _data_set(
     total = bound(rows, delta, counting.accountant)
     settled = counting.epsilon(line for line in lines if line.settled)
     ceiling = counting.ceilings.total
-    left = None if ceiling is None else max(0.0, ceiling - total.epsilon)
+    left = None
+    if ceiling is not None:
+        ahead = [row for hold in held for row in hold.left(book.lines)]
+        left = max(0.0, ceiling - bound([*rows, *ahead], delta, counting.accountant).epsilon)
     shares = []
     for other in book.data:
         if other.number in known.overlaps and other is not known:
@@ -135,6 +151,17 @@ def _plan(plan: str, lines: Sequence[Line], counting: _Counting) -> dict[str, An
     }
 
 
+def _held(book: Book, hold: Hold, counting: _Counting) -> dict[str, Any]:
+    """Return what is held for a run."""
+    rows = hold.left(book.lines)
+    return {
+        "plan": hold.plan,
+        "steps": sum(steps for _, _, steps in rows),
+        "epsilon": _finite(bound(rows, counting.delta, counting.accountant).epsilon),
+        "until": _minute(hold.until(book.lines)),
+    }
+
+
 def _finite(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
@@ -147,6 +174,13 @@ def _minute(seconds: float) -> str:
 _TABLE = (
     "| plan | rounds | steps | reserved, not settled | ε | from | to |",
     "|---|---|---|---|---|---|---|",
+)
+_HELD = (
+    "No other run is admitted to it meanwhile;"
+    " `fedgraft node ledger node.yaml --release PLAN` gives it back.",
+    "",
+    "| plan | steps | ε | until, if nothing of it comes |",
+    "|---|---|---|---|",
 )
 
 
@@ -166,6 +200,9 @@ def markdown(stated: Mapping[str, Any]) -> str:
         lines += ["Nothing was ever run on any data.", ""]
     for data in stated["data_sets"]:
         lines += _data_set_lines(data)
+    if stated["held"]:
+        lines += ["## Held for runs that are under way", "", *_HELD]
+        lines += [*map(_held_row, stated["held"]), ""]
     lines += ["## Not covered by ε", "", *_list(stated["not_covered"])]
     return "\n".join(lines) + "\n"
 
@@ -176,7 +213,7 @@ def _data_set_lines(data: Mapping[str, Any]) -> list[str]:
     if data["left"] is not None:
         # rounded down: what is printed is really left
         left = math.floor(data["left"] * 1e4) / 1e4
-        lines.append(f"Ceiling {data['ceiling']:g}; {left:.4f} is left.")
+        lines.append(f"Ceiling {data['ceiling']:g}; {left:.4f} is neither spent nor held.")
     if data["shares_records_with"]:
         others = ", ".join(map(_short, data["shares_records_with"]))
         lines.append(f"Its records are also in {others}; what was run there is counted here.")
@@ -196,6 +233,12 @@ def _plan_row(plan: Mapping[str, Any]) -> str:
         plan["first"],
         plan["last"],
     )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _held_row(held: Mapping[str, Any]) -> str:
+    epsilon = math.inf if held["epsilon"] is None else held["epsilon"]
+    cells = (_short(held["plan"]), held["steps"], shown(epsilon), held["until"])
     return f"| {' | '.join(map(str, cells))} |"
 
 

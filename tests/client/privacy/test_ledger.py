@@ -21,8 +21,9 @@ import pytest
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node.policy import Policy
 from fedgraft.client.privacy.ledger import Ledger, Reservation
-from fedgraft.client.privacy.ledger_records import DataSet
-from fedgraft.client.privacy.spending import Ceilings, Spending
+from fedgraft.client.privacy.ledger_holds import HeldRounds
+from fedgraft.client.privacy.ledger_records import DataSet, patient_digest
+from fedgraft.client.privacy.spending import Ceilings, Spending, WholeRun
 from fedgraft.client.privacy.statement import markdown, statement
 from fedgraft.client.store.chain_entry import parse_head
 from fedgraft.common.errors import Refused, UserError
@@ -263,6 +264,148 @@ def test_images_are_known_by_their_content(tmp_path: Path) -> None:
     )
     assert first == second
     assert part == first
+
+
+# ── patients and nodes ────────────────────────────────────────────────────────────────────────────
+
+
+def visits(year: int, first: int, last: int) -> DataSet:
+    """A record for each of some patients, of a year's own."""
+    patients = range(first, last)
+    return DataSet.from_digests(
+        [hashlib.sha256(f"{year}/{patient}".encode()).digest() for patient in patients],
+        [patient_digest(str(patient)) for patient in patients],
+    )
+
+
+def test_a_patients_history_goes_with_the_patient(ledger: Ledger) -> None:
+    """A new file every year, of the same patients: no record is the same, and ε of each began at
+    nothing.
+    """
+    reserve(ledger, 1, unit="patient", data=visits(2024, 0, 50))
+    assert len(ledger.history(visits(2025, 49, 90), "patient")) == 1
+    assert ledger.history(visits(2025, 50, 90), "patient") == ()
+    refused = 0
+    for year in range(2025, 2045):
+        spending = {"unit": "patient", "plan": str(year), "data": visits(year, 0, 50)}
+        try:
+            reserve(ledger, 1, ceilings=TIGHT, steps=200, **spending)
+        except Refused:
+            refused += 1
+    rows = ledger.history(visits(2099, 0, 1), "patient")
+    assert refused > 0
+    assert epsilon(rows, 1e-5, "rdp") <= 2.0
+    assert ledger.verify() == []
+
+
+def test_other_records_of_a_patient_are_other_examples(ledger: Ledger) -> None:
+    """Where single records are promised, a new year's records are not in the last year's ε; but
+    once patients are promised, everything of theirs counts, and units do not compose.
+    """
+    reserve(ledger, 1, data=visits(2024, 0, 50))
+    assert ledger.history(visits(2025, 0, 50), "example") == ()
+    reserve(ledger, 1, data=visits(2025, 0, 50))
+    with pytest.raises(Refused, match="unit example"):
+        reserve(ledger, 1, unit="patient", data=visits(2026, 0, 50))
+
+
+def test_everything_counts_where_the_node_is_the_unit(ledger: Ledger) -> None:
+    """Plans on disjoint records of one node: each stated its own ε, and the node lost the sum."""
+    reserve(ledger, 1, unit="node", data=records(0, 50))
+    assert len(ledger.history(records(50, 100), "node")) == 1
+    with pytest.raises(Refused, match="unit node"):
+        reserve(ledger, 1, data=records(50, 100))
+    reserve(ledger, 1, unit="node", plan=OTHER, data=records(50, 100))
+    book = ledger.book()
+    assert len(book.lines_on(records(0, 50).fingerprint)) == 2
+    assert [row["epsilon"] for row in statement(ledger)["data_sets"]] == [
+        pytest.approx(epsilon([(1.0, 0.01, 200)], 1e-5))
+    ] * 2
+
+
+# ── what is held for a run ────────────────────────────────────────────────────────────────────────
+
+
+def whole_run(plan: str, rounds: int = 3, steps: int = 100) -> WholeRun:
+    held = HeldRounds("training", tuple(range(1, rounds + 1)), (1.0, 0.01, steps))
+    return WholeRun("example", plan, (held,), 1e-5, "rdp")
+
+
+def test_a_run_that_was_admitted_ends(ledger: Ledger) -> None:
+    """Two runs at once were both admitted, and both died midway with all ε gone."""
+    run = whole_run(PLAN, rounds=5, steps=1000)
+    ceilings = Ceilings(total=epsilon([(1.0, 0.01, 6500)], 1e-5, "rdp"), delta=1e-5)
+    ledger.hold(DATA, run, ceilings, seconds=3600)
+    with pytest.raises(Refused, match="held for other runs"):
+        ledger.hold(records(49, 99), whole_run(OTHER, rounds=2, steps=1000), ceilings, seconds=3600)
+    with pytest.raises(Refused, match="held for a run"):
+        reserve(ledger, 1, plan=OTHER, steps=2000, ceilings=ceilings)
+    ledger.hold(DATA, run, ceilings, seconds=3600)
+    for round_ in range(1, 6):
+        ledger.settle(reserve(ledger, round_, steps=1000, ceilings=ceilings))
+    reserve(ledger, 1, plan=OTHER, steps=1000, ceilings=ceilings)
+    assert [entry.is_open(ledger.book().lines, 0) for entry in ledger.book().holds] == [False]
+    assert ledger.verify() == []
+
+
+def test_a_hold_never_lets_more_through(ledger: Ledger) -> None:
+    """A hold is no leave to spend: what it held and was not reserved does not count as spent, and a
+    run cannot go above the ceiling by it.
+    """
+    ceilings = Ceilings(total=2.0, delta=1e-5)
+    ledger.hold(DATA, whole_run(PLAN, steps=10), ceilings, seconds=3600)
+    assert ledger.history(DATA) == ()
+    with pytest.raises(Refused, match="ceiling of 2"):
+        reserve(ledger, 1, steps=100_000, ceilings=ceilings)
+
+
+def hold_at_once(path: Path, plan: str, start: Any, refused: Any) -> None:
+    start.wait()
+    try:
+        Ledger(path).hold(DATA, whole_run(plan), TIGHT, seconds=3600)
+    except Refused:
+        with refused.get_lock():
+            refused.value += 1
+
+
+def test_holds_of_many_processes_fit_together(ledger: Ledger) -> None:
+    """Two processes that read before either wrote: each finds its own run to fit."""
+    fits = 0
+    while epsilon([(1.0, 0.01, 300 * (fits + 1))], 1e-5, "rdp") <= 2.0:
+        fits += 1
+    assert fits >= 1
+    start = FORK.Event()
+    refused = FORK.Value("i", 0)
+    processes = []
+    for number in range(fits + 4):
+        plan = f"sha256:{number:064d}"
+        processes.append(
+            FORK.Process(target=hold_at_once, args=(ledger.path, plan, start, refused))
+        )
+    for process in processes:
+        process.start()
+    start.set()
+    for process in processes:
+        process.join()
+    assert refused.value == 4
+    assert len(ledger.book().holds) == fits
+
+
+def test_what_is_held_is_stated(ledger: Ledger) -> None:
+    """An officer who reads how much is left, and cannot see that it is promised away."""
+    ledger.settle(reserve(ledger, 1))
+    ledger.hold(DATA, whole_run(OTHER), TIGHT, seconds=3600)
+    stated = statement(ledger, accountant="rdp", ceilings=TIGHT)
+    (held,) = stated["held"]
+    assert (held["plan"], held["steps"]) == (OTHER, 300)
+    assert held["epsilon"] == pytest.approx(epsilon([(1.0, 0.01, 300)], 1e-5, "rdp"))
+    (data,) = stated["data_sets"]
+    both = epsilon([(1.0, 0.01, 400)], 1e-5, "rdp")
+    assert data["left"] == pytest.approx(2.0 - both)
+    assert data["epsilon"] == pytest.approx(epsilon([(1.0, 0.01, 100)], 1e-5, "rdp"))
+    assert "Held for runs" in markdown(stated)
+    ledger.release(OTHER)
+    assert statement(ledger, accountant="rdp", ceilings=TIGHT)["held"] == []
 
 
 def test_data_keeps_its_unit(ledger: Ledger) -> None:

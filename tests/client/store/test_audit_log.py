@@ -25,7 +25,7 @@ STATE = {"head.weight": torch.full((2, 3), 0.123456), "head.bias": torch.tensor(
 LAYOUT = Layout.of(STATE)
 
 
-def asked() -> Message:
+def asked(seconds: float = 3600) -> Message:
     about = ConfigRecord(
         {
             "round": 3,
@@ -36,7 +36,7 @@ def asked() -> Message:
     )
     content = RecordDict({"about": about, ADAPTER: ArrayRecord([np.zeros(8, np.float32)])})
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 77, 1, 1
-    return Message(content, dst_node_id=5, message_type="train")
+    return Message(content, dst_node_id=5, message_type="train", ttl=seconds)
 
 
 def answered(message: Message) -> Message:
@@ -53,6 +53,16 @@ def answered(message: Message) -> Message:
     content = update.to_record(LAYOUT)
     content["privacy"] = ConfigRecord({"epsilon": 1.25, "delta": 1e-5, "unit": "example"})
     return Message(content, reply_to=message)
+
+
+def test_an_answer_that_came_too_late_is_said_to_be_dropped(tmp_path: Path) -> None:
+    """Written down as sent, the coordinator's records and the hospital's contradict one another."""
+    audit, message = Audit(tmp_path / "audit.jsonl"), asked(seconds=1e-6)
+    audit.log_answer(answered(message), message, layout=LAYOUT, seconds=2.0, left=None)
+    (entry,) = Journal(tmp_path / "audit.jsonl").entries()
+    assert entry.body["decision"] == "late"
+    assert "stopped waiting" in in_words(entry.body)
+    assert entry.body["epsilon"] == 1.25, "what it spent stays spent"
 
 
 def test_in_and_out_by_name_shape_and_size_never_by_value(tmp_path: Path) -> None:
