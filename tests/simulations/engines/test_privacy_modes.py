@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +17,19 @@ from flwr.app import Context, Message
 from scipy import stats
 from torch import Tensor
 
+import fedgraft.server.app
 from fedgraft.client.app import make_client_app
+from fedgraft.client.desk import Desk
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.model.shared_model import load_shared_model
-from fedgraft.common.privacy.accounting import epsilon
+from fedgraft.common.privacy.accounting import epsilon, shown
 from fedgraft.common.privacy.clipping import norm_of, update_of
 from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.common.wire.spent_record import read_spent
-from fedgraft.simulations.engines.simulated_node import simulation_desk
+from fedgraft.server.round_replies import read_replies
+from fedgraft.simulations.engines.simulated_node import load_simulated_node, simulation_desk
 from tests.simulations.conftest import client_app
 
 CENTRAL = ("privacy.mode=central", "privacy.noise_multiplier=1.0", "privacy.max_update_norm=0.05")
@@ -159,6 +164,30 @@ def test_a_killed_central_run_resumes_as_if_nothing_had_happened(
     assert resumed["privacy"] == whole["privacy"]
 
 
+def test_noise_is_on_the_disk_before_it_is_sent(tiny, tmp_path, monkeypatch) -> None:
+    """A power cut that takes a round's checkpoint away after its model was sent: resumed, the round
+    draws other noise for the same updates, and counts them once.
+    """
+    happened: list[str] = []
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        happened.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flush(descriptor)
+
+    def sent(messages: list[Message]) -> None:
+        happened.append(f"{messages[0].metadata.message_type} is sent")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tiny().run(tmp_path / "run", [*CENTRAL, "train.rounds=1"], on_push=sent)
+    saved = happened[happened.index("train is sent") : happened.index("evaluate is sent")]
+    # each file, the names in its folder, and the folder's own name
+    for name in ("adapter.safetensors", "strategy.safetensors", "so_far.json"):
+        assert any(file.startswith(f".{name}") for file in saved)
+    assert saved.count("round-0001.part") == 3
+    assert saved[-1] == "checkpoints"
+
+
 def test_noise_of_a_deployment_is_fresh(tiny, tmp_path) -> None:
     """The plan's seed must not reach the server's noise where no simulation says so."""
     federation = tiny()
@@ -214,6 +243,54 @@ def test_local_rounds_are_in_the_ledger_and_end_at_the_ceiling(tiny, tmp_path) -
     assert len(ledger.book().lines) == 3
 
 
+@pytest.mark.parametrize("mode", [SAMPLE, LOCAL], ids=["sample", "local"])
+def test_a_private_run_whose_server_was_killed_goes_on(
+    tiny, tmp_path, monkeypatch, mode: tuple[str, ...]
+) -> None:
+    """Killed when all had answered, before the round's checkpoint: the nodes refused the round that
+    they had run, and the run's ε was gone without a model. Now the same bytes come again.
+    """
+    federation = tiny()
+    for path in federation.nodes:
+        path.write_text(path.read_text().replace("replays: count", "replays: refuse"))
+    # noise of a deployment: a second answer would be another one
+    desk = Desk(open_node=load_simulated_node)
+    handle = make_client_app(lambda: desk)
+    seen: list[np.ndarray] = []
+
+    def is_killed(*args: Any) -> Any:
+        answers = read_replies(*args)
+        if answers.traffic.round == 2:
+            seen.extend(update.state["head.weight"].numpy() for update in answers.updates.values())
+            raise KeyboardInterrupt
+        return answers
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fedgraft.server.app, "read_replies", is_killed)
+        with pytest.raises(KeyboardInterrupt):
+            federation.run(tmp_path / "run", mode, handle=handle)
+    again: list[np.ndarray] = []
+
+    def is_watched(*args: Any) -> Any:
+        answers = read_replies(*args)
+        if answers.traffic.round == 2:
+            again.extend(update.state["head.weight"].numpy() for update in answers.updates.values())
+        return answers
+
+    monkeypatch.setattr(fedgraft.server.app, "read_replies", is_watched)
+    result, _ = federation.run(tmp_path / "run", mode, handle=handle, resume=True)
+    assert result["status"] == "completed"
+    assert result["refused"] == []
+    assert len(seen) == len(again) == 3
+    assert all(map(np.array_equal, seen, again))
+    for name, path in zip(("h0", "h1", "h2"), federation.nodes, strict=True):
+        lines = Ledger(load_node(path).ledger_path).book().lines
+        assert [line.round for line in lines] == [1, 2, 3]
+        rows = [line.row for line in lines]
+        told = result["privacy"][name]
+        assert told["epsilon"] == pytest.approx(epsilon(rows, told["delta"], told["accountant"]))
+
+
 # ── counts ────────────────────────────────────────────────────────────────────────────────────────
 def test_noised_counts_are_told_and_paid_for(tiny, tmp_path) -> None:
     """Metrics whose cost nobody counts, or that tell more than the counts of right and wrong
@@ -240,6 +317,10 @@ def test_noised_counts_are_told_and_paid_for(tiny, tmp_path) -> None:
     trained = epsilon([line.row for line in lines if line.purpose == "training"], 1e-4, "rdp")
     assert trained < whole <= 4.0
     assert whole > 3.9, "the target is for training and metrics together, and is used up"
+    # as the ledger counts it, the last evaluation too
+    assert result["privacy"]["h0"]["epsilon"] == pytest.approx(whole)
+    card = (tmp_path / "run" / "shared_model" / "MODEL_CARD.md").read_text()
+    assert f"ε ≤ {shown(whole)}" in card
 
 
 # ── LoRA ──────────────────────────────────────────────────────────────────────────────────────────
