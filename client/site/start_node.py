@@ -4,9 +4,9 @@ event.
     see that it may start → Flower's SuperNode (our executor forks a process a message) → watch →
     again, for ever
 
-Flower's SuperNode waits for a SuperLink that is away, by itself, and `supernode.py` keeps alive what
-it starts. It ends where it is refused, and where it could not work any more: after a crash its own
-key is taken until the SuperLink has missed its heartbeat for a minute, so a refused node waits
+Flower's SuperNode waits for a SuperLink that is away, by itself, and `supernode.py` keeps what it
+starts alive. It ends where it is refused, and where it could not work any more: after a crash its
+own key is taken until the SuperLink has missed its heartbeat for a minute, so a refused node waits
 longer than that. SIGTERM lets the message in hand be answered, then leaves; a second one does not
 wait.
 """
