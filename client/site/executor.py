@@ -38,6 +38,8 @@ from typing import Any, NoReturn
 
 PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus")
 FORKER = "--forker"
+# seconds between two looks at it
+LOOK = 0.1
 # what the node's watch waits for
 READY = "Executor ready"
 # Flower's name for the program and the task; what `top` shows of a message's process
@@ -63,7 +65,11 @@ def main() -> None:
             # by token
             self._specs: dict[str, Any] = {}
             self._forker = Forker(self._ended)
-            print(READY, flush=True)
+
+        def reconcile(self) -> None:
+            """Wait, before a task is asked for, until a process could be forked for it."""
+            if self._forker.wait():
+                print(READY, flush=True)
 
         def launch(self, spec: Any) -> Any:
             """Start what the specification describes."""
@@ -146,7 +152,27 @@ class Forker:
 
     def __init__(self, ended: Callable[[list[str], int], None]) -> None:
         self._ended = ended
+        self._ready = threading.Event()
         self._process = self._begin()
+
+    def wait(self) -> bool:
+        """Wait until it has its imports behind it; return whether there was anything to wait for.
+
+        A task that was taken and whose process is not there after 30 s goes back to its queue.
+
+        Raises:
+            SystemExit: it ended before.
+        """
+        if self._process.poll() is not None:
+            self._begin_again()
+        if self._ready.is_set() and self._announced:
+            return False
+        while not self._ready.wait(LOOK):
+            status = self._process.poll()
+            if status is not None:
+                sys.exit(f"the forker {how_it_ended(status)} before it was ready")
+        self._announced = True
+        return True
 
     def start(self, words: list[str]) -> None:
         """Fork one process with these words as its command line."""
@@ -154,10 +180,13 @@ class Forker:
             self._send(words)
         # it was killed
         except OSError:
-            status = self._process.wait()
-            print(f"Forker {how_it_ended(status)}; another is started", flush=True)
-            self._process = self._begin()
+            self._begin_again()
             self._send(words)
+
+    def _begin_again(self) -> None:
+        status = self._process.wait()
+        print(f"Forker {how_it_ended(status)}; another is started", flush=True)
+        self._process = self._begin()
 
     def _send(self, words: list[str]) -> None:
         pipe = self._process.stdin
@@ -166,15 +195,20 @@ class Forker:
         pipe.flush()
 
     def _begin(self) -> subprocess.Popen[str]:
+        self._ready = threading.Event()
+        self._announced = False
         reader, writer = os.pipe()
         command = [sys.executable, "-P", __file__, FORKER, str(writer)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[writer])
         os.close(writer)
-        threading.Thread(target=self._hear, args=(reader,), daemon=True).start()
+        hearing = (reader, self._ready)
+        threading.Thread(target=self._hear, args=hearing, daemon=True).start()
         return process
 
-    def _hear(self, reader: int) -> None:
+    def _hear(self, reader: int, ready: threading.Event) -> None:
         with open(reader) as ends:
+            if ends.readline():
+                ready.set()
             for line in ends:
                 words, status = json.loads(line)
                 self._ended(words, status)
@@ -182,8 +216,9 @@ class Forker:
 
 # ── the side of the forker ────────────────────────────────────────────────────────────────────────
 def fork_for_ever(orders: int, ends: int) -> None:
-    """Import; then fork for each line of orders, and write how each process ended, until the
-    SuperExec is gone.
+    """Import and say so; then fork for each line of orders, and write how each process ended.
+
+    It returns once the SuperExec is gone.
 
     Args:
         orders, ends: file descriptors.
@@ -193,6 +228,7 @@ def fork_for_ever(orders: int, ends: int) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     woken = wake_at_ends()
+    os.write(ends, b"ready\n")
     working: dict[int, list[str]] = {}
     rest = b""
     while True:

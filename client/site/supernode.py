@@ -47,7 +47,7 @@ SETTLED = 60.0
 # so many in a row that did not settle: messages that wait for one are answered, too
 FEW = 3
 # seconds after which a SuperExec that begins no message is ended
-STUCK = 120.0
+STUCK = 300.0
 # seconds between two looks at it
 LOOK = 1.0
 INTERNAL_SERVER_ERROR = 500

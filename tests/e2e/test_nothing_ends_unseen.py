@@ -124,6 +124,11 @@ def metric(federation: LocalFederation, name: str) -> float:
     return float(lines[0].split()[-1])
 
 
+def is_able(federation: LocalFederation) -> bool:
+    """Whether north says to Prometheus that it can work."""
+    return metric(federation, "fedgraft_node_able") == 1.0
+
+
 def trained(run: Path, node: str) -> set[int]:
     """Rounds in which a node's update was counted."""
     return {row["round"] for row in read_lines(run) if row["node"] == node and "train" in row}
@@ -139,7 +144,7 @@ def test_one_500_ends_nothing(federation: ThroughTrouble) -> None:
     """A node that is connected for ever and never answers, after one answer of 500: to its
     question for messages, to its heartbeat or to its reply.
     """
-    assert metric(federation, "fedgraft_node_able") == 1.0
+    wait_until("it can work", lambda: is_able(federation))
     federation.trouble.answer("pull-messages", 500)
     wait_until("it says that it can work again", lambda: federation.list_events("north", "able"))
     assert "does not answer, or with an error" in federation.list_events("north", "unable")[0]
@@ -151,7 +156,7 @@ def test_one_500_ends_nothing(federation: ThroughTrouble) -> None:
     assert federation.trouble.due["push-messages", 500] == 0
     assert trained(out, "north") == trained(out, "south") == {1, 2}
     assert federation.count_connections("north") == 1
-    assert metric(federation, "fedgraft_node_able") == 1.0
+    assert is_able(federation)
 
 
 def test_a_supernode_that_cannot_go_on_is_started_again(federation: ThroughTrouble) -> None:
@@ -159,7 +164,7 @@ def test_a_supernode_that_cannot_go_on_is_started_again(federation: ThroughTroub
     before = federation.count_connections("north")
     federation.trouble.answer("pull-messages", 400)
     wait_until("it is connected", lambda: federation.count_connections("north") > before)
-    wait_until("it can work", lambda: metric(federation, "fedgraft_node_able") == 1.0)
+    wait_until("it can work", lambda: is_able(federation))
     assert "again in" in federation.list_events("north", "ended")[-1]
     assert metric(federation, 'fedgraft_node_restarts_total{process="supernode"}') == 1.0
 
@@ -177,7 +182,7 @@ def test_a_killed_executor_is_started_again(federation: ThroughTrouble) -> None:
     assert done.code == 0, done
     assert trained(out, "north") == {1, 2}
     assert metric(federation, 'fedgraft_node_restarts_total{process="executor"}') == kills + 1
-    assert metric(federation, "fedgraft_node_able") == 1.0
+    assert is_able(federation)
 
 
 def test_the_coordinator_is_told_at_once_of_a_process_that_died(
