@@ -127,7 +127,7 @@ class Watch:
         self._refusal = match.group(1)
 
     def _explained_below(self, match: re.Match[str]) -> None:
-        """The line that says why comes, too."""
+        """The line that says why comes, too, or has come."""
 
 
 # Flower 1.41's lines, as it prints them; the first that fits is taken.
@@ -144,6 +144,9 @@ _EVENTS: tuple[tuple[re.Pattern[str], Callable[[Watch, re.Match[str]], None]], .
     (re.compile(r"CERTIFICATE_VERIFY_FAILED"), Watch._wrong_certificate),
     (re.compile(r"^(?:\w+\.)*BundleRefused: (.*)"), Watch._bundle_refused),
     (re.compile(r"^ClientApp raised an exception|^Exit Code:"), Watch._explained_below),
+    # a process that is late, or that was spoken for by the executor
+    (re.compile(r"task-token authentication failed"), Watch._explained_below),
+    (re.compile(r"^Failed to push task output"), Watch._explained_below),
     # those of supernode.py and executor.py
     (re.compile(r"^Executor ready"), Watch._executor_ready),
     (re.compile(r"^Executor (.*)"), Watch._executor_ended),
