@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def started_in(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def environment(checkout: Path) -> Mapping[str, str]:
+def environment(checkout: Path) -> dict[str, str]:
     """The environment of whoever types, with a Flower home and a local SuperLink of its own."""
     http, control = find_free_ports(2)
     return make_environment() | {
@@ -61,7 +61,7 @@ def environment(checkout: Path) -> Mapping[str, str]:
     }
 
 
-def typed(words: str, folder: Path, environment: Mapping[str, str]) -> str:
+def typed(words: str, folder: Path, environment: dict[str, str]) -> str:
     """Return what is shown after lines are typed, which must end well."""
     done = subprocess.run(
         ["bash", "-e", "-c", words],
@@ -76,13 +76,13 @@ def typed(words: str, folder: Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def last_run(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def last_run(folder: Path, environment: dict[str, str]) -> dict[str, str]:
     """Return what Flower says of the run that was begun last."""
     runs = json.loads(typed("flwr list --format json", folder, environment))["runs"]
     return max(runs, key=lambda run: run["pending-at"])
 
 
-def test_the_lines_of_the_page(checkout: Path, environment: Mapping[str, str], seen) -> None:
+def test_the_lines_of_the_page(checkout: Path, environment: dict[str, str], seen) -> None:
     """Lines of ours that end in a traceback."""
     (lines,) = [
         block.text
@@ -100,7 +100,7 @@ def test_the_lines_of_the_page(checkout: Path, environment: Mapping[str, str], s
 
 
 def test_too_few_words_are_answered_with_a_sentence(
-    checkout: Path, environment: Mapping[str, str]
+    checkout: Path, environment: dict[str, str]
 ) -> None:
     """A traceback for whoever types `flwr run .` alone; a run that says completed."""
     quiet = environment | {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}

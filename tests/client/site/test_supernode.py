@@ -17,6 +17,7 @@ import flwr.supernode.nodestate.nodestate_factory as factory
 import flwr.supernode.start_client_internal as loop
 import httpx
 import pytest
+from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from fedgraft.client.site import supernode
 
@@ -69,7 +70,7 @@ def test_a_500_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that ends for good at the first answer of 500; one that asks for ever."""
     clock = [0.0]
     monkeypatch.setattr(supernode.time, "monotonic", lambda: clock[0])
-    invoker = supernode.patient(fleet.make_simple_http_retry_invoker)()
+    invoker = supernode.patient(make_simple_http_retry_invoker)()
     invoker.wait_function = lambda seconds: None
     answers = [500, 500, 503, 500, 200]
 
