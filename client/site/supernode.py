@@ -127,6 +127,7 @@ def patient(make: Callable[[], Any]) -> Callable[[], Any]:
     def make_patient() -> Any:
         invoker = make()
         gives_up = invoker.should_giveup
+        backs_off = invoker.on_backoff
         succeeds = invoker.on_success
         since: list[float] = []
 
@@ -136,11 +137,18 @@ def patient(make: Callable[[], Any]) -> Callable[[], Any]:
             since.append(time.monotonic())
             return since[-1] - since[0] > SERVER_TROUBLE
 
+        def back_off(attempts: Any) -> None:
+            print(f"Away: {_trouble_of(attempts.exception)}", flush=True)
+            backs_off(attempts)
+
         def succeed(attempts: Any) -> None:
             since.clear()
+            if attempts.tries > 1:
+                print("Back", flush=True)
             succeeds(attempts)
 
         invoker.should_giveup = give_up
+        invoker.on_backoff = back_off
         invoker.on_success = succeed
         return invoker
 
@@ -165,6 +173,13 @@ def flower_heartbeat(beat: Callable[[], bool]) -> Any:
             return False
 
     return HeartbeatSender(beat_on)
+
+
+def _trouble_of(error: Exception) -> str:
+    status = _status_of(error)
+    if status:
+        return f"the coordinator answers {status}"
+    return f"the coordinator does not answer ({type(error).__name__})"
 
 
 def _status_of(error: Exception) -> int:

@@ -68,12 +68,13 @@ class Watch:
 
     def _connected_again(self, match: re.Match[str]) -> None:
         self.say("connected", f"again, after {float(match.group(1)):.0f} s")
-        self.condition.mend(CONNECTION)
 
     def _not_reached(self, match: re.Match[str]) -> None:
         if self.connected_at is not None:
-            reason = "the coordinator does not answer, or with an error; it is asked again"
-            self.condition.fail(CONNECTION, reason)
+            self.condition.fail(CONNECTION, f"{match.group(1)}; it is asked again")
+
+    def _reached_again(self, match: re.Match[str]) -> None:
+        self.condition.mend(CONNECTION)
 
     def _executor_ready(self, match: re.Match[str]) -> None:
         self.condition.mend(EXECUTOR)
@@ -139,7 +140,6 @@ _EVENTS: tuple[tuple[re.Pattern[str], Callable[[Watch, re.Match[str]], None]], .
     (re.compile(r"^Failed to receive|is not in `RUNNING` status"), Watch._dropped),
     (re.compile(r"^Failed to send message"), Watch._not_answered),
     (re.compile(r"^Connection successful after ([\d.]+) seconds"), Watch._connected_again),
-    (re.compile(r"^Connection attempt failed, retrying"), Watch._not_reached),
     (re.compile(r"\[code: (\d+)\] (.*)"), Watch._refused_by_server),
     (re.compile(r"CERTIFICATE_VERIFY_FAILED"), Watch._wrong_certificate),
     (re.compile(r"^(?:\w+\.)*BundleRefused: (.*)"), Watch._bundle_refused),
@@ -148,6 +148,8 @@ _EVENTS: tuple[tuple[re.Pattern[str], Callable[[Watch, re.Match[str]], None]], .
     (re.compile(r"task-token authentication failed"), Watch._explained_below),
     (re.compile(r"^Failed to push task output"), Watch._explained_below),
     # those of supernode.py and executor.py
+    (re.compile(r"^Away: (.*)"), Watch._not_reached),
+    (re.compile(r"^Back$"), Watch._reached_again),
     (re.compile(r"^Executor ready"), Watch._executor_ready),
     (re.compile(r"^Executor (.*)"), Watch._executor_ended),
     (re.compile(r"^Forker (.*)"), Watch._forker_ended),

@@ -147,7 +147,7 @@ def test_one_500_ends_nothing(federation: ThroughTrouble) -> None:
     wait_until("it can work", lambda: is_able(federation))
     federation.trouble.answer("pull-messages", 500)
     wait_until("it says that it can work again", lambda: federation.list_events("north", "able"))
-    assert "does not answer, or with an error" in federation.list_events("north", "unable")[0]
+    assert "the coordinator answers 500" in federation.list_events("north", "unable")[0]
     federation.trouble.answer("send-node-heartbeat", 500)
     out = federation.folder / "runs" / "trouble"
     federation.trouble.due["push-messages", 500] = 1

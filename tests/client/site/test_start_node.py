@@ -81,9 +81,11 @@ def test_one_line_for_each_event() -> None:
 TROUBLE = """\
 Executor ready
 INFO :      SuperNode ID: 123
-WARNING :   Connection attempt failed, retrying in 0.62 seconds
-WARNING :   Connection attempt failed, retrying in 1.20 seconds
+Away: the coordinator answers 500
+Away: the coordinator does not answer (ConnectError)
+Back
 INFO :      Connection successful after 1.82 seconds and 3 tries.
+WARNING :   Connection attempt failed, retrying in 0.62 seconds
 INFO :      [RUN 77, ROUND 3]
 Executor was killed (SIGKILL), as happens where memory is short; again in 1 s
 Lost: what starts processes for messages at this node was killed (SIGKILL)
@@ -107,18 +109,19 @@ def test_a_node_says_when_it_cannot_work_and_when_it_can() -> None:
     for line in TROUBLE.splitlines():
         watch.take_line(line)
         able.append(condition.able)
-    assert able == [False, True, False, False, True, True] + 5 * [False] + [True]
+    assert able == [False, True, False, False, True, True, True, True] + 5 * [False] + [True]
     events = [event for event, _ in said]
     assert events == [
         "connected",
         "unable",
-        "connected",
         "able",
+        "connected",
         "unable",
         "lost",
         "restarted",
         "able",
     ]
+    assert said[1][1] == "the coordinator answers 500; it is asked again"
     assert "memory is short" in said[4][1]
     assert said[5][1].startswith("run 77, group 3: what starts processes")
     assert (condition.restarts["executor"], condition.restarts["forker"]) == (1, 1)

@@ -66,8 +66,12 @@ def test_a_pause_is_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
         supernode.pause(0.5, SimpleNamespace(is_torn=True))
 
 
-def test_a_500_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that ends for good at the first answer of 500; one that asks for ever."""
+def test_a_500_is_borne_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A loop that ends for good at the first answer of 500; one that asks for ever; a node that
+    does not say that its coordinator is away.
+    """
     clock = [0.0]
     monkeypatch.setattr(supernode.time, "monotonic", lambda: clock[0])
     invoker = supernode.patient(make_simple_http_retry_invoker)()
@@ -81,6 +85,9 @@ def test_a_500_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
         return "done"
 
     assert invoker.invoke(ask) == "done"
+    said = [line for line in capfd.readouterr().out.splitlines() if line[:4] in ("Away", "Back")]
+    assert said[0] == "Away: the coordinator answers 500"
+    assert said[-1] == "Back"
 
     def trouble() -> None:
         clock[0] += 1.0
