@@ -10,6 +10,10 @@ round. The forker imports packages from the registry only. The approved code is 
 each message in the forked process, by `launcher.py`, as if it had been started alone. It never uses
 a GPU itself: a fork could not use it, then. Where the forker dies, the next message starts another.
 
+The forker says how each process ended. One that ended by a signal or with an error has told nobody,
+if it was killed: the SuperNode is told then that its task failed, and answers the message
+(`supernode.py`), where Flower would wait for a minute of missing heartbeats.
+
 The node starts this file by its path, under the name of Flower's program. It imports nothing of
 fedgraft.
 """
@@ -22,15 +26,22 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus")
 FORKER = "--forker"
+# seconds between two looks at it
+LOOK = 0.1
+# what the node's watch waits for
+READY = "Executor ready"
 # Flower's name for the program and the task; what `top` shows of a message's process
 NAME = "flwr-clientapp"
 # of prctl(2)
@@ -46,17 +57,32 @@ def main() -> None:
     # another Flower than this was written for
     if not callable(getattr(loop, "get_executor", None)):
         sys.exit("this release of Flower has no get_executor in its SuperExec")
-    forker = Forker()
 
     class Forking(executor.SubprocessExecutor):
-        """Asks the forker for a process."""
+        """Asks the forker for a process, and tells the SuperNode of one that was killed."""
+
+        def __init__(self) -> None:
+            # by token
+            self._specs: dict[str, Any] = {}
+            self._forker = Forker(self._ended)
+
+        def reconcile(self) -> None:
+            """Wait, before a task is asked for, until a process could be forked for it."""
+            if self._forker.wait():
+                print(READY, flush=True)
 
         def launch(self, spec: Any) -> Any:
             """Start what the specification describes."""
             if spec.task_type != NAME:
                 return super().launch(spec)
-            forker.start(arguments(spec))
+            self._specs[spec.token] = spec
+            self._forker.start(arguments(spec))
             return executor.LaunchResult.accepted()
+
+        def _ended(self, words: list[str], status: int) -> None:
+            spec = self._specs.pop(words[words.index("--token") + 1])
+            if status != 0:
+                fail_task(spec, f"the process of this message {how_it_ended(status)}")
 
     loop.get_executor = lambda *_, **__: Forking()  # pyright: ignore[reportPrivateImportUsage]
     flower_superexec()
@@ -74,15 +100,79 @@ def arguments(spec: Any) -> list[str]:
     return words
 
 
+def fail_task(spec: Any, reason: str) -> None:
+    """Tell the SuperNode that a task failed, unless its process has said so itself."""
+    import httpx
+    from flwr.common.constant import SubStatus
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+    )
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
+
+    certificates = validate_and_resolve_root_certificates(
+        spec.root_certificates_path, spec.insecure
+    )
+    interceptors = [
+        RuntimeVersionHttpInterceptor(component_name=NAME),
+        RuntimeTokenHttpInterceptor(spec.token),
+    ]
+    # a token of a task that is finished is refused; a SuperNode that is gone needs no word
+    with (
+        contextlib.suppress(httpx.HTTPError, ValueError),
+        RuntimeHttpClient.from_server_address(
+            spec.runtime_api_address, spec.insecure, certificates, interceptors
+        ) as client,
+    ):
+        request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason)
+        client.PushTaskOutput(request)
+
+
+def how_it_ended(status: int) -> str:
+    """Return the words for a process's exit status, negative for a signal."""
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    if -status == signal.SIGKILL:
+        return f"was killed ({name}), as happens where memory is short"
+    return f"was ended by {name}"
+
+
 # ── the side of the SuperExec ─────────────────────────────────────────────────────────────────────
 class Forker:
     """The process that others are forked from.
 
     It imports while the SuperExec starts, and ends with its pipe.
+
+    Args:
+        ended: is told the words that a process was started with and its exit status, from a thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[list[str], int], None]) -> None:
+        self._ended = ended
+        self._ready = threading.Event()
         self._process = self._begin()
+
+    def wait(self) -> bool:
+        """Wait until it has its imports behind it; return whether there was anything to wait for.
+
+        A task that was taken and whose process is not there after 30 s goes back to its queue.
+
+        Raises:
+            SystemExit: it ended before.
+        """
+        if self._process.poll() is not None:
+            self._begin_again()
+        if self._ready.is_set() and self._announced:
+            return False
+        while not self._ready.wait(LOOK):
+            status = self._process.poll()
+            if status is not None:
+                sys.exit(f"the forker {how_it_ended(status)} before it was ready")
+        self._announced = True
+        return True
 
     def start(self, words: list[str]) -> None:
         """Fork one process with these words as its command line."""
@@ -90,9 +180,13 @@ class Forker:
             self._send(words)
         # it was killed
         except OSError:
-            self._process.wait()
-            self._process = self._begin()
+            self._begin_again()
             self._send(words)
+
+    def _begin_again(self) -> None:
+        status = self._process.wait()
+        print(f"Forker {how_it_ended(status)}; another is started", flush=True)
+        self._process = self._begin()
 
     def _send(self, words: list[str]) -> None:
         pipe = self._process.stdin
@@ -100,25 +194,83 @@ class Forker:
         pipe.write(json.dumps(words) + "\n")
         pipe.flush()
 
-    @staticmethod
-    def _begin() -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", __file__, FORKER]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    def _begin(self) -> subprocess.Popen[str]:
+        self._ready = threading.Event()
+        self._announced = False
+        reader, writer = os.pipe()
+        command = [sys.executable, "-P", __file__, FORKER, str(writer)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[writer])
+        os.close(writer)
+        hearing = (reader, self._ready)
+        threading.Thread(target=self._hear, args=hearing, daemon=True).start()
+        return process
+
+    def _hear(self, reader: int, ready: threading.Event) -> None:
+        with open(reader) as ends:
+            if ends.readline():
+                ready.set()
+            for line in ends:
+                words, status = json.loads(line)
+                self._ended(words, status)
 
 
 # ── the side of the forker ────────────────────────────────────────────────────────────────────────
-def fork_for_ever(orders: IO[str]) -> None:
-    """Import; then fork for each line, until the SuperExec is gone."""
+def fork_for_ever(orders: int, ends: int) -> None:
+    """Import and say so; then fork for each line of orders, and write how each process ended.
+
+    It returns once the SuperExec is gone.
+
+    Args:
+        orders, ends: file descriptors.
+    """
     for name in PRELOADED:
         # the forked process meets it again, and says so
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    # nobody waits for them: no zombies
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for line in orders:
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            become(json.loads(line))
+    woken = wake_at_ends()
+    os.write(ends, b"ready\n")
+    working: dict[int, list[str]] = {}
+    rest = b""
+    while True:
+        ready, _, _ = select.select([orders, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            report(working, ends)
+        if orders not in ready:
+            continue
+        piece = os.read(orders, 65536)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            words = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.close(ends)
+                become(words)
+            working[pid] = words
+
+
+def wake_at_ends() -> int:
+    """Return a file descriptor that can be read when a child has ended."""
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    # a signal that is ignored wakes nobody
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return woken
+
+
+def report(working: dict[int, list[str]], ends: int) -> None:
+    """Write how each child ended that has, a line of JSON each; take it out of those at work."""
+    for pid in list(working):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            line = json.dumps([working.pop(pid), os.waitstatus_to_exitcode(status)])
+            with contextlib.suppress(OSError):
+                os.write(ends, line.encode() + b"\n")
 
 
 def become(words: list[str]) -> NoReturn:
@@ -155,6 +307,6 @@ def _status_of(end: SystemExit) -> int:
 
 if __name__ == "__main__":
     if FORKER in sys.argv[1:]:
-        fork_for_ever(sys.stdin)
+        fork_for_ever(sys.stdin.fileno(), int(sys.argv[-1]))
     else:
         main()

@@ -1,5 +1,5 @@
 """The node's metrics for Prometheus, added up from its audit log: no process has to stay alive to
-count.
+count. Beside them is whether the node can work (`condition.py`).
 
 A ClientApp lives for one message. What it did is in the audit log; the process that starts it
 serves the sums, and reads only what was added since it was asked last.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedgraft.client.node.node_file import Node
+from fedgraft.client.site.condition import Condition
 from fedgraft.client.site.network import split_address
 from fedgraft.client.store.chain_entry import Entry
 from fedgraft.client.store.journal import Journal, parse_line
@@ -150,8 +151,8 @@ def _gauge(name: str, what: str, samples: _Samples, labels: tuple[str, ...]) -> 
     return family
 
 
-def serve(node: Node) -> Any:
-    """Serve the sums over HTTP in a thread.
+def serve(node: Node, condition: Condition | None = None) -> Any:
+    """Serve the sums over HTTP in a thread, and the node's condition where there is one.
 
     Raises `UserError` where the address is taken or there is no audit log.
     """
@@ -164,6 +165,8 @@ def serve(node: Node) -> Any:
     host, port = split_address(node.metrics)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Tally(node.audit_path))  # pyright: ignore[reportArgumentType]
+    if condition is not None:
+        registry.register(condition)  # pyright: ignore[reportArgumentType]
     try:
         return start_http_server(port, addr=host, registry=registry)
     except OSError as error:

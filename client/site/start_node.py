@@ -4,10 +4,11 @@ event.
     see that it may start → Flower's SuperNode (our executor forks a process a message) → watch →
     again, for ever
 
-Flower's SuperNode waits for a SuperLink that is away, by itself. It ends where it is refused: after
-a crash its own key is taken until the SuperLink has missed its heartbeat for a minute, so a refused
-node waits longer than that. SIGTERM lets the message in hand be answered, then leaves; a second one
-does not wait.
+Flower's SuperNode waits for a SuperLink that is away, by itself, and `supernode.py` keeps what it
+starts alive. It ends where it is refused, and where it could not work any more: after a crash its
+own key is taken until the SuperLink has missed its heartbeat for a minute, so a refused node waits
+longer than that. SIGTERM lets the message in hand be answered, then leaves; a second one does not
+wait.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.node_file import Connection, Node
+from fedgraft.client.site.condition import CONNECTION, EXECUTOR, Condition
 from fedgraft.client.site.launcher import installed_contents
 from fedgraft.client.site.node_metrics import serve
 from fedgraft.client.site.node_process import SuperNode
@@ -122,22 +124,27 @@ def start(node: Node, running: Running, *, allow_root: bool = False) -> None:
     connection = check_start(node, allow_root=allow_root)
     stop = Stop()
     bundle = Approvals(node.approvals).bundle() or {}
+    condition = Condition(say)
     say("starting", f"{node.name}, code {bundle['hash'][:19]}…")
     if node.metrics is not None:
-        serve(node)
+        serve(node, condition)
         say("metrics", f"http://{node.metrics}/metrics")
 
     attempt = 0
     while not stop.asked:
         process = SuperNode(node, connection, running.file)
-        watch = Watch(say)
+        watch = Watch(say, condition)
         _follow(process, watch, stop, connection, running)
         process.end()
         if stop.asked:
             break
         attempt = 1 if _was_steady(watch) else attempt + 1
         wait = _wait_before(attempt, watch)
-        say("ended", f"{_why(watch, process.status)}; again in {wait:.0f} s")
+        why = _why(watch, process.status)
+        say("ended", f"{why}; again in {wait:.0f} s")
+        condition.restarts["supernode"] += 1
+        condition.fail(CONNECTION, why)
+        condition.fail(EXECUTOR, why)
         stop.wait(wait)
     say("stopped", node.name)
 

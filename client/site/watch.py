@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fedgraft.client.site.condition import CONNECTION, EXECUTOR, Condition
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*")
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): ")
@@ -20,12 +22,13 @@ _ACTIVATION_FAILED = "2004"
 class Watch:
     """What the SuperNode's own lines tell of it.
 
-        watch = Watch(say)
+        watch = Watch(say, Condition(say))
         watch.take_line("INFO :      SuperNode ID: 5")
         watch.busy, watch.refused, watch.trouble
 
     Attributes:
         say: takes an event and its particulars.
+        condition: whether the node can work; is told what changes.
         connected_at: `time.monotonic()` of the last connection; None: there was none.
         busy: whether a message is being worked on.
         refused: whether the SuperLink holds this key, or does not know it.
@@ -33,6 +36,7 @@ class Watch:
     """
 
     say: Callable[[str, str], None]
+    condition: Condition
     connected_at: float | None = None
     busy: bool = False
     refused: bool = False
@@ -60,9 +64,33 @@ class Watch:
         self.refused = False
         self.trouble = ""
         self.say("connected", f"as node {match.group(1)}")
+        self.condition.mend(CONNECTION)
 
     def _connected_again(self, match: re.Match[str]) -> None:
         self.say("connected", f"again, after {float(match.group(1)):.0f} s")
+
+    def _not_reached(self, match: re.Match[str]) -> None:
+        if self.connected_at is not None:
+            self.condition.fail(CONNECTION, f"{match.group(1)}; it is asked again")
+
+    def _reached_again(self, match: re.Match[str]) -> None:
+        self.condition.mend(CONNECTION)
+
+    def _executor_ready(self, match: re.Match[str]) -> None:
+        self.condition.mend(EXECUTOR)
+
+    def _executor_ended(self, match: re.Match[str]) -> None:
+        self.condition.restarts["executor"] += 1
+        self.condition.fail(EXECUTOR, f"what starts processes for messages {match.group(1)}")
+
+    def _forker_ended(self, match: re.Match[str]) -> None:
+        self.condition.restarts["forker"] += 1
+        self.say("restarted", f"what processes are forked from {match.group(1)}")
+
+    def _lost(self, match: re.Match[str]) -> None:
+        self.condition.lost += 1
+        remedy = "the coordinator has an error reply; see the kernel's log where it was killed"
+        self.say("lost", f"{self._run}: {match.group(1)}; {remedy}")
 
     def _run_begins(self, match: re.Match[str]) -> None:
         self._run = f"run {match.group(1)}"
@@ -100,7 +128,7 @@ class Watch:
         self._refusal = match.group(1)
 
     def _explained_below(self, match: re.Match[str]) -> None:
-        """The line that says why comes, too."""
+        """The line that says why comes, too, or has come."""
 
 
 # Flower 1.41's lines, as it prints them; the first that fits is taken.
@@ -116,4 +144,14 @@ _EVENTS: tuple[tuple[re.Pattern[str], Callable[[Watch, re.Match[str]], None]], .
     (re.compile(r"CERTIFICATE_VERIFY_FAILED"), Watch._wrong_certificate),
     (re.compile(r"^(?:\w+\.)*BundleRefused: (.*)"), Watch._bundle_refused),
     (re.compile(r"^ClientApp raised an exception|^Exit Code:"), Watch._explained_below),
+    # a process that is late, or that was spoken for by the executor
+    (re.compile(r"task-token authentication failed"), Watch._explained_below),
+    (re.compile(r"^Failed to push task output"), Watch._explained_below),
+    # those of supernode.py and executor.py
+    (re.compile(r"^Away: (.*)"), Watch._not_reached),
+    (re.compile(r"^Back$"), Watch._reached_again),
+    (re.compile(r"^Executor ready"), Watch._executor_ready),
+    (re.compile(r"^Executor (.*)"), Watch._executor_ended),
+    (re.compile(r"^Forker (.*)"), Watch._forker_ended),
+    (re.compile(r"^Lost: (.*)"), Watch._lost),
 )

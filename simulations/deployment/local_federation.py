@@ -206,7 +206,7 @@ class LocalFederation:
 
     # ── hospitals ─────────────────────────────────────────────────────────────────────────────────
     def settle(
-        self, name: str, source: Path, *, home: Path | None = None, **connection: Path
+        self, name: str, source: Path, *, home: Path | None = None, **connection: Path | str
     ) -> None:
         """Write a hospital's own node.yaml into its folder: what `source` says, approvals, and how
         it connects.
@@ -219,8 +219,8 @@ class LocalFederation:
             "root_certificates": str(self.ca),
             "private_key": str(self.certificates / "nodes" / name),
         }
-        for key, path in connection.items():
-            ways[key] = str(path)
+        for key, way in connection.items():
+            ways[key] = str(way)
         self.files[name] = write_node_file(source, home or self.folder / "hospitals" / name, ways)
 
     def approve(self, plan: str | Path, *changes: str, only: str | None = None) -> None:
@@ -255,11 +255,23 @@ class LocalFederation:
 
     def is_at_work(self, name: str) -> bool:
         """Return whether a node has a ClientApp running: it is in the middle of a message."""
+        return self.find_client_app(name) is not None
+
+    def find_client_app(self, name: str) -> int | None:
+        """Return the process that works on a node's message, or None."""
         supernode = self._processes.find_group(name)
         for process in list_processes():
             if process.name == "flwr-clientapp" and process.group == supernode:
-                return True
-        return False
+                return process.pid
+        return None
+
+    def find_executor(self, name: str) -> int | None:
+        """Return a node's SuperExec, the one process that its SuperNode starts, or None."""
+        supernode = self._processes.find_group(name)
+        for process in list_processes():
+            if process.parent == supernode and supernode is not None:
+                return process.pid
+        return None
 
     def kill_supernode(self, name: str) -> None:
         """SIGKILL Flower's SuperNode and what it started; `fedgraft node start` stays, and starts

@@ -5,8 +5,10 @@ otherwise alone.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -48,8 +50,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def forker(module: ModuleType) -> Iterator[Any]:
-    forker = module.Forker()
+def ended() -> queue.Queue[tuple[list[str], int]]:
+    """How processes ended."""
+    return queue.Queue()
+
+
+@pytest.fixture
+def forker(module: ModuleType, ended: queue.Queue[tuple[list[str], int]]) -> Iterator[Any]:
+    forker = module.Forker(lambda words, status: ended.put((words, status)))
     yield forker
     forker._process.stdin.close()
     assert forker._process.wait(30) == 0  # it ends with the pipe, as when the SuperExec is killed
@@ -89,6 +97,51 @@ def test_where_the_forker_is_killed_the_next_message_starts_another(forker: Any)
     assert forker._process.pid != first.pid
 
 
+def test_it_is_waited_for_and_started_again_before_a_task_is_taken(
+    forker: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A task that is taken for a process that is not there in time; a node that says it can work
+    while it cannot; a forker whose death nobody sees before the next message.
+    """
+    assert forker.wait()
+    assert not forker.wait()
+    first = forker._process
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(30)
+    assert forker.wait()
+    assert forker._process.pid != first.pid
+    assert "Forker was killed (SIGKILL)" in capfd.readouterr().out
+
+
+def test_a_forker_that_cannot_begin_ends_the_executor(module: ModuleType) -> None:
+    """A SuperExec that starts forkers for ever, and tells nobody."""
+    Path("executor.py").write_text("raise SystemExit(3)")
+    forker = module.Forker(lambda words, status: None)
+    with pytest.raises(SystemExit, match="ended with status 3"):
+        forker.wait()
+
+
+KILLED = """
+import os, signal, sys
+if "killed" in sys.argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "fails" in sys.argv:
+    raise ValueError("of the app")
+"""
+
+
+def test_it_says_how_each_process_ended(
+    forker: Any, ended: queue.Queue[tuple[list[str], int]]
+) -> None:
+    """A process that was killed while it worked on a message, and a SuperNode that waits a minute
+    for its heartbeat.
+    """
+    Path("launcher.py").write_text(KILLED)
+    for words, status in ((["a", "killed"], -9), (["b", "fails"], 1), (["c"], 0)):
+        forker.start(words)
+        assert ended.get(timeout=60) == (words, status)
+
+
 def test_words_are_those_that_flower_itself_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore.superexec.executor import (
         ExecutionSpec,
@@ -125,6 +178,7 @@ def test_flower_still_has_what_the_executor_replaces() -> None:
     from flwr.supercore.constant import TaskType
     from flwr.supercore.superexec import run_superexec
 
+    assert "executor.reconcile()" in inspect.getsource(run_superexec.run_superexec)
     assert callable(run_superexec.get_executor)  # pyright: ignore[reportPrivateImportUsage]
     assert TaskType.CLIENT_APP == executor.NAME
     assert run_superexec._TASK_POLL_INTERVAL_ENV == "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"

@@ -17,6 +17,7 @@ import pytest
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import start_node as starting
+from fedgraft.client.site.condition import Condition
 from fedgraft.client.site.node_process import environment
 from fedgraft.client.site.start_node import check_start
 from fedgraft.client.site.watch import Watch
@@ -55,10 +56,15 @@ def node(file: Path) -> Node:
     return load_node(file)
 
 
+def say_nothing(event: str, what: str) -> None:
+    pass
+
+
 def test_one_line_for_each_event() -> None:
     """The lines are Flower 1.41's, as it printed them."""
     said: list[tuple[str, str]] = []
-    watch = Watch(lambda event, what: said.append((event, what)))
+    say = lambda event, what: said.append((event, what))  # noqa: E731
+    watch = Watch(say, Condition(say))
     busy = []
     for line in FLOWER.splitlines():
         watch.take_line(line)
@@ -72,14 +78,64 @@ def test_one_line_for_each_event() -> None:
     assert busy == [False] * 5 + [True] * 6 + [False]
 
 
+TROUBLE = """\
+Executor ready
+INFO :      SuperNode ID: 123
+Away: the coordinator answers 500
+Away: the coordinator does not answer (ConnectError)
+Back
+INFO :      Connection successful after 1.82 seconds and 3 tries.
+WARNING :   Connection attempt failed, retrying in 0.62 seconds
+INFO :      [RUN 77, ROUND 3]
+Executor was killed (SIGKILL), as happens where memory is short; again in 1 s
+Lost: what starts processes for messages at this node was killed (SIGKILL)
+ERROR :     [/v1/runtime/push-task-output][ApiError:1008] Runtime task-token authentication failed.
+ERROR :     Failed to push task output: Client error '401 Unauthorized' for url 'http://127.0.0.1:1'
+Forker was killed (SIGKILL), as happens where memory is short; another is started
+Executor ready
+"""
+
+
+def test_a_node_says_when_it_cannot_work_and_when_it_can() -> None:
+    """A node that says connected and cannot work; one that says it at every line."""
+    said: list[tuple[str, str]] = []
+
+    def say(event: str, what: str) -> None:
+        said.append((event, what))
+
+    condition = Condition(say)
+    watch = Watch(say, condition)
+    able = []
+    for line in TROUBLE.splitlines():
+        watch.take_line(line)
+        able.append(condition.able)
+    assert able == [False, True, False, False, True, True, True, True] + 5 * [False] + [True]
+    events = [event for event, _ in said]
+    assert events == [
+        "connected",
+        "unable",
+        "able",
+        "connected",
+        "unable",
+        "lost",
+        "restarted",
+        "able",
+    ]
+    assert said[1][1] == "the coordinator answers 500; it is asked again"
+    assert "memory is short" in said[4][1]
+    assert said[5][1].startswith("run 77, group 3: what starts processes")
+    assert (condition.restarts["executor"], condition.restarts["forker"]) == (1, 1)
+    assert condition.lost == 1
+
+
 def test_a_key_that_is_still_held_is_told_from_other_trouble() -> None:
-    watch = Watch(lambda event, what: None)
+    watch = Watch(say_nothing, Condition(say_nothing))
     watch.take_line("Failed to initialize the connection to the SuperLink.")
     watch.take_line("[code: 2004] Failed to activate SuperNode.")
     assert watch.refused
     watch.take_line("INFO :      SuperNode ID: 5")
     assert not watch.refused
-    other = Watch(lambda event, what: None)
+    other = Watch(say_nothing, Condition(say_nothing))
     other.take_line(
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer"
         " certificate"

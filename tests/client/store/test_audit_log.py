@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.node.node_file import Connection, Data, Node
+from fedgraft.client.site.condition import Condition
 from fedgraft.client.site.node_metrics import Tally, serve
 from fedgraft.client.store.audit_log import Audit, in_words
 from fedgraft.client.store.journal import Journal
@@ -150,7 +151,9 @@ def test_prometheus_can_fetch_them(tmp_path: Path) -> None:
     node = Node(
         name="a", data=Data(path="x.npz"), store=tmp_path, audit=True, metrics=f"127.0.0.1:{port}"
     )
-    server, _ = serve(node)
+    condition = Condition(lambda event, what: None)
+    condition.restarts["executor"] += 1
+    server, _ = serve(node, condition)
     try:
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         with pytest.raises(UserError, match="metrics"):
@@ -158,5 +161,9 @@ def test_prometheus_can_fetch_them(tmp_path: Path) -> None:
     finally:
         server.shutdown()
     assert "fedgraft_node_rounds_total 1.0" in text
+    assert "fedgraft_node_able 0.0" in text
+    assert 'fedgraft_node_restarts_total{process="executor"} 1.0' in text
+    assert 'fedgraft_node_restarts_total{process="supernode"} 0.0' in text
+    assert "fedgraft_node_lost_total 0.0" in text
     assert 'fedgraft_node_epsilon_left{run="77"} 1.75' in text
     assert json.dumps("head") not in text
