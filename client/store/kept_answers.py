@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-
-from flwr.app import RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from typing import TYPE_CHECKING
 
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.wire.content_bytes import content_bytes, read_content
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -52,7 +53,7 @@ class KeptAnswers:
         )
         if asked != digest_of(question) or whole != hashlib.sha256(body).digest():
             return None
-        return recorddict_from_proto(RecordDictProto.FromString(body))
+        return read_content(body)
 
     def keep(self, kind: str, question: RecordDict, answer: RecordDict) -> None:
         """Keep an answer before it leaves, durably, in the place of the one before it.
@@ -60,7 +61,7 @@ class KeptAnswers:
         Raises:
             Refused: the disk does not take it.
         """
-        body = recorddict_to_proto(answer).SerializeToString()
+        body = content_bytes(answer)
         content = digest_of(question) + hashlib.sha256(body).digest() + body
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,5 +76,4 @@ class KeptAnswers:
 
 def digest_of(question: RecordDict) -> bytes:
     """Return SHA-256 of all that a message brings: agreement, round, and the adapter's bytes."""
-    proto = recorddict_to_proto(question)
-    return hashlib.sha256(proto.SerializeToString(deterministic=True)).digest()
+    return hashlib.sha256(content_bytes(question)).digest()

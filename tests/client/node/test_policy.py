@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 import fedgraft.client.round
@@ -31,6 +30,7 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.privacy.accounting import epsilon
+from fedgraft.common.wire.content_bytes import content_bytes
 from fedgraft.common.wire.layout import ADAPTER, Layout, pack
 from fedgraft.common.wire.spent_record import read_spent
 from fedgraft.server.exchange import exchange
@@ -160,11 +160,6 @@ def hostile(tmp_path: Path) -> Iterator[Callable[..., Hostile]]:
         each.grid.close()
 
 
-def sent_bytes(content: RecordDict) -> bytes:
-    """What leaves the node, as it travels."""
-    return recorddict_to_proto(content).SerializeToString(deterministic=True)
-
-
 def never(*args: Any, **options: Any) -> None:
     raise AssertionError("a gradient was computed")
 
@@ -270,7 +265,7 @@ def test_a_replayed_round_is_answered_once_and_spent_once(hostile, monkeypatch) 
     monkeypatch.setattr(fedgraft.client.round, "train_privately", never)
     again = server.train(plan, 1)
     assert not isinstance(again, str)
-    assert sent_bytes(again) == sent_bytes(first)
+    assert content_bytes(again) == content_bytes(first)
     said = server.train(plan, 1, factor=2.0)
     assert isinstance(said, str)
     assert "run here before" in said
