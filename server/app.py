@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedgraft.common.errors import RunFailed, UserError
-from fedgraft.common.model.assembly import keep_adapters, plan_backbone, plan_model
+from fedgraft.common.model.assembly import check_scales, keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
@@ -73,7 +73,9 @@ def run_from_config(
         seeded_noise=seeded_noise,
     )
 
-    # targets that match nothing are told before a folder is made
+    # targets that match nothing, and columns that nothing scales, are told before a folder is made
+    if not config.get("resume"):
+        check_scales(plan)
     plan_model(backbone, plan)
     out = Path(str(config["out"]))
     if config.get("resume"):

@@ -18,7 +18,7 @@ from rich.console import Console
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.yaml_file import parse_yaml
-from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.assembly import check_scales, plan_backbone, plan_model
 from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
@@ -188,6 +188,8 @@ def run_seed(job: SeedJob) -> Result:
     plan = load_plan(job.name, job.overrides)
     options = job.options
     started = time.perf_counter()
+    if not options.engine.resume:
+        check_scales(plan)
     ledgers = options.ledger or job.out / "ledgers"
     with nodes_on_disk(plan, job.path, ledgers, options.policy) as nodes:
         counts = count_nodes(plan, nodes)

@@ -15,7 +15,7 @@ from fedgraft.client.node_task import open_splits, working_model
 from fedgraft.client.training.local_steps import loss_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
-from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.model.assembly import check_scales, plan_backbone
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.phases import rounds_for
@@ -62,6 +62,7 @@ def _open_backbone(plan: Plan, path: Path) -> tuple[Backbone | None, Finding]:
     same network with random values.
     """
     try:
+        check_scales(plan)
         backbone = plan_backbone(plan, path.parent)
     except UserError as error:
         if plan.pretrain is None or not _is_missing(plan, path):

@@ -20,16 +20,18 @@ class FamilyLine(Line):
         pattern: a regular expression that all of its names match, and no earlier family's.
         material: the member of `common.inputs.INPUTS` that it takes.
         learns: whether nodes' histograms tell constants of it, in a round of their own.
+        scaled_by_plan: whether `task.ranges` scale its inputs where it has no weights.
     """
 
     pattern: str
     material: str
     learns: bool = False
+    scaled_by_plan: bool = False
 
 
 FAMILY_LINES = {
     "cifar": FamilyLine("fedgraft.common.backbones.cifar:CIFAR", r"cifar-resnet\d+", "image"),
-    "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular"),
+    "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular", scaled_by_plan=True),
     "columns": FamilyLine(
         "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
     ),

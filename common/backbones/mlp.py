@@ -15,17 +15,24 @@ from fedgraft.common.backbones.family import (
 )
 from fedgraft.common.backbones.mlp_network import Mlp
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.input_positions import number_inputs
 from fedgraft.common.inputs.table import TablePreparation
 
 _HERE = "fedgraft.common.backbones.mlp_network"
 
 
 def build(name: str, shape: NetworkShape) -> nn.Module:
-    """Return a network with torch's own initialisation. Raise `UserError` without columns."""
+    """Return a network with torch's own initialisation, its columns scaled by the plan's ranges.
+
+    Raise `UserError` without columns.
+    """
     if shape.columns < 1:
         what = "an mlp without columns"
         raise UserError(what, where="task.columns", remedy="name the feature columns")
-    return Mlp(shape.columns, shape.hidden)
+    network = Mlp(shape.columns, shape.hidden)
+    if shape.ranges is not None:
+        network.standardise.declare(number_inputs(shape.category_sizes), shape.ranges)
+    return network
 
 
 def prepare_rows(name: str, weights: str | None, image_size: int | None) -> TablePreparation:

@@ -7,6 +7,8 @@ becomes the mean (0 after standardising), and an indicator for each column says 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -46,6 +48,18 @@ class Standardise(nn.Module):
         spreads = std > 1e-6 * mean.abs().clamp(min=1.0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(spreads, std, 1.0))
+
+    @torch.no_grad()
+    def declare(self, numbers: Sequence[int], ranges: Sequence[tuple[float, float]]) -> None:
+        """Take mean and standard deviation of numbers that are even between low and high.
+
+        Args:
+            numbers: which of the columns they are.
+            ranges: low and high of each.
+        """
+        low, high = torch.tensor(ranges, dtype=torch.float64).reshape(-1, 2).T
+        self.mean[numbers] = ((low + high) / 2).float()
+        self.std[numbers] = ((high - low) / math.sqrt(12)).float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values standardised and, behind them, the marks of those that are missing."""

@@ -16,6 +16,7 @@ from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.reference import Reference
+from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
 from fedgraft.common.model.public_reference import (
@@ -67,6 +68,32 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     return backbone
 
 
+def check_scales(plan: Plan) -> None:
+    """Raise `UserError` where nothing scales the columns of a table, or two things do: a network of
+    random values learns little from an income beside an age. Runs that were begun so go on.
+    """
+    if not family_line(plan.backbone.name).scaled_by_plan:
+        return
+    if plan.backbone.weights is not None:
+        if plan.task.ranges:
+            what = f"there, and the weights of {plan.backbone.name} bring scales of their own"
+            raise UserError(what, where="task.ranges", remedy="leave them out")
+        return
+    if plan.task.ranges or not plan.task.numbers:
+        return
+    first = plan.task.numbers[0]
+    raise UserError(
+        f"{plan.backbone.name} without weights, and nothing scales its columns",
+        where="backbone.weights",
+        remedy=(
+            "name weights that were trained beforehand; or write between which values the numbers"
+            f" lie, `task.ranges: [{{columns: [{first}], low: LEAST, high: LARGEST}}]`; or write"
+            " `backbone: {name: columns}` and `train: {method: closed-form}`, which learns the"
+            " scales from all hospitals"
+        ),
+    )
+
+
 def find_reference(plan: Plan, backbone: Backbone, source: str | Path | None) -> Reference:
     """Return the public reference for a plan's features, wherever it comes from.
 
@@ -93,6 +120,8 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
     declared: tuple[tuple[float, float], ...] | None = None
     line = family_line(plan.backbone.name)
     if line.learns and not counts_constants(plan.train, plan.privacy, learns=True):
+        declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
+    if line.scaled_by_plan and plan.task.ranges:
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,

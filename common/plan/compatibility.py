@@ -203,15 +203,24 @@ def check_constants(
     task: TaskSection, backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
 ) -> list[Problem]:
     """Return the problem of ranges that nobody reads, or that are needed and not there."""
-    learns = family_line(backbone.name).learns
-    if task.ranges and not learns:
+    line = family_line(backbone.name)
+    if task.ranges and not (line.learns or line.scaled_by_plan):
         what = f"there, and {backbone.name} does not read them"
         return [Problem("task.ranges", what, "leave them out, or write `name: columns`")]
-    if not learns or not task.undeclared or counts_constants(train, privacy, learns=learns):
+    if not task.undeclared:
+        return []
+    if line.scaled_by_plan and task.ranges:
+        return [_missing_ranges(task, f"{backbone.name} scales its columns by them")]
+    if not line.learns or counts_constants(train, privacy, learns=line.learns):
         return []
     why = "train.closed_form.constants is declared"
     if privacy.mode != "none":
         why = f"under privacy.mode {privacy.mode} no histogram tells where numbers lie"
+    return [_missing_ranges(task, why)]
+
+
+def _missing_ranges(task: TaskSection, why: str) -> Problem:
+    """Return the problem of numbers that have no range."""
     named = ", ".join(task.undeclared[:MOST_NAMED])
     if len(task.undeclared) > MOST_NAMED:
         named += f" and {len(task.undeclared) - MOST_NAMED} more"
@@ -221,7 +230,7 @@ def check_constants(
         "write them from what is known of such numbers anywhere, not from the data:"
         f" `- {{columns: [{first}], low: LEAST, high: LARGEST}}`"
     )
-    return [Problem("task.ranges", what, remedy)]
+    return Problem("task.ranges", what, remedy)
 
 
 def check_noisy_sums(train: TrainSection, privacy: PrivacySection) -> list[Problem]:

@@ -87,8 +87,9 @@ class TaskSection(Section):
     ranges: tuple[RangeSection, ...] = Field(
         default=(),
         description=(
-            "backbone columns only: between which values numbers lie, by public knowledge, such as"
-            " {columns: [age], low: 20, high: 90}; see train.closed_form.constants"
+            "tables whose backbone brings no scales of its own: between which values numbers lie,"
+            " by public knowledge, such as {columns: [age], low: 20, high: 90}. An mlp without"
+            " weights needs them; of columns see train.closed_form.constants"
         ),
     )
     target: Text = Field(

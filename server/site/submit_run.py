@@ -17,7 +17,7 @@ from typing import Any
 from fedgraft.common import run_files
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.bundle import signed_name
-from fedgraft.common.model.assembly import plan_backbone, plan_model
+from fedgraft.common.model.assembly import check_scales, plan_backbone, plan_model
 from fedgraft.common.plan.backbone_section import WEIGHT_FILES
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
@@ -79,6 +79,7 @@ def run(
     path = find_plan(plan)
     chosen = load_plan(plan, overrides)
     # a mistake is told here, not in another process's log
+    check_scales(chosen)
     plan_model(plan_backbone(chosen, path.parent), chosen)
     weights = _weights(chosen, path.parent)
     if out is None:

@@ -29,7 +29,11 @@ from tests.e2e.conftest import write_table
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PLAN = """
 name: tiny
-task: {kind: tabular-classification, classes: [no, yes], columns: [a, b, c]}
+task:
+  kind: tabular-classification
+  classes: [no, yes]
+  columns: [a, b, c]
+  ranges: [{columns: [a, b, c], low: -3, high: 4}]
 backbone: {name: mlp, hidden: [8, 8]}
 adapter: {method: lora, rank: 2}
 train: {rounds: 2, batch_size: 8}

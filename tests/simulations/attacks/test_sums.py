@@ -41,7 +41,11 @@ seed: 5
 """
 TABLE = """
 name: patients
-task: {kind: tabular-classification, classes: [no, yes], columns: [a, b, c]}
+task:
+  kind: tabular-classification
+  classes: [no, yes]
+  columns: [a, b, c]
+  ranges: [{columns: [a, b, c], low: -3, high: 4}]
 backbone: {name: mlp, hidden: [8, 8]}
 adapter: {method: head}
 train: {method: closed-form}
