@@ -87,6 +87,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         manifest=ManifestColumns(names.path, names.label, names.split),
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
+        validation_fraction=plan.evaluate.validation_fraction,
     )
     return open_records(source, plan.task)
 

@@ -106,7 +106,11 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
 
 
 def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
-    data = DataSource(file, test_fraction=simulation.test_fraction)
+    data = DataSource(
+        file,
+        test_fraction=simulation.test_fraction,
+        validation_fraction=plan.evaluate.validation_fraction,
+    )
     return open_records(data, plan.task)
 
 

@@ -73,6 +73,7 @@ aggregate.lora_aggregation=freeze-a
 aggregate.encoding=int8
 evaluate.every=9
 evaluate.metrics=[loss]
+evaluate.validation_fraction=0.2
 evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
 """
