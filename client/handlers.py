@@ -4,7 +4,8 @@ offer      an agreement and a backbone's fingerprint → is it accepted, and is 
 backbone   a part of the backbone's tensors → kept; with the last one, all are verified
 train      the shared adapter → the adapter after local training, with metrics of what came; or,
            in a round of sums or histograms, those of the records
-evaluate   the shared adapter → metrics only (after the last round)
+evaluate   the shared adapter → metrics only (after the last round); with `validation`, those that a
+           round is chosen by (after each)
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from fedgraft.client.histogram_round import HistogramOutcome, run_histogram_roun
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.round import Outcome, measure_groups, run_round
+from fedgraft.client.round import Outcome, measure_groups, measure_validation, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import purpose_of
+from fedgraft.common.plan.validation import measures_validation
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
-from fedgraft.common.wire.metric_records import group_records
+from fedgraft.common.wire.metric_records import VALIDATION, group_records
 from fedgraft.common.wire.noisy_record import noisy_record
 from fedgraft.common.wire.sums_record import sums_record
 from fedgraft.common.wire.update import AdapterUpdate
@@ -172,6 +174,19 @@ def evaluate(desk: Desk, message: Message, context: Context) -> Answer:
         return Answer(content, opened.layout)
 
 
+def validate(desk: Desk, message: Message, context: Context) -> Answer:
+    """Measure a model on this node's validation split, where the plan chooses by that."""
+    with open_message(desk, message, context) as opened:
+        plan = opened.plan
+        if not measures_validation(plan.train, plan.evaluate):
+            raise Refused(Code.MISMATCH, "the plan measures nothing on validation records")
+        # never under differential privacy: such a plan is none
+        if not opened.node.policy.reports(plan.privacy):
+            raise Refused(Code.POLICY, "policy: this node reports no metrics")
+        sums = measure_validation(opened.task, opened.state)
+        return Answer(RecordDict({VALIDATION: MetricRecord(sums.to_flat())}), opened.layout)
+
+
 # ── parts of a message ────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True, eq=False)
 class RoundMessage:
@@ -241,6 +256,7 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         cache=open_cache(node),
         layout=layout,
         memory=Feedback(node.store / "feedback", received.identity),
+        validation=desk.validation(received.context, received.offer),
     )
     return OpenMessage(node, task, received.round, layout, state)
 

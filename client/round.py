@@ -30,6 +30,7 @@ from fedgraft.client.training import local_steps
 from fedgraft.client.training.optimizers import Steps, new_optimizer
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.privacy.accounting import Spent
+from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.metric_records import Groups
 
 
@@ -228,6 +229,20 @@ def measure_groups(
     if least is None or not columns or not outputs or not isinstance(task.test, Split):
         return sums, {}
     return sums, group_sums(columns, task.test, torch.cat(outputs), plan.task, least)
+
+
+def measure_validation(task: NodeTask, received: Mapping[str, Tensor]) -> Any:
+    """Return metrics of a received adapter on this node's validation split: a round is chosen by
+    them. Without validation records they are the sums of none. Raise as `run_round`.
+    """
+    section = task.plan.task
+    check_frozen(task, read=True)
+    task.model.load_adapter_state(received)
+    measured = task.for_validation()
+    if measured is None:
+        return TASKS[section.question].zero(section)
+    model, examples = measured
+    return local_steps.evaluate(model, examples, section)
 
 
 # ── randomness and the frozen part ────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ from fedgraft.common.result import (
     Spending,
     Status,
     Traffic,
+    Validation,
 )
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.evaluation import Evaluation
@@ -33,6 +34,7 @@ from fedgraft.server.handout import Roster
 from fedgraft.server.papers.model_card import not_covered
 from fedgraft.server.papers.stopwatch import Stopwatch
 from fedgraft.server.round_replies import Answers
+from fedgraft.server.validation import Measured
 
 VERSIONS = ("fedgraft", "torch", "flwr")
 
@@ -52,6 +54,11 @@ class ResultBuilder:
     def __init__(self, result: Result) -> None:
         self.result = result
         self.watch = Stopwatch(result.seconds)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether training has ended before the plan's last round."""
+        return self.result.validation is not None and self.result.validation.ended_early
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────
     def note_handout(self, roster: Roster) -> None:
@@ -101,6 +108,16 @@ class ResultBuilder:
             names = sorted(self.result.nodes)
             self._note(privacy=dict.fromkeys(names, Spending.of(spent)))
 
+    def note_validation(self, measured: Measured, validation: Validation | None) -> None:
+        """Write down what validation records said after a round, and what is chosen by it."""
+        sent = self.result.bytes.validation.plus(measured.traffic)
+        # the same nodes each time
+        sent = sent.but(nodes=measured.traffic.nodes)
+        self._note_bytes(validation=sent)
+        self._note(refused=(*self.result.refused, *measured.refused))
+        if validation is not None:
+            self._note(validation=validation)
+
     def after_round(self, number: int) -> Result:
         """Return the result for a round's checkpoint: it counts once that is written."""
         self.watch.stop("rounds")
@@ -132,6 +149,9 @@ class ResultBuilder:
             last: the result in the last checkpoint, or the first one where there is none.
         """
         self._note(rounds_done=last.rounds_done)
+        if self.result.validation is not None:
+            # of an unfinished round nothing is chosen
+            self._note(validation=last.validation)
         if not federation.plan.privacy.at_node:
             # the server's noise of an unfinished round was never sent; a node's own is spent
             self._note(privacy=last.privacy)

@@ -54,6 +54,9 @@ train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
 train.finish=closed-form
+train.keep=best
+train.patience=3
+train.keep=best train.choose_by=auroc
 train.closed_form.features=last
 train.closed_form.pool=mean-and-deviation
 train.closed_form.prior=equal
