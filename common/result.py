@@ -145,6 +145,10 @@ class Validation(Part):
     best: int
     ended_early: bool = False
 
+    def kept(self, rounds_done: int) -> int:
+        """Return the round whose model is shared: the best, or the last that was finished."""
+        return self.best if self.keep == "best" else rounds_done
+
     def metrics_of(self, number: int) -> Metrics:
         """Return the metrics after a round; empty where it was not measured."""
         for measured in self.rounds:
@@ -278,9 +282,9 @@ class Result(Part):
     @property
     def kept_round(self) -> int:
         """The round whose model is shared: the last that was finished, or the best."""
-        if self.validation is not None and self.validation.keep == "best":
-            return self.validation.best
-        return self.rounds_done
+        if self.validation is None:
+            return self.rounds_done
+        return self.validation.kept(self.rounds_done)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:

@@ -137,7 +137,7 @@ def with_rows(federation: Tiny, folder: Path) -> None:
     for number, file in enumerate(federation.nodes):
         splits = open_data(load_simulated_node(file), plan).splits
         rows = folder / f"rows-{number}.npz"
-        np.savez(rows, **splits)
+        np.savez(rows, train=splits["train"], val=splits["val"], test=splits["test"])
         file.write_text(file.read_text().replace("data:\n", f"data:\n  rows: {rows}\n"))
 
 
