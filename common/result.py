@@ -161,6 +161,20 @@ class Validation(Part):
         return self.metrics_of(number).get(self.by)
 
 
+class Calibration(Part):
+    """The temperature by which the shared model's outputs are divided.
+
+    Attributes:
+        loss_before, loss: mean loss on all nodes' validation records without it and with it, nats.
+        examples: how many records these are.
+    """
+
+    temperature: float
+    loss_before: float
+    loss: float
+    examples: int
+
+
 class EncodingFacts(Part):
     """How updates travelled; at most `relative_error` of one was rounded away, to come later."""
 
@@ -244,6 +258,7 @@ class Result(Part):
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
         validation: what validation records said, where they were measured.
+        calibration: the temperature that was chosen by them, where one was.
         missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
@@ -265,6 +280,7 @@ class Result(Part):
     encoding: EncodingFacts = EncodingFacts()
     closed_form: ClosedFormFacts | None = None
     validation: Validation | None = None
+    calibration: Calibration | None = None
     confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ else is read.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan_file import find_plan, load_plan
-from fedgraft.common.plan.validation import is_validated_after
+from fedgraft.common.plan.validation import calibrates, is_validated_after
 from fedgraft.common.result import Result
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.aggregation.aggregation import begin_aggregation
+from fedgraft.server.calibration import calibrate
 from fedgraft.server.choice import choose
 from fedgraft.server.evaluation import evaluate_everywhere
 from fedgraft.server.exchange import Read, Replies, exchange
@@ -167,6 +169,9 @@ def federate(
         run.watch.start()
         kept = folder.kept() or start
         last = Round(plan, kept.round, layout, kept.adapter, sorted(roster.nodes))
+        if calibrates(plan.train):
+            run.note_calibration(calibrate(grid, roster, last))
+            last = replace(last, sent=run.divide(kept.adapter, model.head_name))
         evaluation = evaluate_everywhere(grid, roster, last)
         folder.add_lines(evaluation.lines)
         run.note_evaluation(evaluation)
@@ -229,7 +234,7 @@ def write_papers(
         plan = federation.plan
         backbone = federation.backbone
         model = plan_model(backbone, plan, kept.round)
-        model.load_adapter_state(kept.adapter)
+        model.load_adapter_state(run.divide(kept.adapter, model.head_name))
         card = model_card(plan, run.result, backbone.preprocess.to_json())
         save_shared_model(
             folder.shared_model,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
-from fedgraft.common.result import Validation
-from fedgraft.server.papers.validation_words import describe_validation
+from fedgraft.common.result import Calibration, Validation
+from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
 from fedgraft.simulations.answers import describe_answers
 from fedgraft.simulations.readable import show_bytes
 
@@ -40,15 +40,23 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
 
 
 def _describe_choices(results: Sequence[Result]) -> list[str]:
-    """Return which round was kept by validation records, seed by seed where there are several."""
+    """Return what was chosen by validation records, seed by seed where there are several."""
     sentences = []
     for result in results:
-        if "validation" not in result:
-            continue
-        validation = Validation.model_validate(result["validation"])
-        for sentence in describe_validation(validation, result["rounds_done"]):
-            seed = f"seed {result['seed']}: " if len(results) > 1 else ""
+        seed = f"seed {result['seed']}: " if len(results) > 1 else ""
+        for sentence in _describe_choice(result):
             sentences.append(f"{seed}{sentence}")
+    return sentences
+
+
+def _describe_choice(result: Result) -> list[str]:
+    sentences = []
+    if result.get("validation"):
+        validation = Validation.model_validate(result["validation"])
+        sentences += describe_validation(validation, result["rounds_done"])
+    if result.get("calibration"):
+        calibration = Calibration.model_validate(result["calibration"])
+        sentences.append(describe_calibration(calibration))
     return sentences
 
 

@@ -23,7 +23,7 @@ from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.simulation_section import SimulationSection
-from fedgraft.common.plan.validation import chooses_round
+from fedgraft.common.plan.validation import calibrates, chooses_round
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
@@ -117,14 +117,17 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
 
 
 def _check_validation(plan: Plan, plan_path: Path, opened: Sequence[Records]) -> None:
-    """Raise `UserError` where a round is to be chosen, and there is nothing to choose by."""
-    if not chooses_round(plan.train):
+    """Raise `UserError` where something is to be chosen, and there is nothing to choose by."""
+    if not chooses_round(plan.train) and not calibrates(plan.train):
         return
     if not any(len(records.splits["val"]) for records in opened):
         raise UserError(
-            "a round is to be chosen, and the data has no validation records",
+            "a round or a temperature is to be chosen, and the data has no validation records",
             where=f"{plan_path}: train",
-            remedy="write `evaluate: {validation_fraction: 0.2}`, or leave out keep and patience",
+            remedy=(
+                "write `evaluate: {validation_fraction: 0.2}`, or leave out keep, patience and"
+                " calibrate"
+            ),
         )
 
 

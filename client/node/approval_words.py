@@ -13,9 +13,10 @@ from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.validation import chooses_round, measures_validation
+from fedgraft.common.plan.validation import calibrates, chooses_round, measures_validation
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
+from fedgraft.common.statistics.temperature import TEMPERATURES
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
@@ -176,6 +177,9 @@ def _validation(node: Node, plan: Plan) -> Iterator[str]:
     if chooses_round(plan.train):
         when = "after each round" if plan.evaluate.every == 1 else "between rounds"
     yield f"{when} the same sums over the validation records"
+    if calibrates(plan.train):
+        count = len(TEMPERATURES)
+        yield f"once the loss over the validation records at {count} temperatures, a sum each"
 
 
 def _groups(node: Node, plan: Plan) -> Iterator[str]:

@@ -15,7 +15,7 @@ from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
-from fedgraft.common.plan.validation import chooses_round
+from fedgraft.common.plan.validation import calibrates, chooses_round
 
 # columns in one message
 MOST_NAMED = 5
@@ -311,6 +311,9 @@ def check_validation(
     if chooses_round(train):
         key, value = _name_choice(train)
         problems.append(Problem(key, f"{value}, and {why} counts", "leave it out"))
+    if calibrates(train):
+        what = f"{train.calibrate}, and {why} counts"
+        problems.append(Problem("train.calibrate", what, "leave it out"))
     if evaluate.validation_fraction:
         key = "evaluate.validation_fraction"
         what = f"{evaluate.validation_fraction:g}, and {why} counts"

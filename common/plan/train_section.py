@@ -102,6 +102,7 @@ class TrainSection(Section):
         "keep",
         "patience",
         "choose_by",
+        "calibrate",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -144,6 +145,13 @@ class TrainSection(Section):
     )
     choose_by: Literal["loss", "accuracy", "auroc", "f1"] = Field(
         default="loss", description="the measure that `keep` and `patience` go by"
+    )
+    calibrate: Literal["none", "temperature"] = Field(
+        default="none",
+        description=(
+            "temperature: the outputs of the shared model are divided by the number that gives the"
+            " lowest loss on the nodes' validation records"
+        ),
     )
     local_epochs: Count = Field(
         default=1, description="passes over a node's own data in each round"

@@ -15,9 +15,14 @@ def chooses_round(train: TrainSection) -> bool:
     return train.keep == "best" or train.patience is not None
 
 
+def calibrates(train: TrainSection) -> bool:
+    """Whether a temperature of the shared model is chosen by validation records."""
+    return train.calibrate == "temperature"
+
+
 def measures_validation(train: TrainSection, evaluate: EvaluateSection) -> bool:
     """Whether the nodes measure the shared model on validation records."""
-    return chooses_round(train) or evaluate.validation_fraction > 0
+    return chooses_round(train) or calibrates(train) or evaluate.validation_fraction > 0
 
 
 def is_validated_after(train: TrainSection, evaluate: EvaluateSection, round_: int) -> bool:

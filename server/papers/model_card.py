@@ -14,7 +14,7 @@ from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
-from fedgraft.server.papers.validation_words import describe_validation
+from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
 
 # what else is learnt about a node under differential privacy
 NOT_COVERED = (
@@ -152,13 +152,13 @@ def _metrics(plan: Plan) -> list[str]:
 
 
 def _choice(result: Result) -> list[str]:
-    """Return which round the model is of, where it was chosen."""
-    if result.validation is None:
-        return []
-    lines = []
-    for sentence in describe_validation(result.validation, result.rounds_done):
-        lines.append(f"- {sentence[0].upper()}{sentence[1:]}")
-    return lines
+    """Return which round the model is of, and its temperature, where they were chosen."""
+    sentences = []
+    if result.validation is not None:
+        sentences += describe_validation(result.validation, result.rounds_done)
+    if result.calibration is not None:
+        sentences.append(describe_calibration(result.calibration))
+    return [f"- {sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
 
 
 def _evaluation_data(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
+
+from torch import Tensor
 
 from fedgraft.common.backbones.backbone import backbone_state
 from fedgraft.common.files.tensor_files import fingerprint_of
@@ -27,7 +30,9 @@ from fedgraft.common.result import (
     Traffic,
     Validation,
 )
+from fedgraft.common.statistics.temperature import divide_head
 from fedgraft.common.wire.layout import Layout
+from fedgraft.server.calibration import Calibrated
 from fedgraft.server.evaluation import Evaluation
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster
@@ -117,6 +122,23 @@ class ResultBuilder:
         self._note(refused=(*self.result.refused, *measured.refused))
         if validation is not None:
             self._note(validation=validation)
+
+    def note_calibration(self, calibrated: Calibrated) -> None:
+        """Write down the temperature that was chosen."""
+        sent = self.result.bytes.validation.plus(calibrated.traffic)
+        self._note_bytes(validation=sent.but(nodes=calibrated.traffic.nodes))
+        refused = (*self.result.refused, *calibrated.refused)
+        self._note(calibration=calibrated.facts, refused=refused)
+
+    def divide(self, adapter: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+        """Return an adapter as it is shared: its head by the temperature that was chosen, if any.
+
+        Args:
+            head: dotted name of the head.
+        """
+        if self.result.calibration is None:
+            return dict(adapter)
+        return divide_head(adapter, head, self.result.calibration.temperature)
 
     def after_round(self, number: int) -> Result:
         """Return the result for a round's checkpoint: it counts once that is written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedgraft.common.result import Metrics, Validation
+from fedgraft.common.result import Calibration, Metrics, Validation
 
 MEASURES = {"loss": "loss", "accuracy": "accuracy", "auroc": "AUROC", "f1": "F1"}
 
@@ -31,8 +31,18 @@ def describe_validation(validation: Validation, rounds_done: int) -> list[str]:
     if not sentences:
         last = validation.rounds[-1]
         values = _list_values(last.metrics)
-        sentences.append(f"on {records}: {values}; nothing was chosen by them in this run")
+        sentences.append(f"on {records}: {values}; no round was chosen by them")
     return sentences
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """Return which temperature was chosen, and what it did to the loss."""
+    before = calibration.loss_before
+    after = calibration.loss
+    return (
+        f"outputs are divided by a temperature of {calibration.temperature:.2f}: the lowest loss on"
+        f" {calibration.examples:,} validation records, {after:.3f} where it was {before:.3f}"
+    )
 
 
 def _list_values(metrics: Metrics) -> str:

@@ -89,7 +89,8 @@ class Target:
         last: number of the last round that was run.
         kept: number of the round whose model is shared.
         received: the shared adapter that the nodes had before the last round.
-        shared: the shared adapter after the round that is kept.
+        shared: the shared adapter after the round that is kept; before its temperature, which
+            whoever reads the run's papers can undo.
         fingerprint: of the frozen part.
         others: "val" or "test": where non-members were taken from.
     """

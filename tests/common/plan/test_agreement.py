@@ -54,6 +54,7 @@ train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
 train.finish=closed-form
+train.calibrate=temperature
 train.keep=best
 train.patience=3
 train.keep=best train.choose_by=auroc

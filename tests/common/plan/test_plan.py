@@ -522,6 +522,7 @@ def test_each_mistake_has_its_place_its_value_and_its_remedy(
     [
         ("train.keep=best", "train.keep"),
         ("train.patience=3", "train.patience"),
+        ("train.calibrate=temperature", "train.calibrate"),
         ("evaluate.validation_fraction=0.2", "evaluate.validation_fraction"),
     ],
 )

@@ -158,7 +158,7 @@ def test_no_test_record_has_a_say(tiny, tmp_path, split):
     """
     federation = tiny(3)
     with_rows(federation, tmp_path)
-    sets = (*BEST, "train.patience=3")
+    sets = (*BEST, "train.patience=3", "train.calibrate=temperature")
     before, _ = federation.run(tmp_path / "before", sets)
     for number in range(3):
         with np.load(tmp_path / f"rows-{number}.npz") as rows:
@@ -170,10 +170,12 @@ def test_no_test_record_has_a_say(tiny, tmp_path, split):
 
     if split == "test":
         assert after["validation"] == before["validation"]
+        assert after["calibration"] == before["calibration"]
         assert shared_bytes(tmp_path / "after") == shared_bytes(tmp_path / "before")
         assert after["final"]["global"] != before["final"]["global"]
     else:
         assert after["validation"]["rounds"] != before["validation"]["rounds"]
+        assert after["calibration"] != before["calibration"]
 
 
 # ── the same everywhere ───────────────────────────────────────────────────────────────────────────
