@@ -37,8 +37,8 @@ from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.chosen_by_validation import calibrates, measures_validation
 from fedgraft.common.plan.phases import purpose_of
-from fedgraft.common.plan.validation import calibrates, measures_validation
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack

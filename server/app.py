@@ -21,9 +21,9 @@ from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.assembly import keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
+from fedgraft.common.plan.chosen_by_validation import calibrates, is_validated_after
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan_file import find_plan, load_plan
-from fedgraft.common.plan.validation import calibrates, is_validated_after
 from fedgraft.common.result import Result
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.aggregation.aggregation import begin_aggregation

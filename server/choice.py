@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedgraft.common.errors import RunFailed
+from fedgraft.common.plan.chosen_by_validation import chooses_round, is_better
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.validation import chooses_round, is_better
 from fedgraft.common.result import ValidatedRound, Validation
 from fedgraft.server.validation import Measured
 

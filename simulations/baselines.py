@@ -36,10 +36,10 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.assembly import keep_adapters
 from fedgraft.common.model.solve_head import solve_head
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
-from fedgraft.common.plan.validation import measures_validation
 from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 

@@ -20,10 +20,10 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.simulation_section import SimulationSection
-from fedgraft.common.plan.validation import calibrates, chooses_round
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})

@@ -11,9 +11,9 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round, measures_validation
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.validation import calibrates, chooses_round, measures_validation
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.statistics.temperature import TEMPERATURES

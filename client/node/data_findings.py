@@ -15,8 +15,8 @@ from fedgraft.client.node_task import open_splits, open_validation
 from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.validation import measures_validation
 
 
 @dataclass(frozen=True, eq=False)

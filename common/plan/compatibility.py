@@ -8,6 +8,7 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -15,7 +16,6 @@ from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
-from fedgraft.common.plan.validation import calibrates, chooses_round
 
 # columns in one message
 MOST_NAMED = 5

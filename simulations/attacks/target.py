@@ -43,9 +43,9 @@ from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.validation import measures_validation
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
