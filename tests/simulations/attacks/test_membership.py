@@ -78,15 +78,19 @@ def test_rows_that_a_choice_used_are_nobodys_strangers(xrays, tmp_path) -> None:
     chosen = ("train.rounds=6", "train.keep=best", "train.patience=2", "evaluate.every=1")
     with finish_run(tmp_path, (*sets, *chosen)) as cell:
         folder = RunFolder(cell.run)
-        result = folder.latest().so_far
+        last, kept = folder.latest(), folder.kept()
+        assert last is not None
+        assert kept is not None
+        validation = last.so_far.validation
+        assert validation is not None
         target = open_target(cell.plan, cell.run, cell.nodes)
-        assert (target.last, target.kept) == (result.rounds_done, result.validation.best)
+        assert (target.last, target.kept) == (last.round, validation.best)
         assert target.kept < target.last
-        for name, tensor in folder.kept().adapter.items():
+        for name, tensor in kept.adapter.items():
             assert torch.equal(target.shared[name], tensor)
         # the last round's updates, and not those of the round that is kept
         first, second = target.update(0), target.update(1)
-        for name, tensor in folder.latest().adapter.items():
+        for name, tensor in last.adapter.items():
             assert torch.allclose((first[name] + second[name]) / 2, tensor, atol=1e-6), name
         found = cell.attack("loss-threshold")
     assert found["others_from"] == "test"
