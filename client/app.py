@@ -43,6 +43,8 @@ def make_client_app(open_desk: Callable[[], Desk]) -> ClientApp:
     app.query("backbone")(answer_with(handlers.backbone))
     app.train()(answer_with(handlers.train))
     app.evaluate()(answer_with(handlers.evaluate))
+    app.evaluate("validation")(answer_with(handlers.validate))
+    app.evaluate("temperature")(answer_with(handlers.sum_temperatures))
     return app
 
 

@@ -20,7 +20,7 @@ from flwr.app import Context
 
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node, load_node
-from fedgraft.client.node_task import open_splits, working_model
+from fedgraft.client.node_task import open_splits, open_validation, working_model
 from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.clipping_engine import losses_of
 from fedgraft.client.privacy.gradient_check import check_gradients
@@ -135,7 +135,7 @@ class Desk:
         self._open_budget = open_budget
         self._nodes: Shelf[Node] = Shelf(most_bytes, lambda node: SMALL)
         self._agreements: Shelf[tuple[Agreement, str]] = Shelf(most_bytes, lambda pair: SMALL)
-        self._splits: Shelf[tuple[Split, Split]] = Shelf(most_bytes, _size_of_splits)
+        self._splits: Shelf[tuple[Split, Split, Split]] = Shelf(most_bytes, _size_of_splits)
         self._budgets: Shelf[Budget] = Shelf(most_bytes, lambda budget: SMALL)
         self._models = ModelPool()
 
@@ -161,11 +161,26 @@ class Desk:
 
     def splits(self, context: Context, offer: Offer) -> tuple[Split, Split]:
         """Return train and test split of a node's data under an agreement."""
+        train, test, _ = self._all_splits(context, offer)
+        return train, test
+
+    def validation(self, context: Context, offer: Offer) -> Split:
+        """Return the validation split of a node's data under an agreement."""
+        _, _, validation = self._all_splits(context, offer)
+        return validation
+
+    def _all_splits(self, context: Context, offer: Offer) -> tuple[Split, Split, Split]:
+        """Return train, test and validation split."""
         plan, _ = self.agreement(offer.agreement)
         node = self.node(context)
         preparation = preparation_from_json(plan.backbone.name, json.loads(offer.preparation))
         key = (self._find(context), offer)
-        return self._splits.get(key, lambda: open_splits(node, plan, preparation))
+
+        def open_all() -> tuple[Split, Split, Split]:
+            train, test = open_splits(node, plan, preparation)
+            return train, test, open_validation(train)
+
+        return self._splits.get(key, open_all)
 
     def budget(self, context: Context, offer: Offer) -> Budget:
         """Return what stands between an agreement and a node's data."""
@@ -237,6 +252,5 @@ def open_model(plan: Agreement, offer: Offer, store: BackboneStore, round_: int)
     return OpenModel(model, layout, model.seal_as(backbone))
 
 
-def _size_of_splits(splits: tuple[Split, Split]) -> int:
-    train, test = splits
-    return train.nbytes + test.nbytes
+def _size_of_splits(splits: tuple[Split, Split, Split]) -> int:
+    return sum(split.nbytes for split in splits)

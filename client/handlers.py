@@ -4,7 +4,8 @@ offer      an agreement and a backbone's fingerprint → is it accepted, and is 
 backbone   a part of the backbone's tensors → kept; with the last one, all are verified
 train      the shared adapter → the adapter after local training, with metrics of what came; or,
            in a round of sums or histograms, those of the records
-evaluate   the shared adapter → metrics only (after the last round)
+evaluate   the shared adapter → metrics only (after the last round); with `validation`, those that a
+           round is chosen by (after each), and with `temperature` losses that one is chosen by
 """
 
 from __future__ import annotations
@@ -25,18 +26,26 @@ from fedgraft.client.histogram_round import HistogramOutcome, run_histogram_roun
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import NodeTask
-from fedgraft.client.round import Outcome, measure_groups, require_budget, run_round
+from fedgraft.client.round import (
+    Outcome,
+    measure_groups,
+    measure_temperatures,
+    measure_validation,
+    require_budget,
+    run_round,
+)
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.client.store.kept_answers import KeptAnswers
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.chosen_by_validation import calibrates, measures_validation
 from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
-from fedgraft.common.wire.metric_records import group_records
+from fedgraft.common.wire.metric_records import VALIDATION, group_records
 from fedgraft.common.wire.noisy_record import noisy_record
 from fedgraft.common.wire.spent_record import spent_record
 from fedgraft.common.wire.sums_record import sums_record
@@ -207,6 +216,33 @@ def answer_once(opened: OpenMessage, message: Message, answer: Callable[[], Answ
     return made
 
 
+def validate(desk: Desk, message: Message, context: Context) -> Answer:
+    """Measure a model on this node's validation split, where the plan chooses by that."""
+    with open_message(desk, message, context) as opened:
+        plan = opened.plan
+        if not measures_validation(plan.train, plan.evaluate):
+            raise Refused(Code.MISMATCH, "the plan measures nothing on validation records")
+        # never under differential privacy: such a plan is none
+        if not opened.node.policy.reports(plan.privacy):
+            raise Refused(Code.POLICY, "policy: this node reports no metrics")
+        sums = measure_validation(opened.task, opened.state)
+        return Answer(RecordDict({VALIDATION: MetricRecord(sums.to_flat())}), opened.layout)
+
+
+def sum_temperatures(desk: Desk, message: Message, context: Context) -> Answer:
+    """Sum a model's losses on this node's validation split at each temperature, where the plan
+    chooses one.
+    """
+    with open_message(desk, message, context) as opened:
+        plan = opened.plan
+        if not calibrates(plan.train):
+            raise Refused(Code.MISMATCH, "the plan chooses no temperature")
+        if not opened.node.policy.reports(plan.privacy):
+            raise Refused(Code.POLICY, "policy: this node reports no metrics")
+        sums = measure_temperatures(opened.task, opened.state)
+        return Answer(sums.to_record(), opened.layout)
+
+
 # ── parts of a message ────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True, eq=False)
 class RoundMessage:
@@ -276,6 +312,7 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         cache=open_cache(node),
         layout=layout,
         memory=Feedback(node.store / "feedback", received.identity),
+        validation=desk.validation(received.context, received.offer),
     )
     kept = KeptAnswers(node.store / "answers", received.identity)
     return OpenMessage(node, task, received.round, layout, state, kept)

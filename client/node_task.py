@@ -1,4 +1,4 @@
-"""What a node works on: one plan, its grafted model, and the two splits of the node's own data."""
+"""What a node works on: one plan, its grafted model, and the splits of the node's own data."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class NodeTask:
         cache: where activations are kept; None: they are computed each time.
         layout: of the adapter on the wire.
         memory: what rounding updates lost so far, where they are encoded.
+        validation: what a round is chosen by.
     """
 
     node: str
@@ -48,6 +49,7 @@ class NodeTask:
     cache: ActivationCache | None = None
     layout: Layout | None = field(default=None, repr=False)
     memory: Feedback | None = None
+    validation: Examples | None = None
 
     def for_training(self) -> tuple[GraftedModel, Examples]:
         """Return what is trained, and on what: from the first trainable layer on, unless inputs are
@@ -60,6 +62,14 @@ class NodeTask:
     def for_tests(self) -> tuple[GraftedModel, Examples]:
         """Return what is measured, and on what."""
         return self._behind_prefix(self.test)
+
+    def for_validation(self) -> tuple[GraftedModel, Examples] | None:
+        """Return what is measured where a round is chosen by it, and on what; None where the node
+        has no validation records.
+        """
+        if self.validation is None or not len(self.validation):
+            return None
+        return self._behind_prefix(self.validation)
 
     def _behind_prefix(self, examples: Examples) -> tuple[GraftedModel, Examples]:
         cut = Cut(
@@ -87,6 +97,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         manifest=ManifestColumns(names.path, names.label, names.split),
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
+        validation_fraction=plan.evaluate.validation_fraction,
     )
     return open_records(source, plan.task)
 
@@ -97,6 +108,11 @@ def open_splits(node: Node, plan: Agreement, preparation: Preparation) -> tuple[
     train = Split(records, records.splits["train"], preparation)
     test = Split(records, records.splits["test"], preparation)
     return train, test
+
+
+def open_validation(train: Split) -> Split:
+    """Return the validation split of the data that a training split is of."""
+    return Split(train.records, train.records.splits["val"], train.preparation)
 
 
 def working_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:

@@ -31,7 +31,10 @@ from fedgraft.client.training.optimizers import Steps, new_optimizer
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.plan.phases import rounds_measured
 from fedgraft.common.privacy.accounting import Spent
+from fedgraft.common.statistics.temperature import sum_losses
+from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.metric_records import Groups
+from fedgraft.common.wire.temperature_record import TemperatureSums
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,40 @@ def measure_groups(
     if least is None or not columns or not outputs or not isinstance(task.test, Split):
         return sums, {}
     return sums, group_sums(columns, task.test, torch.cat(outputs), plan.task, least)
+
+
+def measure_validation(task: NodeTask, received: Mapping[str, Tensor]) -> Any:
+    """Return metrics of a received adapter on this node's validation split: a round is chosen by
+    them. Without validation records they are the sums of none. Raise as `run_round`.
+    """
+    section = task.plan.task
+    check_frozen(task, read=True)
+    task.model.load_adapter_state(received)
+    measured = task.for_validation()
+    if measured is None:
+        return TASKS[section.question].zero(section)
+    model, examples = measured
+    return local_steps.evaluate(model, examples, section)
+
+
+def measure_temperatures(task: NodeTask, received: Mapping[str, Tensor]) -> TemperatureSums:
+    """Return the losses of a received adapter on this node's validation split at each temperature.
+    Raise as `run_round`, and where records have no loss of their own.
+    """
+    section = task.plan.task
+    losses = TASKS[section.question].losses
+    if losses is None:
+        raise Refused(Code.MODEL, f"{section.question}: no record has a loss of its own")
+    check_frozen(task, read=True)
+    task.model.load_adapter_state(received)
+    measured = task.for_validation()
+    if measured is None:
+        return TemperatureSums.nothing()
+    model, examples = measured
+    outputs: list[Tensor] = []
+    local_steps.evaluate(model, examples, section, outputs.append)
+    sums = sum_losses(losses, torch.cat(outputs), examples.labels)
+    return TemperatureSums(len(examples), sums)
 
 
 # ── randomness and the frozen part ────────────────────────────────────────────────────────────────

@@ -112,12 +112,67 @@ class Bytes(Part):
     handout: Traffic
     rounds: tuple[RoundTraffic, ...]
     evaluate: Traffic = Traffic(nodes=0, down=0, up=0)
+    validation: Traffic = Traffic(nodes=0, down=0, up=0)
     total: int = 0
 
     def crossed(self) -> int:
-        """Return all bytes that crossed the wire: hand-out, rounds, last evaluation."""
-        parts = [self.handout, *self.rounds, self.evaluate]
+        """Return all bytes that crossed the wire: hand-out, rounds, validation, last evaluation."""
+        parts = [self.handout, *self.rounds, self.validation, self.evaluate]
         return sum(part.down + part.up for part in parts)
+
+
+class ValidatedRound(Part):
+    """Metrics of the shared model after a round, on all nodes' validation records together."""
+
+    round: int
+    metrics: Metrics
+
+
+class Validation(Part):
+    """What the nodes' validation records said of the shared model, and what was chosen by them.
+
+    Attributes:
+        by: the measure that was gone by.
+        keep: which round is kept: "last" or "best".
+        rounds: those that were measured, in their order.
+        best: the best of them; of equals the first.
+        ended_early: whether training ended before the plan's last round.
+    """
+
+    by: str
+    keep: str
+    rounds: tuple[ValidatedRound, ...]
+    best: int
+    ended_early: bool = False
+
+    def kept(self, rounds_done: int) -> int:
+        """Return the round whose model is shared: the best, or the last that was finished."""
+        return self.best if self.keep == "best" else rounds_done
+
+    def metrics_of(self, number: int) -> Metrics:
+        """Return the metrics after a round; empty where it was not measured."""
+        for measured in self.rounds:
+            if measured.round == number:
+                return measured.metrics
+        return {}
+
+    def value_of(self, number: int) -> float | None:
+        """Return the measure that was gone by after a round; None where it was not measured."""
+        return self.metrics_of(number).get(self.by)
+
+
+class Calibration(Part):
+    """The temperature by which the shared model's outputs are divided.
+
+    Attributes:
+        loss_before, loss: mean loss on all nodes' validation records without it and with it, nats.
+        examples: how many records these are.
+    """
+
+    temperature: float
+    loss_before: float
+    loss: float
+    examples: int
 
 
 class EncodingFacts(Part):
@@ -204,6 +259,8 @@ class Result(Part):
         confusion: of each node's test records, counts by true class and answer.
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
+        validation: what validation records said, where they were measured.
+        calibration: the temperature that was chosen by them, where one was.
         missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
@@ -224,6 +281,8 @@ class Result(Part):
     bytes: Bytes
     encoding: EncodingFacts = EncodingFacts()
     closed_form: ClosedFormFacts | None = None
+    validation: Validation | None = None
+    calibration: Calibration | None = None
     confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()
@@ -237,6 +296,13 @@ class Result(Part):
     ledger: str = ""
     notes: tuple[str, ...] = ()
     data: DataFacts = DataFacts()
+
+    @property
+    def kept_round(self) -> int:
+        """The round whose model is shared: the last that was finished, or the best."""
+        if self.validation is None:
+            return self.rounds_done
+        return self.validation.kept(self.rounds_done)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:

@@ -14,6 +14,7 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.result import Result
 from fedgraft.predictor import Predictor
+from fedgraft.server.papers.metric_lines import is_of_training
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +104,7 @@ class Run:
 
         rows: list[dict[str, Any]] = []
         for line in self._lines():
-            if "final" in line:
+            if not is_of_training(line):
                 continue
             row: dict[str, Any] = {"round": line["round"], "node": line["node"]}
             for group in ("train", "received", "bytes"):

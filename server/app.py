@@ -1,6 +1,6 @@
 """One federation as one script: the ServerApp.
 
-    plan → backbone → hand-out → rounds (cohort, training, validation, aggregation) → last
+    plan → backbone → hand-out → rounds (cohort, training, checks, aggregation, validation) → last
     evaluation → shared model
 
 The run config names the plan and the folder (absolute paths on the coordinator's machine); nothing
@@ -9,6 +9,7 @@ else is read.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,11 +21,14 @@ from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.assembly import check_scales, keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import save_shared_model
+from fedgraft.common.plan.chosen_by_validation import calibrates, is_validated_after
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.aggregation.aggregation import begin_aggregation
+from fedgraft.server.calibration import calibrate
+from fedgraft.server.choice import choose
 from fedgraft.server.evaluation import evaluate_everywhere
 from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
@@ -36,6 +40,7 @@ from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.server.round_replies import read_replies
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.sum_intake import SumIntake
+from fedgraft.server.validation import measure_validation
 
 app = ServerApp()
 
@@ -127,6 +132,8 @@ def federate(
         # ── rounds ────────────────────────────────────────────────────────────────────────────────
         run.watch.start()
         for number in range(start.round + 1, plan.train.rounds + 1):
+            if run.ended_early:
+                break
             # nodes that came later
             roster.refresh()
             run.note_handout(roster)
@@ -149,6 +156,11 @@ def federate(
                 combined, variance = aggregation.aggregate(round_, answers.updates), None
             run.note_spent(aggregation.spent(number))
             check_finite(combined, number)
+            if is_validated_after(plan.train, plan.evaluate, number):
+                after = Round(plan, number, layout, combined, sorted(roster.nodes))
+                measured = measure_validation(grid, roster, after)
+                folder.add_lines(measured.lines)
+                run.note_validation(measured, choose(plan, run.result.validation, measured))
             so_far = run.after_round(number)
             memory = aggregation.memory()
             checkpoint = Checkpoint(number, combined, memory, so_far, variance)
@@ -156,9 +168,13 @@ def federate(
             # only now: a round that is run again must not have been seen
             state = combined
 
-        # ── the last evaluation, on every node ────────────────────────────────────────────────────
+        # ── the last evaluation, on every node: of the round that is kept ─────────────────────────
         run.watch.start()
-        last = Round(plan, plan.train.rounds, layout, state, sorted(roster.nodes))
+        kept = folder.kept() or start
+        last = Round(plan, kept.round, layout, kept.adapter, sorted(roster.nodes))
+        if calibrates(plan.train):
+            run.note_calibration(calibrate(grid, roster, last))
+            last = replace(last, sent=run.divide(kept.adapter, model.head_name))
         evaluation = evaluate_everywhere(grid, roster, last)
         folder.add_lines(evaluation.lines)
         run.note_evaluation(evaluation)
@@ -171,7 +187,7 @@ def federate(
         run.interrupt()
         raise
     finally:
-        # ── the shared model and its papers: of the last finished round, whatever happened ────────
+        # ── the shared model and its papers: of what was finished, whatever happened ──────────────
         # Ctrl-C falls between any two lines above: the folder knows
         write_papers(run, folder.latest() or start, federation, folder)
     return run.result
@@ -214,13 +230,14 @@ def write_papers(
     federation: Federation,
     folder: RunFolder,
 ) -> None:
-    """Leave the shared model of the last finished round, its card, and the result behind."""
+    """Leave the shared model of the round that is kept, its card, and the result behind."""
     run.close(federation, last.so_far)
-    if last.round > 0:
+    kept = folder.kept() or last
+    if kept.round > 0:
         plan = federation.plan
         backbone = federation.backbone
-        model = plan_model(backbone, plan, last.round)
-        model.load_adapter_state(last.adapter)
+        model = plan_model(backbone, plan, kept.round)
+        model.load_adapter_state(run.divide(kept.adapter, model.head_name))
         card = model_card(plan, run.result, backbone.preprocess.to_json())
         save_shared_model(
             folder.shared_model,
@@ -228,7 +245,7 @@ def write_papers(
             backbone,
             plan,
             card,
-            round_=last.round,
-            variance=last.variance,
+            round_=kept.round,
+            variance=kept.variance,
         )
     folder.write_result(run.result)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.histogram_round import count_split
-from fedgraft.client.node_task import NodeTask, open_splits, working_model
+from fedgraft.client.node_task import NodeTask, open_splits, open_validation, working_model
 from fedgraft.client.round import measure, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.sum_round import sum_split
@@ -36,6 +36,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.assembly import keep_adapters
 from fedgraft.common.model.solve_head import solve_head
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -74,6 +75,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "train.start=drawn",
         "train.finish=steps",
         "train.rounds=1",
+        "train.keep=last",
+        "train.patience=null",
+        "train.choose_by=loss",
         "train.augment=none",
     ),
 }
@@ -125,27 +129,35 @@ def measure_alone(
     """Train every node by itself. Return the mean of the metrics over nodes, the best node, and
     each one's.
 
-    Each model is tested on the test data of all nodes together, as the shared model is.
+    Each model is tested on the test data of all nodes together, as the shared model is. The best is
+    the best on all nodes' validation data where the plan measures these, else on the tests.
     """
     plan = _drop_privacy(plan)
     tasks = _open_tasks(plan, backbone, nodes)
     tests = [task.test for task in tasks]
+    validations = []
+    if measures_validation(plan.train, plan.evaluate):
+        validations = [task.validation for task in tasks if task.validation]
 
-    def train_one(task: NodeTask) -> Metrics:
+    def train_one(task: NodeTask) -> tuple[Metrics, Metrics]:
         trained, state = _train_alone(task, backbone)
-        return _measure_on(trained, state, tests)
+        tested = _measure_on(trained, state, tests)
+        if not validations:
+            return tested, tested
+        return tested, _measure_on(trained, state, validations)
 
     by_node: dict[str, Metrics] = {}
+    chosen_by: dict[str, float] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for task, metrics in zip(tasks, pool.map(train_one, tasks), strict=True):
-            by_node[task.node] = metrics
+        for task, (tested, judged) in zip(tasks, pool.map(train_one, tasks), strict=True):
+            by_node[task.node] = tested
+            chosen_by[task.node] = judged["accuracy"]
             on_node()
-    best = max(by_node, key=lambda name: by_node[name]["accuracy"])
-    return {
-        **_average(list(by_node.values())),
-        "best": {"node": best, **by_node[best]},
-        "nodes": by_node,
-    }
+    best = max(chosen_by, key=chosen_by.__getitem__)
+    chosen = {"node": best, **by_node[best]}
+    if validations:
+        chosen["chosen_on"] = "validation"
+    return {**_average(list(by_node.values())), "best": chosen, "nodes": by_node}
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> Metrics:
@@ -230,7 +242,8 @@ def _open_tasks(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[N
         node = load_simulated_node(path)
         train, test = open_splits(node, plan, backbone.preprocess)
         cache = open_cache(node)
-        tasks.append(NodeTask(node.name, plan, model, train, test, fingerprint, cache=cache))
+        task = NodeTask(node.name, plan, model, train, test, fingerprint, cache=cache)
+        tasks.append(replace(task, validation=open_validation(train)))
     return tasks
 
 

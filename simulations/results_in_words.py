@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
+from fedgraft.common.result import Calibration, Validation
+from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
 from fedgraft.simulations.answers import describe_answers
 from fedgraft.simulations.readable import show_bytes
 
@@ -24,7 +26,8 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
         results: result.json of each seed.
         privacy: whether ε and its ledger are among them.
     """
-    sentences = [*describe_answers(results), _describe_bytes(results[0])]
+    sentences = [*describe_answers(results), *_describe_choices(results)]
+    sentences.append(_describe_bytes(results[0]))
     for metric, word in GAINS.items():
         sentences += _describe_gain(results, metric, word)
     if privacy:
@@ -33,6 +36,27 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
     sentences += _list_notes(results)
     for result in results:
         sentences += _list_refusals(result)
+    return sentences
+
+
+def _describe_choices(results: Sequence[Result]) -> list[str]:
+    """Return what was chosen by validation records, seed by seed where there are several."""
+    sentences = []
+    for result in results:
+        seed = f"seed {result['seed']}: " if len(results) > 1 else ""
+        for sentence in _describe_choice(result):
+            sentences.append(f"{seed}{sentence}")
+    return sentences
+
+
+def _describe_choice(result: Result) -> list[str]:
+    sentences = []
+    if result.get("validation"):
+        validation = Validation.model_validate(result["validation"])
+        sentences += describe_validation(validation, result["rounds_done"])
+    if result.get("calibration"):
+        calibration = Calibration.model_validate(result["calibration"])
+        sentences.append(describe_calibration(calibration))
     return sentences
 
 

@@ -68,8 +68,13 @@ def print_table(results: Sequence[Result], console: Console) -> None:
 
 
 def count_round_bytes(spent: Mapping[str, Any]) -> int:
-    """Return the bytes of all rounds, down and up; without the hand-out and the last evaluation."""
-    return sum(row["down"] + row["up"] for row in spent["rounds"])
+    """Return the bytes of all rounds, down and up, and of the looks at validation records between
+    them; without the hand-out and the last evaluation.
+    """
+    rounds = list(spent["rounds"])
+    if "validation" in spent:
+        rounds.append(spent["validation"])
+    return sum(row["down"] + row["up"] for row in rounds)
 
 
 # ── models ────────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.simulation_section import SimulationSection
@@ -97,6 +98,7 @@ def write_nodes(
 def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> list[_Share]:
     files = [str(resolve(name, plan_path.parent)) for name in simulation.files]
     opened = [_open(plan, simulation, file) for file in files]
+    _check_validation(plan, plan_path, opened)
     if simulation.partition.kind == "files":
         names = choose_names([Path(file).stem.removesuffix(".csv") for file in files])
         _check_files(simulation, opened)
@@ -106,8 +108,27 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
 
 
 def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
-    data = DataSource(file, test_fraction=simulation.test_fraction)
+    data = DataSource(
+        file,
+        test_fraction=simulation.test_fraction,
+        validation_fraction=plan.evaluate.validation_fraction,
+    )
     return open_records(data, plan.task)
+
+
+def _check_validation(plan: Plan, plan_path: Path, opened: Sequence[Records]) -> None:
+    """Raise `UserError` where something is to be chosen, and there is nothing to choose by."""
+    if not chooses_round(plan.train) and not calibrates(plan.train):
+        return
+    if not any(len(records.splits["val"]) for records in opened):
+        raise UserError(
+            "a round or a temperature is to be chosen, and the data has no validation records",
+            where=f"{plan_path}: train",
+            remedy=(
+                "write `evaluate: {validation_fraction: 0.2}`, or leave out keep, patience and"
+                " calibrate"
+            ),
+        )
 
 
 def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:

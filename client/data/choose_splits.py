@@ -1,9 +1,9 @@
-"""Which rows a node trains on and which it tests on.
+"""Which rows a node trains on, which it chooses by, and which it tests on.
 
 In this order: the row numbers that node.yaml names, the file's own splits, a share chosen by
 patient, or by content where the data does not say whose each record is. The share depends on the
 records only, not on their order: sorting a table anew leaks no tests into training. No patient is
-ever on two sides.
+ever on two sides. Tests are taken first: they are the same with and without validation rows.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ class SplitRule:
     Attributes:
         rows_file: an .npz with arrays train, val, test of row numbers, or None.
         test_fraction: share of each class to test on where there is no test split.
+        validation_fraction: share of each class of what is left for training to choose by, where
+            there are no validation rows.
     """
 
     rows_file: Path | None
     test_fraction: float
     seed: int
+    validation_fraction: float = 0.0
 
 
 def choose_splits(rows: LabelledRows, rule: SplitRule) -> Splits:
@@ -75,10 +78,9 @@ def choose_splits(rows: LabelledRows, rule: SplitRule) -> Splits:
         split = np.sort(given.get(name, np.empty(0)).astype(np.int64))
         splits[name] = split[rows.labels[split] >= 0]
     if "test" not in given:
-        train = splits["train"]
-        tested = _choose_tests(rows, train, rule)
-        splits["train"] = train[~tested]
-        splits["test"] = train[tested]
+        splits |= _hold_out("test", rows, splits["train"], rule.test_fraction, rule.seed)
+    if not len(splits["val"]):
+        splits |= _hold_out("val", rows, splits["train"], rule.validation_fraction, rule.seed)
     if rows.patients is not None:
         _check_apart(splits, rows.patients, rows.where)
     return splits
@@ -96,29 +98,34 @@ def list_own_rows(rows_file: Path | None, count: int) -> np.ndarray:
     return np.sort(np.concatenate(list(splits.values())).astype(np.int64))
 
 
-def _choose_tests(rows: LabelledRows, train: np.ndarray, rule: SplitRule) -> np.ndarray:
+def _hold_out(
+    name: str, rows: LabelledRows, train: np.ndarray, fraction: float, seed: int
+) -> Splits:
+    """Return a split of this name that is taken out of training rows, and what is left of them."""
     labels = rows.labels[train]
     if rows.patients is None:
         digests = [rows.digests[row] for row in train.tolist()]
-        return by_content(labels, digests, rule.test_fraction, rule.seed)
-    owners = rows.patients
-    patients = [owners[row] for row in train.tolist()]
-    return by_patient(labels, patients, rule.test_fraction, rule.seed)
+        held = by_content(labels, digests, fraction, seed)
+    else:
+        owners = rows.patients
+        patients = [owners[row] for row in train.tolist()]
+        held = by_patient(labels, patients, fraction, seed)
+    return {"train": train[~held], name: train[held]}
 
 
-# ── a share for tests ─────────────────────────────────────────────────────────────────────────────
+# ── a share that is held out ──────────────────────────────────────────────────────────────────────
 def by_patient(
-    labels: np.ndarray, patients: Sequence[str], test_fraction: float, seed: int
+    labels: np.ndarray, patients: Sequence[str], fraction: float, seed: int
 ) -> np.ndarray:
-    """Return which records to test on, bool `(n,)`: of each class's patients those with the
+    """Return which records to hold out, bool `(n,)`: of each class's patients those with the
     smallest seeded hashes.
 
     A patient counts to the rarest class among their records. Patients are taken while their records
     fit the share; a class of two or more patients gives at least one to each side.
     """
-    tested = np.zeros(len(labels), bool)
-    if test_fraction <= 0:
-        return tested
+    held = np.zeros(len(labels), bool)
+    if fraction <= 0:
+        return held
     records = _group(patients)
 
     def smallest_hash(patient: str) -> bytes:
@@ -127,20 +134,20 @@ def by_patient(
     for members in _strata(labels, records):
         members.sort(key=smallest_hash)
         counts = [len(records[patient]) for patient in members]
-        share = max(1, round(test_fraction * sum(counts)))
+        share = max(1, round(fraction * sum(counts)))
         # the last stays for training, whatever the share
         free = members[:-1]
         taken = 0
         for patient in free:
             size = len(records[patient])
             if taken + size <= share:
-                tested[records[patient]] = True
+                held[records[patient]] = True
                 taken += size
         # each is larger than the share
         if free and not taken:
             fewest = min(free, key=lambda patient: len(records[patient]))
-            tested[records[fewest]] = True
-    return tested
+            held[records[fewest]] = True
+    return held
 
 
 def _group(patients: Sequence[str]) -> dict[str, list[int]]:
@@ -162,16 +169,16 @@ def _strata(labels: np.ndarray, records: Mapping[str, list[int]]) -> list[list[s
 
 
 def by_content(
-    labels: np.ndarray, digests: Sequence[bytes], test_fraction: float, seed: int
+    labels: np.ndarray, digests: Sequence[bytes], fraction: float, seed: int
 ) -> np.ndarray:
-    """Return which records to test on, bool `(n,)`: of each class the share with the smallest
+    """Return which records to hold out, bool `(n,)`: of each class the share with the smallest
     seeded hashes.
 
     A class of two or more gives at least one record to each side. Equal records stay on one side.
     """
-    tested = np.zeros(len(labels), bool)
-    if test_fraction <= 0:
-        return tested
+    held = np.zeros(len(labels), bool)
+    if fraction <= 0:
+        return held
     salt = f"test/{seed}/".encode()
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -179,16 +186,16 @@ def by_content(
         for member in members.tolist():
             key = hashlib.sha256(salt + digests[member]).digest()
             hashed.setdefault(key, []).append(member)
-        share = max(1, round(test_fraction * len(members)))
+        share = max(1, round(fraction * len(members)))
         share = min(share, len(members) - 1)
         taken = 0
         # the last stays for training, whatever the share
         for key in sorted(hashed)[:-1]:
             if taken >= share:
                 break
-            tested[hashed[key]] = True
+            held[hashed[key]] = True
             taken += len(hashed[key])
-    return tested
+    return held
 
 
 # ── what is checked ───────────────────────────────────────────────────────────────────────────────

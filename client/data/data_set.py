@@ -54,6 +54,8 @@ class DataSource:
         format: one of `READERS`; None: told from the path and the kind of task.
         rows: .npz with the row numbers of train, val and test; None: the file's own splits, or a
             share `test_fraction` of each class by content.
+        validation_fraction: share of each class of the training rows that is kept to choose by,
+            where the data has no validation rows.
         patient: column or array that says whose each record is; None: "patient", if there is one.
         manifest: what a manifest's columns of paths, labels and splits are called.
         max_unreadable: share of the files that may be unusable; they are left out and counted.
@@ -68,6 +70,7 @@ class DataSource:
     manifest: ManifestColumns = USUAL_NAMES
     max_unreadable: float = MAX_UNREADABLE
     cache: Path | None = None
+    validation_fraction: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     """Open a hospital's data for a plan's task, and check it.
 
     Args:
-        seed: of the share of each class that is kept for tests.
+        seed: of the shares of each class that are kept for tests and to choose by.
 
     Raises:
         UserError: the data is missing, corrupt, or not what the plan says; names file, line and
@@ -150,7 +153,8 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     targets = source.derived(key, lambda: _targets(source, task))
 
     rows = LabelledRows(source.where, targets, source.digests, source.splits, owners)
-    splits = choose_splits(rows, SplitRule(data.rows, data.test_fraction, seed))
+    rule = SplitRule(data.rows, data.test_fraction, seed, data.validation_fraction)
+    splits = choose_splits(rows, rule)
     if not len(splits["train"]):
         present = list_labels(source.labels)
         planned = list_labels(task.labels or task.classes)

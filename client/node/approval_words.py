@@ -11,10 +11,12 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round, measures_validation
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
+from fedgraft.common.statistics.temperature import TEMPERATURES
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 from fedgraft.common.wire.update import BESIDE
@@ -79,7 +81,8 @@ def _how_long(plan: Plan) -> str:
     each = f"in each, {passes} over this hospital's training data"
     sums = rounds_for(train, "sums")
     if not sums:
-        return f"{train.rounds} rounds; {each}, {train.batch_size} records at a time"
+        most = "at most " if train.patience is not None else ""
+        return f"{most}{train.rounds} rounds; {each}, {train.batch_size} records at a time"
     steps = f"{train.rounds - len(sums)} of {train.rounds} rounds are training; {each}"
     ends = " and ".join("first" if number == 1 else "last" for number in sums)
     return f"{steps}, {train.batch_size} records at a time; the {ends} for sums, read once"
@@ -100,6 +103,7 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
     for number, features in proposal.sums.items():
         yield from _sums(node, plan, number, features)
     yield _metrics(node, plan)
+    yield from _validation(node, plan)
     yield from _groups(node, plan)
     yield "no record, no image, no label, no file name"
 
@@ -156,6 +160,26 @@ def _metrics(node: Node, plan: Plan) -> str:
         return "no metrics (this node's policy)"
     sums = "sums over the test records (answers by class, scores, losses)"
     return f"{sums}, from which accuracy and the like are computed"
+
+
+def _validation(node: Node, plan: Plan) -> Iterator[str]:
+    """Give what leaves of validation records, where the plan measures them."""
+    if not measures_validation(plan.train, plan.evaluate):
+        return
+    share = plan.evaluate.validation_fraction
+    if share:
+        kept = "where the data has no validation records of its own"
+        yield f"{share:.0%} of the training records are kept out of training, {kept}"
+    if not node.policy.reports(plan.privacy):
+        yield "nothing of validation records, which the plan asks for (this node's policy)"
+        return
+    when = "after the last round"
+    if chooses_round(plan.train):
+        when = "after each round" if plan.evaluate.every == 1 else "between rounds"
+    yield f"{when} the same sums over the validation records"
+    if calibrates(plan.train):
+        count = len(TEMPERATURES)
+        yield f"once the loss over the validation records at {count} temperatures, a sum each"
 
 
 def _groups(node: Node, plan: Plan) -> Iterator[str]:

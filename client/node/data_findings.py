@@ -11,10 +11,11 @@ from fedgraft.client.data.groups_of_people import choose_reported, find_groups
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node.node_file import Node
-from fedgraft.client.node_task import open_splits
+from fedgraft.client.node_task import open_splits, open_validation
 from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.plan import Plan
 
 
@@ -53,6 +54,7 @@ def _findings(node: Node, plan: Plan, splits: Splits) -> Iterator[Finding]:
     yield ok("data", f"{count:,} records of the plan's task, read and checked")
     yield _check_classes(plan, "training", splits.train)
     yield _check_classes(plan, "test", splits.test)
+    yield from _check_validation(plan, splits.train)
     yield _check_patients(node, plan, splits)
     yield from _check_groups(node, plan, splits.test)
     if not records.skipped:
@@ -79,6 +81,18 @@ def _check_classes(plan: Plan, which: str, split: Split) -> Finding:
         )
         return wrong(f"{which} data", f"{listed}: none of {', '.join(missing)}", remedy)
     return ok(f"{which} data", f"{len(split):,}: {listed}")
+
+
+def _check_validation(plan: Plan, train: Split) -> Iterator[Finding]:
+    """Give what there is to choose by, where the plan measures it; without any others choose."""
+    if not measures_validation(plan.train, plan.evaluate):
+        return
+    validation = open_validation(train)
+    if len(validation):
+        yield _check_classes(plan, "validation", validation)
+        return
+    remedy = "see evaluate.validation_fraction in the plan"
+    yield skipped("validation data", f"none: this node has no say in what is chosen; {remedy}")
 
 
 def _check_patients(node: Node, plan: Plan, splits: Splits) -> Finding:

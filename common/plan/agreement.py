@@ -67,4 +67,5 @@ class Agreement(Section):
             train=self.train,
             aggregate=self.aggregate,
             privacy=self.privacy,
+            evaluate=self.evaluate,
         )

@@ -8,6 +8,8 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
+from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
@@ -27,6 +29,7 @@ def check_agreement(
     train: TrainSection,
     aggregate: AggregateSection,
     privacy: PrivacySection,
+    evaluate: EvaluateSection,
 ) -> list[Problem]:
     """Return what of an agreement's sections does not fit together."""
     return [
@@ -44,6 +47,8 @@ def check_agreement(
         *check_rounds(backbone, train, privacy),
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
+        *check_choice(train),
+        *check_validation(train, evaluate, privacy),
     ]
 
 
@@ -284,6 +289,52 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
         what = "true, and under differential privacy no exact products of features are there"
         return [Problem(key, what, "leave it out")]
     return []
+
+
+def check_choice(train: TrainSection) -> list[Problem]:
+    """Return the problem of a choice among rounds where there is none."""
+    if not chooses_round(train):
+        if train.choose_by == "loss":
+            return []
+        what = f"{train.choose_by}, and nothing is chosen"
+        remedy = "leave it out, or write `keep: best` under train"
+        return [Problem("train.choose_by", what, remedy)]
+    key, value = _name_choice(train)
+    if train.method == "closed-form":
+        what = f"{value}, and a closed form has no rounds to choose from"
+        return [Problem(key, what, "leave it out")]
+    if train.finish == "closed-form":
+        what = f"{value}, and the head is solved for anew in the last round: no other has it"
+        return [Problem(key, what, "leave it out, or write `finish: steps`")]
+    return []
+
+
+def check_validation(
+    train: TrainSection, evaluate: EvaluateSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return the problem of looking at validation records where ε has to cover every look."""
+    if privacy.mode == "none":
+        return []
+    problems: list[Problem] = []
+    why = f"under privacy.mode {privacy.mode} a look at validation records is a release that no ε"
+    if chooses_round(train):
+        key, value = _name_choice(train)
+        problems.append(Problem(key, f"{value}, and {why} counts", "leave it out"))
+    if calibrates(train):
+        what = f"{train.calibrate}, and {why} counts"
+        problems.append(Problem("train.calibrate", what, "leave it out"))
+    if evaluate.validation_fraction:
+        key = "evaluate.validation_fraction"
+        what = f"{evaluate.validation_fraction:g}, and {why} counts"
+        problems.append(Problem(key, what, "leave it out"))
+    return problems
+
+
+def _name_choice(train: TrainSection) -> tuple[str, str]:
+    """Return the key by which a plan chooses a round, and its value."""
+    if train.keep == "best":
+        return "train.keep", train.keep
+    return "train.patience", str(train.patience)
 
 
 def check_simulation(simulation: SimulationSection, classes: int, min_nodes: int) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -78,6 +78,8 @@ class SubgroupsSection(Section):
 class EvaluateSection(Section):
     """What is measured, and when."""
 
+    later: ClassVar[tuple[str, ...]] = ("validation_fraction",)
+
     every: Count = Field(default=1, description="rounds from one measurement to the next")
     metrics: Annotated[
         tuple[Literal["accuracy", "auroc", "f1", "loss", "calibration_error"], ...],
@@ -90,6 +92,15 @@ class EvaluateSection(Section):
             "groups of people to measure by themselves, such as {column: sex, values: [f, m]}; a"
             " node tells of those that its policy's min_subgroup allows, and of none under"
             " differential privacy"
+        ),
+    )
+
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description=(
+            "share of a node's training records that is kept out of training, by patient, where its"
+            " data has no validation records of its own; above 0, the shared model is measured on"
+            " validation records, too"
         ),
     )
 

@@ -94,7 +94,16 @@ class ClosedFormSection(Section):
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("method", "start", "finish", "closed_form")
+    later: ClassVar[tuple[str, ...]] = (
+        "method",
+        "start",
+        "finish",
+        "closed_form",
+        "keep",
+        "patience",
+        "choose_by",
+        "calibrate",
+    )
 
     method: Literal["steps", "closed-form"] = Field(
         default="steps",
@@ -119,6 +128,30 @@ class TrainSection(Section):
     )
     rounds: Annotated[Count, Field(le=9999)] = Field(
         default=10, description="rounds of the federation"
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description=(
+            "which round's model is shared; best: the one that is best on the nodes' validation"
+            " records, see evaluate.validation_fraction"
+        ),
+    )
+    patience: Count | None = Field(
+        default=None,
+        description=(
+            "training ends after so many rounds without a better one on the nodes' validation"
+            " records; null: after all rounds"
+        ),
+    )
+    choose_by: Literal["loss", "accuracy", "auroc", "f1"] = Field(
+        default="loss", description="the measure that `keep` and `patience` go by"
+    )
+    calibrate: Literal["none", "temperature"] = Field(
+        default="none",
+        description=(
+            "temperature: the outputs of the shared model are divided by the number that gives the"
+            " lowest loss on the nodes' validation records"
+        ),
     )
     local_epochs: Count = Field(
         default=1, description="passes over a node's own data in each round"

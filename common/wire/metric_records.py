@@ -1,4 +1,6 @@
-"""Metric sums as they travel: of all of a node's test records, and of groups of people."""
+"""Metric sums as they travel: of all of a node's test records, of groups of people, and of its
+validation records.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import BadUpdate, reading_foreign_bytes
 
+# the record of sums over validation records
+VALIDATION = "validation"
 # of groups of people: by the number of the plan's column and of its group
 Groups = dict[tuple[int, int], Any]
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedgraft.common.run_files import METRICS
+
+
+def is_of_training(line: Mapping[str, Any]) -> bool:
+    """Whether a line is of a node's part in a round, and not of a measurement after one."""
+    return "final" not in line and "validation" not in line
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:

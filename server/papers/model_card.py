@@ -14,6 +14,7 @@ from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
+from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
 
 # what else is learnt about a node under differential privacy
 NOT_COVERED = (
@@ -113,6 +114,7 @@ def _details(plan: Plan, result: Result) -> list[str]:
         f"- Made with: {', '.join(versions)}",
         *training,
         f"- Status of the run: {result.status}, {rounds}, seed {plan.seed}",
+        *_choice(result),
         "- License and contact: not stated in the plan; ask the coordinator of the run",
     ]
 
@@ -147,6 +149,16 @@ def _metrics(plan: Plan) -> list[str]:
         "- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one"
         " run and one seed",
     ]
+
+
+def _choice(result: Result) -> list[str]:
+    """Return which round the model is of, and its temperature, where they were chosen."""
+    sentences = []
+    if result.validation is not None:
+        sentences += describe_validation(result.validation, result.rounds_done)
+    if result.calibration is not None:
+        sentences.append(describe_calibration(result.calibration))
+    return [f"- {sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
 
 
 def _evaluation_data(

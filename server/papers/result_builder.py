@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from torch import Tensor
+
 from fedgraft.common.backbones.backbone import backbone_state
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.model.assembly import backbone_bytes, count_outputs, full_model_bytes
@@ -26,14 +28,18 @@ from fedgraft.common.result import (
     Spending,
     Status,
     Traffic,
+    Validation,
 )
+from fedgraft.common.statistics.temperature import divide_head
 from fedgraft.common.wire.layout import Layout
+from fedgraft.server.calibration import Calibrated
 from fedgraft.server.evaluation import Evaluation
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster
 from fedgraft.server.papers.model_card import not_covered
 from fedgraft.server.papers.stopwatch import Stopwatch
 from fedgraft.server.round_replies import Answers
+from fedgraft.server.validation import Measured
 
 VERSIONS = ("fedgraft", "torch", "flwr")
 
@@ -53,6 +59,11 @@ class ResultBuilder:
     def __init__(self, result: Result) -> None:
         self.result = result
         self.watch = Stopwatch(result.seconds)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether training has ended before the plan's last round."""
+        return self.result.validation is not None and self.result.validation.ended_early
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────
     def note_handout(self, roster: Roster) -> None:
@@ -109,6 +120,33 @@ class ResultBuilder:
             names = sorted(self.result.nodes)
             self._note(privacy=dict.fromkeys(names, Spending.of(spent)))
 
+    def note_validation(self, measured: Measured, validation: Validation | None) -> None:
+        """Write down what validation records said after a round, and what is chosen by it."""
+        sent = self.result.bytes.validation.plus(measured.traffic)
+        # the same nodes each time
+        sent = sent.but(nodes=measured.traffic.nodes)
+        self._note_bytes(validation=sent)
+        self._note(refused=(*self.result.refused, *measured.refused))
+        if validation is not None:
+            self._note(validation=validation)
+
+    def note_calibration(self, calibrated: Calibrated) -> None:
+        """Write down the temperature that was chosen."""
+        sent = self.result.bytes.validation.plus(calibrated.traffic)
+        self._note_bytes(validation=sent.but(nodes=calibrated.traffic.nodes))
+        refused = (*self.result.refused, *calibrated.refused)
+        self._note(calibration=calibrated.facts, refused=refused)
+
+    def divide(self, adapter: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+        """Return an adapter as it is shared: its head by the temperature that was chosen, if any.
+
+        Args:
+            head: dotted name of the head.
+        """
+        if self.result.calibration is None:
+            return dict(adapter)
+        return divide_head(adapter, head, self.result.calibration.temperature)
+
     def after_round(self, number: int) -> Result:
         """Return the result for a round's checkpoint: it counts once that is written."""
         self.watch.stop("rounds")
@@ -141,6 +179,9 @@ class ResultBuilder:
             last: the result in the last checkpoint, or the first one where there is none.
         """
         self._note(rounds_done=last.rounds_done)
+        if self.result.validation is not None:
+            # of an unfinished round nothing is chosen
+            self._note(validation=last.validation)
         if not federation.plan.privacy.at_node:
             # the server's noise of an unfinished round was never sent; a node's own is spent
             self._note(privacy=last.privacy)

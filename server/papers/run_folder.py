@@ -129,7 +129,7 @@ class RunFolder:
         self._write(run_files.METRICS, "".join(finished))
 
     def save_round(self, checkpoint: Checkpoint, *, durable: bool = True) -> None:
-        """Write a round's checkpoint; older ones but the last are removed.
+        """Write a round's checkpoint; older ones but the last and the one that is kept are removed.
 
         Args:
             durable: whether it is on the disk when this returns. Noise that was sent out and then
@@ -155,26 +155,26 @@ class RunFolder:
         part.rename(target)
         if durable:
             flush_folder(target.parent)
+        kept = run_files.checkpoint_of(self.path, checkpoint.so_far.kept_round)
         for old in run_files.checkpoints_of(self.path)[:-LAST_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old != kept:
+                shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> Checkpoint | None:
         """Return the last finished round, or None."""
         folders = run_files.checkpoints_of(self.path)
         if not folders:
             return None
-        last = folders[-1]
-        so_far = json.loads((last / run_files.SO_FAR).read_text())
-        variance = None
-        if (last / run_files.VARIANCE).exists():
-            variance = PredictiveVariance(**load_file(last / run_files.VARIANCE))
-        return Checkpoint(
-            round=run_files.round_of(last),
-            adapter=load_file(last / run_files.ADAPTER),
-            memory=load_arrays(last / run_files.MEMORY),
-            so_far=Result.from_json(so_far),
-            variance=variance,
-        )
+        return _read_checkpoint(folders[-1])
+
+    def kept(self) -> Checkpoint | None:
+        """Return the round whose model is shared: the last finished one, or the best of them; None
+        where none was finished.
+        """
+        latest = self.latest()
+        if latest is None or latest.so_far.kept_round == latest.round:
+            return latest
+        return _read_checkpoint(run_files.checkpoint_of(self.path, latest.so_far.kept_round))
 
     # ── at the end ────────────────────────────────────────────────────────────────────────────────
     @property
@@ -198,3 +198,17 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         write_whole(self.path / name, text)
+
+
+def _read_checkpoint(folder: Path) -> Checkpoint:
+    so_far = json.loads((folder / run_files.SO_FAR).read_text())
+    variance = None
+    if (folder / run_files.VARIANCE).exists():
+        variance = PredictiveVariance(**load_file(folder / run_files.VARIANCE))
+    return Checkpoint(
+        round=run_files.round_of(folder),
+        adapter=load_file(folder / run_files.ADAPTER),
+        memory=load_arrays(folder / run_files.MEMORY),
+        so_far=Result.from_json(so_far),
+        variance=variance,
+    )

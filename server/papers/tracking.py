@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
+from fedgraft.server.papers.metric_lines import is_of_training
 from fedgraft.server.site.server_file import Tracking
 
 log = logging.getLogger("fedgraft.server")
@@ -110,18 +111,25 @@ def points(lines: Sequence[Line]) -> Iterator[Point]:
     """Yield the points of lines of metrics.jsonl.
 
     `received` metrics are of the model that a node was sent, the shared model after the round
-    before: they are plotted there. The last evaluation is plotted at the last round.
+    before: they are plotted there. The last evaluation is plotted at the round that is kept, and
+    what was measured on validation records under names of its own.
     """
     measured: dict[tuple[str, int], list[tuple[float, int]]] = {}
     for line in lines:
         yield from _costs(line)
         metrics = line.get("received") or {}
         number = line["round"] - 1
+        on = ""
         if "final" in line:
             metrics = line["final"] or {}
             number = line["round"]
-        for key, value in metrics.items():
-            if isinstance(value, int | float) and key != "examples":
+        elif "validation" in line:
+            metrics = line["validation"]
+            number = line["round"]
+            on = "validation/"
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and name != "examples":
+                key = f"{on}{name}"
                 yield Point(f"{key}/{line['node']}", float(value), number)
                 pairs = measured.setdefault((key, number), [])
                 pairs.append((float(value), int(metrics["examples"])))
@@ -141,7 +149,7 @@ def _costs(line: Line) -> Iterator[Point]:
             yield Point(f"train/{key}/{node}", float(value), number)
     for key, value in (line.get("bytes") or {}).items():
         yield Point(f"bytes/{key}/{node}", float(value), number)
-    if "final" not in line:
+    if is_of_training(line):
         yield Point(f"refused/{node}", float("refused" in line), number)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.result import Status
 from fedgraft.common.run_files import RESULT
-from fedgraft.server.papers.metric_lines import read_lines
+from fedgraft.server.papers.metric_lines import is_of_training, read_lines
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.tracking import Tracker
 from fedgraft.server.site.flower_processes import COMPLETED, Flower
@@ -96,7 +96,7 @@ class Follower:
 
 def tell_rounds(lines: Sequence[dict[str, Any]], after: int, say: Say) -> int:
     """Say a sentence for each round after one; return the last round there is."""
-    training = [line for line in lines if "final" not in line]
+    training = [line for line in lines if is_of_training(line)]
     last = max((line["round"] for line in training), default=0)
     for number in range(after + 1, last + 1):
         cohort = [line for line in training if line["round"] == number]

@@ -101,7 +101,7 @@ def find_public_rows(target: Target) -> tuple[np.ndarray, np.ndarray]:
 def _train_shadow(target: Target, rows: np.ndarray, seed: int) -> np.ndarray:
     """Return the move of the head in a last round on rows of the first node's file."""
     split = target.nodes[0].select(rows)
-    state = target.train(0, split, target.received, target.plan.train.rounds, seed)
+    state = target.train(0, split, target.received, target.last, seed)
     return measure_move(target, state)
 
 

@@ -31,7 +31,7 @@ class Released:
         released.shared, released.updates[0]
 
     Attributes:
-        shared: the shared adapter.
+        shared: the shared adapter, after as many rounds as the attacked one.
         updates: what each node sends in the last round, in the order of the nodes.
     """
 
@@ -66,7 +66,7 @@ def count_affordable(target: Target) -> int:
         return MOST
     train = target.plan.train
     records = sum(len(data.train) for data in target.nodes)
-    passes = records * train.rounds * train.local_epochs
+    passes = records * target.last * train.local_epochs
     pairs = PASSES // passes // 2
     return min(max(2 * pairs, FEWEST), MOST)
 
@@ -108,7 +108,8 @@ def train_federation(target: Target, splits: Sequence[Split], seed: int) -> Rele
     received = target.first
     shared = target.first
     sent: dict[str, State] = {}
-    for round_ in range(1, plan.train.rounds + 1):
+    kept = shared
+    for round_ in range(1, target.last + 1):
         received = shared
         cohort = aggregation.choose_cohort(list(numbers), round_)
         sent = {}
@@ -122,14 +123,15 @@ def train_federation(target: Target, splits: Sequence[Split], seed: int) -> Rele
                 weight = len(train)
             updates[name] = _as_update(sent[name], round_, weight)
         shared = aggregation.aggregate(Round(plan, round_, layout, received, cohort), updates)
+        if round_ == target.kept:
+            kept = shared
 
-    last_round = plan.train.rounds
     last = []
     for name, number in numbers.items():
         if name not in sent:
-            sent[name] = target.train(number, splits[number], received, last_round, seed)
+            sent[name] = target.train(number, splits[number], received, target.last, seed)
         last.append(sent[name])
-    return Released(shared, last)
+    return Released(kept, last)
 
 
 def _as_update(state: Mapping, round_: int, weight: int) -> AdapterUpdate:

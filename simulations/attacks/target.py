@@ -8,7 +8,9 @@ for nothing new is released.
 
 Members are the rows that nodes trained on. The others are rows of the same source that no one
 trained on: the validation split where there is one, else the test split. A test split of another
-source (as in many public data sets) would be told apart by its source, not by membership.
+source (as in many public data sets) would be told apart by its source, not by membership. Where
+validation rows were measured, a round or a plan is chosen by them: then they are no strangers to
+the model, and the test split is taken.
 """
 
 from __future__ import annotations
@@ -41,11 +43,12 @@ from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
+from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
-from fedgraft.server.papers.run_folder import RunFolder
+from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
 from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
@@ -83,8 +86,11 @@ class Target:
         backbone, model: as the nodes had them; the model's adapter is whatever was loaded last.
         nodes: each node's data, in the order of the nodes.
         first: the adapter before the first round.
+        last: number of the last round that was run.
+        kept: number of the round whose model is shared.
         received: the shared adapter that the nodes had before the last round.
-        shared: the shared adapter after it.
+        shared: the shared adapter after the round that is kept; before its temperature, which
+            whoever reads the run's papers can undo.
         fingerprint: of the frozen part.
         others: "val" or "test": where non-members were taken from.
     """
@@ -94,6 +100,8 @@ class Target:
     model: GraftedModel
     nodes: tuple[NodeData, ...]
     first: State
+    last: int
+    kept: int
     received: State
     shared: State
     fingerprint: str
@@ -107,7 +115,7 @@ class Target:
     def update(self, number: int) -> State:
         """Return the adapter that node `number` sends back in the last round."""
         train = self.nodes[number].train
-        return self.train(number, train, self.received, self.plan.train.rounds, self.plan.seed)
+        return self.train(number, train, self.received, self.last, self.plan.seed)
 
     def train(self, number: int, train: Split, received: State, round_: int, seed: int) -> State:
         """Return the adapter after one round at node `number`, by the client's own code, without
@@ -200,7 +208,8 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     folder = RunFolder.open_existing(run, plan)
     last = folder.latest()
     weights = folder.shared_model / BACKBONE
-    if last is None or last.round != plan.train.rounds or not weights.is_file():
+    kept = folder.kept()
+    if last is None or kept is None or not _is_finished(plan, last) or not weights.is_file():
         remedy = "let the run finish, then attack it"
         raise UserError("holds no finished run", where=str(run), remedy=remedy)
 
@@ -223,11 +232,20 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         model=model,
         nodes=data,
         first=first,
+        last=last.round,
+        kept=kept.round,
         received=received,
-        shared=last.adapter,
+        shared=kept.adapter,
         fingerprint=model.frozen_fingerprint(),
         others=others,
     )
+
+
+def _is_finished(plan: Plan, last: Checkpoint) -> bool:
+    """Whether no round is left to run."""
+    validation = last.so_far.validation
+    ended_early = validation is not None and validation.ended_early
+    return ended_early or last.round == plan.train.rounds
 
 
 def open_nodes(
@@ -240,7 +258,9 @@ def open_nodes(
         train, test = open_splits(node, plan, preparation)
         validation = Split(train.records, train.records.splits["val"], preparation)
         opened.append((node, {"train": train, "val": validation, "test": test}))
+    others = "test"
     has_validation = any(len(splits["val"]) for _, splits in opened)
-    others = "val" if has_validation else "test"
+    if has_validation and not measures_validation(plan.train, plan.evaluate):
+        others = "val"
     data = [NodeData(node, splits["train"], splits[others]) for node, splits in opened]
     return tuple(data), others

@@ -29,6 +29,10 @@ METRICS = (
     "For the metrics on this page it sent sums over its test data: answers by true and given class,"
     " histograms of scores, losses."
 )
+OF_VALIDATION = (
+    " The same sums over its validation data, which are neither trained nor tested on, told which"
+    " round to keep or how plans compare."
+)
 OF_GROUPS = " After the last round the same sums for the groups of people above."
 BYTES_BELOW = (
     "Nothing else is accepted by the code that writes and reads the messages; bytes below are with"
@@ -132,6 +136,8 @@ def _describe_sums(plan: Plan) -> str:
 def _describe_metrics(result: Result, lines: Lines) -> str:
     measured = any(line.get("received") or line.get("final") for line in lines)
     words = METRICS if measured else NO_METRICS
+    if any("validation" in line for line in lines):
+        words += OF_VALIDATION
     if result["final"].get("subgroups"):
         words += OF_GROUPS
     return words

@@ -75,7 +75,7 @@ def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
     return [
         ("frozen network", _describe_backbone(result)),
         ("what was trained", f"{_describe_adapter(plan)}: {values:,} numbers"),
-        ("training", _describe_rounds(plan)),
+        ("training", _describe_rounds(plan, result)),
         ("combined by", _describe_combining(plan)),
         ("classes", ", ".join(plan.task.classes)),
         ("sites", str(sites)),
@@ -99,12 +99,15 @@ def _describe_backbone(result: Result) -> str:
     return f"{backbone['name']}, {size}; {unchanged}"
 
 
-def _describe_rounds(plan: Plan) -> str:
+def _describe_rounds(plan: Plan, result: Result) -> str:
     if plan.train.method == "closed-form":
         return "one round: the head is solved from sums over each site's data"
     epochs = plan.train.local_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
-    return f"{plan.train.rounds} rounds of {passes} over each site's data"
+    rounds = f"{plan.train.rounds} rounds"
+    if result.get("validation", {}).get("ended_early"):
+        rounds = f"{result['rounds_done']} rounds (at most {plan.train.rounds} were planned)"
+    return f"{rounds} of {passes} over each site's data"
 
 
 def _describe_combining(plan: Plan) -> str:

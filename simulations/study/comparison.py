@@ -13,6 +13,8 @@ from fedgraft.simulations.report.page import listed
 from fedgraft.simulations.study.study_file import Study
 from fedgraft.simulations.study.study_groups import Group, Row
 
+# in front of a metric: on validation records
+VALIDATION = "validation"
 # plans that are named in a sentence; more are counted
 MOST_NAMES = 6
 
@@ -21,10 +23,15 @@ MOST_NAMES = 6
 class Ranking:
     """The plan with the highest mean; those that are below it seed by seed; those that cannot be
     told from it.
+
+    Attributes:
+        column: whose mean it is: on validation records, or on test records, by which no plan is
+            chosen.
     """
 
     best: Group
     mean: Interval
+    column: str
     below: list[Group] = field(default_factory=list)
     alike: list[Group] = field(default_factory=list)
 
@@ -85,10 +92,11 @@ def _grid_values(study: Study, row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in study.grid)
 
 
-def rank_groups(groups: Sequence[Group], column: str) -> Ranking | None:
+def rank_groups(groups: Sequence[Group], metric: str) -> Ranking | None:
     """Return the plan with the highest mean and where the others stand; None where no plan has
-    one.
+    one. By validation records, where every cell was measured on them.
     """
+    column = _choose_column(groups, metric)
     known = []
     for group in groups:
         mean = group.estimate(column)
@@ -98,7 +106,7 @@ def rank_groups(groups: Sequence[Group], column: str) -> Ranking | None:
         return None
 
     highest, best = max(known, key=lambda pair: pair[0].value)
-    ranking = Ranking(best, highest)
+    ranking = Ranking(best, highest, column)
     for _, group in known:
         if group is best:
             continue
@@ -110,18 +118,27 @@ def rank_groups(groups: Sequence[Group], column: str) -> Ranking | None:
     return ranking
 
 
+def _choose_column(groups: Sequence[Group], metric: str) -> str:
+    column = f"{VALIDATION}.{metric}"
+    for group in groups:
+        if len(group.values(column)) < len(group.rows):
+            return metric
+    return column
+
+
 # ── in words ──────────────────────────────────────────────────────────────────────────────────────
-def describe_ranking(groups: Sequence[Group], column: str, word: str) -> str:
-    """Return a sentence about the highest mean that claims no more than the seeds show.
+def describe_ranking(groups: Sequence[Group], metric: str, word: str) -> str:
+    """Return sentences about the highest mean that claim no more than the seeds show: which plan
+    is chosen by validation records, or that none is.
 
     Args:
-        word: what the column is called.
+        word: what the metric is called.
     """
-    ranking = rank_groups(groups, column)
+    ranking = rank_groups(groups, metric)
     if ranking is None:
         return ""
     seeds = len(ranking.best.rows)
-    sentences = [f"Highest mean {word}: {ranking.best.name}, {ranking.mean.value:.3f}."]
+    sentences = [_describe_best(ranking, metric, word)]
     if seeds < 2:
         sentences.append("Of one seed: what another would show is not known.")
         return " ".join(sentences)
@@ -134,6 +151,18 @@ def describe_ranking(groups: Sequence[Group], column: str, word: str) -> str:
         names = _join_names(ranking.alike, "The other")
         sentences.append(f"{names} cannot be told from it with {seeds} seeds.")
     return " ".join(sentences)
+
+
+def _describe_best(ranking: Ranking, metric: str, word: str) -> str:
+    name = ranking.best.name
+    value = f"{ranking.mean.value:.3f}"
+    if ranking.column == metric:
+        return f"Highest mean {word} on test records, by which no plan is chosen: {name}, {value}."
+    sentence = f"Highest mean {word} on validation records: {name}, {value}"
+    tests = ranking.best.estimate(metric)
+    if tests is None:
+        return f"{sentence}."
+    return f"{sentence}; chosen by that, it has {tests.value:.3f} on test records."
 
 
 def describe_change(first: Group, last: Group, columns: Mapping[str, str]) -> str:

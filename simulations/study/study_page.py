@@ -22,7 +22,7 @@ from fedgraft.simulations.report.page import Card
 from fedgraft.simulations.report.privacy_part import make_privacy_card, show_not_protected
 from fedgraft.simulations.report.sums_part import show_sums
 from fedgraft.simulations.report.updates_part import show_other_attacks
-from fedgraft.simulations.study.comparison import rank_groups
+from fedgraft.simulations.study.comparison import Ranking, rank_groups
 from fedgraft.simulations.study.study_answer import count_seeds, show_answer
 from fedgraft.simulations.study.study_file import Study
 from fedgraft.simulations.study.study_groups import Group, Row, group_cells, merge_attacks
@@ -102,7 +102,7 @@ def _make_cards(study: Study, groups: Sequence[Group]) -> list[Card]:
     ranking = rank_groups(groups, "accuracy")
     is_choice = not (study.cases and study.grid)
     if ranking is not None and is_choice and len(study.seeds) > 1:
-        meaning = f"highest mean accuracy: {ranking.best.name}"
+        meaning = _describe_highest(ranking)
         if ranking.alike:
             meaning += f"; {len(ranking.alike)} more cannot be told from it"
         cards.append(Card(f"{100 * ranking.mean.value:.1f} %", meaning))
@@ -115,6 +115,13 @@ def _make_cards(study: Study, groups: Sequence[Group]) -> list[Card]:
     seconds = sum(row["seconds"] or 0 for row in rows)
     cards.append(Card(_show_seconds(seconds), "of computing in the federations"))
     return cards
+
+
+def _describe_highest(ranking: Ranking) -> str:
+    on = "validation data"
+    if ranking.column == "accuracy":
+        on = "test data, by which no plan is chosen"
+    return f"highest mean accuracy on {on}: {ranking.best.name}"
 
 
 def _show_seconds(seconds: float) -> str:

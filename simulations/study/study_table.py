@@ -1,8 +1,8 @@
 """A study's tidy table: a row for each cell, a column for each thing that was set or measured.
 
 `case`, the keys of the grid and `seed` come first; then the metrics of the shared model over all
-test data, the worst node's, bytes and ε; then `baseline.NAME.METRIC` and `attack.NAME.…`. What was
-not measured is empty.
+test data, the worst node's, `validation.METRIC` over all validation data, bytes and ε; then
+`baseline.NAME.METRIC` and `attack.NAME.…`. What was not measured is empty.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.files.whole_files import replacing
+from fedgraft.common.result import Validation
 from fedgraft.simulations.flatten import flatten_numbers
 from fedgraft.simulations.results_in_words import count_largest_reply
 from fedgraft.simulations.results_table import count_round_bytes
@@ -30,6 +31,7 @@ def make_row(labels: Mapping[str, Any], result: Result, attacks: Mapping[str, An
         row[key] = _write_label(value)
     row |= _select_metrics(result["final"]["global"])
     row |= _compare_sites(result["final"]["nodes"])
+    row |= _select_validation(result)
     row |= _list_costs(result)
     for name, baseline in result["baselines"].items():
         row |= _select_metrics(baseline, f"baseline.{name}.")
@@ -47,6 +49,18 @@ def _write_label(value: Any) -> Any:
 
 def _select_metrics(measured: Mapping[str, Any], prefix: str = "") -> Row:
     return {prefix + key: measured[key] for key in METRICS if key in measured}
+
+
+def _select_validation(result: Result) -> Row:
+    """Return the shared model's metrics on validation records, and which round it is of; nothing
+    where it was not measured on them.
+    """
+    if not result.get("validation"):
+        return {}
+    validation = Validation.model_validate(result["validation"])
+    number = validation.kept(result["rounds_done"])
+    measured = validation.metrics_of(number)
+    return {"kept_round": number, **_select_metrics(measured, "validation.")}
 
 
 def _compare_sites(nodes: Mapping[str, Mapping[str, Any]]) -> Row:

@@ -28,21 +28,32 @@ def flower_processes() -> list[str]:
     ]
 
 
+CHOOSES = ("train.keep=best", "train.calibrate=temperature", "evaluate.validation_fraction=0.3")
+
+
 @pytest.mark.slow
-def test_both_engines_give_the_same_model(place, process):
+@pytest.mark.parametrize("keys", [(), CHOOSES], ids=["last round", "chosen round"])
+def test_both_engines_give_the_same_model(place, process, keys):
     """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that
     stay behind.
     """
     before = flower_processes()
-    done = process("simulate", "plan.yaml", "--engine", "flower", "--out", "flower", cwd=place)
+    sets = []
+    for key in keys:
+        sets += ["--set", key]
+    words = ("simulate", "plan.yaml", *sets)
+    done = process(*words, "--engine", "flower", "--out", "flower", cwd=place)
     assert done.code == 0, done.err
-    assert process("simulate", "plan.yaml", "--out", "inprocess", cwd=place).code == 0
+    assert process(*words, "--out", "inprocess", cwd=place).code == 0
     runs = (place / "flower", place / "inprocess")
     models = [(run / "shared_model" / "adapter_model.safetensors").read_bytes() for run in runs]
     assert models[0] == models[1]
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     for key in ("status", "plan_hash", "backbone", "adapter", "final", "refused", "data"):
         assert results[0][key] == results[1][key], key
+    for key in ("validation", "calibration"):
+        assert (key in results[0]) == bool(keys)
+        assert results[0].get(key) == results[1].get(key), key
     rounds = [
         [(row["round"], row["nodes"]) for row in result["bytes"]["rounds"]] for result in results
     ]

@@ -8,11 +8,13 @@ import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from fedgraft.client.node.node_file import load_node
-from fedgraft.client.node_task import open_splits
+from fedgraft.client.node_task import open_splits, open_validation
 from fedgraft.common.inputs.batch import concatenate
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.shared_model import load_shared_model
-from fedgraft.simulations.baselines import Pool, measure_alone, measure_pooled
+from fedgraft.common.plan.plan_file import amended, load_plan
+from fedgraft.simulations import baselines
+from fedgraft.simulations.baselines import VARIANTS, Pool, measure_alone, measure_pooled
 
 # Trained so far that scores are spread: AUROC counts those within 0.015 of log-odds as equal.
 FURTHER = ("aggregate.min_nodes=1", "train.rounds=10", "train.optimizer.lr=0.05")
@@ -48,6 +50,45 @@ def test_a_node_alone_is_a_federation_of_one_tested_on_everybody(tiny, tmp_path)
         np.mean([row["accuracy"] for row in found["nodes"].values()])
     )
     assert found["best"]["accuracy"] == max(row["accuracy"] for row in found["nodes"].values())
+
+
+def test_the_best_alone_is_chosen_by_validation_records(tiny, tmp_path, monkeypatch):
+    """The node that is luckiest on the tests called the best: every other one is then worse by
+    choice.
+    """
+    federation = tiny(3)
+    plan = federation.plan("evaluate.validation_fraction=0.3")
+    backbone = plan_backbone(plan, tmp_path)
+    asked = []
+    measure_on = baselines._measure_on
+
+    def look(task, state, examples):
+        metrics = measure_on(task, state, examples)
+        asked.append((task.node, sum(map(len, examples)), metrics["accuracy"]))
+        return metrics
+
+    monkeypatch.setattr(baselines, "_measure_on", look)
+    found = measure_alone(plan, backbone, federation.nodes)
+    splits = [
+        open_splits(load_node(path), plan, backbone.preprocess)[0] for path in federation.nodes
+    ]
+    records = sum(len(open_validation(train)) for train in splits)
+    judged = {node: accuracy for node, count, accuracy in asked if count == records}
+    assert len(judged) == 3
+    best = found["best"]
+    assert judged[best["node"]] == max(judged.values())
+    assert best["chosen_on"] == "validation"
+    assert best["accuracy"] == found["nodes"][best["node"]]["accuracy"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_plan_that_chooses_a_round_has_every_baseline(name):
+    """A run that ends with an error after its training, since a baseline has no rounds to choose
+    from.
+    """
+    chooses = ["train.keep=best", "train.patience=3", "train.choose_by=auroc"]
+    plan = load_plan("pneumonia", chooses)
+    assert amended(plan, VARIANTS[name]).adapter.method
 
 
 def test_pooled_data_are_all_data(tiny, tmp_path):

@@ -10,6 +10,7 @@ import re
 from scipy import stats
 
 from fedgraft.server.papers.model_card import wilson
+from fedgraft.simulations.results_in_words import describe_results
 
 MITCHELL = (  # Mitchell et al. 2019, figure 1
     "Model details",
@@ -44,6 +45,23 @@ def test_headings_and_numbers_are_those_of_the_paper_and_of_the_run(tiny, tmp_pa
     about = json.loads((tmp_path / "out" / "shared_model" / "model.json").read_text())
     assert all(name in card for name in about["classes"])
     assert "No differential privacy" in card
+
+
+def test_a_chosen_round_is_told(tiny, tmp_path):
+    """A model of round 1 under a card that speaks of three rounds; or a choice nobody can weigh."""
+    sets = ["train.keep=best", "train.patience=1", "evaluate.validation_fraction=0.3"]
+    # a rate at which every further round is worse
+    result, _ = tiny(3).run(tmp_path / "out", [*sets, "train.optimizer.lr=2.0"])
+    card = (tmp_path / "out" / "shared_model" / "MODEL_CARD.md").read_text()
+    best = result["validation"]["best"]
+    done = result["rounds_done"]
+    assert result["validation"]["ended_early"]
+    assert done == best + 1 < 3
+    assert f"- The shared model is that of round {best} of {done}: the lowest loss" in card
+    assert f"on {result['validation']['rounds'][0]['metrics']['examples']} validation rec" in card
+    assert f"- Training ended early, after round {done}" in card
+    told = describe_results([{**result, "baselines": {}}])
+    assert any(sentence.startswith("training ended early") for sentence in told)
 
 
 def test_a_refused_update_is_a_caveat(tiny, tmp_path):

@@ -14,7 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgraft.client.data.choose_splits import by_content
+from fedgraft.client.data.choose_splits import (
+    LabelledRows,
+    SplitRule,
+    by_content,
+    choose_splits,
+)
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.common.errors import UserError
@@ -182,6 +187,59 @@ def test_every_class_of_two_or_more_is_on_both_sides(
         assert (mine & tested).any() == (distinct >= 2)
     sides = {(digest, bool(side)) for digest, side in zip(digests, tested, strict=True)}
     assert len(sides) == len(set(digests))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 12), min_size=1, max_size=60),
+    known=st.booleans(),
+    fraction=st.floats(0.01, 0.9),
+    draw=st.randoms(use_true_random=False),
+)
+def test_validation_rows_come_out_of_training_alone(
+    owners: list[int], known: bool, fraction: float, draw: Any
+) -> None:
+    """Tests that move with a choice, a patient on two sides, or another share where the file is
+    sorted otherwise.
+    """
+    labels = np.array([draw.randint(0, 2) for _ in owners])
+    patients = [f"p{owner}" for owner in owners] if known else None
+    digests = [bytes([number]) for number in range(len(owners))]
+    order = np.random.default_rng(0).permutation(len(owners))
+
+    def split(share: float, at: np.ndarray) -> dict[str, set[int]]:
+        moved = None if patients is None else [patients[row] for row in at]
+        rows = LabelledRows("x", labels[at], [digests[row] for row in at], {}, moved)
+        splits = choose_splits(rows, SplitRule(None, 0.2, 0, share))
+        return {name: set(at[chosen].tolist()) for name, chosen in splits.items()}
+
+    here = np.arange(len(owners))
+    without = split(0.0, here)
+    chosen = split(fraction, here)
+    assert not without["val"]
+    assert chosen["test"] == without["test"]
+    assert chosen["train"] | chosen["val"] == without["train"]
+    assert not chosen["train"] & chosen["val"]
+    assert chosen["train"]
+    assert split(fraction, order) == chosen
+    if patients is not None:
+        whose = {name: {patients[row] for row in rows} for name, rows in chosen.items()}
+        assert not whose["val"] & (whose["train"] | whose["test"])
+
+
+def test_a_files_own_validation_rows_are_used_as_they_are() -> None:
+    """Training rows given away where the source has validation rows; or none kept where it has
+    none.
+    """
+    path = real("pneumoniamnist.npz")
+    own = open_records(path=path, **XRAYS)
+    again = open_records(path=path, validation_fraction=0.3, **XRAYS)
+    for name, rows in own.splits.items():
+        assert np.array_equal(again.splits[name], rows)
+    kept = heart("va", validation_fraction=0.25)
+    plain = heart("va")
+    assert np.array_equal(kept.splits["test"], plain.splits["test"])
+    assert len(kept.splits["val"]) == pytest.approx(0.25 * len(plain.splits["train"]), abs=2)
 
 
 def test_the_rows_file_picks_this_nodes_rows(tmp_path: Path) -> None:

@@ -112,6 +112,22 @@ def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
     assert "in round 1:" not in words
 
 
+def test_the_words_tell_of_validation_records(node: Node) -> None:
+    """Records that do not train after all, and looks at them, which nobody was told of."""
+    plain = in_words(node, propose(node, load_plan("pneumonia"), None))
+    assert "validation" not in plain
+    sets = ["evaluate.validation_fraction=0.2", "train.keep=best", "train.patience=3"]
+    words = in_words(node, propose(node, load_plan("pneumonia", sets), None))
+    assert "20% of the training records are kept out of training" in words
+    assert "after each round the same sums over the validation records" in words
+    assert "at most 20 rounds" in words
+    silent = node.model_copy(
+        update={"policy": node.policy.model_copy(update={"report_metrics": False})}
+    )
+    words = in_words(silent, propose(silent, load_plan("pneumonia", sets), None))
+    assert "nothing of validation records" in words
+
+
 def test_the_words_say_how_few_records_are_too_few(node: Node) -> None:
     """A floor of 10 that looks like protection; ε that is said to need one."""
     plain = in_words(node, propose(node, load_plan("pneumonia-one-round"), None))

@@ -67,6 +67,18 @@ def test_a_class_that_is_missing(tmp_path: Path, plan: Plan) -> None:
     assert "none of normal" in found["training data"].detail
 
 
+def test_what_there_is_to_choose_by(tmp_path: Path, plan: Plan) -> None:
+    """A node without validation records under a plan that chooses by them, and nobody knows."""
+    file = hospital(tmp_path)
+    assert "validation data" not in look(file, plan)
+    keeps = load_plan("pneumonia", ["train.keep=best"])
+    assert look(file, keeps)["validation data"].state == "skipped"
+    share = load_plan("pneumonia", ["train.keep=best", "evaluate.validation_fraction=0.2"])
+    found = look(file, share)
+    assert found["validation data"].detail == "8: normal 4, pneumonia 4"
+    assert found["training data"].detail == "32: normal 16, pneumonia 16"
+
+
 def test_data_that_is_not_there(tmp_path: Path, plan: Plan) -> None:
     file = hospital(tmp_path)
     (tmp_path / "data.npz").unlink()

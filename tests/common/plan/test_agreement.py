@@ -54,6 +54,10 @@ train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
 train.finish=closed-form
+train.calibrate=temperature
+train.keep=best
+train.patience=3
+train.keep=best train.choose_by=auroc
 train.closed_form.features=last
 train.closed_form.pool=mean-and-deviation
 train.closed_form.prior=equal
@@ -73,6 +77,7 @@ aggregate.lora_aggregation=freeze-a
 aggregate.encoding=int8
 evaluate.every=9
 evaluate.metrics=[loss]
+evaluate.validation_fraction=0.2
 evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
 """

@@ -516,6 +516,60 @@ def test_each_mistake_has_its_place_its_value_and_its_remedy(
     assert remedy in error.remedy
 
 
+@pytest.mark.parametrize("mode", ["sample", "local", "central"])
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ("train.keep=best", "train.keep"),
+        ("train.patience=3", "train.patience"),
+        ("train.calibrate=temperature", "train.calibrate"),
+        ("evaluate.validation_fraction=0.2", "evaluate.validation_fraction"),
+    ],
+)
+def test_nothing_is_chosen_under_differential_privacy(mode: str, keys: str, key: str) -> None:
+    """Looks at validation records that no ε counts, under a plan that promises one."""
+    privacy = f"privacy={{mode: {mode}, target_epsilon: 3}}"
+    with pytest.raises(UserErrors) as caught:
+        load_plan("pneumonia", [privacy, keys])
+    (error,) = caught.value.errors
+    assert key in f"{error.where} {error.what}"
+    assert f"under privacy.mode {mode} a look at validation records" in error.what
+    assert error.remedy == "leave it out"
+    # each alone is fine
+    load_plan("pneumonia", [privacy])
+    load_plan("pneumonia", [keys])
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["train.finish=closed-form", "train.keep=best"], "solved for anew in the last round"),
+        (["train.finish=closed-form", "train.patience=2"], "2, and the head is solved for anew"),
+        (
+            ["adapter={method: head}", "train={method: closed-form}", "train.keep=best"],
+            "best, and a closed form has no rounds",
+        ),
+        (["train.choose_by=auroc"], "auroc, and nothing is chosen"),
+    ],
+)
+def test_nothing_is_chosen_where_there_is_no_choice(keys: list[str], says: str) -> None:
+    """A head that was solved for last thrown away for one that is worse; a key without effect."""
+    with pytest.raises(UserErrors) as caught:
+        load_plan("pneumonia", keys)
+    (error,) = caught.value.errors
+    assert says in error.what
+    assert error.remedy
+
+
+def test_plans_that_choose_nothing_keep_their_hash() -> None:
+    """Approvals that are void since a key was added that nobody uses."""
+    plan = load_plan("pneumonia")
+    spelt_out = ["train.keep=last", "train.patience=null", "evaluate.validation_fraction=0"]
+    assert plan_hash(load_plan("pneumonia", spelt_out)) == plan_hash(plan)
+    assert "keep" not in canonical(plan)
+    assert "validation" not in canonical(plan)
+
+
 def test_all_mistakes_come_at_once() -> None:
     """One attempt must show everything that is wrong with types and names."""
     text = (

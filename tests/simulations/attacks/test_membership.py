@@ -11,6 +11,7 @@ import torch
 from flwr.supercore.task_identity import TaskIdentity
 from scipy import stats
 
+from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.candidates import (
     Candidates,
@@ -30,6 +31,7 @@ from fedgraft.simulations.attacks.shadows import (
     train_federation,
 )
 from fedgraft.simulations.attacks.target import open_target
+from fedgraft.simulations.benchmarks.planted_runs import finish_run
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,34 @@ def test_the_loss_tells_members_of_an_overfitted_model(planted) -> None:
     assert found["others_from"] == "val"
     for view in ("shared model", "node updates"):
         assert found["views"][view]["auc_interval"][0] > 0.6, view
+
+
+def test_rows_that_a_choice_used_are_nobodys_strangers(xrays, tmp_path) -> None:
+    """Non-members by which the round was chosen: their losses are low by choice. And an attack on
+    the last round's model where another one is shared.
+    """
+    sets = ("adapter.method=head", "train.local_epochs=5", "train.optimizer.lr=0.2")
+    chosen = ("train.rounds=6", "train.keep=best", "train.patience=2", "evaluate.every=1")
+    with finish_run(tmp_path, (*sets, *chosen)) as cell:
+        folder = RunFolder(cell.run)
+        last, kept = folder.latest(), folder.kept()
+        assert last is not None
+        assert kept is not None
+        validation = last.so_far.validation
+        assert validation is not None
+        target = open_target(cell.plan, cell.run, cell.nodes)
+        assert (target.last, target.kept) == (last.round, validation.best)
+        assert target.kept < target.last
+        for name, tensor in kept.adapter.items():
+            assert torch.equal(target.shared[name], tensor)
+        # the last round's updates, and not those of the round that is kept
+        first, second = target.update(0), target.update(1)
+        for name, tensor in last.adapter.items():
+            assert torch.allclose((first[name] + second[name]) / 2, tensor, atol=1e-6), name
+        found = cell.attack("loss-threshold")
+    assert found["others_from"] == "test"
+    for data in target.nodes:
+        assert not set(data.others.rows) & set(data.train.records.splits["val"])
 
 
 def test_the_loss_tells_nothing_at_epsilon_one(private) -> None:

@@ -47,8 +47,9 @@ def test_no_plan_is_called_better_where_it_may_be_chance():
     said = describe_ranking(groups, "accuracy", "accuracy")
     assert (
         said
-        == "Highest mean accuracy: best, 0.910. Seed by seed, each with 95 % confidence, steady is"
-        " below it. chance, or not cannot be told from it with 3 seeds."
+        == "Highest mean accuracy on test records, by which no plan is chosen: best, 0.910. Seed by"
+        " seed, each with 95 % confidence, steady is below it. chance, or not cannot be told from"
+        " it with 3 seeds."
     )
     assert "not known" in describe_ranking(
         [group("a", [0.8]), group("b", [0.9])], "accuracy", "accuracy"
@@ -56,6 +57,30 @@ def test_no_plan_is_called_better_where_it_may_be_chance():
     assert describe_ranking([group("a", [None])], "accuracy", "accuracy") == ""
     words = describe_change(groups[0], groups[2], {"accuracy": "accuracy"})
     assert words == "From steady to best: +10.0 points of accuracy (+10.0 to +10.0)."
+
+
+def test_a_plan_is_chosen_by_validation_records_alone():
+    """A winner that was picked on the tests: then its accuracy there says too much."""
+
+    def measured(name: str, tests: list[float], validation: list[float | None]) -> Group:
+        rows = []
+        for seed, (test, value) in enumerate(zip(tests, validation, strict=True)):
+            rows.append({"seed": seed, "accuracy": test, "validation.accuracy": value})
+        return Group(name, rows)
+
+    lucky = measured("lucky on tests", [0.95, 0.96, 0.97], [0.70, 0.71, 0.72])
+    chosen = measured("chosen", [0.90, 0.91, 0.92], [0.80, 0.81, 0.82])
+    said = describe_ranking([lucky, chosen], "accuracy", "accuracy")
+    assert said.startswith(
+        "Highest mean accuracy on validation records: chosen, 0.810; chosen by that, it has 0.910"
+        " on test records."
+    )
+    assert "lucky on tests is below it" in said
+
+    # one cell without validation records: nothing is chosen
+    partly = measured("partly", [0.5, 0.5, 0.5], [0.99, 0.99, None])
+    said = describe_ranking([lucky, chosen, partly], "accuracy", "accuracy")
+    assert "on test records, by which no plan is chosen: lucky on tests" in said
 
 
 def test_cases_are_compared_at_the_same_place_of_the_grid():

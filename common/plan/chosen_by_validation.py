@@ -1,0 +1,43 @@
+"""What a plan measures on validation records, and what is chosen by them: a choice on test records
+would make the tests say more than is true.
+"""
+
+from __future__ import annotations
+
+from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.train_section import TrainSection
+
+
+def chooses_round(train: TrainSection) -> bool:
+    """Whether the round that is kept, or the end of the training, is chosen by validation
+    records.
+    """
+    return train.keep == "best" or train.patience is not None
+
+
+def calibrates(train: TrainSection) -> bool:
+    """Whether a temperature of the shared model is chosen by validation records."""
+    return train.calibrate == "temperature"
+
+
+def measures_validation(train: TrainSection, evaluate: EvaluateSection) -> bool:
+    """Whether the nodes measure the shared model on validation records."""
+    return chooses_round(train) or calibrates(train) or evaluate.validation_fraction > 0
+
+
+def is_validated_after(train: TrainSection, evaluate: EvaluateSection, round_: int) -> bool:
+    """Whether the shared model is measured on validation records after a round: always after the
+    last one; where a round is chosen, in the plan's steps before it.
+    """
+    if round_ == train.rounds:
+        return measures_validation(train, evaluate)
+    return chooses_round(train) and round_ % evaluate.every == 0
+
+
+def is_better(value: float, than: float, measure: str) -> bool:
+    """Whether one value of a measure is better than another: a loss the lower, all else the
+    higher.
+    """
+    if measure == "loss":
+        return value < than
+    return value > than

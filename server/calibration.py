@@ -1,0 +1,69 @@
+"""The temperature of the shared model: chosen by the validation records of all nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from fedgraft.common.errors import RunFailed
+from fedgraft.common.result import Calibration, Refusal, Traffic
+from fedgraft.common.statistics.temperature import NEUTRAL, choose_temperature
+from fedgraft.common.wire.layout import BadUpdate
+from fedgraft.common.wire.temperature_record import TemperatureSums, read_temperatures
+from fedgraft.server.exchange import exchange
+from fedgraft.server.handout import Roster
+from fedgraft.server.messages import round_content
+from fedgraft.server.round_replies import refusals_of
+from fedgraft.server.rounds import Round
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was chosen, the bytes of it, and the nodes that measured nothing, and why."""
+
+    facts: Calibration
+    traffic: Traffic
+    refused: list[Refusal]
+
+
+def calibrate(grid: Grid, roster: Roster, kept: Round) -> Calibrated:
+    """Ask every node of the roster for the losses of a model at each temperature, and choose one.
+
+    Args:
+        kept: the model as a round that sends it out.
+
+    Raises:
+        RunFailed: no node has validation records to choose by.
+    """
+    replies = exchange(
+        grid,
+        "evaluate.temperature",
+        round_content(kept),
+        roster.nodes,
+        group="temperature",
+        timeout=kept.plan.aggregate.round_timeout,
+    )
+    together = TemperatureSums.nothing()
+    for name in sorted(replies.contents):
+        try:
+            together = together + read_temperatures(replies.contents[name])
+        except BadUpdate as error:
+            replies.refused[name] = str(error)
+    refused = refusals_of(replies, kept.number, "temperature: ")
+    if together.examples == 0:
+        reasons = [f"\n  {refusal.node}: {refusal.reason}" for refusal in refused]
+        what = "no node measured validation records, and by them a temperature is chosen"
+        remedy = "write `validation_fraction: 0.2` under evaluate, or leave out calibrate"
+        raise RunFailed(f"{what}; {remedy}{''.join(reasons)}")
+
+    means = together.losses / together.examples
+    facts = Calibration(
+        temperature=choose_temperature(together.losses),
+        loss_before=float(means[NEUTRAL]),
+        loss=float(means.min()),
+        examples=together.examples,
+    )
+    down = sum(replies.down.values())
+    up = sum(replies.up.values())
+    return Calibrated(facts, Traffic(nodes=len(replies.down), down=down, up=up), refused)

@@ -1,0 +1,83 @@
+"""The shared model on the nodes' validation records, after a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.result import Metrics, Refusal, Traffic
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.task import Sums
+from fedgraft.common.wire.layout import BadUpdate
+from fedgraft.common.wire.metric_records import VALIDATION, read_sums
+from fedgraft.server.exchange import exchange
+from fedgraft.server.handout import Roster
+from fedgraft.server.messages import round_content
+from fedgraft.server.round_replies import refusals_of
+from fedgraft.server.rounds import Round
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What all nodes measured on their validation records after a round.
+
+    Attributes:
+        metrics: over the records of all nodes together.
+        traffic: the bytes of it.
+        refused: the nodes that measured nothing, and why.
+        lines: one of metrics.jsonl for each node that measured.
+    """
+
+    round: int
+    metrics: Metrics
+    traffic: Traffic
+    refused: list[Refusal]
+    lines: list[dict[str, Any]]
+
+
+def measure_validation(grid: Grid, roster: Roster, after: Round) -> Measured:
+    """Measure a model on the validation records of every node of the roster, whoever trained.
+
+    Args:
+        after: the model as a round that sends it out; its number is of the round behind it.
+    """
+    number = after.number
+    replies = exchange(
+        grid,
+        "evaluate.validation",
+        round_content(after),
+        roster.nodes,
+        group=f"validation-{number}",
+        timeout=after.plan.aggregate.round_timeout,
+    )
+    task = after.plan.task
+    together = TASKS[task.question].zero(task)
+    lines = []
+    for name in sorted(replies.contents):
+        try:
+            sums = read_validation(replies.contents[name], task)
+        except BadUpdate as error:
+            replies.refused[name] = str(error)
+            continue
+        together = together + sums
+        lines.append({"round": number, "node": name, "validation": sums.summary()})
+    down = sum(replies.down.values())
+    up = sum(replies.up.values())
+    return Measured(
+        round=number,
+        metrics=together.summary(),
+        traffic=Traffic(nodes=len(replies.down), down=down, up=up),
+        refused=refusals_of(replies, number, "validation: "),
+        lines=lines,
+    )
+
+
+def read_validation(content: RecordDict, task: TaskSection) -> Sums:
+    """Return the sums in a reply. Raise `BadUpdate` for anything else that it holds."""
+    if extra := set(content.keys()) - {VALIDATION}:
+        raise BadUpdate(f"unexpected records {sorted(map(str, extra))[:5]}")
+    return read_sums(content.metric_records.get(VALIDATION, MetricRecord()), task)
