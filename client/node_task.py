@@ -87,6 +87,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         manifest=ManifestColumns(names.path, names.label, names.split),
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
+        reading=data.reading,
     )
     return open_records(source, plan.task)
 

@@ -22,6 +22,7 @@ from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 
@@ -106,8 +107,16 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
 
 
 def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
-    data = DataSource(file, test_fraction=simulation.test_fraction)
+    reading = _decide(simulation)
+    data = DataSource(file, test_fraction=simulation.test_fraction, reading=reading)
     return open_records(data, plan.task)
+
+
+def _decide(simulation: SimulationSection) -> ReadingSection:
+    """Return what is decided about the data: whoever simulates has written the plan's labels for
+    them, and means those that they leave out.
+    """
+    return simulation.reading.model_copy(update={"labels_left_out": "allow"})
 
 
 def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:
@@ -133,6 +142,7 @@ def _describe_data(
         "path": share.file,
         "format": reader.name,
         "test_fraction": simulation.test_fraction,
+        **_decide(simulation).model_dump(mode="json", exclude_defaults=True),
     }
     if share.rows is not None:
         content = io.BytesIO()

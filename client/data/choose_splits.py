@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.data.shared_images import keep_together
 from fedgraft.client.readers.archive import load_archive
 from fedgraft.client.readers.source import SPLITS
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import to_write
 
 Splits = dict[str, np.ndarray]
 
@@ -32,6 +34,7 @@ class LabelledRows:
         digests: SHA-256 of each row's content.
         own: splits that the file has itself.
         patients: whose each row is; None: not known.
+        contents: equal for rows that are the same image; None: rows may be equal by chance.
     """
 
     where: str
@@ -39,6 +42,7 @@ class LabelledRows:
     digests: Sequence[bytes]
     own: Mapping[str, np.ndarray]
     patients: list[str] | None = None
+    contents: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def choose_splits(rows: LabelledRows, rule: SplitRule) -> Splits:
     if "test" not in given:
         train = splits["train"]
         tested = _choose_tests(rows, train, rule)
+        if rows.contents is not None:
+            tested = _join_copies(rows, rows.contents, train, tested)
         splits["train"] = train[~tested]
         splits["test"] = train[tested]
     if rows.patients is not None:
@@ -92,6 +98,18 @@ def _choose_tests(rows: LabelledRows, train: np.ndarray, rule: SplitRule) -> np.
     owners = rows.patients
     patients = [owners[row] for row in train.tolist()]
     return by_patient(labels, patients, rule.test_fraction, rule.seed)
+
+
+def _join_copies(
+    rows: LabelledRows, contents: Sequence[bytes], train: np.ndarray, tested: np.ndarray
+) -> np.ndarray:
+    """Return which rows to test on, with equal images, whatever their labels, on one side."""
+    own = [contents[row] for row in train.tolist()]
+    patients = None
+    if rows.patients is not None:
+        owners = rows.patients
+        patients = [owners[row] for row in train.tolist()]
+    return keep_together(tested, own, patients)
 
 
 # ── a share for tests ─────────────────────────────────────────────────────────────────────────────
@@ -188,7 +206,7 @@ def _check_apart(splits: Splits, patients: Sequence[str], where: str) -> None:
         what = f"{nobody} of {len(rows)} records without a patient"
         remedy = (
             "say for every record whose it is, or the same patient may be in training and in the"
-            " tests"
+            f" tests; or decide it: {to_write('patient_unknown', 'apart')}, or together"
         )
         raise UserError(what, where=where, remedy=remedy)
 

@@ -26,6 +26,7 @@ from pydantic import Field
 from fedgraft.client.node.policy import Policy
 from fedgraft.client.readers.reader_table import PREFIX, READERS
 from fedgraft.common.files.yaml_file import Lines, read_yaml, validate
+from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.section import Section, Text
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Manifest(Section):
     )
 
 
-class Data(Section):
-    """Where the records are."""
+class Data(ReadingSection):
+    """Where the records are, and what was decided about them."""
 
     path: Text = Field(
         description=(
@@ -90,6 +91,12 @@ class Data(Section):
         default=0.01,
         description="part of the image files that may be unusable; they are counted and left out",
     )
+
+    @property
+    def reading(self) -> ReadingSection:
+        """What was decided about the records, without where they are."""
+        decided = {key: getattr(self, key) for key in ReadingSection.model_fields}
+        return ReadingSection(**decided)
 
     @property
     def rows_path(self) -> Path | None:

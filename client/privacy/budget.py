@@ -85,7 +85,7 @@ class Budget:
         records = train.records
         patients = None
         if plan.privacy.unit == "patient":
-            identities = records.patients(node.data.patient)
+            identities = records.owners
             if identities is None:
                 raise Refused(
                     Code.SETUP,
