@@ -163,7 +163,7 @@ def _check_file_names(source: Source) -> None:
     classes = len(set(source.labels))
     if len(shared) < _FEWEST_PEOPLE or len(shared) <= classes or 2 * images < len(source):
         return
-    example = re.sub(r"\d+", "[0-9]+", re.escape(min(shared)).replace("\\-", "-"))
+    example = re.sub(r"\d+", "[0-9]+", re.sub(r"([^\w \-])", r"\\\1", min(shared)))
     raise UserError(
         f"{images:,} of {len(source):,} images share the beginning of their file name with others,"
         f" {len(shared):,} beginnings in all, as if it said whose they are; split by file, one"
@@ -171,10 +171,15 @@ def _check_file_names(source: Source) -> None:
         where=source.where,
         remedy=(
             f"say where the person stands in the path, such as"
-            f" {to_write('patient_from', repr(example))}; or that it says nothing:"
+            f" {to_write('patient_from', _quote(example))}; or that it says nothing:"
             " data.patient_from: none"
         ),
     )
+
+
+def _quote(text: str) -> str:
+    """Return text as YAML's single quotes hold it, backslashes and all."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _beginning(file: str) -> str:

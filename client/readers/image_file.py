@@ -34,7 +34,8 @@ _FEWEST = 8
 # Pillow's formats that are often not compressed
 _UNPACKED = ("TIFF", "BMP")
 # bytes of a file beside its pixels, and how many pixels of a blank image take more than a byte
-_SMALL = 200
+_HEADER = 200
+_HEADERS = {"JPEG": 1000}
 _LEAST_PACKED = 32
 
 
@@ -175,7 +176,8 @@ def _examine_picture(content: bytes) -> Examined:
             return Examined(CORRUPT)
         is_wide = image.mode in _WIDE
         # a blank image is compressed to almost nothing, if it is compressed
-        is_small = len(content) < _SMALL + image.width * image.height // _LEAST_PACKED
+        header = _HEADERS.get(str(image.format), _HEADER)
+        is_small = len(content) < header + image.width * image.height // _LEAST_PACKED
         is_packed = image.format not in _UNPACKED
         image.verify()
     if not is_wide and is_packed and not is_small:

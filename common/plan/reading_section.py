@@ -72,7 +72,7 @@ class ReadingSection(Section):
     )
     max_shared: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01,
-        description="part of a split's images that may be in another of the data's own splits, too",
+        description="part of the data's own test images that may be in their training split, too",
     )
 
 
