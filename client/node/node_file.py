@@ -56,8 +56,8 @@ class Manifest(Section):
     )
 
 
-class Data(ReadingSection):
-    """Where the records are, and what was decided about them."""
+class Place(Section):
+    """Where the records are."""
 
     path: Text = Field(
         description=(
@@ -93,15 +93,19 @@ class Data(ReadingSection):
     )
 
     @property
+    def rows_path(self) -> Path | None:
+        """Where the row numbers are; None: all rows are this node's."""
+        return None if self.rows is None else Path(self.rows)
+
+
+class Data(ReadingSection, Place):
+    """Where the records are, and what was decided about them."""
+
+    @property
     def reading(self) -> ReadingSection:
         """What was decided about the records, without where they are."""
         decided = {key: getattr(self, key) for key in ReadingSection.model_fields}
         return ReadingSection(**decided)
-
-    @property
-    def rows_path(self) -> Path | None:
-        """Where the row numbers are; None: all rows are this node's."""
-        return None if self.rows is None else Path(self.rows)
 
 
 class Connection(Section):
