@@ -23,7 +23,8 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.plan.reading_section import to_write
 from fedgraft.common.tasks.labels import plain_label
 
-_LARGEST = float(np.finfo(np.float32).max)
+# a larger value has no square in 32 bits, and no network can take it
+_LARGEST = 1e18
 # unknown values in one message, and characters of each
 _MOST_VALUES = 8
 _LONGEST = 20
@@ -131,7 +132,7 @@ def _number(text: str) -> float:
     if "_" in text or math.isnan(value):
         raise ValueError(f"{text[:40]!r} is not a number")
     if abs(value) > _LARGEST:
-        raise ValueError(f"{text[:40]!r} is infinite, or too large for a 32-bit number")
+        raise ValueError(f"{text[:40]!r} is infinite, or larger than anything measured")
     return value
 
 

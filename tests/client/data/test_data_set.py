@@ -404,7 +404,7 @@ def test_a_label_outside_the_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["high", "inf", "-Infinity", "1e400", "1e39", "nan", "1_000", "0x10", "1,5"]
+    "cell", ["high", "inf", "-Infinity", "1e400", "1e39", "-1e38", "nan", "1_000", "0x10", "1,5"]
 )
 def test_what_is_not_a_number_is_named_by_line_and_column(tmp_path: Path, cell: str) -> None:
     """Text or infinity in one cell poisons every gradient of the node; the engineer must find the
