@@ -133,9 +133,10 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
             column.
     """
     source = _open_source(data, task)
+    _check_readable(source, data.max_unreadable)
     key = ("targets", task.question, task.classes, task.labels)
     targets = source.derived(key, lambda: _targets(source, task))
-    owners = _check_source(source, data, task, targets)
+    owners = _check_meaning(source, data, task, targets)
 
     rows = LabelledRows(
         source.where, targets, source.digests, source.splits, owners, source.contents
@@ -166,11 +167,10 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     return SOURCES.open(reader, request)
 
 
-def _check_source(
+def _check_meaning(
     source: Source, data: DataSource, task: TaskSection, targets: np.ndarray
 ) -> list[str] | None:
-    """Return whose each row is. Raise everything that smells, at once, of what can be read."""
-    _check_readable(source, data.max_unreadable)
+    """Return whose each row is. Raise all at once that makes data look like something else."""
     mistakes: list[UserError] = []
     owners = None
     try:

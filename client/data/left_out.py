@@ -41,7 +41,8 @@ def check_left_out(
 
     Of data sets that everybody has nothing is asked.
     """
-    counts = count_left_out(source, targets)
+    key = ("left out", task.question, task.classes, task.labels)
+    counts = source.derived(key, lambda: count_left_out(source, targets))
     if not counts or source.where.startswith(PREFIX):
         return
     planned = task.labels or task.classes

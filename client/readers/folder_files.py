@@ -189,17 +189,13 @@ def _count_outside(root: str, class_folders: Sequence[str], others: _Others) -> 
 
 
 def _is_left_out(file: str, root: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern fits a file's name, its path below the root, or the end of that."""
+    """Return whether a pattern fits a file's path below the root or the end of that, such as its
+    name, in capitals or not.
+    """
     if not patterns:
         return False
-    name = os.path.basename(file)
-    path = os.path.relpath(file, root).replace(os.sep, "/")
-    for pattern in patterns:
-        if fnmatchcase(name, pattern) or fnmatchcase(path, pattern):
-            return True
-        if fnmatchcase(path, f"*/{pattern}"):
-            return True
-    return False
+    path = os.path.relpath(file, root).replace(os.sep, "/").lower()
+    return any(fnmatchcase(f"/{path}", f"*/{pattern.lower()}") for pattern in patterns)
 
 
 def is_image(file: str) -> bool:

@@ -69,8 +69,7 @@ def test_masks_and_previews_are_asked_about(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="20 of 40 images seem to be made from others") as told:
         open_records(path=path, **XRAYS)
     pattern = told.value.remedy.split("data.leave_out: ['")[1].split("']")[0]
-    folded = "*humb*" if pattern == "*thumb*" else pattern
-    left = open_records(path=path, reading={"leave_out": (folded,)}, **XRAYS)
+    left = open_records(path=path, reading={"leave_out": (pattern,)}, **XRAYS)
     assert len(left.labels) == 20
     assert left.source.beside == {"left out by data.leave_out": 20}
     every = {"leave_out": (), "patient_from": "none"}
@@ -108,7 +107,7 @@ def test_a_pattern_fits_a_name_a_path_or_its_end(tmp_path: Path) -> None:
     path = folder(tmp_path, 4)
     write(path / "normal" / "previews" / "a.png", 9)
     folders = [str(path / name) for name in CLASSES]
-    for pattern in ("previews/*", "normal/previews/a.png", "a.png", "*/previews/*"):
+    for pattern in ("previews/*", "normal/previews/a.png", "A.png", "*/previews/*"):
         files = sort_files(str(path), folders, [pattern])
         assert files.beside == {"left out by data.leave_out": 1}, pattern
-    assert not sort_files(str(path), folders, ["A.png"]).beside.get("left out by data.leave_out")
+    assert not sort_files(str(path), folders, ["review*", "views/*"]).beside
