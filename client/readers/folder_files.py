@@ -44,7 +44,7 @@ _FIRST_BYTES = 132
 # of an ending that is shown; another may be part of a name
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _MOST_SHOWN = 5
-_WORD = re.compile(r"[A-Za-z]+")
+_MADE = re.compile(rf"(?<![a-z])(?:{'|'.join(MADE_FROM_IMAGES)})(?![a-z])")
 _NO_DIGITS = re.compile(r"\d.*")
 
 
@@ -194,7 +194,7 @@ def _is_left_out(file: str, root: str, patterns: Sequence[str]) -> bool:
     """
     if not patterns:
         return False
-    path = os.path.relpath(file, root).replace(os.sep, "/").lower()
+    path = file[len(root) :].replace(os.sep, "/").lower()
     return any(fnmatchcase(f"/{path}", f"*/{pattern.lower()}") for pattern in patterns)
 
 
@@ -249,14 +249,13 @@ def _check_names(root: str, files: FolderFiles) -> None:
     named = 0
     every = 0
     for folder, members in (*files.images.items(), *files.dicom.items()):
-        usual = set(_words_of(os.path.basename(folder)))
+        usual = _words_of(os.path.basename(folder))
         for file in members:
             every += 1
-            below = os.path.relpath(file, folder)
-            word = next((word for word in _words_of(below) if word not in usual), None)
-            if word is not None:
+            spoken = _words_of(file[len(folder) :]) - usual
+            if spoken:
                 named += 1
-                words[word] += 1
+                words[min(spoken)] += 1
     if not named or named == every:
         return
     commonest = words.most_common(1)[0][0]
@@ -273,9 +272,9 @@ def _say_which(pattern: str) -> str:
     return f"say which files are no records: {left_out}; if all are: []"
 
 
-def _words_of(path: str) -> list[str]:
+def _words_of(path: str) -> set[str]:
     """Return the words of a path that speak of what is made from images."""
-    return [word for word in _WORD.findall(path.lower()) if word in MADE_FROM_IMAGES]
+    return set(_MADE.findall(path.lower()))
 
 
 def _all_of(by_folder: Mapping[str, Sequence[str]]) -> list[str]:
