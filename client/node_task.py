@@ -98,6 +98,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
         validation_fraction=plan.evaluate.validation_fraction,
+        reading=data.reading,
     )
     return open_records(source, plan.task)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.readers.archive import load_archive
-from fedgraft.client.readers.folder import DICOM_SUFFIXES
+from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.table_file import read_features

@@ -34,6 +34,7 @@ from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.pretrain_section import PretrainSection
+from fedgraft.common.plan.reading_section import UNDECIDED
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
 
@@ -116,7 +117,11 @@ def _make_reference(plan: Plan, backbone: Backbone, split: Split, weights: Path)
 def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     classes = tuple(map(str, section.labels))
     task = plan.task.model_copy(update={"classes": classes, "labels": section.labels})
-    return open_records(DataSource(resolve(section.data, plan_path.parent)), task)
+    reading = UNDECIDED if plan.simulation is None else plan.simulation.reading
+    # the section's own labels are those to learn from
+    reading = reading.model_copy(update={"labels_left_out": "allow"})
+    data = DataSource(resolve(section.data, plan_path.parent), reading=reading)
+    return open_records(data, task)
 
 
 def _build(plan: Plan, section: PretrainSection) -> Backbone:

@@ -23,6 +23,7 @@ from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 
@@ -112,6 +113,7 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
         file,
         test_fraction=simulation.test_fraction,
         validation_fraction=plan.evaluate.validation_fraction,
+        reading=_decide(simulation),
     )
     return open_records(data, plan.task)
 
@@ -129,6 +131,13 @@ def _check_validation(plan: Plan, plan_path: Path, opened: Sequence[Records]) ->
                 " calibrate"
             ),
         )
+
+
+def _decide(simulation: SimulationSection) -> ReadingSection:
+    """Return what is decided about the data: whoever simulates has written the plan's labels for
+    them, and means those that they leave out.
+    """
+    return simulation.reading.model_copy(update={"labels_left_out": "allow"})
 
 
 def _check_files(simulation: SimulationSection, opened: Sequence[Records]) -> None:
@@ -154,6 +163,7 @@ def _describe_data(
         "path": share.file,
         "format": reader.name,
         "test_fraction": simulation.test_fraction,
+        **_decide(simulation).model_dump(mode="json", exclude_defaults=True),
     }
     if share.rows is not None:
         content = io.BytesIO()

@@ -10,6 +10,7 @@ from fedgraft.client.data import data_set
 from fedgraft.client.data.data_set import DataSource, Records
 from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.readers.source import Label
+from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.task_section import CategorySection, TaskSection
 
 
@@ -28,6 +29,8 @@ def open_records(
     """Options of the task first; whatever else there is says where the data are."""
     if "manifest" in source:
         source["manifest"] = ManifestColumns(*source["manifest"])
+    if "reading" in source:
+        source["reading"] = ReadingSection(**source["reading"])
     named = []
     for name, values in (categories or {}).items():
         named.append(CategorySection(column=name, values=tuple(values)))

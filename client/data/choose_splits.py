@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.data.shared_images import keep_together
 from fedgraft.client.readers.archive import load_archive
 from fedgraft.client.readers.source import SPLITS
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import to_write
 
 Splits = dict[str, np.ndarray]
 
@@ -32,6 +34,7 @@ class LabelledRows:
         digests: SHA-256 of each row's content.
         own: splits that the file has itself.
         patients: whose each row is; None: not known.
+        contents: equal for rows that are the same image; None: rows may be equal by chance.
     """
 
     where: str
@@ -39,6 +42,7 @@ class LabelledRows:
     digests: Sequence[bytes]
     own: Mapping[str, np.ndarray]
     patients: list[str] | None = None
+    contents: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,21 @@ def _hold_out(
         owners = rows.patients
         patients = [owners[row] for row in train.tolist()]
         held = by_patient(labels, patients, fraction, seed)
+    if rows.contents is not None:
+        held = _join_copies(rows, rows.contents, train, held)
     return {"train": train[~held], name: train[held]}
+
+
+def _join_copies(
+    rows: LabelledRows, contents: Sequence[bytes], train: np.ndarray, held: np.ndarray
+) -> np.ndarray:
+    """Return which rows to hold out, with equal images, whatever their labels, on one side."""
+    own = [contents[row] for row in train.tolist()]
+    patients = None
+    if rows.patients is not None:
+        owners = rows.patients
+        patients = [owners[row] for row in train.tolist()]
+    return keep_together(held, own, patients)
 
 
 # ── a share that is held out ──────────────────────────────────────────────────────────────────────
@@ -207,7 +225,7 @@ def _check_apart(splits: Splits, patients: Sequence[str], where: str) -> None:
         what = f"{nobody} of {len(rows)} records without a patient"
         remedy = (
             "say for every record whose it is, or the same patient may be in training and in the"
-            " tests"
+            f" tests; or decide it: {to_write('patient_unknown', 'apart')}, or together"
         )
         raise UserError(what, where=where, remedy=remedy)
 

@@ -21,6 +21,9 @@ from fedgraft.client.data.choose_splits import (
     list_own_rows,
 )
 from fedgraft.client.data.find_reader import find_reader
+from fedgraft.client.data.left_out import check_left_out
+from fedgraft.client.data.owners import find_owners
+from fedgraft.client.data.shared_images import check_shared
 from fedgraft.client.readers.reader import (
     USUAL_NAMES,
     ManifestColumns,
@@ -30,15 +33,15 @@ from fedgraft.client.readers.reader import (
 from fedgraft.client.readers.reader_table import PREFIX
 from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.source_cache import SourceCache
+from fedgraft.client.readers.table_cells import raise_mistakes
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.labels import list_labels
 
-# the column of patients where node.yaml names none
-PATIENT = "patient"
 MAX_UNREADABLE = 0.01
 SOURCES = SourceCache()
 
@@ -60,6 +63,7 @@ class DataSource:
         manifest: what a manifest's columns of paths, labels and splits are called.
         max_unreadable: share of the files that may be unusable; they are left out and counted.
         cache: folder to remember there which image files were looked at already.
+        reading: what a person has decided about data that look like something else than they are.
     """
 
     path: str | Path
@@ -71,6 +75,7 @@ class DataSource:
     max_unreadable: float = MAX_UNREADABLE
     cache: Path | None = None
     validation_fraction: float = 0.0
+    reading: ReadingSection = UNDECIDED
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +136,6 @@ class Records:
         )
         raise UserError(f"no column {name!r}", where=self.source.where, remedy=remedy)
 
-    def patients(self, name: str) -> list[str] | None:
-        """Return whose each row is, by the column or array of that name; None: there is none."""
-        return self.source.owners(name)
-
 
 def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     """Open a hospital's data for a plan's task, and check it.
@@ -148,11 +149,13 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     """
     source = _open_source(data, task)
     _check_readable(source, data.max_unreadable)
-    owners = _owners(source, data.patient)
     key = ("targets", task.question, task.classes, task.labels)
     targets = source.derived(key, lambda: _targets(source, task))
+    owners = _check_meaning(source, data, task, targets)
 
-    rows = LabelledRows(source.where, targets, source.digests, source.splits, owners)
+    rows = LabelledRows(
+        source.where, targets, source.digests, source.splits, owners, source.contents
+    )
     rule = SplitRule(data.rows, data.test_fraction, seed, data.validation_fraction)
     splits = choose_splits(rows, rule)
     if not len(splits["train"]):
@@ -177,8 +180,31 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     if not name.startswith(PREFIX):
         name = str(Path(name).absolute())
     table = TableColumns.of(task.columns, task.encoding, task.target)
-    request = ReadRequest(name, table, data.manifest, data.cache)
+    request = ReadRequest(name, table, data.manifest, data.cache, data.reading)
     return SOURCES.open(reader, request)
+
+
+def _check_meaning(
+    source: Source, data: DataSource, task: TaskSection, targets: np.ndarray
+) -> list[str] | None:
+    """Return whose each row is. Raise all at once that makes data look like something else."""
+    mistakes: list[UserError] = []
+    owners = None
+    try:
+        owners = find_owners(source, data.patient, data.reading)
+    except UserError as mistake:
+        mistakes.append(mistake)
+    checks = (
+        lambda: check_shared(source, data.reading.max_shared),
+        lambda: check_left_out(source, task, targets, data.reading),
+    )
+    for check in checks:
+        try:
+            check()
+        except UserError as mistake:
+            mistakes.append(mistake)
+    raise_mistakes(mistakes)
+    return owners
 
 
 def _check_readable(source: Source, most: float) -> None:
@@ -191,24 +217,6 @@ def _check_readable(source: Source, most: float) -> None:
         f"{source.skipped} of {files} files cannot be used ({'; '.join(counts)})",
         where=source.where,
         remedy=f"mend them or take them out; data.max_unreadable is {most:g} of all files",
-    )
-
-
-def _owners(source: Source, column: str | None) -> list[str] | None:
-    """Return whose each row is, None where the data does not say.
-
-    Raises UserError where node.yaml names a column that does not say it.
-    """
-    owners = source.owners(column or PATIENT)
-    if owners is not None or column in (None, PATIENT):
-        return owners
-    if source.column is not None:
-        # says which columns there are
-        source.column(column)
-    raise UserError(
-        f"nothing in {column!r}, and data.patient says that it tells whose each record is",
-        where=source.where,
-        remedy="name the right column or array, or leave data.patient out",
     )
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
+from fedgraft.client.data.data_set import Records
 from fedgraft.client.data.groups_of_people import choose_reported, find_groups
+from fedgraft.client.data.left_out import count_left_out, describe_left_out
+from fedgraft.client.data.shared_images import TESTED, count_copies, describe_copies
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node_task import open_splits, open_validation
 from fedgraft.client.readers.reader_table import PREFIX
-from fedgraft.common.errors import UserError
+from fedgraft.client.readers.source import Source
+from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.plan import Plan
@@ -41,21 +45,30 @@ def check_data(node: Node, plan: Plan) -> tuple[Splits | None, list[Finding]]:
     try:
         # only labels and columns are looked at: whatever the preparation, nothing is prepared
         train, test = open_splits(node, plan, Preprocess())
+    except UserErrors as several:
+        return None, [_mistake(error) for error in several.errors]
     except UserError as error:
-        detail = f"{error.where}: {error.what}" if error.where else error.what
-        return None, [wrong("data", detail, error.remedy)]
+        return None, [_mistake(error)]
     splits = Splits(train, test)
     return splits, list(_findings(node, plan, splits))
 
 
+def _mistake(error: UserError) -> Finding:
+    detail = f"{error.where}: {error.what}" if error.where else error.what
+    return wrong("data", detail, error.remedy)
+
+
 def _findings(node: Node, plan: Plan, splits: Splits) -> Iterator[Finding]:
     records = splits.train.records
-    count = sum(len(rows) for rows in records.splits.values())
-    yield ok("data", f"{count:,} records of the plan's task, read and checked")
-    yield _check_classes(plan, "training", splits.train)
-    yield _check_classes(plan, "test", splits.test)
+    yield _count_records(records)
+    yield from _count_files(records.source)
+    trained = set(splits.train.labels.tolist())
+    yield _check_classes(plan, "training", splits.train, trained)
+    yield _check_classes(plan, "test", splits.test, trained)
     yield from _check_validation(plan, splits.train)
     yield _check_patients(node, plan, splits)
+    yield from _check_copies(node, plan, records)
+    yield from _check_unknown(records.source)
     yield from _check_groups(node, plan, splits.test)
     if not records.skipped:
         yield ok("unreadable", "none")
@@ -65,22 +78,65 @@ def _findings(node: Node, plan: Plan, splits: Splits) -> Iterator[Finding]:
     yield ok("unreadable", f"{left_out} ({'; '.join(counts)})")
 
 
-def _check_classes(plan: Plan, which: str, split: Split) -> Finding:
+def _count_records(records: Records) -> Finding:
+    """Return how many records are of the task, and what became of the others."""
+    count = sum(len(rows) for rows in records.splits.values())
+    detail = f"{count:,} records of the plan's task, read and checked"
+    left_out = count_left_out(records.source, records.labels)
+    if left_out:
+        detail += (
+            f"; {left_out.total():,} with labels that the plan does not name are left out"
+            f" ({describe_left_out(left_out)})"
+        )
+    elsewhere = len(records.source) - count - left_out.total()
+    if elsewhere:
+        detail += f"; {elsewhere:,} are not this node's (data.rows)"
+    return ok("data", detail)
+
+
+def _count_files(source: Source) -> Iterator[Finding]:
+    """Give what the files of a folder or manifest are; the counts add up."""
+    if not source.files:
+        return
+    beside = dict(source.beside)
+    total = len(source) + source.skipped + sum(beside.values())
+    counts = [f"{len(source):,} read"]
+    counts += [f"{count:,} {words}" for words, count in beside.items()]
+    counts.append(f"{source.skipped:,} unreadable")
+    yield ok("files", f"{total:,} files: {', '.join(counts)}")
+
+
+def _check_classes(plan: Plan, which: str, split: Split, trained: Set[int]) -> Finding:
+    """Return how many records of each class a split has.
+
+    Args:
+        trained: the classes that the training split has: tests lack another one because of it.
+    """
     counts = Counter(split.labels.tolist())
     shares = []
     missing = []
     for number, name in enumerate(plan.task.classes):
         shares.append(f"{name} {counts[number]:,}")
-        if not counts[number]:
+        if not counts[number] and (which == "training" or number in trained):
             missing.append(name)
     listed = ", ".join(shares)
-    if missing and which == "training":
+    what = f"{which} data"
+    if not len(split):
+        return skipped(what, "none: nothing is measured here; see data.test_fraction")
+    if not missing:
+        return ok(what, f"{len(split):,}: {listed}")
+    if which == "training":
         remedy = (
             "see task.labels in the plan, or take part knowing that this node teaches nothing about"
             " them"
         )
-        return wrong(f"{which} data", f"{listed}: none of {', '.join(missing)}", remedy)
-    return ok(f"{which} data", f"{len(split):,}: {listed}")
+        return wrong(what, f"{listed}: none of {', '.join(missing)}", remedy)
+    return wrong(
+        what,
+        f"{len(split):,}: {listed}: none of {', '.join(missing)}",
+        "give the test split records of every class that is trained on, or leave the splits out:"
+        " then they are made so; or take part knowing that nothing is measured of them here",
+    )
 
 
 def _check_validation(plan: Plan, train: Split) -> Iterator[Finding]:
@@ -89,7 +145,7 @@ def _check_validation(plan: Plan, train: Split) -> Iterator[Finding]:
         return
     validation = open_validation(train)
     if len(validation):
-        yield _check_classes(plan, "validation", validation)
+        yield _check_classes(plan, "validation", validation, set())
         return
     remedy = "see evaluate.validation_fraction in the plan"
     yield skipped("validation data", f"none: this node has no say in what is chosen; {remedy}")
@@ -97,7 +153,7 @@ def _check_validation(plan: Plan, train: Split) -> Iterator[Finding]:
 
 def _check_patients(node: Node, plan: Plan, splits: Splits) -> Finding:
     column = node.data.patient
-    owners = splits.train.records.patients(column)
+    owners = splits.train.records.owners
     if owners is None:
         if plan.privacy.unit == "patient" and plan.privacy.mode != "none":
             detail = "the plan protects patients, and the data does not name them"
@@ -117,7 +173,36 @@ def _check_patients(node: Node, plan: Plan, splits: Splits) -> Finding:
         )
         return wrong("patients", detail, remedy)
     detail = f"{len(trained):,} in training, {len(tested):,} in test, none in both"
+    most = max(Counter(owners[row] for row in splits.train.rows).values())
+    if most > 1:
+        detail += f"; up to {most:,} training records of one patient"
+        if plan.privacy.at_node and plan.privacy.unit == "example":
+            detail += ": ε is for one of them, not for a person, see privacy.unit: patient"
     return ok("patients", detail)
+
+
+def _check_copies(node: Node, plan: Plan, records: Records) -> Iterator[Finding]:
+    """Give whether images are there twice, and on which sides."""
+    copies = count_copies(records.source, records.splits)
+    words = describe_copies(copies)
+    if not words:
+        return
+    # of row numbers that node.yaml names; the data's own splits were checked when they were read
+    if copies.shared.get(TESTED, 0) > node.data.max_shared * len(records.splits["test"]):
+        remedy = "take them out of one of the two in data.rows, or raise data.max_shared"
+        yield wrong("copies", words, remedy)
+        return
+    if not copies.shared:
+        words += "; none is in two splits"
+    if plan.privacy.at_node and plan.privacy.unit == "example":
+        words += "; ε is for one of them, not for all copies"
+    yield ok("copies", words)
+
+
+def _check_unknown(source: Source) -> Iterator[Finding]:
+    """Give each column's values that the plan's categories do not name."""
+    for column, count in source.unknown.items():
+        yield ok(f"column {column}", f"{count:,} unknown values count as missing")
 
 
 def _check_groups(node: Node, plan: Plan, test: Split) -> Iterator[Finding]:

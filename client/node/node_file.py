@@ -26,6 +26,7 @@ from pydantic import Field
 from fedgraft.client.node.policy import Policy
 from fedgraft.client.readers.reader_table import PREFIX, READERS
 from fedgraft.common.files.yaml_file import Lines, read_yaml, validate
+from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.section import Section, Text
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Manifest(Section):
     )
 
 
-class Data(Section):
+class Place(Section):
     """Where the records are."""
 
     path: Text = Field(
@@ -95,6 +96,16 @@ class Data(Section):
     def rows_path(self) -> Path | None:
         """Where the row numbers are; None: all rows are this node's."""
         return None if self.rows is None else Path(self.rows)
+
+
+class Data(ReadingSection, Place):
+    """Where the records are, and what was decided about them."""
+
+    @property
+    def reading(self) -> ReadingSection:
+        """What was decided about the records, without where they are."""
+        decided = {key: getattr(self, key) for key in ReadingSection.model_fields}
+        return ReadingSection(**decided)
 
 
 class Connection(Section):

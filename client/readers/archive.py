@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
-from fedgraft.client.readers.reader import Reader, has_suffix
+from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
 from fedgraft.client.readers.source import SPLITS, Label, Source, unreadable
 from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
@@ -34,11 +34,14 @@ _BROKEN = (
 _LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
 
 
-def read_npz(path: Path) -> Source:
+def read_npz(path: Path, bits: int | None = None) -> Source:
     """Return every image of an archive, the splits in the order train, val, test.
 
     Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3. Labels: `(n,)` or
     `(n, 1)`.
+
+    Args:
+        bits: how many of 16 bits the images use; None: nobody has said.
 
     Raises:
         UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
@@ -67,7 +70,7 @@ def read_npz(path: Path) -> Source:
     def column(name: str) -> list[str]:
         return archive.column(name, prefixes, counts)
 
-    return image_source(str(path), join_images(images), labels, splits, column)
+    return image_source(str(path), join_images(images), labels, splits, column, bits)
 
 
 @dataclass(frozen=True)
@@ -177,4 +180,8 @@ def load_archive(
     return arrays, large
 
 
-NPZ = Reader("npz", has_suffix(".npz"), read=lambda request: read_npz(Path(request.path)))
+def _read(request: ReadRequest) -> Source:
+    return read_npz(Path(request.path), request.reading.bits)
+
+
+NPZ = Reader("npz", has_suffix(".npz"), read=_read)

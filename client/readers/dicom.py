@@ -15,10 +15,14 @@ import io
 import logging
 import math
 import warnings
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fedgraft.client.readers.bit_depth import FULL, NOT_ASKED, spread
+from fedgraft.client.readers.placeholders import PSEUDONYM_OF_NOBODY, is_placeholder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 WHITE = 65535.0
+BLANK = "blank: every pixel has one value"
+# bytes of compressed pixels, and how many pixels of a blank image take more than a byte
+_SMALL = 200
+_LEAST_PACKED = 32
 _BROKEN = (
     OSError,
     ValueError,
@@ -43,21 +51,60 @@ def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def examine(content: bytes) -> tuple[str, str]:
-    """Return what is wrong with a file, "" if nothing, and its patient's pseudonym.
+@dataclass(frozen=True)
+class Examined:
+    """What an image file tells before it is used, DICOM or not.
 
-    The words tell nothing of the file. The header is read, and whether the pixels are all there;
-    nothing is decoded.
+    Attributes:
+        problem: why it cannot be used, in words that name a kind of problem and nothing of the
+            file, so that they can be counted and told; "" if it can.
+        patient: whose image it is, a pseudonym; "" where the file says nothing.
+        brightest: the highest value, where the image has 16 bits and does not say how many it uses.
+    """
+
+    problem: str = ""
+    patient: str = ""
+    brightest: int = NOT_ASKED
+
+
+def examine(content: bytes) -> Examined:
+    """Return what a file tells before it is used.
+
+    The header is read, and whether the pixels are all there. Decoded it is only where its values
+    matter: it may be blank, or darker than it should be.
     """
     try:
         data = _read(content)
-        return _problem(data), _pseudonym(data)
+        problem = _problem(data)
+        patient = _pseudonym(data)
+        if problem:
+            return Examined(problem, patient)
+        brightest = NOT_ASKED
+        if _may_be_odd(data):
+            stored = data.pixel_array
+            if is_blank(stored):
+                problem = BLANK
+            elif stored.dtype == np.uint16 and _is_plain(data, stored):
+                brightest = int(stored.max())
+        return Examined(problem, patient, brightest)
     except _BROKEN:
-        return "cut off or corrupt", ""
+        return Examined("cut off or corrupt")
 
 
-def decode(content: bytes) -> np.ndarray:
+def is_blank(pixels: np.ndarray) -> bool:
+    """Return whether every pixel of an image `(H, W)` or `(H, W, C)` is the same."""
+    first = pixels[:1, :1]
+    # most images differ in their first row already
+    if (pixels[:1] != first).any():
+        return False
+    return bool((pixels == first).all())
+
+
+def decode(content: bytes, bits: int | None = None) -> np.ndarray:
     """Return grey `(H, W)` uint8 or uint16, or colour `(H, W, 3)` uint8.
+
+    Args:
+        bits: how many bits stored values use that are said to have 16.
 
     Raises:
         ValueError: it cannot be decoded; says why.
@@ -69,7 +116,7 @@ def decode(content: bytes) -> np.ndarray:
             raise ValueError(problem)
         if data.PhotometricInterpretation in COLOUR:
             return _colour(data)
-        return _grey(data)
+        return _grey(data, bits)
     except _BROKEN as error:
         raise ValueError(str(error)[:200]) from None
 
@@ -116,11 +163,13 @@ def _least_bytes(data: Dataset) -> int:
 def _pseudonym(data: Dataset) -> str:
     """Return whose image it is: the same text for the same PatientID and issuer.
 
-    It is not the identifier itself.
+    It is not the identifier itself. "" where there is none; one text for all that are nobody's.
     """
     identity = str(data.get("PatientID") or "").strip()
     if not identity:
         return ""
+    if is_placeholder(identity):
+        return PSEUDONYM_OF_NOBODY
     issuer = str(data.get("IssuerOfPatientID") or "").strip()
     return hashlib.sha256(f"{issuer}\0{identity}".encode()).hexdigest()[:32]
 
@@ -134,7 +183,17 @@ def _colour(data: Dataset) -> np.ndarray:
     return pixels
 
 
-def _grey(data: Dataset) -> np.ndarray:
+def _may_be_odd(data: Dataset) -> bool:
+    """Return whether an image may be blank, which compresses to almost nothing, or have 16 bits of
+    which it uses fewer.
+    """
+    if not data.file_meta.TransferSyntaxUID.is_compressed:
+        return True
+    pixels = int(data.Rows) * int(data.Columns)
+    return int(data.BitsStored) == FULL or len(data.PixelData) < _SMALL + pixels // _LEAST_PACKED
+
+
+def _grey(data: Dataset, bits: int | None) -> np.ndarray:
     stored = data.pixel_array
     if stored.ndim != 2:
         raise ValueError(f"grey pixels of shape {stored.shape}")
@@ -142,8 +201,10 @@ def _grey(data: Dataset) -> np.ndarray:
     padding = _padding(data, stored)
     if _is_plain(data, stored):
         shown = stored.copy()
+        if bits is not None and stored.dtype == np.uint16:
+            shown = spread(stored, bits)
         if inverted:
-            shown = np.iinfo(stored.dtype).max - stored
+            shown = np.iinfo(stored.dtype).max - shown
     else:
         brightness = _windowed(data, stored)
         if inverted:

@@ -9,16 +9,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from fedgraft.client.readers.bit_depth import check_brightest, digests_at
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.looked_at import ImageEntry, Look, look_at_files
 from fedgraft.client.readers.source import Prepare, Source, did_you_mean
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 
 T = TypeVar("T")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -40,6 +43,7 @@ class FileTexts:
 
 
 NO_TEXTS = FileTexts()
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 def file_source(
@@ -48,6 +52,8 @@ def file_source(
     *,
     texts: FileTexts = NO_TEXTS,
     cache: Path | None = None,
+    reading: ReadingSection = UNDECIDED,
+    beside: Mapping[str, int] = NOTHING,
 ) -> Source:
     """Return a `Source` over image files.
 
@@ -56,9 +62,11 @@ def file_source(
     Args:
         where: the folder or manifest, for messages.
         cache: folder for the memory of what was seen; None: look at every file anew.
+        reading: what a person has decided about the files.
+        beside: what else lies in the folder, for `Source.beside`.
 
     Raises:
-        UserError: no file can be used.
+        UserError: no file can be used, or images of 16 bits are dark and nobody has said why.
     """
     looks = look_at_files(where, entries, cache)
     usable = [number for number, look in enumerate(looks) if not look.problem]
@@ -72,6 +80,7 @@ def file_source(
     looks = _pick(looks, usable)
     files = [entry.file for entry in entries]
     places = _pick(texts.places, usable) if texts.places else files
+    check_brightest(where, [look.brightest for look in looks], reading.bits)
     columns = _patient_columns(looks)
     for name, values in texts.columns.items():
         columns[name] = _pick(values, usable)
@@ -81,18 +90,23 @@ def file_source(
         return list(columns[name])
 
     def read(rows: np.ndarray, prepare: Prepare | None = None) -> Tensor | Batch:
-        return read_images(_pick(files, rows), prepare)
+        return read_images(_pick(files, rows), prepare, reading.bits)
 
+    identities = [look.digest for look in looks]
     return Source(
         where=where,
         labels=[entry.label for entry in entries],
-        digests=[look.digest for look in looks],
+        digests=digests_at(reading.bits, identities),
         read=read,
         place=places.__getitem__,
         splits=_splits(entries),
         column=column,
         skipped=sum(problems.values()),
         problems=dict(problems.most_common()),
+        beside=beside,
+        files=files,
+        contents=[look.content for look in looks],
+        identities=identities,
     )
 
 

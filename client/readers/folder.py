@@ -2,56 +2,61 @@
 splits.
 
 Below a class folder the files may lie as deep as they like. A folder of DICOM files is read in the
-same way, whatever the files are called; whose each image is stands in the files.
+same way, whatever the files are called; whose each image is stands in the files. What lies beside
+them is counted: `client/readers/folder_files.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from fedgraft.client.readers.dicom import is_dicom
 from fedgraft.client.readers.files import SPLIT_NAMES, file_source
+from fedgraft.client.readers.folder_files import is_image, is_system, may_be_dicom, sort_files, walk
 from fedgraft.client.readers.image_file import SUFFIXES
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.reader import Reader, ReadRequest, Stamp, stamp_of
 from fedgraft.client.readers.source import Source, unreadable
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.tasks.labels import plain_label
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
 # files that tell whether a folder is one of DICOM files
 _LOOKED_AT = 50
-# bytes that tell whether a file is
-_FIRST_BYTES = 132
 
 
-def read_folder(path: Path, *, dicom: bool = False, cache: Path | None = None) -> Source:
+def read_folder(
+    path: Path, *, cache: Path | None = None, reading: ReadingSection = UNDECIDED
+) -> Source:
     """Return every usable image below a folder of class folders; the folder's name is the label.
 
     Args:
-        dicom: whether to read DICOM files and no others.
         cache: folder for the memory of what was seen, see `client/readers/files.py`.
+        reading: what a person has decided about the files.
 
     Raises:
-        UserError: no such folder, no class folders, or no readable image.
+        UserError: no such folder, no class folders, no readable image, or files of which somebody
+            must say whether they are records.
     """
-    belongs = _may_be_dicom if dicom else _is_image
-    entries = []
+    # by class folder, in order
+    places: dict[str, tuple[str, str | None]] = {}
     for folder, split in _split_folders(path):
         for label in _folders(folder):
-            files = sorted(filter(belongs, walk(folder / label)))
-            entries += [ImageEntry(file, plain_label(label), split) for file in files]
+            places[os.path.join(folder, label)] = (label, split)
+    files = sort_files(str(path), list(places), reading.leave_out)
+
+    entries = []
+    for place, (label, split) in places.items():
+        own = sorted([*files.images.get(place, ()), *files.dicom.get(place, ())])
+        entries += [ImageEntry(file, plain_label(label), split) for file in own]
     if not entries:
-        kind = "DICOM" if dicom else ", ".join(SUFFIXES[:3])
         remedy = (
-            f"put {kind} files into one folder a class: {path.name}/<class>/image, or list them in"
-            " a manifest (.csv)"
+            f"put {', '.join(SUFFIXES[:3])} or DICOM files into one folder a class:"
+            f" {path.name}/<class>/image, or list them in a manifest (.csv)"
         )
         raise UserError("no images in class folders", where=str(path), remedy=remedy)
-    return file_source(str(path), entries, cache=cache)
+    return file_source(str(path), entries, cache=cache, reading=reading, beside=files.beside)
 
 
 def _split_folders(path: Path) -> list[tuple[Path, str | None]]:
@@ -68,54 +73,22 @@ def _split_folders(path: Path) -> list[tuple[Path, str | None]]:
 
 def holds_dicom(path: Path) -> bool:
     """Return whether a folder's first files are DICOM files rather than other images."""
-    for file in islice(walk(path), _LOOKED_AT):
-        if _is_image(file):
+    for file in islice(walk(str(path)), _LOOKED_AT):
+        if is_image(file):
             return False
-        if _may_be_dicom(file):
+        if may_be_dicom(file):
             return True
     return False
 
 
-def walk(path: Path) -> Iterator[str]:
-    """Give every file below a folder but hidden ones, as text.
-
-    A hundred thousand `Path` objects take long to make.
-    """
-    for folder, below, files in os.walk(path):
-        below[:] = sorted(name for name in below if name[0] != ".")
-        for name in sorted(files):
-            if name[0] != ".":
-                yield os.path.join(folder, name)
-
-
 def _folders(path: Path) -> list[str]:
-    """Return the names of the folders in a folder but hidden ones, sorted."""
+    """Return the names of the folders in a folder but those of the system, sorted."""
     try:
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         raise unreadable(path, error) from None
-    return sorted(name for name in names if name[0] != ".")
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES)
-
-
-def _may_be_dicom(file: str) -> bool:
-    """Return whether a file is one by its suffix or its first bytes.
-
-    Scanners write names such as `IM000001`. Not the index of a CD, DICOMDIR.
-    """
-    if file.lower().endswith(DICOM_SUFFIXES):
-        return True
-    if os.path.basename(file).upper() == "DICOMDIR":
-        return False
-    try:
-        with open(file, "rb") as opened:
-            return is_dicom(opened.read(_FIRST_BYTES))
-    except OSError:
-        return False
+    return sorted(name for name in names if not is_system(name))
 
 
 def _stamp(path: str) -> Stamp:
@@ -124,12 +97,8 @@ def _stamp(path: str) -> Stamp:
     return stamp_of(folders or [path])
 
 
-def _read_images(request: ReadRequest) -> Source:
-    return read_folder(Path(request.path), cache=request.cache)
-
-
-def _read_dicom(request: ReadRequest) -> Source:
-    return read_folder(Path(request.path), dicom=True, cache=request.cache)
+def _read(request: ReadRequest) -> Source:
+    return read_folder(Path(request.path), cache=request.cache, reading=request.reading)
 
 
 def _is_image_folder(path: str) -> bool:
@@ -140,5 +109,5 @@ def _is_dicom_folder(path: str) -> bool:
     return os.path.isdir(path) and holds_dicom(Path(path))
 
 
-IMAGE_FOLDER = Reader("image-folder", _is_image_folder, read=_read_images, stamp=_stamp)
-DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read_dicom, stamp=_stamp)
+IMAGE_FOLDER = Reader("image-folder", _is_image_folder, read=_read, stamp=_stamp)
+DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read, stamp=_stamp)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedgraft.client.readers.source import Label, Source, array_reader, digest, unreadable
+from fedgraft.client.readers.bit_depth import check_brightest, digests_at, spread
+from fedgraft.client.readers.source import (
+    Label,
+    Source,
+    array_reader,
+    content_digest,
+    digest,
+    unreadable,
+)
 from fedgraft.client.readers.stored import StoredRows
 from fedgraft.common.errors import UserError
 
@@ -39,6 +48,7 @@ class JoinedImages:
 
     def __init__(self, parts: Sequence[np.ndarray | LargeImages]) -> None:
         self._parts = parts
+        self.dtype = parts[0].dtype
         self._begins = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
@@ -56,6 +66,17 @@ class JoinedImages:
 Images = np.ndarray | LargeImages | JoinedImages
 
 
+class SpreadImages:
+    """Images that use fewer than 16 bits, spread over all of them when they are picked."""
+
+    def __init__(self, images: Images, bits: int) -> None:
+        self._images = images
+        self._bits = bits
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return spread(self._images[rows], self._bits)
+
+
 def join_images(parts: Sequence[np.ndarray | LargeImages]) -> Images:
     """Return all parts as one; those in memory are concatenated if all of them are."""
     loaded = [part for part in parts if isinstance(part, np.ndarray)]
@@ -70,27 +91,53 @@ def image_source(
     labels: list[Label],
     splits: Mapping[str, np.ndarray],
     column: Callable[[str], list[str]] | None = None,
+    bits: int | None = None,
 ) -> Source:
-    """Return a `Source` over images `(n, C, H, W)`."""
+    """Return a `Source` over images `(n, C, H, W)`.
+
+    Args:
+        bits: how many of 16 bits they use.
+
+    Raises:
+        UserError: images of 16 bits are dark and nobody has said why, or have more than `bits`.
+    """
+    seen = _look_at(images, labels)
+    check_brightest(where, seen.brightest, bits)
+    wide = images.dtype == np.uint16
     return Source(
         where=where,
         labels=labels,
-        digests=_digests(images, labels),
-        read=array_reader(images),
+        digests=digests_at(bits, seen.digests),
+        identities=seen.digests,
+        contents=seen.contents,
+        read=array_reader(SpreadImages(images, bits) if wide and bits is not None else images),
         place=lambda row: f"{where}: image {row}",
         splits=splits,
         column=column,
     )
 
 
-def _digests(images: Images, labels: list[Label]) -> list[bytes]:
-    digests: list[bytes] = []
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of each image: digests with its label and without, and its highest value."""
+
+    digests: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    brightest: list[int] = field(default_factory=list)
+
+
+def _look_at(images: Images, labels: list[Label]) -> _Seen:
+    seen = _Seen()
     for begin in range(0, len(images), _AT_ONCE):
         end = min(begin + _AT_ONCE, len(images))
         some = images[np.arange(begin, end)]
         for image, label in zip(some, labels[begin:end], strict=True):
-            digests.append(digest(image.tobytes(), label))
-    return digests
+            content = image.tobytes()
+            seen.digests.append(digest(content, label))
+            seen.contents.append(content_digest(content))
+            if image.dtype == np.uint16:
+                seen.brightest.append(int(image.max()))
+    return seen
 
 
 def as_images(array: np.ndarray, where: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Looking at image files before they are used, and remembering what was seen.
 
 Looking at a file means to hash its bytes, read its header and check its end, so that a broken one
-is left out before training, not met in its middle. What was seen is remembered in a file of the
-node's store, by the file's size and times, so that the next process need not read a hundred
-thousand files again.
+is left out before training, not met in its middle; and to see whether it is blank, or dark. What
+was seen is remembered in a file of the node's store, by the file's size and times, so that the next
+process need not read a hundred thousand files again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.readers.bit_depth import NOT_ASKED
 from fedgraft.client.readers.image_file import examine
-from fedgraft.client.readers.source import Label, digest
+from fedgraft.client.readers.source import CONTENT_BYTES, Label, content_digest, digest
 
 MISSING = "no such file"
 FORBIDDEN = "no permission to read it"
@@ -27,6 +28,7 @@ FORBIDDEN = "no permission to read it"
 _KEY = 16
 _DIGEST = 32
 _PATIENT = 16
+_COLUMNS = ("keys", "digests", "contents", "problem", "patient", "brightest")
 # files read at once: discs and file servers wait more than they work
 _READERS = 4
 # files in flight
@@ -50,11 +52,15 @@ class Look:
         digest: SHA-256 of content and label.
         problem: why it cannot be used, in words that tell nothing of it; "" if it can.
         patient: the patient's pseudonym, hexadecimal; "" where the file says none.
+        content: digest of the content alone.
+        brightest: the highest value of an image of 16 bits; see `client/readers/bit_depth.py`.
     """
 
     digest: bytes
     problem: str
-    patient: str
+    patient: str = ""
+    content: bytes = b""
+    brightest: int = NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +106,19 @@ def _look_at(entry: ImageEntry, known: Mapping[bytes, Look]) -> _Seen:
         with open(entry.file, "rb") as file:
             content = file.read()
     except PermissionError:
-        return _Seen(b"", Look(b"", FORBIDDEN, ""), fresh=True)
+        return _Seen(b"", Look(b"", FORBIDDEN), fresh=True)
     # ValueError: a name that no file can have
     except (OSError, ValueError):
-        return _Seen(b"", Look(b"", MISSING, ""), fresh=True)
-    problem, patient = examine(content)
-    return _Seen(key, Look(digest(content, entry.label), problem, patient), fresh=True)
+        return _Seen(b"", Look(b"", MISSING), fresh=True)
+    seen = examine(content)
+    look = Look(
+        digest=digest(content, entry.label),
+        problem=seen.problem,
+        patient=seen.patient,
+        content=content_digest(content),
+        brightest=seen.brightest,
+    )
+    return _Seen(key, look, fresh=True)
 
 
 def _key(entry: ImageEntry) -> bytes:
@@ -131,7 +144,7 @@ def _recall(memory: Path) -> dict[bytes, Look]:
     """Return what an earlier process saw, by key; nothing where the file is not there or whole."""
     try:
         with np.load(memory, allow_pickle=False) as file:
-            columns = [file[name] for name in ("keys", "digests", "problem", "patient")]
+            columns = [file[name] for name in _COLUMNS]
             words = [str(word) for word in file["words"]]
     # whatever is wrong with it, the images themselves are there
     except Exception:
@@ -139,9 +152,14 @@ def _recall(memory: Path) -> dict[bytes, Look]:
     if len({len(column) for column in columns}) != 1:
         return {}
     looks = {}
-    for key, digest_, problem, patient in zip(*columns, strict=True):
-        pseudonym = patient.tobytes().hex() if patient.any() else ""
-        looks[key.tobytes()] = Look(digest_.tobytes(), words[problem], pseudonym)
+    for key, digest_, content, problem, patient, brightest in zip(*columns, strict=True):
+        looks[key.tobytes()] = Look(
+            digest=digest_.tobytes(),
+            problem=words[problem],
+            patient=patient.tobytes().hex() if patient.any() else "",
+            content=content.tobytes(),
+            brightest=int(brightest),
+        )
     return looks
 
 
@@ -154,7 +172,9 @@ def _remember(memory: Path, looks: Mapping[bytes, Look]) -> None:
     numbers = {word: at for at, word in enumerate(words)}
     digests = [look.digest for look in looks.values()]
     patients = [bytes.fromhex(look.patient) or bytes(_PATIENT) for look in looks.values()]
+    contents = [look.content for look in looks.values()]
     problems = [numbers[look.problem] for look in looks.values()]
+    brightest = [look.brightest for look in looks.values()]
     part = memory.with_name(f"{memory.name}.{os.getpid()}.part")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +184,10 @@ def _remember(memory: Path, looks: Mapping[bytes, Look]) -> None:
                 file,
                 keys=_matrix(list(looks), _KEY),
                 digests=_matrix(digests, _DIGEST),
+                contents=_matrix(contents, CONTENT_BYTES),
                 patient=_matrix(patients, _PATIENT),
                 problem=np.array(problems, np.uint16),
+                brightest=np.array(brightest, np.int32),
                 words=np.array(words, np.str_),
             )
         os.replace(part, memory)

@@ -25,13 +25,24 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.tasks.labels import plain_label
 
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
 
-def read_manifest(path: Path, names: ManifestColumns, *, cache: Path | None = None) -> Source:
+def read_manifest(
+    path: Path,
+    names: ManifestColumns,
+    *,
+    cache: Path | None = None,
+    reading: ReadingSection = UNDECIDED,
+) -> Source:
     """Return the images that a manifest lists, in its order; unusable ones are left out.
+
+    Args:
+        cache: folder for the memory of what was seen, see `client/readers/files.py`.
+        reading: what a person has decided about the files.
 
     Raises:
         UserError: it cannot be read, lacks a column, or a row says no path, no label, or an unknown
@@ -42,7 +53,8 @@ def read_manifest(path: Path, names: ManifestColumns, *, cache: Path | None = No
     entries = _entries(cells, names, path.parent)
     columns = {name: cells.column(name) for name in cells.header}
     places = [f"{path}:{line}" for line in cells.lines]
-    return file_source(str(path), entries, texts=FileTexts(columns, places), cache=cache)
+    texts = FileTexts(columns, places)
+    return file_source(str(path), entries, texts=texts, cache=cache, reading=reading)
 
 
 def _entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
@@ -81,7 +93,9 @@ def _entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEn
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_manifest(Path(request.path), request.manifest, cache=request.cache)
+    return read_manifest(
+        Path(request.path), request.manifest, cache=request.cache, reading=request.reading
+    )
 
 
 MANIFEST = Reader(

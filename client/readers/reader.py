@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.client.readers.source import Label, Source, unreadable
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 
 Stamp = tuple[Hashable, ...]
 
@@ -77,12 +78,14 @@ class ReadRequest:
         path: an absolute path, or a name with a prefix.
         cache: folder to remember there which image files were looked at already; None: look at
             every file anew.
+        reading: what a person has decided about the data.
     """
 
     path: str
     table: TableColumns = NO_TABLE
     manifest: ManifestColumns = USUAL_NAMES
     cache: Path | None = None
+    reading: ReadingSection = UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Reader:
         read: a request → its records. Raises `UserError` with file, line and column.
         gives: path → which raw material.
         stamp: path → what changes when the data does. Raises `UserError`.
-        options: what of a request `read` depends on, beside the path.
+        options: what of a request `read` depends on, beside the path and what was decided.
     """
 
     name: str

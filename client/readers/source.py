@@ -19,6 +19,8 @@ from fedgraft.common.tasks.labels import Label
 T = TypeVar("T")
 Prepare = Callable[[Tensor], Batch]
 SPLITS = ("train", "val", "test")
+# of a content's digest
+CONTENT_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,10 @@ class Source:
         column: name → each row's text in that column (of a table, or array of an archive).
         skipped: records that could not be read and are left out.
         problems: how many of them by the kind of problem, in words that name no record.
+        beside: how many files of a folder are no records, by words for people.
+        files: the file of each record, where each has its own.
+        contents: SHA-256 of each record's content without its label, where equal content is the
+            same record twice: images, not rows of a table. Shortened; None: not known.
         unknown: by column, values that are not among the plan's categories and count as missing.
         identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan
             asks for; the privacy ledger knows records by it.
@@ -57,6 +63,9 @@ class Source:
     skipped: int = 0
     problems: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    contents: Sequence[bytes] | None = None
     identities: Sequence[bytes] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
@@ -119,6 +128,11 @@ def array_reader(values: Rows) -> Callable[[np.ndarray, Prepare | None], Any]:
 def digest(content: bytes, label: Label) -> bytes:
     """Return SHA-256 of one record: its content and its label."""
     return hashlib.sha256(repr(label).encode() + b"\0" + content).digest()
+
+
+def content_digest(content: bytes) -> bytes:
+    """Return 16 bytes of SHA-256 of a record's content: equal where it is the same image."""
+    return hashlib.sha256(content).digest()[:CONTENT_BYTES]
 
 
 def table_digests(values: np.ndarray, labels: Sequence[Label]) -> list[bytes]:

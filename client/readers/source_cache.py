@@ -26,7 +26,8 @@ class SourceCache:
 
     def open(self, reader: Reader, request: ReadRequest) -> Source:
         """Return the records of a file, decoded now or before. Raise `UserError` as its reader."""
-        key = (reader.name, request.path, reader.options(request), reader.stamp(request.path))
+        options = (request.reading, reader.options(request))
+        key = (reader.name, request.path, options, reader.stamp(request.path))
         # or two threads would decode the same file at once
         with self._reading:
             if key not in self._sources:

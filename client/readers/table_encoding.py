@@ -2,15 +2,17 @@
 
 A column of numbers is one input. A column of categories, which the plan names with their values so
 that all hospitals encode alike, becomes one input a value: 1 for the row's own, 0 for the others,
-and missing in all of them where the cell is empty or holds a value that the plan does not know. Too
-many unknown ones are an error: they are another spelling, not missing.
+and missing in all of them where the cell is empty. A value that the plan does not know is an error,
+unless a person has decided that it is missing; in more than half of a column it is another spelling
+whatever they decided.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +20,14 @@ from fedgraft.client.readers.reader import TableColumns
 from fedgraft.client.readers.source import Label
 from fedgraft.client.readers.table_cells import MOST_TOLD, Cells
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import to_write
 from fedgraft.common.tasks.labels import plain_label
 
-_LARGEST = float(np.finfo(np.float32).max)
+# a larger value has no square in 32 bits, and no network can take it
+_LARGEST = 1e18
+# unknown values in one message, and characters of each
+_MOST_VALUES = 8
+_LONGEST = 20
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,13 @@ class Encoded:
     unknown: dict[str, int]
 
 
-def encode(cells: Cells, columns: TableColumns) -> Encoded:
-    """Return the feature columns as inputs, in the plan's order."""
+def encode(cells: Cells, columns: TableColumns, *, allow_unknown: bool = False) -> Encoded:
+    """Return the feature columns as inputs, in the plan's order.
+
+    Args:
+        allow_unknown: whether values that the plan's categories do not name are missing, up to half
+            of a column; else each column of them is a mistake.
+    """
     categories = dict(columns.categories)
     widths = [len(categories.get(name, ())) or 1 for name in columns.features]
     values = np.full((len(cells.rows), sum(widths)), np.nan, np.float32)
@@ -48,7 +60,11 @@ def encode(cells: Cells, columns: TableColumns) -> Encoded:
     for name, width in zip(columns.features, widths, strict=True):
         inputs = values[:, begin : begin + width]
         if name in categories:
-            _encode_categories(cells, name, categories[name], inputs, encoded)
+            strange = _encode_categories(cells, name, categories[name], inputs)
+            if strange.values and not (allow_unknown and strange.is_fewer):
+                encoded.mistakes.append(_misspelt(cells.where, strange, categories[name]))
+            if strange.values:
+                encoded.unknown[name] = len(strange.values)
         else:
             _encode_numbers(cells, name, inputs[:, 0], encoded)
             if len(encoded.mistakes) >= MOST_TOLD:
@@ -59,27 +75,38 @@ def encode(cells: Cells, columns: TableColumns) -> Encoded:
     return encoded
 
 
+@dataclass(frozen=True)
+class _Strange:
+    """The values of a column that the plan's categories do not name, of how many that are there."""
+
+    column: str
+    values: list[str]
+    given: int
+
+    @property
+    def is_fewer(self) -> bool:
+        """Whether they are not more than those that the plan names."""
+        return 2 * len(self.values) <= self.given
+
+
 def _encode_categories(
-    cells: Cells, name: str, known: Sequence[Label], inputs: np.ndarray, encoded: Encoded
-) -> None:
+    cells: Cells, name: str, known: Sequence[Label], inputs: np.ndarray
+) -> _Strange:
     """Fill in the inputs `(n, values)` of one column of categories."""
     numbers = {plain_label(value): number for number, value in enumerate(known)}
+    strange = _Strange(name, [], 0)
     given = 0
-    strange: list[str] = []
     for row, cell in enumerate(cells.column(name)):
         if not cell:
             continue
         given += 1
         number = numbers.get(plain_label(cell))
         if number is None:
-            strange.append(cell)
+            strange.values.append(cell)
         else:
             inputs[row] = 0
             inputs[row, number] = 1
-    if strange:
-        encoded.unknown[name] = len(strange)
-    if 2 * len(strange) > given:
-        encoded.mistakes.append(_misspelt(cells.where, name, strange, known, given))
+    return replace(strange, given=given)
 
 
 def _encode_numbers(cells: Cells, name: str, inputs: np.ndarray, encoded: Encoded) -> None:
@@ -105,7 +132,7 @@ def _number(text: str) -> float:
     if "_" in text or math.isnan(value):
         raise ValueError(f"{text[:40]!r} is not a number")
     if abs(value) > _LARGEST:
-        raise ValueError(f"{text[:40]!r} is infinite, or too large for a 32-bit number")
+        raise ValueError(f"{text[:40]!r} is infinite, or larger than anything measured")
     return value
 
 
@@ -119,16 +146,18 @@ def mistaken_cell(cells: Cells, row: int, column: str, what: str) -> UserError:
     return UserError(f"column {column!r}: {what}", where=where, remedy=remedy)
 
 
-def _misspelt(
-    where: str, column: str, strange: Sequence[str], known: Sequence[Label], given: int
-) -> UserError:
-    examples = [repr(cell[:20]) for cell in sorted(set(strange))[:5]]
+def _misspelt(where: str, strange: _Strange, known: Sequence[Label]) -> UserError:
+    counts = Counter(value[:_LONGEST] for value in strange.values).most_common(_MOST_VALUES)
+    listed = ", ".join(f"{value!r} {count:,}" for value, count in counts)
     what = (
-        f"column {column!r}: {len(strange)} of {given} values are not among the plan's categories,"
-        f" such as {', '.join(examples)}"
+        f"column {strange.column!r}: {len(strange.values):,} of {strange.given:,} values are not"
+        f" among the plan's categories: {listed}"
     )
     remedy = (
         f"write them as the plan does: {', '.join(map(str, known[:12]))}; "
         "or ask the coordinator to add them to task.categories"
     )
+    if strange.is_fewer:
+        missing = to_write("unknown_categories", "missing")
+        remedy += f"; if they are to count as missing: {missing}"
     return UserError(what, where=where, remedy=remedy)

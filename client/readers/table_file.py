@@ -27,8 +27,11 @@ NO_CATEGORIES: Mapping[str, Sequence[Label]] = MappingProxyType({})
 _ADD = "; add the column (it may be empty) or change task.columns or task.target"
 
 
-def read_table(path: Path, columns: TableColumns) -> Source:
+def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False) -> Source:
     """Return the feature columns and labels, as float32 `(n, F)` with NaN where a cell is empty.
+
+    Args:
+        allow_unknown: whether values that the plan's categories do not name are missing.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or a cell is not a number; each mistake
@@ -36,7 +39,7 @@ def read_table(path: Path, columns: TableColumns) -> Source:
     """
     cells = read_cells(path)
     cells.check_columns((*columns.features, columns.target), remedy=_ADD)
-    encoded = encode(cells, columns)
+    encoded = encode(cells, columns, allow_unknown=allow_unknown)
     raise_mistakes([*encoded.mistakes, *_missing_labels(cells, columns.target)])
 
     labels = [plain_label(label) for label in cells.column(columns.target)]
@@ -67,11 +70,13 @@ def read_features(
 ) -> np.ndarray:
     """Return the feature columns alone, for prediction: float32 `(n, F)`, NaN where empty.
 
-    Raises as `read_table`.
+    Values that the categories do not name are missing, up to half of a column. Raises as
+    `read_table`.
     """
     cells = read_cells(path)
     cells.check_columns(columns, remedy=_ADD)
-    encoded = encode(cells, TableColumns.of(columns, categories, target=""))
+    asked = TableColumns.of(columns, categories, target="")
+    encoded = encode(cells, asked, allow_unknown=True)
     raise_mistakes(encoded.mistakes)
     return encoded.values
 
@@ -84,7 +89,8 @@ def read_column(path: Path, name: str) -> list[str]:
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_table(Path(request.path), request.table)
+    allow_unknown = request.reading.unknown_categories == "missing"
+    return read_table(Path(request.path), request.table, allow_unknown=allow_unknown)
 
 
 def _table_reader(name: str, *suffixes: str) -> Reader:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.plan.section import Count, Names, Problem, Section, Text, check_together
 
 
@@ -28,6 +29,8 @@ class PartitionSection(Section):
 class SimulationSection(Section):
     """The hospitals of a simulation on one machine."""
 
+    later: ClassVar[tuple[str, ...]] = ("reading",)
+
     nodes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None,
         description="how many; null with partition files and column, where the data say it",
@@ -40,6 +43,10 @@ class SimulationSection(Section):
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="part kept for tests, where the data have no split of their own"
+    )
+    reading: ReadingSection = Field(
+        default=UNDECIDED,
+        description="what a hospital would write under `data` about data that look odd",
     )
 
     @property

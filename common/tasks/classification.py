@@ -75,15 +75,21 @@ def unknown_label(source: LabelledSource, row: int, task: TaskSection) -> UserEr
 
 
 def known_labels(task: TaskSection) -> dict[Label, int]:
-    """Return the class that each label in the data stands for."""
+    """Return the class that each label in the data stands for.
+
+    Where classes are called by numbers, such as grades 1, 2 and 3, a number is a class's name and
+    not its place.
+    """
     known: dict[Label, int] = {}
     if task.labels is not None:
         for number, label in enumerate(task.labels):
             known[plain_label(label)] = number
         return known
     numbers = range(count_classes(task))
-    known.update(zip(numbers, numbers, strict=True))
-    known.update(zip(task.classes, numbers, strict=True))
+    names = [plain_label(name) for name in task.classes]
+    if not any(isinstance(name, int) for name in names):
+        known.update(zip(numbers, numbers, strict=True))
+    known.update(zip(names, numbers, strict=True))
     return known
 
 

@@ -14,6 +14,7 @@ import torch
 
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node_task import open_data
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
@@ -265,6 +266,26 @@ def test_written_nodes_open_to_the_partition(tmp_path: Path) -> None:
         assert node.name == rows.name
         for split in ("train", "val", "test"):
             assert np.array_equal(records.splits[split], getattr(rows, split))
+
+
+def test_what_a_plan_decides_about_data_holds_at_its_nodes(tmp_path: Path) -> None:
+    """A simulation that opens the data one way and lets its nodes read them another way."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (60, 8, 8)).astype(np.uint16)
+    np.savez(tmp_path / "x.npz", images=pixels, labels=np.arange(60) % 2)
+    options = [
+        f"simulation={{nodes: 2, data: {tmp_path}/x.npz, partition: {{kind: iid}}}}",
+        "task.labels=[0, 1]",
+    ]
+    path = find_plan("pneumonia")
+    with pytest.raises(UserError, match="16 bits are dark") as caught:
+        write_nodes(load_plan("pneumonia", options), path, tmp_path / "nodes")
+    assert "simulation.reading.bits" in caught.value.remedy
+    assert not (tmp_path / "nodes").exists(), "nothing is half-written"
+    plan = load_plan("pneumonia", [*options, "simulation.reading.bits=12"])
+    for file in write_nodes(plan, path, tmp_path / "nodes"):
+        node = load_node(file)
+        assert (node.data.bits, node.data.labels_left_out) == (12, "allow")
+        assert open_data(node, plan).read(np.arange(60)).numpy().max() > 60_000
 
 
 @pytest.mark.slow

@@ -309,8 +309,9 @@ def test_a_node_with_two_rows(tmp_path: Path, labels: list[int], sizes: tuple[in
 
 def test_no_rows_of_the_task_is_an_error(tmp_path: Path) -> None:
     """Training on nothing would divide by zero later, far from the cause."""
+    path = images(tmp_path / "x.npz")
     with pytest.raises(UserError, match="no training examples") as caught:
-        open_records(path=images(tmp_path / "x.npz"), labels=(7, 8), **XRAYS)
+        open_records(path=path, labels=(7, 8), reading={"labels_left_out": "allow"}, **XRAYS)
     assert "0, 1" in caught.value.remedy
 
 
@@ -387,8 +388,8 @@ def test_image_folders_with_their_own_splits(tmp_path: Path) -> None:
         for name in ("normal", "pneumonia"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
-                colour = (i, 10, 20)
-                Image.new("RGB", (8, 8), colour).save(tmp_path / split / name / f"{i}.png")
+                image = Image.effect_noise((8, 8), 90).convert("RGB")
+                image.save(tmp_path / split / name / f"{i}.png")
     records = open_records(path=tmp_path, **XRAYS)
     assert {name: len(rows) for name, rows in records.splits.items()} == {
         "train": 6,
@@ -456,12 +457,12 @@ def test_a_label_outside_the_list(tmp_path: Path) -> None:
         open_records(path=path, **XRAYS)
     assert "image 2" in caught.value.where
     assert "0, 1, 2" in caught.value.remedy
-    left = open_records(path=path, labels=(0, 2), **XRAYS)
+    left = open_records(path=path, labels=(0, 2), reading={"labels_left_out": "allow"}, **XRAYS)
     assert left.labels.tolist() == [0, -1, 1] * 4
 
 
 @pytest.mark.parametrize(
-    "cell", ["high", "inf", "-Infinity", "1e400", "1e39", "nan", "1_000", "0x10", "1,5"]
+    "cell", ["high", "inf", "-Infinity", "1e400", "1e39", "-1e38", "nan", "1_000", "0x10", "1,5"]
 )
 def test_what_is_not_a_number_is_named_by_line_and_column(tmp_path: Path, cell: str) -> None:
     """Text or infinity in one cell poisons every gradient of the node; the engineer must find the
@@ -588,15 +589,23 @@ def test_categories_become_one_input_a_value(tmp_path: Path) -> None:
 
 
 def test_an_unknown_category_is_missing_and_many_are_another_spelling(tmp_path: Path) -> None:
-    """One odd value is no reason to stop; a column that says `male` where the plan says `m` trains
-    on nothing.
+    """An odd value is missing where a person says so, and not before; a column that says `male`
+    where the plan says `m` trains on nothing, whatever they say.
     """
-    records = table(tmp_path, "sex,age,target\nm,50,0\nf,51,1\ndivers,52,0\n", **SEXED)
+    text = "sex,age,target\nm,50,0\nf,51,1\ndivers,52,0\n"
+    with pytest.raises(UserError, match=r"1 of 3 values are not among.*'divers' 1") as caught:
+        table(tmp_path, text, **SEXED)
+    assert "data.unknown_categories: missing" in caught.value.remedy
+    missing = {"unknown_categories": "missing"}
+    records = table(tmp_path, text, reading=missing, **SEXED)
     assert records.read(np.array([2]))[0, 1:].isnan().all()
     assert records.source.unknown == {"sex": 1}
-    with pytest.raises(UserError, match=r"2 of 3 values are not among.*'female', 'male'") as caught:
-        table(tmp_path, "sex,age,target\nmale,50,0\nfemale,51,1\nm,52,0\n", **SEXED)
-    assert "f, m, 3" in caught.value.remedy
+    spelt = "sex,age,target\nmale,50,0\nfemale,51,1\nm,52,0\n"
+    for reading in ({}, missing):
+        with pytest.raises(UserError, match=r"2 of 3 values .*'male' 1, 'female' 1") as caught:
+            table(tmp_path, spelt, reading=reading, **SEXED)
+        assert "f, m, 3" in caught.value.remedy
+        assert "unknown_categories" not in caught.value.remedy
     with pytest.raises(UserError, match=r"task\.categories"):
         table(tmp_path, "sex,age,target\nm,50,0\n", columns=["age", "sex"])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fedgraft.cli import app
@@ -77,6 +78,103 @@ def test_what_there_is_to_choose_by(tmp_path: Path, plan: Plan) -> None:
     found = look(file, share)
     assert found["validation data"].detail == "8: normal 4, pneumonia 4"
     assert found["training data"].detail == "32: normal 16, pneumonia 16"
+
+
+def picture(file: Path, number: int) -> None:
+    """Write an image of noise, another for each number."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(pixels).save(file)
+
+
+def test_files_are_counted_and_the_counts_add_up(tmp_path: Path, plan: Plan) -> None:
+    """An engineer who exported 31 files and reads "20 records" must see where eleven went."""
+    for number in range(20):
+        picture(tmp_path / "x" / plan.task.classes[number % 2] / f"{number}.png", number)
+    picture(tmp_path / "x" / "normal" / "@eaDir" / "thumb.jpg", 50)
+    (tmp_path / "x" / "normal" / "notes.txt").write_text("x")
+    for number in range(8):
+        picture(tmp_path / "x" / "normal" / f"{number * 2}_mask.png", 60 + number)
+    (tmp_path / "x" / "normal" / "broken.png").write_bytes(b"x")
+    more = "max_unreadable: 0.1, leave_out: ['*_mask*']"
+    file = tmp_path / "node.yaml"
+    file.write_text(f"name: a\ndata: {{path: x, {more}}}\nstore: store\n")
+    found = look(file, plan)
+    assert found["files"].detail == (
+        "31 files: 20 read, 1 of other kinds (.txt 1), 1 of the system (@eaDir 1),"
+        " 8 left out by data.leave_out, 1 unreadable"
+    )
+    file.write_text("name: a\ndata: {path: x, max_unreadable: 0.1}\nstore: store\n")
+    found = look(file, plan)
+    assert found["data"].state == "wrong"
+    assert "data.leave_out: ['*mask*'] in node.yaml" in found["data"].remedy
+
+
+def test_everything_that_smells_is_told_at_once(tmp_path: Path, plan: Plan) -> None:
+    """One mistake a run makes a long morning."""
+    file = hospital(tmp_path)
+    with np.load(tmp_path / "data.npz") as old:
+        arrays = dict(old)
+    arrays["test_images"][:5] = arrays["train_images"][:5]
+    arrays |= {"train_patient": np.array(["NA"] * 40), "test_patient": np.array(["b"] * 10)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    found = check_node(load_node(file), plan)
+    wrong = [finding.detail for finding in found if finding.what == "data"]
+    assert len(wrong) == 2
+    assert "40 of 50 records are of a patient who is nobody" in wrong[0]
+    assert "5 of 10 images in test are also in train" in wrong[1]
+
+
+def test_what_is_there_twice_is_told(tmp_path: Path, plan: Plan) -> None:
+    """Each image four times under other names: ε is for one of them, and nobody counted."""
+    for number in range(40):
+        picture(tmp_path / "x" / plan.task.classes[number % 2] / f"{number:03}.png", number // 4)
+    (tmp_path / "node.yaml").write_text("name: a\ndata: {path: x}\nstore: store\n")
+    private = load_plan("pneumonia", ["privacy={mode: sample, target_epsilon: 3, delta: 1.0e-3}"])
+    detail = look(tmp_path / "node.yaml", private)["copies"].detail
+    assert detail.startswith(
+        "30 of 40 images are duplicates, 10 are distinct; one is there 4 times"
+    )
+    assert "10 images have several labels" in detail
+    assert "none is in two splits" in detail
+    assert "ε is for one of them" in detail
+
+
+def test_a_patient_with_many_records_is_told(tmp_path: Path) -> None:
+    """Sixty slices of one person under privacy by example: ε is for a slice."""
+    file = hospital(tmp_path)
+    with np.load(tmp_path / "data.npz") as old:
+        arrays = dict(old)
+    names = np.array([f"p{number // 10}" for number in range(50)])
+    arrays |= {"train_patient": names[:40], "test_patient": names[40:]}
+    np.savez(tmp_path / "data.npz", **arrays)
+    private = ["privacy={mode: sample, target_epsilon: 3, delta: 1.0e-3}"]
+    detail = look(file, load_plan("pneumonia", private))["patients"].detail
+    assert "up to 10 training records of one patient: ε is for one of them, not for a" in detail
+    assert "ε" not in look(file, load_plan("pneumonia"))["patients"].detail
+
+
+@pytest.mark.parametrize(
+    ("tests", "state", "words"),
+    [
+        ([0, 1] * 5, "ok", "10: normal 5, pneumonia 5"),
+        ([0] * 10, "wrong", "10: normal 10, pneumonia 0: none of pneumonia"),
+        ([], "skipped", "none: nothing is measured here"),
+    ],
+)
+def test_tests_that_measure_nothing_are_no_tick(
+    tmp_path: Path, plan: Plan, tests: list[int], state: str, words: str
+) -> None:
+    """A test split of one class, or of nothing, had the tick of one that is in order."""
+    file = hospital(tmp_path)
+    with np.load(tmp_path / "data.npz") as old:
+        arrays = dict(old)
+    arrays["test_images"] = arrays["test_images"][: len(tests)]
+    arrays["test_labels"] = np.array(tests, np.int64)
+    np.savez(tmp_path / "data.npz", **arrays)
+    finding = look(file, plan)["test data"]
+    assert finding.state == state
+    assert finding.detail.startswith(words)
 
 
 def test_data_that_is_not_there(tmp_path: Path, plan: Plan) -> None:

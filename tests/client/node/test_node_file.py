@@ -9,6 +9,7 @@ import pytest
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node.policy import Policy
 from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.plan.reading_section import UNDECIDED
 
 HASH = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
@@ -87,3 +88,21 @@ def test_only_approved_plans_and_backbones_run() -> None:
         strict.check_approved(plan_hash=OTHER, backbone=HASH)
     with pytest.raises(Refused, match="plan"):
         Policy(approved_plans=()).check_approved(plan_hash=HASH, backbone=None)
+
+
+def test_what_was_decided_about_the_data(tmp_path: Path) -> None:
+    """Each decision reaches the reader; a pattern that is none is told by its line, not when a
+    round begins.
+    """
+    data = "data: {path: x, bits: 12, leave_out: ['*_mask*'], patient_from: 'p[0-9]+'}"
+    node = load_node(write(tmp_path, f"name: n\n{data}\nstore: store\n"))
+    assert (node.data.reading.bits, node.data.reading.leave_out) == (12, ("*_mask*",))
+    assert node.data.reading.patient_from == "p[0-9]+"
+    assert load_node(write(tmp_path, "name: n\ndata: {path: x}\nstore: store\n")).data.reading == (
+        UNDECIDED
+    )
+    for wrong, key in (("patient_from: '(p'", "patient_from"), ("bits: 17", "bits")):
+        text = f"name: n\ndata:\n  path: x\n  {wrong}\nstore: store\n"
+        with pytest.raises(UserError, match=key) as caught:
+            load_node(write(tmp_path, text))
+        assert ":4" in str(caught.value)

@@ -126,6 +126,13 @@ simulation.partition.classes_per_node=1
 simulation.partition.column=hospital
 simulation.partition.min_examples=9
 simulation.test_fraction=0.5
+simulation.reading.bits=12
+simulation.reading.leave_out=[]
+simulation.reading.unknown_categories=missing
+simulation.reading.labels_left_out=allow
+simulation.reading.patient_unknown=apart
+simulation.reading.patient_from=none
+simulation.reading.max_shared=0.5
 """
 
 
