@@ -99,6 +99,8 @@ def test_the_lines_of_the_page(checkout: Path, environment: dict[str, str], seen
     seen("`flwr run .` as the page has it: 5 nodes, completed")
 
 
+# its words are tested without processes, too
+@pytest.mark.exhaustive
 def test_too_few_words_are_answered_with_a_sentence(
     checkout: Path, environment: dict[str, str]
 ) -> None:

@@ -173,6 +173,8 @@ def test_a_supernode_that_cannot_go_on_is_started_again(federation: ThroughTroub
     assert metric(federation, 'fedgraft_node_restarts_total{process="supernode"}') == 1.0
 
 
+# the next test kills one in a round
+@pytest.mark.exhaustive
 def test_a_killed_executor_is_started_again(federation: ThroughTrouble) -> None:
     """A node whose SuperExec was killed between two messages: connected, and never answering."""
     kills = metric(federation, 'fedgraft_node_restarts_total{process="executor"}')
