@@ -229,7 +229,6 @@ def test_ranges_that_cannot_be_are_told_at_the_door(table: Path, ranges: str, wo
         ),
         (("privacy={mode: central, target_epsilon: 1}",), "write `mode: sample`"),
         (("privacy={mode: local, target_epsilon: 1}",), "write `mode: sample`"),
-        (("backbone={name: mlp}",), "mlp does not read them"),
         (("task.ranges=[]", "backbone={name: mlp}", *DECLARED), "declared, and mlp has none"),
     ],
 )
