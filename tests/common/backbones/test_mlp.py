@@ -31,9 +31,10 @@ class TestMlp:
         torch.testing.assert_close(layer(table), torch.tensor(wanted))
 
     def test_declared_ranges_scale_its_numbers(self) -> None:
-        """Income beside age, unscaled: credit was told at an AUROC of 0.65, loss 19. Numbers that are
-        even between low and high come out with mean 0 and deviation 1; categories, 0 or 1,
-        stay.
+        """Income beside age, unscaled: credit was told at an AUROC of 0.65, loss 19.
+
+        Numbers that are even between low and high come out with mean 0 and deviation 1; categories,
+        0 or 1, stay.
         """
         made = load_backbone(
             "mlp",
