@@ -7,6 +7,7 @@ loaded.
 
 from __future__ import annotations
 
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
+# NumPy reads a header with `ast.literal_eval`, which fails now and then in two threads at once
+# under Python 3.11 ("AST constructor recursion depth mismatch")
+_ONE_HEADER = threading.RLock()
 _BROKEN = (
     OSError,
     ValueError,
@@ -160,7 +164,7 @@ def load_archive(
     arrays: dict[str, np.ndarray] = {}
     large: dict[str, StoredRows] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _ONE_HEADER, np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive")
             for name in archive.files:

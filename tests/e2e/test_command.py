@@ -65,11 +65,11 @@ PLANS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "a folder": (lambda p: ((p / "plan.yaml").unlink(), (p / "plan.yaml").mkdir()), ("plan.yaml",)),
     "misspelt key": (
         lambda p: edit(p / "plan.yaml", "rounds", "ronds"),
-        ("plan.yaml:6", "train.ronds", "rounds"),
+        ("plan.yaml:10", "train.ronds", "rounds"),
     ),
     "text for a number": (
         lambda p: edit(p / "plan.yaml", "rounds: 2", "rounds: two"),
-        ("plan.yaml:6", "train.rounds", "two"),
+        ("plan.yaml:10", "train.rounds", "two"),
     ),
     "twice": (
         lambda p: edit(p / "plan.yaml", "name: tiny", "name: tiny\nname: tiny"),
@@ -132,9 +132,15 @@ def without_column(place: Path) -> None:
 def weights(write: Callable[[Path], Any], name: str = "w.safetensors") -> Callable[[Path], None]:
     def change(place: Path) -> None:
         write(place / name)
-        edit(place / "plan.yaml", "name: mlp,", f"name: mlp, weights: {name},")
+        set_weights(place, name)
 
     return change
+
+
+def set_weights(place: Path, name: str) -> None:
+    """Name weights, which bring scales of their own."""
+    edit(place / "plan.yaml", "name: mlp,", f"name: mlp, weights: {name},")
+    edit(place / "plan.yaml", "  ranges: [{columns: [a, b, c], low: -3, high: 4}]\n", "")
 
 
 def other_network(path: Path) -> None:
@@ -157,7 +163,7 @@ def sets(old: str, new: str) -> Callable[[Path], None]:
 
 DATA: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no weights": (
-        sets("name: mlp,", "name: mlp, weights: nowhere.safetensors,"),
+        lambda place: set_weights(place, "nowhere.safetensors"),
         ("nowhere.safetensors",),
     ),
     "junk weights": (

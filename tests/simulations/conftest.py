@@ -22,9 +22,14 @@ from fedgraft.simulations.engines.inprocess import InProcessGrid
 from fedgraft.simulations.engines.simulated_node import simulation_desk
 from fedgraft.simulations.simulated_nodes import write_nodes
 
+# numbers of these ranges have mean 0 and deviation 1: the network takes them as they are
 PLAN = """
 name: tiny
-task: {kind: tabular-classification, classes: [no, yes], columns: [a, b, c]}
+task:
+  kind: tabular-classification
+  classes: [no, yes]
+  columns: [a, b, c]
+  ranges: [{columns: [a, b, c], low: -1.7320508075688772, high: 1.7320508075688772}]
 backbone: {name: mlp, hidden: [8, 8]}
 adapter: {method: lora, rank: 2}
 train: {rounds: 3, batch_size: 8, optimizer: {lr: 1.0e-2}}

@@ -500,6 +500,9 @@ def test_one_unit_of_all_that_is_in_the_ledger(tmp_path: Path, hostile) -> None:
         folder.mkdir()
         server = hostile(POLICY.replace("total: 3", "total: 2"), folder)
         (folder / "data.csv").write_text("\n".join(visits) + "\n")
+        # a hospital that lets plans pick rows by their labels
+        text = server.path.read_text()
+        server.path.write_text(text.replace("data.csv}", "data.csv, labels_left_out: allow}"))
         refused = 0
         for visit in range(4):
             task = {

@@ -453,10 +453,10 @@ def test_ctrl_c_beside_a_checkpoint(tiny, tmp_path, monkeypatch, when, kept, mod
     """
     save = RunFolder.save_round
 
-    def cut_off(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    def cut_off(folder: RunFolder, checkpoint: Checkpoint, **options: bool) -> None:
         if checkpoint.round == 2 and when == "just before":
             raise KeyboardInterrupt
-        save(folder, checkpoint)
+        save(folder, checkpoint, **options)
         if checkpoint.round == 2:
             raise KeyboardInterrupt
 
@@ -498,7 +498,7 @@ def test_a_disk_that_is_full_at_the_first_checkpoint(tiny, tmp_path, monkeypatch
     the shared one.
     """
 
-    def full(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    def full(folder: RunFolder, checkpoint: Checkpoint, **options: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "save_round", full)

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from fedgraft.client.app import make_client_app
+from fedgraft.client.desk import Desk
+from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.privacy.accounting import bound
 from fedgraft.common.wire.sums_record import SUMS
+from fedgraft.simulations.engines.simulated_node import load_simulated_node
 from fedgraft.simulations.engines.together import train_together
 from fedgraft.simulations.predict import predict
 from fedgraft.simulations.simulated_nodes import write_nodes
@@ -274,13 +277,24 @@ def test_one_release_is_one_row_of_the_ledger(tiny: Any, tmp_path: Path) -> None
 
 
 def test_a_second_release_of_the_same_round_is_refused(tiny: Any, tmp_path: Path) -> None:
-    """The server asks twice and averages the noise away."""
+    """The server asks twice and averages the noise away. Twice the same is one release; a node that
+    no longer has its answer makes no other.
+    """
     federation = tiny(2)
     for file in federation.nodes:
         file.write_text(file.read_text().replace("replays: count", "replays: refuse"))
-    federation.run(tmp_path / "one", PRIVATE)
+    # noise of a deployment
+    desk = Desk(open_node=load_simulated_node)
+    handle = make_client_app(lambda: desk)
+    one, _ = federation.run(tmp_path / "one", PRIVATE, handle=handle)
+    two, _ = federation.run(tmp_path / "two", PRIVATE, handle=handle)
+    assert two["final"] == one["final"]
+    assert two["privacy"] == one["privacy"]
+    for file in federation.nodes:
+        for kept in (load_node(file).store / "answers").iterdir():
+            kept.unlink()
     with pytest.raises(RunFailed):
-        federation.run(tmp_path / "two", PRIVATE)
+        federation.run(tmp_path / "three", PRIVATE, handle=handle)
 
 
 def test_steps_and_the_sums_after_them_share_one_epsilon(tiny: Any, tmp_path: Path) -> None:
