@@ -28,7 +28,14 @@ from tests.golden import record
 
 RECORDED = Path(__file__).parent / "e7a320a"
 GOLDEN = json.loads((RECORDED / "results.json").read_text())
-LONG = ("pneumonia", "digits", "heart", "digits-sample-lora", "pneumonia-sample")
+LONG = (
+    "pneumonia",
+    "digits",
+    "heart",
+    "digits-sample-lora",
+    "pneumonia-sample",
+    "pneumonia-two-rounds",
+)
 PRIVATE = ("privacy.mode=sample", "privacy.noise_multiplier=1.5", "train.rounds=2")
 pytestmark = pytest.mark.slow
 

@@ -264,7 +264,7 @@ def test_files_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(looked) == 21
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_thousand_files_in_flat_memory(tmp_path: Path) -> None:
     """Read whole they would be 1.2 GB: what is held must not grow with their size, nor opening take
     minutes.
