@@ -64,6 +64,4 @@ def calibrate(grid: Grid, roster: Roster, kept: Round) -> Calibrated:
         loss=float(means.min()),
         examples=together.examples,
     )
-    down = sum(replies.down.values())
-    up = sum(replies.up.values())
-    return Calibrated(facts, Traffic(nodes=len(replies.down), down=down, up=up), refused)
+    return Calibrated(facts, replies.traffic(), refused)

@@ -16,7 +16,7 @@ from fedgraft.common.tasks.task import Sums
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import read_groups, read_sums
 from fedgraft.common.wire.spent_record import read_spent
-from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.merged_groups import MergedGroups
 from fedgraft.server.messages import round_content
@@ -72,7 +72,7 @@ def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
     refused = refusals_of(replies, last.number, "evaluation: ")
     return Evaluation(
         final=merging.final(),
-        traffic=_traffic(replies),
+        traffic=replies.traffic(),
         refused=refused,
         lines=lines,
         confusion=merging.confusion,
@@ -133,9 +133,3 @@ def _part_spent(content: RecordDict, plan: Plan) -> tuple[Spent | None, RecordDi
         return None, content
     rest = RecordDict({key: record for key, record in content.items() if key != "privacy"})
     return read_spent(content.config_records["privacy"]), rest
-
-
-def _traffic(replies: Replies) -> Traffic:
-    down = sum(replies.down.values())
-    up = sum(replies.up.values())
-    return Traffic(nodes=len(replies.down), down=down, up=up)

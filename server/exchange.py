@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedgraft.common.errors import Code
 from fedgraft.common.files.foreign_text import as_printable
+from fedgraft.common.result import Traffic
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.message_size import message_bytes
 
@@ -60,6 +61,12 @@ class Replies:
                 read(name, message.content)
             except BadUpdate as error:
                 self.refused[name] = as_printable(str(error))
+
+    def traffic(self) -> Traffic:
+        """Return the bytes to and from all nodes that were asked."""
+        down = sum(self.down.values())
+        up = sum(self.up.values())
+        return Traffic(nodes=len(self.down), down=down, up=up)
 
     def _take_refusal(self, name: str, refusal: ConfigRecord) -> None:
         self.refused[name] = as_printable(str(refusal.get("reason", "no reason given")))

@@ -65,12 +65,10 @@ def measure_validation(grid: Grid, roster: Roster, after: Round) -> Measured:
             continue
         together = together + sums
         lines.append({"round": number, "node": name, "validation": sums.summary()})
-    down = sum(replies.down.values())
-    up = sum(replies.up.values())
     return Measured(
         round=number,
         metrics=together.summary(),
-        traffic=Traffic(nodes=len(replies.down), down=down, up=up),
+        traffic=replies.traffic(),
         refused=refusals_of(replies, number, "validation: "),
         lines=lines,
     )

@@ -106,29 +106,20 @@ def _hold_out(
     name: str, rows: LabelledRows, train: np.ndarray, fraction: float, seed: int
 ) -> Splits:
     """Return a split of this name that is taken out of training rows, and what is left of them."""
+    if fraction <= 0:
+        return {name: train[:0]}
+    own = train.tolist()
     labels = rows.labels[train]
+    patients = None
     if rows.patients is None:
-        digests = [rows.digests[row] for row in train.tolist()]
-        held = by_content(labels, digests, fraction, seed)
+        held = by_content(labels, [rows.digests[row] for row in own], fraction, seed)
     else:
-        owners = rows.patients
-        patients = [owners[row] for row in train.tolist()]
+        patients = [rows.patients[row] for row in own]
         held = by_patient(labels, patients, fraction, seed)
     if rows.contents is not None:
-        held = _join_copies(rows, rows.contents, train, held)
+        # equal images, whatever their labels, on one side
+        held = keep_together(held, [rows.contents[row] for row in own], patients)
     return {"train": train[~held], name: train[held]}
-
-
-def _join_copies(
-    rows: LabelledRows, contents: Sequence[bytes], train: np.ndarray, held: np.ndarray
-) -> np.ndarray:
-    """Return which rows to hold out, with equal images, whatever their labels, on one side."""
-    own = [contents[row] for row in train.tolist()]
-    patients = None
-    if rows.patients is not None:
-        owners = rows.patients
-        patients = [owners[row] for row in train.tolist()]
-    return keep_together(held, own, patients)
 
 
 # ── a share that is held out ──────────────────────────────────────────────────────────────────────
