@@ -23,7 +23,7 @@ from fedgraft.client.training.local_steps import (
 )
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
-from fedgraft.common.backbones.mlp import Mlp
+from fedgraft.common.backbones.mlp import Mlp, Standardise
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs.batch import Batch
@@ -80,7 +80,7 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         train=Split(records, records.splits["train"], backbone.preprocess),
         held_out=Split(records, records.splits["test"], backbone.preprocess),
     )
-    if isinstance(backbone.net, Mlp):
+    if isinstance(backbone.net, Mlp) and isinstance(backbone.net.standardise, Standardise):
         backbone.net.standardise.fit(records.read(data.train.rows))
 
     classes = tuple(map(str, section.labels))

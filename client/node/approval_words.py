@@ -79,13 +79,19 @@ def _how_long(plan: Plan) -> str:
         return "one round: this hospital's training data are read once"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     each = f"in each, {passes} over this hospital's training data"
+    histograms = rounds_for(train, "histograms")
     sums = rounds_for(train, "sums")
-    if not sums:
+    if not sums and not histograms:
         most = "at most " if train.patience is not None else ""
         return f"{most}{train.rounds} rounds; {each}, {train.batch_size} records at a time"
-    steps = f"{train.rounds - len(sums)} of {train.rounds} rounds are training; {each}"
-    ends = " and ".join("first" if number == 1 else "last" for number in sums)
-    return f"{steps}, {train.batch_size} records at a time; the {ends} for sums, read once"
+    steps = f"{len(rounds_for(train, 'steps'))} of {train.rounds} rounds are training; {each}"
+    words = f"{steps}, {train.batch_size} records at a time"
+    if histograms:
+        words += "; the first for histograms, read once"
+    if sums:
+        ends = " and ".join("first" if number == 1 else "last" for number in sums)
+        words += f"; the {ends} for sums, read once"
+    return words
 
 
 def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:

@@ -20,7 +20,8 @@ class FamilyLine(Line):
         pattern: a regular expression that all of its names match, and no earlier family's.
         material: the member of `common.inputs.INPUTS` that it takes.
         learns: whether nodes' histograms tell constants of it, in a round of their own.
-        scaled_by_plan: whether `task.ranges` scale its inputs where it has no weights.
+        scaled_by_plan: whether `task.ranges`, or a round of histograms before the steps, scale its
+            inputs where it has no weights.
     """
 
     pattern: str

@@ -46,7 +46,7 @@ class BackboneRequest:
             baseline).
         hidden: widths of the hidden layers (`mlp`).
         columns: inputs of a table's row (`mlp`); 0 takes the number from the weights.
-        category_sizes, hinges, ranges: of `columns`, see `NetworkShape`.
+        category_sizes, hinges, ranges, learns_scales: of tables, see `NetworkShape`.
         seed: of a random initialisation.
         fingerprint: that the backbone must have; None accepts any.
     """
@@ -60,6 +60,7 @@ class BackboneRequest:
     category_sizes: tuple[int, ...] = ()
     hinges: bool = True
     ranges: tuple[tuple[float, float], ...] | None = None
+    learns_scales: bool = False
     seed: int = 0
     fingerprint: str | None = None
 
@@ -107,6 +108,7 @@ def _give_values(
         category_sizes=request.category_sizes,
         hinges=request.hinges,
         ranges=request.ranges,
+        learns_scales=request.learns_scales,
     )
     if state is None:
         return freeze_network(name, build_network(name, shape, request.seed), preparation)

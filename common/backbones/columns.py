@@ -22,6 +22,7 @@ from fedgraft.common.backbones.family import (
     keep_state,
     refuse_to_fetch,
 )
+from fedgraft.common.backbones.learnt_constants import LearntConstants, split_constants
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.input_positions import category_inputs, first_inputs, number_inputs
 from fedgraft.common.inputs.table import TablePreparation
@@ -40,25 +41,9 @@ CONSTANTS = "constants"
 MISSING_APART = 0.5
 
 
-class Constants(nn.Module):
-    """What is known of each number: low, centre, high, and its knots, in this order.
-
-    Kept as fractions and exponents of 2, exactly: numbers of any unit are small on the wire.
-    """
-
-    def __init__(self, numbers: int, *, hinges: bool) -> None:
-        super().__init__()
-        rows = len(list_percents(hinges))
-        self.fraction = nn.Parameter(torch.zeros(rows, numbers))
-        self.exponent = nn.Parameter(torch.zeros(rows, numbers))
-
-    def values(self) -> Tensor:
-        """Return the constants, float64 `(3, numbers)`, or `(8, numbers)` with knots."""
-        return self.fraction.double() * torch.pow(2.0, self.exponent.double())
-
-
 class DeclaredConstants(nn.Module):
-    """The same by the ranges that a plan declares: frozen, and under the backbone's fingerprint.
+    """What is known of each number by the ranges that a plan declares: low, centre, high, and its
+    knots, in this order; frozen, and under the backbone's fingerprint.
 
     A number is centred in the middle of its range; its knots are at the same parts of the range as
     those that are learnt are of the records.
@@ -75,7 +60,7 @@ class DeclaredConstants(nn.Module):
         self.register_buffer("table", torch.stack(rows).float())
 
     def values(self) -> Tensor:
-        """Return the constants as `Constants.values` does."""
+        """Return the constants, float64 `(3, numbers)`, or `(8, numbers)` with knots."""
         return self.table.double()
 
 
@@ -111,9 +96,10 @@ class Columns(nn.Module):
         self.features = features
         # frozen: what its fingerprint covers
         self.register_buffer("category_sizes", torch.tensor(category_sizes, dtype=torch.int64))
-        self.constants: Constants | DeclaredConstants
+        self.constants: LearntConstants | DeclaredConstants
         if ranges is None:
-            self.constants = Constants(len(self.numbers), hinges=hinges)
+            rows = len(list_percents(hinges))
+            self.constants = LearntConstants(rows, len(self.numbers))
         else:
             self.constants = DeclaredConstants(ranges, hinges=hinges)
         self.head = nn.Linear(features, classes)
@@ -151,15 +137,11 @@ def list_percents(hinges: bool) -> tuple[int, ...]:
 
 
 def learn_constants(histograms: TableHistograms, hinges: bool) -> dict[str, Tensor]:
-    """Return the constants' tensors by name out of merged histograms of all numbers."""
+    """Return the constants' parameters by name out of merged histograms of all numbers."""
     rows = []
     for percent in list_percents(hinges):
         rows.append([column.quantile(percent) for column in histograms.columns])
-    fraction, exponent = torch.frexp(torch.tensor(rows, dtype=torch.float64))
-    return {
-        f"{CONSTANTS}.fraction": fraction.float(),
-        f"{CONSTANTS}.exponent": exponent.float(),
-    }
+    return split_constants(CONSTANTS, rows)
 
 
 def declare_reference(net: Columns) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ class NetworkShape:
         hinges: whether a table's numbers are bent at knots.
         ranges: of each number of a table, low and high, where the plan declares them; None: nodes'
             histograms tell them.
+        learns_scales: whether nodes' histograms tell mean and deviation of a table's numbers.
     """
 
     image_size: int | None = None
@@ -39,6 +40,7 @@ class NetworkShape:
     category_sizes: tuple[int, ...] = ()
     hinges: bool = True
     ranges: tuple[tuple[float, float], ...] | None = None
+    learns_scales: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Learnt:
 
     Attributes:
         module: dotted name of the child whose parameters they are; they travel with the head. It
-            has no parameters where a plan declares the constants.
+            has no parameters where a plan declares the constants, or weights bring them.
         learn: (merged histograms of a table's numbers, hinges) → its tensors by name.
     """
 

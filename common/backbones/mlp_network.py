@@ -1,8 +1,9 @@
 """A multi-layer perceptron for tables that have holes.
 
-The columns are standardised inside the network, with constants that are part of the backbone and of
-its fingerprint: all hospitals scale alike, and none has to tell its own means. A missing value
-becomes the mean (0 after standardising), and an indicator for each column says that it was missing.
+The columns are standardised inside the network, and all hospitals scale alike: with constants that
+are part of the backbone and of its fingerprint, or that histograms of all hospitals tell in a round
+of their own. A missing value becomes the mean (0 after standardising), and an indicator for each
+column says that it was missing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from fedgraft.common.backbones.learnt_constants import LearntConstants, split_constants
+from fedgraft.common.inputs.input_positions import count_inputs, number_inputs
+from fedgraft.common.statistics.histograms import STEP, TableHistograms
+
+# dotted name of what scales an Mlp's columns
+STANDARDISE = "standardise"
 
 
 class Standardise(nn.Module):
@@ -63,9 +71,56 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values standardised and, behind them, the marks of those that are missing."""
-        missing = x.isnan()
-        values = torch.where(missing, 0.0, (x - self.mean) / self.std)
-        return torch.cat([values, missing.to(values.dtype)], dim=1)
+        return standardise(x, self.mean, self.std)
+
+
+class LearntStandardise(LearntConstants):
+    """The same with the mean and deviation of each number that histograms of all hospitals tell;
+    categories stay 0 or 1.
+
+    Args:
+        category_sizes: of each column, how many categories it has; 0: it holds numbers.
+    """
+
+    category_sizes: Tensor
+
+    def __init__(self, category_sizes: Sequence[int]) -> None:
+        numbers = number_inputs(category_sizes)
+        super().__init__(2, len(numbers))
+        self.numbers = numbers
+        self.inputs = count_inputs(category_sizes)
+        # frozen: what its fingerprint covers
+        self.register_buffer("category_sizes", torch.tensor(category_sizes, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs), NaN where missing → (n, 2·inputs), as `Standardise`."""
+        told_mean, told_std = self.values().to(x.dtype)
+        mean = x.new_zeros(self.inputs)
+        std = x.new_ones(self.inputs)
+        mean[self.numbers] = told_mean
+        std[self.numbers] = torch.where(told_std > 0, told_std, 1.0)
+        return standardise(x, mean, std)
+
+
+def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(n, inputs), NaN where missing → (n, 2·inputs): what is missing is 0, and marked."""
+    missing = x.isnan()
+    values = torch.where(missing, 0.0, (x - mean) / std)
+    return torch.cat([values, missing.to(values.dtype)], dim=1)
+
+
+def learn_scales(histograms: TableHistograms) -> dict[str, Tensor]:
+    """Return the parameters of `LearntStandardise` by name out of merged histograms."""
+    means: list[float] = []
+    deviations: list[float] = []
+    for column in histograms.columns:
+        mean, deviation = column.mean_and_deviation()
+        if deviation == 0:
+            deviation = 1.0
+        means.append(mean)
+        # numbers closer than this were counted as one
+        deviations.append(max(deviation, STEP * abs(mean)))
+    return split_constants(STANDARDISE, [means, deviations])
 
 
 class Layer(nn.Module):
@@ -87,14 +142,21 @@ class Mlp(nn.Module):
     Args:
         columns: feature columns of the table.
         hidden: width of each hidden layer.
+        scales: of its columns; None: mean 0 and deviation 1.
         classes: outputs of `head`.
     """
 
-    def __init__(self, columns: int, hidden: tuple[int, ...], classes: int = 2) -> None:
+    def __init__(
+        self,
+        columns: int,
+        hidden: tuple[int, ...],
+        scales: Standardise | LearntStandardise | None = None,
+        classes: int = 2,
+    ) -> None:
         super().__init__()
         widths = (2 * columns, *hidden)
         layers = [Layer(inputs, outputs) for inputs, outputs in pairwise(widths)]
-        self.standardise = Standardise(columns)
+        self.standardise = scales or Standardise(columns)
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], classes)
 

@@ -75,21 +75,24 @@ def check_scales(plan: Plan) -> None:
     if not family_line(plan.backbone.name).scaled_by_plan:
         return
     if plan.backbone.weights is not None:
+        brings = f"and the weights of {plan.backbone.name} bring scales of their own"
         if plan.task.ranges:
-            what = f"there, and the weights of {plan.backbone.name} bring scales of their own"
-            raise UserError(what, where="task.ranges", remedy="leave them out")
+            raise UserError(f"there, {brings}", where="task.ranges", remedy="leave them out")
+        if plan.train.start == "standardise":
+            what = f"standardise, {brings}"
+            raise UserError(what, where="train.start", remedy="leave it out")
         return
-    if plan.task.ranges or not plan.task.numbers:
+    if plan.task.ranges or not plan.task.numbers or plan.train.start == "standardise":
         return
     first = plan.task.numbers[0]
     raise UserError(
         f"{plan.backbone.name} without weights, and nothing scales its columns",
         where="backbone.weights",
         remedy=(
-            "name weights that were trained beforehand; or write between which values the numbers"
-            f" lie, `task.ranges: [{{columns: [{first}], low: LEAST, high: LARGEST}}]`; or write"
-            " `backbone: {name: columns}` and `train: {method: closed-form}`, which learns the"
-            " scales from all hospitals"
+            "write `start: standardise` under train: in a round of its own all hospitals tell mean"
+            " and deviation; or between which values the numbers lie, as under differential"
+            f" privacy, `task.ranges: [{{columns: [{first}], low: LEAST, high: LARGEST}}]`; or name"
+            " weights that were trained beforehand"
         ),
     )
 
@@ -130,6 +133,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         "category_sizes": plan.task.category_sizes,
         "hinges": has_hinges(plan.train, plan.privacy),
         "ranges": declared,
+        "learns_scales": plan.train.start == "standardise",
     }
 
 

@@ -47,6 +47,7 @@ def check_agreement(
         *check_rounds(backbone, train, privacy),
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
+        *check_scales_counted(task, backbone, train, privacy),
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
     ]
@@ -222,6 +223,28 @@ def check_constants(
     if privacy.mode != "none":
         why = f"under privacy.mode {privacy.mode} no histogram tells where numbers lie"
     return [_missing_ranges(task, why)]
+
+
+def check_scales_counted(
+    task: TaskSection, backbone: BackboneSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return the problem of a first round that tells scales which nobody needs, or may tell."""
+    if train.start != "standardise":
+        return []
+    key = "train.start"
+    name = backbone.name
+    if not family_line(name).scaled_by_plan:
+        return [Problem(key, f"standardise, and {name} scales its own inputs", "leave it out")]
+    if privacy.mode != "none":
+        what = f"standardise, and under privacy.mode {privacy.mode} no histogram may be told"
+        return [Problem(key, what, "write task.ranges instead: they bound the numbers, too")]
+    if task.ranges:
+        return [Problem(key, "standardise, and task.ranges scale the columns", "leave one out")]
+    if not task.numbers:
+        return [Problem(key, "standardise, and no column holds numbers", "leave it out")]
+    if train.rounds < 2:
+        return [Problem("train.rounds", "1, and that one is for the scales", "write 2 or more")]
+    return []
 
 
 def _missing_ranges(task: TaskSection, why: str) -> Problem:

@@ -1,5 +1,5 @@
-"""What the nodes are asked in each round of a plan: steps, histograms that a table's constants are
-learnt from, or sums that a head is solved from.
+"""What the nodes are asked in each round of a plan: steps, histograms that a table's constants or
+scales are learnt from, or sums that a head is solved from.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def purpose_of(train: TrainSection, round_: int) -> Purpose:
         # a plan with a round before the last is one whose backbone learns constants, see
         # `compatibility.check_rounds`
         return "sums" if round_ == train.rounds else "histograms"
-    if train.start == "closed-form" and round_ == 1:
-        return "sums"
+    if round_ == 1 and train.start != "drawn":
+        return "histograms" if train.start == "standardise" else "sums"
     if train.finish == "closed-form" and round_ == train.rounds:
         return "sums"
     return "steps"
@@ -49,7 +49,10 @@ def has_sums(train: TrainSection) -> bool:
 
 def has_depth_head(train: TrainSection, round_: int) -> bool:
     """Whether the head in this round reads features of all depths, and is solved from sums."""
-    return purpose_of(train, round_) != "steps" and not _is_start(train, round_)
+    if train.method == "steps" and train.start != "drawn" and round_ == 1:
+        # before steps it is the network's own head
+        return False
+    return purpose_of(train, round_) != "steps"
 
 
 def closed_form_rounds(*, counts: bool) -> int:
@@ -74,11 +77,6 @@ def has_hinges(train: TrainSection, privacy: PrivacySection) -> bool:
     adds noise, and class means of bent numbers gain less than that.
     """
     return train.closed_form.hinges and privacy.mode == "none"
-
-
-def _is_start(train: TrainSection, round_: int) -> bool:
-    """Whether a round solves for the head that steps begin with: the network's own."""
-    return train.method == "steps" and train.start == "closed-form" and round_ == 1
 
 
 def has_reference(train: TrainSection, privacy: PrivacySection) -> bool:

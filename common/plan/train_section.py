@@ -113,9 +113,13 @@ class TrainSection(Section):
             " before it, histograms of the columns)"
         ),
     )
-    start: Literal["drawn", "closed-form"] = Field(
+    start: Literal["drawn", "closed-form", "standardise"] = Field(
         default="drawn",
-        description="closed-form: the first round solves for the head that steps begin with",
+        description=(
+            "what the first round is for; closed-form: it solves for the head that steps begin"
+            " with; standardise: it tells mean and deviation of each number of a table, by"
+            " histograms of all nodes, for a network without weights"
+        ),
     )
     finish: Literal["steps", "closed-form"] = Field(
         default="steps",

@@ -7,12 +7,15 @@ pooled records, and a quantile of the sum depends on nobody's share of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 # bits of a float32 that bfloat16 leaves out
 DROPPED = 16
+# at most this far apart are neighbours, in parts of the value
+STEP = 2.0**-7
 # codes below have the sign +, those from here on −; the exponent of infinity and NaN is all ones
 NEGATIVE = 0x8000
 INFINITE = 0x7F80
@@ -62,6 +65,18 @@ class Histogram:
         reached = np.cumsum(self.counts[order])
         rank = max(-(-percent * self.total // 100), 1)
         return float(values[order][np.searchsorted(reached, rank)])
+
+    def mean_and_deviation(self) -> tuple[float, float]:
+        """Return mean and standard deviation (population) of the rounded values; 0 and 0 where
+        there are none.
+        """
+        if len(self.codes) == 0:
+            return 0.0, 0.0
+        values = values_of(self.codes).astype(np.float64)
+        shares = self.counts / self.total
+        mean = float(np.sum(shares * values))
+        variance = float(np.sum(shares * (values - mean) ** 2))
+        return mean, math.sqrt(variance)
 
 
 @dataclass(frozen=True)

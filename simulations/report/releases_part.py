@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
 from fedgraft.common.model.solve_head import releases_products
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import has_sums, rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
 from fedgraft.simulations.readable import show_bytes
@@ -37,6 +37,10 @@ OF_GROUPS = " After the last round the same sums for the groups of people above.
 BYTES_BELOW = (
     "Nothing else is accepted by the code that writes and reads the messages; bytes below are with"
     " their framing."
+)
+HISTOGRAMS = (
+    "In the first round a site sent how often each value of its columns of numbers occurs, rounded"
+    " to eight significant bits: values that a single person has are among them."
 )
 CAPTION = (
     "Bytes on a log axis: what a site sent at once, an update of full fine-tuning, and all that"
@@ -103,6 +107,8 @@ def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> 
     metrics = _describe_metrics(result, lines)
     if has_sums(plan.train):
         metrics = f"{_describe_sums(plan)} {metrics}"
+    if rounds_for(plan.train, "histograms"):
+        metrics = f"{HISTOGRAMS} {metrics}"
     if plan.train.method == "closed-form":
         return f"{metrics} No image, no table row, no file name. {BYTES_BELOW}"
     return (
@@ -123,13 +129,10 @@ def _describe_sums(plan: Plan) -> str:
             " counts of the classes, with noise; what was spent of its privacy budget; and the"
             " seconds that it took."
         )
-    histograms = ""
-    if plan.train.method == "closed-form" and plan.train.rounds > 1:
-        histograms = " Before that, how often each value of its columns of numbers occurs."
     return (
         "Once, a site sent sums over its training records: of features, of their products with one"
         " another, and of features by class; how many records each class has; and the seconds that"
-        f" it took. Of few records such sums can give records away.{histograms}"
+        " it took. Of few records such sums can give records away."
     )
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
-from fedgraft.common.backbones.mlp_network import Mlp, Standardise
+from fedgraft.common.backbones.mlp_network import LearntStandardise, Mlp, Standardise, learn_scales
 from fedgraft.common.errors import UserError
+from fedgraft.common.statistics.histograms import count_columns
 
 
 class TestMlp:
@@ -60,6 +61,23 @@ class TestMlp:
         assert torch.equal(scaled[:, 1:3], rows[:, 1:3])
         plain = load_backbone("mlp", columns=4, hidden=(8,))
         assert made.fingerprint != plain.fingerprint, "hospitals would scale unlike one another"
+
+    def test_scales_that_histograms_tell(self) -> None:
+        """A constant column, or one whose values were counted as one, must not explode."""
+        table = torch.tensor(
+            [[5.0, 1.6e9, 1.0], [5.0, 1.6e9 + 1e6, 3.0], [5.0, 1.6e9, float("nan")]]
+        )
+        scales = LearntStandardise((0, 0, 0))
+        state = learn_scales(count_columns(table.numpy()))
+        scales.load_state_dict(
+            {k.removeprefix("standardise."): v for k, v in state.items()}, strict=False
+        )
+        scaled = scales(table)
+        assert scaled[:, 0].tolist() == [0.0, 0.0, 0.0]
+        assert scaled[:, 1].abs().max() < 1
+        torch.testing.assert_close(scaled[:, 2], torch.tensor([-1.0, 1.0, 0.0]))
+        assert scaled[:, 5].tolist() == [0.0, 0.0, 1.0]
+        assert not scaled.requires_grad, "steps would move what was counted"
 
     def test_shape(self, tmp_path: Path) -> None:
         """Its shape is in its file: a plan that says otherwise is corrected, not crashed on."""

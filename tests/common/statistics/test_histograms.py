@@ -47,6 +47,24 @@ def test_what_is_too_large_is_the_largest_and_minus_zero_is_zero() -> None:
     assert dict(zip(histogram.codes.tolist(), histogram.counts.tolist(), strict=True))[0] == 3
 
 
+@pytest.mark.parametrize("count", [1, 2, 9, 1000])
+def test_mean_and_deviation_are_those_of_the_rounded_values(count: int) -> None:
+    """A scale off by the size of the values: squares that cancel."""
+    values = 1e6 + draw_values(count, seed=count)
+    values[0] = 2e6
+    known = values[~np.isnan(values)]
+    rounded = torch.from_numpy(known).to(torch.bfloat16).double().numpy()
+    mean, deviation = count_values(values).mean_and_deviation()
+    np.testing.assert_allclose(mean, rounded.mean(), rtol=1e-12)
+    np.testing.assert_allclose(deviation, rounded.std(), rtol=1e-9, atol=1e-6)
+
+
+def test_a_column_without_values_has_mean_and_deviation_0() -> None:
+    """NaN would enter every hospital's network."""
+    nothing = count_values(np.full(5, np.nan, np.float32))
+    assert nothing.mean_and_deviation() == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("count", [1, 2, 9, 99, 100, 101, 1000])
 def test_quantiles_are_those_of_the_rounded_values(count: int) -> None:
     """numpy's own rule without interpolation, on the values as bfloat16."""
