@@ -83,6 +83,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+# the one round of a network that has no scales of its own: the columns themselves
+COLUMNS = ("backbone.name=columns", "train.rounds=2")
+
+
+def list_changes(name: str, plan: Plan) -> tuple[str, ...]:
+    """Return what of a plan is changed for a baseline that is a federation of its own."""
+    if name == "one-round" and plan.train.start == "standardise":
+        return VARIANTS[name] + COLUMNS
+    return VARIANTS[name]
+
+
 def choose_baselines(text: str) -> tuple[str, ...]:
     """Return the names in `alone,head`, in the order of `BASELINES`; of `all`, or of `none`.
 

@@ -29,6 +29,7 @@ from fedgraft.server.papers.run_manifest import run_facts, write_manifest
 from fedgraft.simulations.baselines import (
     VARIANTS,
     default_baselines,
+    list_changes,
     measure_alone,
     measure_pooled,
 )
@@ -248,7 +249,7 @@ def run_baseline(
 ) -> dict[str, Any]:
     """Return the metrics of one baseline."""
     if name in VARIANTS:
-        return _run_variant(job, name, nodes, progress)
+        return _run_variant(job, name, plan, nodes, progress)
     if name == "alone":
         with progress.count(name, len(nodes)) as step:
             return measure_alone(plan, backbone, nodes, on_node=step)
@@ -259,10 +260,10 @@ def run_baseline(
 
 
 def _run_variant(
-    job: SeedJob, name: str, nodes: Sequence[Path], progress: Progress
+    job: SeedJob, name: str, plan: Plan, nodes: Sequence[Path], progress: Progress
 ) -> dict[str, Any]:
     """Run the federation with another adapter or backbone."""
-    changed = load_plan(job.name, [*job.overrides, *VARIANTS[name]])
+    changed = load_plan(job.name, [*job.overrides, *list_changes(name, plan)])
     out = job.out / "baselines" / name
     engine = job.options.engine
     if engine.resume and RunFolder(out).latest() is None:

@@ -76,7 +76,8 @@ class Standardise(nn.Module):
 
 class LearntStandardise(LearntConstants):
     """The same with the mean and deviation of each number that histograms of all hospitals tell;
-    categories stay 0 or 1.
+    categories stay 0 or 1, and a number of which one value was counted is always 0: nothing was
+    learnt of others.
 
     Args:
         category_sizes: of each column, how many categories it has; 0: it holds numbers.
@@ -98,7 +99,7 @@ class LearntStandardise(LearntConstants):
         mean = x.new_zeros(self.inputs)
         std = x.new_ones(self.inputs)
         mean[self.numbers] = told_mean
-        std[self.numbers] = torch.where(told_std > 0, told_std, 1.0)
+        std[self.numbers] = torch.where(told_std > 0, told_std, torch.inf)
         return standardise(x, mean, std)
 
 
@@ -115,11 +116,11 @@ def learn_scales(histograms: TableHistograms) -> dict[str, Tensor]:
     deviations: list[float] = []
     for column in histograms.columns:
         mean, deviation = column.mean_and_deviation()
-        if deviation == 0:
-            deviation = 1.0
+        if deviation > 0:
+            # numbers closer than this were counted as one
+            deviation = max(deviation, STEP * abs(mean))
         means.append(mean)
-        # numbers closer than this were counted as one
-        deviations.append(max(deviation, STEP * abs(mean)))
+        deviations.append(deviation)
     return split_constants(STANDARDISE, [means, deviations])
 
 

@@ -63,21 +63,25 @@ class TestMlp:
         assert made.fingerprint != plain.fingerprint, "hospitals would scale unlike one another"
 
     def test_scales_that_histograms_tell(self) -> None:
-        """A constant column, or one whose values were counted as one, must not explode."""
+        """A value that a hospital never saw must not explode, nor one that was counted with
+        others as one.
+        """
+        nan = float("nan")
         table = torch.tensor(
-            [[5.0, 1.6e9, 1.0], [5.0, 1.6e9 + 1e6, 3.0], [5.0, 1.6e9, float("nan")]]
+            [[5.0, 2e9, 1.0, nan], [5.0, 2e9 + 1e7, 3.0, nan], [5.0, 2e9, nan, nan]]
         )
-        scales = LearntStandardise((0, 0, 0))
+        scales = LearntStandardise((0, 0, 0, 0))
         state = learn_scales(count_columns(table.numpy()))
-        scales.load_state_dict(
-            {k.removeprefix("standardise."): v for k, v in state.items()}, strict=False
-        )
+        for name, tensor in state.items():
+            scales.get_parameter(name.removeprefix("standardise.")).data.copy_(tensor)
         scaled = scales(table)
         assert scaled[:, 0].tolist() == [0.0, 0.0, 0.0]
         assert scaled[:, 1].abs().max() < 1
         torch.testing.assert_close(scaled[:, 2], torch.tensor([-1.0, 1.0, 0.0]))
-        assert scaled[:, 5].tolist() == [0.0, 0.0, 1.0]
+        assert scaled[:, 6].tolist() == [0.0, 0.0, 1.0]
         assert not scaled.requires_grad, "steps would move what was counted"
+        elsewhere = scales(torch.tensor([[250.0, 2e9, 2.0, 250.0]]))
+        assert elsewhere[:, [0, 2, 3]].abs().max() == 0
 
     def test_shape(self, tmp_path: Path) -> None:
         """Its shape is in its file: a plan that says otherwise is corrected, not crashed on."""
