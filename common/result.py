@@ -175,6 +175,23 @@ class Calibration(Part):
     examples: int
 
 
+class OperatingFacts(Part):
+    """From which probability on the second of two classes is answered, chosen by validation
+    records.
+
+    Attributes:
+        score_bin: the same among the bins of scores, see `score_bins.py`.
+        sensitivity, specificity: on all nodes' validation records.
+        examples: how many these are.
+    """
+
+    threshold: float
+    score_bin: int
+    sensitivity: float
+    specificity: float
+    examples: int
+
+
 class EncodingFacts(Part):
     """How updates travelled; at most `relative_error` of one was rounded away, to come later: not
     told in mode central.
@@ -261,6 +278,7 @@ class Result(Part):
         nodes: those that took part.
         validation: what validation records said, where they were measured.
         calibration: the temperature that was chosen by them, where one was.
+        operating_point: the threshold that was chosen by them, where one was.
         missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
@@ -283,6 +301,7 @@ class Result(Part):
     closed_form: ClosedFormFacts | None = None
     validation: Validation | None = None
     calibration: Calibration | None = None
+    operating_point: OperatingFacts | None = None
     confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()

@@ -63,13 +63,15 @@ class Predictor:
                 images, an .npz or a .csv.
 
         Returns:
-            A row for each input: `class`, and `p_NAME` for every class; for paths the index is the
+            A row for each input: `class`, the answer at the model's operating point, and
+                `p_NAME` for every class; for paths the index is the
             input's name.
 
         Raises:
             UserError: inputs of another kind than the model takes.
         """
         import pandas
+        import torch
 
         names: list[str] | None = None
         if isinstance(inputs, str | Path):
@@ -79,8 +81,8 @@ class Predictor:
         else:
             probabilities = self._shared.probabilities(self._as_tensor(inputs)).numpy()
         table = pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
-        likeliest = [self.classes[number] for number in np.argmax(probabilities, axis=1)]
-        table.insert(0, "class", likeliest)
+        answers = self._shared.answers(torch.from_numpy(probabilities)).tolist()
+        table.insert(0, "class", [self.classes[number] for number in answers])
         if names is not None:
             table.index = pandas.Index(names, name="input")
         return table

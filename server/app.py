@@ -20,8 +20,8 @@ from torch import Tensor
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.model.assembly import check_scales, keep_adapters, plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.model.shared_model import save_shared_model
-from fedgraft.common.plan.chosen_by_validation import calibrates, is_validated_after
+from fedgraft.common.model.shared_model import Beside, save_shared_model
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, is_validated_after
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result
@@ -34,6 +34,7 @@ from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster, gather
 from fedgraft.server.messages import round_content
+from fedgraft.server.operating_point import choose_operating_point
 from fedgraft.server.papers.model_card import model_card
 from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
@@ -171,11 +172,10 @@ def federate(
         # ── the last evaluation, on every node: of the round that is kept ─────────────────────────
         run.watch.start()
         kept = folder.kept() or start
-        last = Round(plan, kept.round, layout, kept.adapter, sorted(roster.nodes))
-        if calibrates(plan.train):
-            run.note_calibration(calibrate(grid, roster, last))
-            last = replace(last, sent=run.divide(kept.adapter, model.head_name))
-        evaluation = evaluate_everywhere(grid, roster, last)
+        nodes = sorted(roster.nodes)
+        last = Round(plan, kept.round, layout, kept.adapter, nodes, head=model.head_name)
+        last = choose_answers(grid, roster, last, run)
+        evaluation = evaluate_everywhere(grid, roster, last, run.score_bin)
         folder.add_lines(evaluation.lines)
         run.note_evaluation(evaluation)
         run.watch.stop("evaluate")
@@ -204,6 +204,18 @@ def with_head_of(
         return model, state
     other = plan_model(federation.backbone, federation.plan, number)
     return other, keep_adapters(state, other)
+
+
+def choose_answers(grid: Grid, roster: Roster, last: Round, run: ResultBuilder) -> Round:
+    """Choose temperature and operating point by validation records, where the plan does. Return
+    the model as it is shared.
+    """
+    if calibrates(last.plan.train):
+        run.note_calibration(calibrate(grid, roster, last))
+        last = replace(last, sent=run.divide(last.sent, last.head))
+    if chooses_point(last.plan.train):
+        run.note_operating_point(choose_operating_point(grid, roster, last))
+    return last
 
 
 def train(grid: Grid, roster: Roster, round_: Round, read: Read | None = None) -> Replies:
@@ -239,13 +251,6 @@ def write_papers(
         model = plan_model(backbone, plan, kept.round)
         model.load_adapter_state(run.divide(kept.adapter, model.head_name))
         card = model_card(plan, run.result, backbone.preprocess.to_json())
-        save_shared_model(
-            folder.shared_model,
-            model,
-            backbone,
-            plan,
-            card,
-            round_=kept.round,
-            variance=kept.variance,
-        )
+        beside = Beside(kept.round, kept.variance, run.threshold)
+        save_shared_model(folder.shared_model, model, backbone, plan, card, beside)
     folder.write_result(run.result)

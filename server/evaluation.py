@@ -45,11 +45,14 @@ class Evaluation:
     spent: dict[str, Spent]
 
 
-def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
+def evaluate_everywhere(
+    grid: Grid, roster: Roster, last: Round, score_bin: int | None = None
+) -> Evaluation:
     """Measure a model at every node of the roster and merge what comes back.
 
     Args:
         last: the model as a round that sends it out.
+        score_bin: from which score on the second of two classes is answered; None: from even odds.
     """
     replies = exchange(
         grid,
@@ -59,7 +62,7 @@ def evaluate_everywhere(grid: Grid, roster: Roster, last: Round) -> Evaluation:
         group="evaluate",
         timeout=last.plan.aggregate.round_timeout,
     )
-    merging = _Merging(last.plan)
+    merging = _Merging(last.plan, score_bin)
     for name in sorted(replies.contents):
         try:
             merging.add(name, replies.contents[name])
@@ -91,6 +94,7 @@ class _Merging:
     """Sums of metrics as they come in, node by node."""
 
     plan: Plan
+    score_bin: int | None = None
     nodes: dict[str, Metrics] = field(default_factory=dict)
     confusion: dict[str, list[list[int]]] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
@@ -108,13 +112,22 @@ class _Merging:
         record = content.metric_records.get("received", MetricRecord())
         task = self.plan.task
         sums = read_sums(record, task)
-        self._groups.add(read_groups(content, self._groups.sizes, sums, task))
+        groups = read_groups(content, self._groups.sizes, sums, task)
+        self._groups.add({position: self._answer(group) for position, group in groups.items()})
+        sums = self._answer(sums)
         self._all = self._all + sums
         self.nodes[name] = chosen(sums, self.plan)
         if sums.examples:
             self.confusion[name] = sums.counts()
         if spent is not None:
             self.spent[name] = spent
+
+    def _answer(self, sums: Sums) -> Sums:
+        """Return the sums with the answers at the operating point."""
+        threshold = TASKS[self.plan.task.question].operating_point
+        if self.score_bin is None or threshold is None:
+            return sums
+        return threshold.answer_from(sums, self.score_bin)
 
     def final(self) -> FinalMetrics:
         """Return the metrics of all that was taken in."""

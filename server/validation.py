@@ -26,24 +26,29 @@ class Measured:
     """What all nodes measured on their validation records after a round.
 
     Attributes:
-        metrics: over the records of all nodes together.
+        sums: over the records of all nodes together.
+        metrics: that they give.
         traffic: the bytes of it.
         refused: the nodes that measured nothing, and why.
         lines: one of metrics.jsonl for each node that measured.
     """
 
     round: int
+    sums: Sums
     metrics: Metrics
     traffic: Traffic
     refused: list[Refusal]
     lines: list[dict[str, Any]]
 
 
-def measure_validation(grid: Grid, roster: Roster, after: Round) -> Measured:
+def measure_validation(
+    grid: Grid, roster: Roster, after: Round, *, purpose: str = "validation"
+) -> Measured:
     """Measure a model on the validation records of every node of the roster, whoever trained.
 
     Args:
         after: the model as a round that sends it out; its number is of the round behind it.
+        purpose: what it is for, in the messages' group and in words of a refusal.
     """
     number = after.number
     replies = exchange(
@@ -51,7 +56,7 @@ def measure_validation(grid: Grid, roster: Roster, after: Round) -> Measured:
         "evaluate.validation",
         round_content(after),
         roster.nodes,
-        group=f"validation-{number}",
+        group=f"{purpose}-{number}",
         timeout=after.plan.aggregate.round_timeout,
     )
     task = after.plan.task
@@ -67,9 +72,10 @@ def measure_validation(grid: Grid, roster: Roster, after: Round) -> Measured:
         lines.append({"round": number, "node": name, "validation": sums.summary()})
     return Measured(
         round=number,
+        sums=together,
         metrics=together.summary(),
         traffic=replies.traffic(),
-        refused=refusals_of(replies, number, "validation: "),
+        refused=refusals_of(replies, number, f"{purpose}: "),
         lines=lines,
     )
 

@@ -80,17 +80,17 @@ def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]
 
 
 def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) -> list[list[str]]:
-    """Return a line for each input: its name, the likeliest class, all probabilities, and how far
-    the likeliest one's score may be off, where the model knows.
+    """Return a line for each input: its name, the class that is answered, all probabilities, and
+    how far the score of the answer may be off, where the model knows.
     """
     lines = []
     deviations = shared.deviations(inputs)
-    for at, row in enumerate(shared.probabilities(inputs)):
-        likeliest = int(row.argmax())
-        line = [as_cell(names[at]), as_cell(shared.classes[likeliest])]
-        line += [f"{value:.6f}" for value in row.tolist()]
+    probabilities = shared.probabilities(inputs)
+    for at, answer in enumerate(shared.answers(probabilities).tolist()):
+        line = [as_cell(names[at]), as_cell(shared.classes[answer])]
+        line += [f"{value:.6f}" for value in probabilities[at].tolist()]
         if deviations is not None:
-            line.append(f"{float(deviations[at, likeliest]):.6f}")
+            line.append(f"{float(deviations[at, answer]):.6f}")
         lines.append(line)
     return lines
 

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
-from fedgraft.common.result import Calibration, Validation
-from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
+from fedgraft.common.result import Calibration, OperatingFacts, Validation
+from fedgraft.server.papers.validation_words import (
+    describe_calibration,
+    describe_operating_point,
+    describe_validation,
+)
 from fedgraft.simulations.answers import describe_answers
 from fedgraft.simulations.readable import show_bytes
 
@@ -57,6 +61,10 @@ def _describe_choice(result: Result) -> list[str]:
     if result.get("calibration"):
         calibration = Calibration.model_validate(result["calibration"])
         sentences.append(describe_calibration(calibration))
+    if result.get("operating_point"):
+        point = OperatingFacts.model_validate(result["operating_point"])
+        classes = result.get("data", {}).get("classes") or ["class 0", "class 1"]
+        sentences.append(describe_operating_point(point, classes[1]))
     return sentences
 
 

@@ -20,7 +20,7 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
-from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.reading_section import ReadingSection
@@ -120,15 +120,16 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
 
 def _check_validation(plan: Plan, plan_path: Path, opened: Sequence[Records]) -> None:
     """Raise `UserError` where something is to be chosen, and there is nothing to choose by."""
-    if not chooses_round(plan.train) and not calibrates(plan.train):
+    train = plan.train
+    if not (chooses_round(train) or calibrates(train) or chooses_point(train)):
         return
     if not any(len(records.splits["val"]) for records in opened):
         raise UserError(
-            "a round or a temperature is to be chosen, and the data has no validation records",
+            "something is to be chosen by validation records, and the data has none",
             where=f"{plan_path}: train",
             remedy=(
-                "write `evaluate: {validation_fraction: 0.2}`, or leave out keep, patience and"
-                " calibrate"
+                "write `evaluate: {validation_fraction: 0.2}`, or leave out keep, patience,"
+                " calibrate and operating_point"
             ),
         )
 

@@ -11,7 +11,12 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.model.solve_head import releases_products
-from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round, measures_validation
+from fedgraft.common.plan.chosen_by_validation import (
+    calibrates,
+    chooses_point,
+    chooses_round,
+    measures_validation,
+)
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
@@ -183,6 +188,8 @@ def _validation(node: Node, plan: Plan) -> Iterator[str]:
     if chooses_round(plan.train):
         when = "after each round" if plan.evaluate.every == 1 else "between rounds"
     yield f"{when} the same sums over the validation records"
+    if chooses_point(plan.train):
+        yield "once more the same sums, from which a threshold between the two classes is chosen"
     if calibrates(plan.train):
         count = len(TEMPERATURES)
         yield f"once the loss over the validation records at {count} temperatures, a sum each"

@@ -56,6 +56,8 @@ class SharedModel:
         plan: that it was trained by.
         classes: what the columns of `probabilities` are called.
         variance: how sure a head is that was solved for, where the plan asks for it.
+        threshold: the probability from which on the second of two classes is answered; None: the
+            likeliest is.
     """
 
     model: GraftedModel
@@ -63,6 +65,7 @@ class SharedModel:
     plan: Plan
     classes: tuple[str, ...]
     variance: PredictiveVariance | None = None
+    threshold: float | None = None
 
     @torch.inference_mode()
     def probabilities(self, raw: Tensor) -> Tensor:
@@ -71,6 +74,12 @@ class SharedModel:
         """
         outputs = self.model(self.preprocess(raw))
         return TASKS[self.plan.task.question].predict(outputs)
+
+    def answers(self, probabilities: Tensor) -> Tensor:
+        """Class probabilities `(n, classes)` → the number of the class that is answered `(n,)`."""
+        if self.threshold is None:
+            return probabilities.argmax(1)
+        return (probabilities[:, 1] >= self.threshold).long()
 
     @torch.inference_mode()
     def deviations(self, raw: Tensor) -> Tensor | None:
@@ -84,29 +93,37 @@ class SharedModel:
         return self.variance.deviations(self.model.features(self.preprocess(raw)))
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What is kept of a shared model beside its tensors.
+
+    Attributes:
+        round: that it is of: in the plan's last it may have another head.
+        variance: how sure the head is, where it was solved for and the plan asks for it.
+        threshold: the probability from which on the second of two classes is answered.
+    """
+
+    round: int
+    variance: PredictiveVariance | None = None
+    threshold: float | None = None
+
+
 def save_shared_model(
     folder: Path,
     model: GraftedModel,
     backbone: Backbone,
     plan: Plan,
     card: str,
-    *,
-    round_: int | None = None,
-    variance: PredictiveVariance | None = None,
+    beside: Beside,
 ) -> None:
-    """Write the shared model into `folder`; what was there is replaced in one step.
-
-    Args:
-        round_: that it is of, where that is not the plan's last: it may have another head.
-        variance: how sure the head is, where it was solved for and the plan asks for it.
-    """
+    """Write the shared model into `folder`; what was there is replaced in one step."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_adapter(model, part)
     write_tensors(backbone_state(backbone), part / BACKBONE, {"name": backbone.name})
-    if variance is not None:
-        write_tensors(variance.tensors(), part / VARIANCE, {})
+    if beside.variance is not None:
+        write_tensors(beside.variance.tensors(), part / VARIANCE, {})
     described = {
         "name": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -119,8 +136,10 @@ def save_shared_model(
         "backbone": described,
         "plan": json.loads(canonical(plan)),
     }
-    if round_ is not None and round_ != plan.train.rounds:
-        about["round"] = round_
+    if beside.round != plan.train.rounds:
+        about["round"] = beside.round
+    if beside.threshold is not None:
+        about["threshold"] = beside.threshold
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     (part / ABOUT).write_text(text)
     (part / CARD).write_text(card)
@@ -146,6 +165,7 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
         plan = plan_from_json(json.dumps(about["plan"]))
         described = about["backbone"]
         preparation = preparation_from_json(described["name"], about["preprocess"])
+        threshold = _read_threshold(about)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "holds no shared model that can be read",
@@ -158,7 +178,18 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
     variance = None
     if (inside / VARIANCE).exists():
         variance = _read_variance(inside / VARIANCE, model)
-    return SharedModel(model, preparation, plan, tuple(about["classes"]), variance)
+    classes = tuple(about["classes"])
+    return SharedModel(model, preparation, plan, classes, variance, threshold)
+
+
+def _read_threshold(about: Mapping[str, Any]) -> float | None:
+    """Return the operating point of a shared model. Raise `ValueError` for what is none."""
+    threshold = about.get("threshold")
+    if threshold is None:
+        return None
+    if not isinstance(threshold, float) or not 0 <= threshold <= 1 or len(about["classes"]) != 2:
+        raise ValueError("a threshold that is no probability between two classes")
+    return threshold
 
 
 def _read_variance(file: Path, model: GraftedModel) -> PredictiveVariance:

@@ -20,9 +20,15 @@ def calibrates(train: TrainSection) -> bool:
     return train.calibrate == "temperature"
 
 
+def chooses_point(train: TrainSection) -> bool:
+    """Whether the probability from which on a class is answered is chosen by validation records."""
+    return train.operating_point != "even"
+
+
 def measures_validation(train: TrainSection, evaluate: EvaluateSection) -> bool:
     """Whether the nodes measure the shared model on validation records."""
-    return chooses_round(train) or calibrates(train) or evaluate.validation_fraction > 0
+    chooses = chooses_round(train) or calibrates(train) or chooses_point(train)
+    return chooses or evaluate.validation_fraction > 0
 
 
 def is_validated_after(train: TrainSection, evaluate: EvaluateSection, round_: int) -> bool:

@@ -8,7 +8,7 @@ from fedgraft.common.inputs import INPUT_LINES
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
-from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_round
+from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -50,6 +50,7 @@ def check_agreement(
         *check_scales_counted(task, backbone, train, privacy),
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
+        *check_operating_point(task, train),
     ]
 
 
@@ -346,11 +347,22 @@ def check_validation(
     if calibrates(train):
         what = f"{train.calibrate}, and {why} counts"
         problems.append(Problem("train.calibrate", what, "leave it out"))
+    if chooses_point(train):
+        what = f"chosen by validation records, and {why} counts"
+        problems.append(Problem("train.operating_point", what, "leave it out"))
     if evaluate.validation_fraction:
         key = "evaluate.validation_fraction"
         what = f"{evaluate.validation_fraction:g}, and {why} counts"
         problems.append(Problem(key, what, "leave it out"))
     return problems
+
+
+def check_operating_point(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of a point between two classes where there are more."""
+    if not chooses_point(train) or len(task.classes) == 2:
+        return []
+    what = f"chosen, and among {len(task.classes)} classes the likeliest is answered"
+    return [Problem("train.operating_point", what, "leave it out, or name two classes")]
 
 
 def _name_choice(train: TrainSection) -> tuple[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fedgraft.common.plan.section import Count, Names, Section
+from fedgraft.common.plan.section import Count, Names, Problem, Section, check_together
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class OptimizerSection(Section):
@@ -91,6 +93,25 @@ class ClosedFormSection(Section):
     )
 
 
+class OperatingPointSection(Section):
+    """What the answers of two classes must reach on validation records: one of the two."""
+
+    sensitivity: Share | None = Field(
+        default=None, description="share of the second class's records that must be found"
+    )
+    specificity: Share | None = Field(
+        default=None, description="share of the first class's records that must be told as such"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> OperatingPointSection:
+        if (self.sensitivity is None) == (self.specificity is None):
+            what = "one of sensitivity and specificity is reached, and the other follows"
+            problem = Problem("sensitivity", what, "write `{sensitivity: 0.9}`, for instance")
+            return check_together(self, [problem])
+        return self
+
+
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
@@ -103,6 +124,7 @@ class TrainSection(Section):
         "patience",
         "choose_by",
         "calibrate",
+        "operating_point",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -155,6 +177,15 @@ class TrainSection(Section):
         description=(
             "temperature: the outputs of the shared model are divided by the number that gives the"
             " lowest loss on the nodes' validation records"
+        ),
+    )
+    operating_point: Literal["even", "youden"] | OperatingPointSection = Field(
+        default="even",
+        description=(
+            "two classes: from which probability on the second is answered; even: 0.5; youden: the"
+            " highest sum of sensitivity and specificity on the nodes' validation records; or"
+            " `{sensitivity: 0.9}` on them, or `{specificity: 0.9}`; it travels with the shared"
+            " model"
         ),
     )
     local_epochs: Count = Field(

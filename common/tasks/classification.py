@@ -15,8 +15,9 @@ from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.class_head import CLASS_HEAD
 from fedgraft.common.tasks.classification_sums import ClassificationSums, sums_of, zero
 from fedgraft.common.tasks.labels import Label, list_labels, plain_label
+from fedgraft.common.tasks.operating_point import answer_from, choose_point
 from fedgraft.common.tasks.sums_from_wire import sums_from_flat
-from fedgraft.common.tasks.task import LabelledSource, Task
+from fedgraft.common.tasks.task import LabelledSource, Task, Threshold
 
 
 def count_classes(task: TaskSection) -> int:
@@ -128,5 +129,6 @@ CLASSIFICATION = Task(
     predict=probabilities,
     columns=lambda task: task.classes,
     describe=describe,
+    operating_point=Threshold(choose_point, answer_from),
     closed_form=CLASS_HEAD,
 )

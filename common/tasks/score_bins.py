@@ -7,6 +7,8 @@ asinh(score): fine around even odds, logarithmic in the tails.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,11 @@ def log_odds(logits: Tensor) -> Tensor:
         rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1)
         columns.append(logits[:, k] - torch.logsumexp(rest, dim=1))
     return torch.stack(columns, dim=1)
+
+
+def edge_of(score_bin: int) -> float:
+    """Return the least score of a bin, but for the first, which has no least."""
+    return math.sinh(score_bin * (2 * REACH / BINS) - REACH)
 
 
 def bins_of(scores: Tensor) -> Tensor:

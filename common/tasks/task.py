@@ -12,6 +12,7 @@ from torch import Tensor
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.closed_form import ClosedForm
 from fedgraft.common.tasks.labels import Label
+from fedgraft.common.tasks.operating_point import OperatingPoint
 
 
 class Sums(Protocol):
@@ -74,6 +75,20 @@ class LabelledSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """Where a score becomes an answer, for questions with two classes.
+
+    Attributes:
+        choose: (sums, sensitivity=…, specificity=…) → the operating point that reaches one of them,
+            or the highest sum of both; raises `ValueError` where sums tell of one class alone.
+        answer_from: (sums, bin of scores) → sums with the answers that are given from there on.
+    """
+
+    choose: Callable[..., OperatingPoint]
+    answer_from: Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True)
 class Task:
     """One kind of question.
 
@@ -98,6 +113,8 @@ class Task:
         predict: outputs `(n, …)` → what is told of each record, `(n, columns)`.
         columns: what those columns are called.
         describe: the question in words for people, such as "normal and pneumonia apart".
+        operating_point: its sums with another threshold between two classes, and how one is
+            chosen; None: its answers have none.
         closed_form: how its head is solved from sums over records; None: it has no such sums.
     """
 
@@ -115,4 +132,5 @@ class Task:
     predict: Callable[[Tensor], Tensor]
     columns: Callable[[TaskSection], tuple[str, ...]]
     describe: Callable[[TaskSection], str]
+    operating_point: Threshold | None = None
     closed_form: ClosedForm | None = None

@@ -14,7 +14,11 @@ from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
-from fedgraft.server.papers.validation_words import describe_calibration, describe_validation
+from fedgraft.server.papers.validation_words import (
+    describe_calibration,
+    describe_operating_point,
+    describe_validation,
+)
 
 # what else is learnt about a node under differential privacy
 NOT_COVERED = (
@@ -76,7 +80,7 @@ def model_card(plan: Plan, result: Result, preprocess: Mapping[str, Any]) -> str
         *_details(plan, result),
         *_intended_use(plan),
         *_factors(plan, result),
-        *_metrics(plan),
+        *_metrics(plan, result),
         *_evaluation_data(result, nodes, preprocess),
         *_training_data(result, nodes),
         *_analyses(result, nodes),
@@ -140,12 +144,12 @@ def _factors(plan: Plan, result: Result) -> list[str]:
     ]
 
 
-def _metrics(plan: Plan) -> list[str]:
+def _metrics(plan: Plan, result: Result) -> list[str]:
     return [
         *_heading("## Metrics"),
         f"- Measures: {', '.join(plan.evaluate.metrics)}; AUROC from histograms of scores, which"
         " merge across sites",
-        "- Decision threshold: the most probable class; none was tuned",
+        f"- Decision threshold: {_describe_threshold(plan, result)}",
         "- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one"
         " run and one seed",
     ]
@@ -159,6 +163,13 @@ def _choice(result: Result) -> list[str]:
     if result.calibration is not None:
         sentences.append(describe_calibration(result.calibration))
     return [f"- {sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
+
+
+def _describe_threshold(plan: Plan, result: Result) -> str:
+    point = result.operating_point
+    if point is None:
+        return "the most probable class; none was tuned"
+    return describe_operating_point(point, as_markdown(plan.task.classes[1]))
 
 
 def _evaluation_data(

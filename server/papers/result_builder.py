@@ -36,6 +36,7 @@ from fedgraft.server.calibration import Calibrated
 from fedgraft.server.evaluation import Evaluation
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster
+from fedgraft.server.operating_point import ChosenPoint
 from fedgraft.server.papers.model_card import not_covered
 from fedgraft.server.papers.stopwatch import Stopwatch
 from fedgraft.server.round_replies import Answers
@@ -136,6 +137,25 @@ class ResultBuilder:
         self._note_bytes(validation=sent.but(nodes=calibrated.traffic.nodes))
         refused = (*self.result.refused, *calibrated.refused)
         self._note(calibration=calibrated.facts, refused=refused)
+
+    def note_operating_point(self, chosen: ChosenPoint) -> None:
+        """Write down the threshold that was chosen."""
+        sent = self.result.bytes.validation.plus(chosen.traffic)
+        self._note_bytes(validation=sent.but(nodes=chosen.traffic.nodes))
+        refused = (*self.result.refused, *chosen.refused)
+        self._note(operating_point=chosen.facts, refused=refused)
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability from which on the second class is answered; None: the likelier is."""
+        point = self.result.operating_point
+        return None if point is None else point.threshold
+
+    @property
+    def score_bin(self) -> int | None:
+        """The same among the bins of scores."""
+        point = self.result.operating_point
+        return None if point is None else point.score_bin
 
     def divide(self, adapter: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
         """Return an adapter as it is shared: its head by the temperature that was chosen, if any.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedgraft.common.result import Calibration, Metrics, Validation
+from fedgraft.common.result import Calibration, Metrics, OperatingFacts, Validation
 
 MEASURES = {"loss": "loss", "accuracy": "accuracy", "auroc": "AUROC", "f1": "F1"}
 
@@ -42,6 +42,19 @@ def describe_calibration(calibration: Calibration) -> str:
     return (
         f"outputs are divided by a temperature of {calibration.temperature:.2f}: the lowest loss on"
         f" {calibration.examples:,} validation records, {after:.3f} where it was {before:.3f}"
+    )
+
+
+def describe_operating_point(point: OperatingFacts, answered: str) -> str:
+    """Return which threshold was chosen, and what it reaches.
+
+    Args:
+        answered: the class that is answered from the threshold on.
+    """
+    return (
+        f"“{answered}” is answered from a probability of {point.threshold:.3f} on: sensitivity"
+        f" {point.sensitivity:.3f} and specificity {point.specificity:.3f} on"
+        f" {point.examples:,} validation records; no test record had a say in it"
     )
 
 

@@ -98,6 +98,8 @@ adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {rele
 train.finish=closed-form train.closed_form.epsilon_share=0.25
 """  # noqa: E501
 TABLES = """
+train.operating_point.sensitivity=0.9
+train.operating_point.specificity=0.9
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
 task.columns=[z, x, y]
 task.categories=[{column: x, values: [f, n]}]
