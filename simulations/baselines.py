@@ -36,7 +36,6 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.assembly import keep_adapters
 from fedgraft.common.model.solve_head import solve_head
-from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.phases import has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -141,14 +140,12 @@ def measure_alone(
     each one's.
 
     Each model is tested on the test data of all nodes together, as the shared model is. The best is
-    the best on all nodes' validation data where the plan measures these, else on the tests.
+    the best on all nodes' validation data where there are any, else on the tests.
     """
     plan = _drop_privacy(plan)
     tasks = _open_tasks(plan, backbone, nodes)
     tests = [task.test for task in tasks]
-    validations = []
-    if measures_validation(plan.train, plan.evaluate):
-        validations = [task.validation for task in tasks if task.validation]
+    validations = [task.validation for task in tasks if task.validation]
 
     def train_one(task: NodeTask) -> tuple[Metrics, Metrics]:
         trained, state = _train_alone(task, backbone)
