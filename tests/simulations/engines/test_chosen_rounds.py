@@ -224,7 +224,7 @@ def test_without_validation_records_nothing_is_chosen(tiny, tmp_path):
     sets = (*BEST, "evaluate.validation_fraction=0")
     with pytest.raises(RunFailed, match="round 1: no node measured validation records"):
         federation.run(tmp_path / "out", sets)
-    with pytest.raises(UserError, match="no validation records") as caught:
+    with pytest.raises(UserError, match="by validation records, and the data has none") as caught:
         write_nodes(load_plan(federation.path, sets), federation.path, tmp_path / "others")
     assert "validation_fraction" in caught.value.remedy
 
