@@ -36,6 +36,7 @@ FAMILY_LINES = {
     "columns": FamilyLine(
         "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
     ),
+    "timm": FamilyLine("fedgraft.common.backbones.timm_models:TIMM", r"timm/.+", "image"),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

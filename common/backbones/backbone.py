@@ -6,6 +6,7 @@ tensors are read-only by agreement: every grafted model shares them, in every th
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,12 +57,19 @@ class Backbone:
 
 
 def known_backbones() -> list[str]:
-    """Return the names that `load_backbone` takes (imports torchvision)."""
-    return [name for family in FAMILIES.values() for name in family.names()]
+    """Return the names that `load_backbone` takes on this machine (imports torchvision)."""
+    names: list[str] = []
+    for family in FAMILIES.values():
+        # an extra that is not installed has none
+        with contextlib.suppress(UserError):
+            names += family.names()
+    return names
 
 
 def check_name(name: str) -> None:
-    """Raise `UserError` for a name that no backbone has, with the nearest ones that exist."""
+    """Raise `UserError` for a name that no backbone has, with the nearest ones that exist, or whose
+    family needs an extra.
+    """
     if name in family_of(name).names():
         return
     near = get_close_matches(name, known_backbones(), n=3, cutoff=0.5)

@@ -66,7 +66,8 @@ class Family:
         name, classifier = last_linear(net)
 
     Attributes:
-        names: all names, which may take an import to list.
+        names: all names, which may take an import to list; raises `UserError` where that is an
+            extra and not installed.
         build: (name, shape) → the network with its classifier, in torch's own initialisation;
             raises `UserError` for a shape that it cannot have.
         preparation: (name, weights, image size) → what its inputs go through first.

@@ -23,8 +23,10 @@ Pool = Literal["mean", "mean-and-deviation"]
 # what enters the first block, and what enters the classifier
 STEM = "stem"
 LAST = "last"
-# features of all stages; of a larger network every second, third, … block counted from the end
+# features of all stages; of a larger network the last block of each group of blocks
 MOST_FEATURES = 4096
+# the stem, the end of one group, and the last: more are more groups
+ONE_GROUP = 3
 
 
 class DepthFeatures:
@@ -134,8 +136,10 @@ def choose_stages(
 ) -> tuple[str, ...]:
     """Return the stages that a plan selects, in the network's order.
 
-    "all" leaves out what would be there twice (a last block whose mean enters the classifier), and
-    of a network with more than `MOST_FEATURES` features takes every k-th block from the end.
+    "all" leaves out what would be there twice (a last block whose mean enters the classifier). Of
+    a network with more than `MOST_FEATURES` features it takes the last block of each group that
+    the network's own names make (`layer3.5` of `layer3`), and of one whose blocks are a single
+    group, or where that is too much still, every k-th block from the end.
 
     Args:
         example: a prepared batch of one; it shows the widths, and which stages say the same.
@@ -171,9 +175,28 @@ def _says_the_same(block: tuple[Tensor, bool], entering: Tensor) -> bool:
 
 
 def _thin_out(stages: Sequence[str], pooled: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return every k-th stage counted from the end, k as small as `MOST_FEATURES` allows."""
-    for step in range(1, len(stages) + 1):
+    """Return as many of the stages as `MOST_FEATURES` allows, by the rule of `choose_stages`."""
+
+    def fits(kept: Sequence[str]) -> bool:
+        return sum(pooled[name].shape[1] for name in kept) <= MOST_FEATURES
+
+    ends = _last_of_groups(stages)
+    if fits(stages):
+        return tuple(stages)
+    if len(ends) > ONE_GROUP and fits(ends):
+        return tuple(ends)
+    for step in range(2, len(stages) + 1):
         kept = stages[::-1][::step][::-1]
-        if sum(pooled[name].shape[1] for name in kept) <= MOST_FEATURES:
+        if fits(kept):
             return tuple(kept)
     return (LAST,)
+
+
+def _last_of_groups(stages: Sequence[str]) -> list[str]:
+    """Return of stages that follow one another in one module the last."""
+    ends: list[str] = []
+    for name, following in zip(stages, [*stages[1:], ""], strict=True):
+        group = name.rpartition(".")[0]
+        if not group or group != following.rpartition(".")[0]:
+            ends.append(name)
+    return ends
