@@ -102,14 +102,23 @@ def describe_answers(results: Sequence[Mapping[str, Any]]) -> list[str]:
         sentences.append(_describe_two(answers))
     areas = [result["final"]["global"].get("auroc") for result in results]
     known = [area for area in areas if area is not None]
-    return [*sentences, *warn_of(answers, float(np.mean(known)) if known else None)]
+    chosen = any(result.get("operating_point") for result in results)
+    auroc = float(np.mean(known)) if known else None
+    return [*sentences, *warn_of(answers, auroc, point_chosen=chosen)]
 
 
-def warn_of(answers: Answers, auroc: float | None) -> list[str]:
-    """Return what makes the figures worth little."""
+def warn_of(answers: Answers, auroc: float | None, *, point_chosen: bool) -> list[str]:
+    """Return what makes the figures worth little.
+
+    Args:
+        point_chosen: whether the operating point was chosen: it gives up accuracy for sensitivity
+            or specificity, and says so.
+    """
     warnings = []
-    if answers.accuracy <= answers.majority:
+    if answers.accuracy <= answers.majority and not point_chosen:
         what = f"it is right no more often than always answering “{answers.commonest}”"
+        if len(answers.classes) == 2:
+            what += "; train.operating_point answers from another probability than 0.5"
         warnings.append(f"beware: {what}")
     if auroc is not None and auroc <= 0.5:
         warnings.append("beware: it orders cases no better than chance (AUROC of 0.5 or less)")

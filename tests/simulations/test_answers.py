@@ -51,6 +51,15 @@ def test_a_useless_model_is_not_praised() -> None:
     assert "beware: it orders cases no better than chance" in text
 
 
+def test_an_operating_point_gives_up_accuracy_and_is_not_scolded_for_it() -> None:
+    """Eight in ten found at a threshold of 0.07, called useless for its accuracy."""
+    result = result_of([[500, 400], [20, 80]])
+    assert any("train.operating_point" in line for line in describe_answers([result]))
+    point = {"threshold": 0.07, "score_bin": 400, "sensitivity": 0.8, "specificity": 0.55}
+    words = describe_answers([result | {"operating_point": point | {"examples": 90}}])
+    assert not [word for word in words if "beware" in word]
+
+
 def test_one_case_is_no_evidence() -> None:
     """An AUROC of 0.99 that rests on a single patient."""
     assert any(
