@@ -113,24 +113,28 @@ def pad_before(net: nn.Module) -> None:
     """Put a plain convolution, and a step before it that pads, in the place of each that pads its
     own input: then an adapter and a rule for gradients see what the convolution sees.
     """
-    kind = importlib.import_module("timm.layers").Conv2dSame
+    kind: Any = importlib.import_module("timm.layers").Conv2dSame
     for name, module in list(net.named_modules()):
-        if type(module) is not kind:
-            continue
-        plain = nn.Conv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            dilation=module.dilation,
-            groups=module.groups,
-            bias=module.bias is not None,
-            device="meta",
-        )
-        plain.weight = module.weight
-        plain.bias = module.bias
-        plain.register_forward_pre_hook(pad_same)
-        net.set_submodule(name, plain)
+        if type(module) is kind:
+            net.set_submodule(name, _plain_conv(module))
+
+
+def _plain_conv(padding: Any) -> nn.Conv2d:
+    """Return a plain convolution with the tensors of one that pads, behind a step that does."""
+    plain = nn.Conv2d(
+        padding.in_channels,
+        padding.out_channels,
+        padding.kernel_size,
+        stride=padding.stride,
+        dilation=padding.dilation,
+        groups=padding.groups,
+        bias=padding.bias is not None,
+        device="meta",
+    )
+    plain.weight = padding.weight
+    plain.bias = padding.bias
+    plain.register_forward_pre_hook(pad_same)
+    return plain
 
 
 def pad_same(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -177,7 +181,7 @@ def prepare_images(name: str, weights: str | None, image_size: int | None) -> Pr
 
 
 # ── weights ───────────────────────────────────────────────────────────────────────────────────────
-def fetch(name: str, weights: str) -> State:
+def fetch(name: str, weights: str) -> dict[str, Tensor]:
     """Return weights that are known by a name: those that a package of the registry carries.
 
     Raises:
