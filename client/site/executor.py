@@ -47,6 +47,9 @@ NAME = "flwr-clientapp"
 # of prctl(2)
 PR_SET_NAME = 15
 
+# read by its path, as this file itself is
+how_it_ended = runpy.run_path(str(Path(__file__).with_name("exit_status.py")))["how_it_ended"]
+
 
 def main() -> None:
     """Run Flower's SuperExec, with our executor in it."""
@@ -128,16 +131,6 @@ def fail_task(spec: Any, reason: str) -> None:
     ):
         request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason)
         client.PushTaskOutput(request)
-
-
-def how_it_ended(status: int) -> str:
-    """Return the words for a process's exit status, negative for a signal."""
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    if -status == signal.SIGKILL:
-        return f"was killed ({name}), as happens where memory is short"
-    return f"was ended by {name}"
 
 
 # ── the side of the SuperExec ─────────────────────────────────────────────────────────────────────

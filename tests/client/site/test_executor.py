@@ -38,7 +38,8 @@ if "fail" in sys.argv:
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The executor beside another launcher, which writes what it sees into a named pipe."""
     (tmp_path / "launcher.py").write_text(LAUNCHER)
-    shutil.copy(executor.__file__, tmp_path / "executor.py")
+    for name in ("executor.py", "exit_status.py"):
+        shutil.copy(Path(executor.__file__).with_name(name), tmp_path / name)
     os.mkfifo(tmp_path / "told")
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("copied", tmp_path / "executor.py")
