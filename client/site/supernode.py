@@ -56,7 +56,7 @@ def _read(path: Path) -> SimpleNamespace:
 
 
 _COMMON = Path(__file__).parents[2] / "common"
-how_it_ended = _read(Path(__file__).with_name("exit_status.py")).how_it_ended
+how_it_ended = _read(_COMMON / "wire" / "lost_process.py").how_it_ended
 patience = _read(_COMMON / "wire" / "patience.py")
 
 

@@ -135,26 +135,6 @@ def process(program: list[str]) -> Callable[..., Done]:
     return run
 
 
-# ── what was seen, in words ───────────────────────────────────────────────────────────────────────
-SEEN = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
-def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Adds a line to what is told at the end of the session, for people who ran `make e2e`."""
-    return request.config.stash.setdefault(SEEN, []).append
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Tell it."""
-    if lines := config.stash.get(SEEN, []):
-        terminalreporter.section("what was seen")
-        for line in lines:
-            terminalreporter.write_line(f"  {line}")
-
-
 # ── a deployment ──────────────────────────────────────────────────────────────────────────────────
 HOSPITALS = ("north", "south", "west")
 

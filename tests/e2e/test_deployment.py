@@ -21,7 +21,11 @@ from fedgraft.simulations.deployment.local_federation import BIN, LocalFederatio
 from fedgraft.simulations.deployment.processes import wait_until
 from tests.e2e.conftest import run_in_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.deployment]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deployment,
+    pytest.mark.xdist_group("federation"),
+]
 
 
 def adapter(run: Path) -> bytes:

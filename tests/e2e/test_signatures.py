@@ -24,7 +24,11 @@ from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.deployment]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deployment,
+    pytest.mark.xdist_group("signatures"),
+]
 WHO = "fpk_consortium"
 SMALL = [
     "backbone={name: cifar-resnet8}",
