@@ -26,7 +26,7 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 
 test: $(STAMP) ## every test: two federations of real processes at a time, and beside them two at a time in one process
 	@mkdir -p build; echo "federations of real processes: build/federations.log"; \
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'deployment and not exhaustive' \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deployment and not exhaustive' \
 	  > build/federations.log 2>&1 & \
 	federations=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
@@ -41,7 +41,7 @@ e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cab
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
-	$(BIN)/python -m pytest -v -n 2 --dist loadgroup -m 'deployment and not exhaustive'
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile -m 'deployment and not exhaustive'
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive

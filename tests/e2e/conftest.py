@@ -166,8 +166,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFederation]:
-    """A coordinator with three nodes; shared by the tests of a session, which leave it as they
-    found it.
+    """A coordinator with three nodes; shared by the tests of a session (of each of its processes),
+    which leave it as they found it.
     """
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{find_free_ports(1)[0]}\n"

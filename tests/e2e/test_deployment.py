@@ -21,11 +21,7 @@ from fedgraft.simulations.deployment.local_federation import BIN, LocalFederatio
 from fedgraft.simulations.deployment.processes import wait_until
 from tests.e2e.conftest import run_in_process
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("federation"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
 
 def adapter(run: Path) -> bytes:
@@ -123,6 +119,8 @@ def test_a_killed_run_is_told_and_resumed(federation: LocalFederation, in_proces
         assert running.returncode == 1
     finally:
         running.kill()
+    lost = "Lost: the process of this run was killed (SIGKILL)"
+    assert lost in (federation.server.logs / "superexec.log").read_text()
     assert "finished rounds are kept" in err
     assert f"fedgraft server resume {out}" in err
     assert "Traceback" not in err

@@ -13,11 +13,7 @@ from fedgraft.server.papers.metric_lines import read_lines
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("federation"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits
 CHANGES = ("adapter.method=head", "aggregate.min_nodes=2", f"aggregate.round_timeout={PATIENCE}")
 

@@ -21,11 +21,7 @@ from fedgraft.simulations.deployment.processes import (
 from fedgraft.simulations.deployment.started_processes import make_environment
 from tests.docs.blocks import read_blocks, read_page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("flwr run"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = (".*", "build", "runs", "nodes", "__pycache__", "*.egg-info")
 

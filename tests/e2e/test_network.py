@@ -23,11 +23,7 @@ from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import fill
 from tests.e2e.test_failures import refused, trained
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("network"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CHANGES = ("train.rounds=200", "aggregate.min_nodes=1", "aggregate.round_timeout=15")
 
 

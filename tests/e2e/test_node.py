@@ -34,11 +34,7 @@ from fedgraft.simulations.deployment.administrator import NOBODY
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("federation"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("train.rounds=1", "adapter.method=head")
 

@@ -28,11 +28,7 @@ from fedgraft.simulations.deployment.processes import find_free_ports, wait_unti
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import write_table
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("unseen"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PLAN = """
 name: tiny
 task:
@@ -95,6 +91,10 @@ class Trouble(Gateway):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Answer nobody any more."""
         self.server.should_exit = True
         self.thread.join(30)
 
@@ -124,6 +124,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThroughTrou
         running.trouble = trouble
         with running:
             yield running
+            # in this order: a SuperLink waits for whoever is connected, a node signs off
+            running.stop("north")
+            trouble.end()
 
 
 def metric(federation: LocalFederation, name: str) -> float:

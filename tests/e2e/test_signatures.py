@@ -24,11 +24,7 @@ from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("signatures"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 WHO = "fpk_consortium"
 SMALL = [
     "backbone={name: cifar-resnet8}",

@@ -41,11 +41,7 @@ from fedgraft.server.site.flower_processes import CONNECTION, Flower
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import find_free_ports, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deployment,
-    pytest.mark.xdist_group("federation"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
 
 
