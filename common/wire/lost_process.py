@@ -20,14 +20,14 @@ def how_it_ended(status: int) -> str:
     return f"was ended by {name}"
 
 
-def fail_task(spec: Any, reason: str) -> bool:
+def fail_task(spec: Any, reason: str) -> int:
     """Tell whoever gave a task that it failed; a task whose process has said how it ended stays so.
 
     Args:
         spec: what Flower starts the task's process by.
 
     Returns:
-        Whether there was an answer.
+        The status of the answer, 0 if there was none; 4xx for a task that is finished.
     """
     import httpx
     from flwr.common.constant import SubStatus
@@ -52,9 +52,8 @@ def fail_task(spec: Any, reason: str) -> bool:
             spec.runtime_api_address, spec.insecure, certificates, interceptors
         ) as client:
             client.PushTaskOutput(request)
-    # a token of a task that is finished is refused
     except httpx.HTTPStatusError as error:
-        return error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR
+        return error.response.status_code
     except (httpx.HTTPError, ValueError):
-        return False
-    return True
+        return 0
+    return httpx.codes.OK

@@ -17,6 +17,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from flwr.supercore.cli import flower_superexec
 from flwr.supercore.superexec import executor
 from flwr.supercore.superexec import run_superexec as loop
@@ -43,7 +44,8 @@ class Watching(executor.SubprocessExecutor):
     def launch(self, spec: Any) -> Any:
         """Start what the specification describes."""
         begin = functools.partial(begin_watched, spec)
-        starter.subprocess = SimpleNamespace(Popen=begin, DEVNULL=subprocess.DEVNULL)
+        seen = SimpleNamespace(Popen=begin, DEVNULL=subprocess.DEVNULL)
+        starter.subprocess = seen  # pyright: ignore[reportPrivateImportUsage]
         return super().launch(spec)
 
 
@@ -59,10 +61,18 @@ def tell_its_end(process: subprocess.Popen[bytes], spec: Any) -> None:
     if status == 0:
         return
     reason = f"the process of this run {how_it_ended(status)}"
-    print(f"Lost: {reason}", flush=True)
     until = time.monotonic() + NOTICED
-    while not fail_task(spec, reason) and time.monotonic() < until:
+    answer = fail_task(spec, reason)
+    while is_away(answer) and time.monotonic() < until:
         time.sleep(AGAIN)
+        answer = fail_task(spec, reason)
+    if answer == httpx.codes.OK:
+        print(f"Lost: {reason}", flush=True)
+
+
+def is_away(answer: int) -> bool:
+    """Return whether an answer says nothing of the task, and it is to be told again."""
+    return answer == 0 or answer >= httpx.codes.INTERNAL_SERVER_ERROR
 
 
 if __name__ == "__main__":
