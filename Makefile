@@ -24,10 +24,9 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test: two federations of real processes at a time, and beside them two at a time in one process
+test: $(STAMP) ## every test: federations of real processes, and beside them two at a time in one process
 	@mkdir -p build; echo "federations of real processes: build/federations.log"; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deployment and not exhaustive' \
-	  > build/federations.log 2>&1 & \
+	$(BIN)/python -m pytest -m 'deployment and not exhaustive' > build/federations.log 2>&1 & \
 	federations=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
 	in_process=$$?; wait $$federations; deployed=$$?; cat build/federations.log; \
