@@ -40,7 +40,7 @@ e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cab
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
-	$(BIN)/python -m pytest -v -m 'deployment and not exhaustive'
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile -m 'deployment and not exhaustive'
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,3 +22,37 @@ def as_a_node_begins() -> None:
     """
     torch.set_num_threads(1)
     logging.getLogger("fedgraft").setLevel(logging.NOTSET)
+
+
+# ── what was seen, in words ───────────────────────────────────────────────────────────────────────
+SEEN = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to what is told at the end of the session, for people who ran `make e2e`."""
+    return request.config.stash.setdefault(SEEN, []).append
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over what one of several processes has seen."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["seen"] = session.config.stash.get(SEEN, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it, where the processes are counted together."""
+    lines = node.config.stash.setdefault(SEEN, [])
+    lines.extend(getattr(node, "workeroutput", {}).get("seen", []))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Tell it."""
+    if lines := config.stash.get(SEEN, []):
+        terminalreporter.section("what was seen")
+        for line in lines:
+            terminalreporter.write_line(f"  {line}")

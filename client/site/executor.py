@@ -34,6 +34,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 PRELOADED = ("flwr.supernode.cli", "flwr.clientapp", "torch", "opacus")
@@ -46,6 +47,11 @@ READY = "Executor ready"
 NAME = "flwr-clientapp"
 # of prctl(2)
 PR_SET_NAME = 15
+
+_COMMON = Path(__file__).parents[2] / "common"
+# read by its path, as this file itself is
+lost_process = SimpleNamespace(**runpy.run_path(str(_COMMON / "wire" / "lost_process.py")))
+how_it_ended = lost_process.how_it_ended
 
 
 def main() -> None:
@@ -82,7 +88,8 @@ def main() -> None:
         def _ended(self, words: list[str], status: int) -> None:
             spec = self._specs.pop(words[words.index("--token") + 1])
             if status != 0:
-                fail_task(spec, f"the process of this message {how_it_ended(status)}")
+                reason = f"the process of this message {how_it_ended(status)}"
+                lost_process.fail_task(spec, reason)
 
     loop.get_executor = lambda *_, **__: Forking()  # pyright: ignore[reportPrivateImportUsage]
     flower_superexec()
@@ -98,46 +105,6 @@ def arguments(spec: Any) -> list[str]:
     if spec.parent_pid is not None:
         words += ["--parent-pid", str(spec.parent_pid)]
     return words
-
-
-def fail_task(spec: Any, reason: str) -> None:
-    """Tell the SuperNode that a task failed, unless its process has said so itself."""
-    import httpx
-    from flwr.common.constant import SubStatus
-    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
-    from flwr.supercore.interceptors import (
-        RuntimeTokenHttpInterceptor,
-        RuntimeVersionHttpInterceptor,
-    )
-    from flwr.supercore.runtime import RuntimeHttpClient
-    from flwr.supercore.tls import validate_and_resolve_root_certificates
-
-    certificates = validate_and_resolve_root_certificates(
-        spec.root_certificates_path, spec.insecure
-    )
-    interceptors = [
-        RuntimeVersionHttpInterceptor(component_name=NAME),
-        RuntimeTokenHttpInterceptor(spec.token),
-    ]
-    # a token of a task that is finished is refused; a SuperNode that is gone needs no word
-    with (
-        contextlib.suppress(httpx.HTTPError, ValueError),
-        RuntimeHttpClient.from_server_address(
-            spec.runtime_api_address, spec.insecure, certificates, interceptors
-        ) as client,
-    ):
-        request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=reason)
-        client.PushTaskOutput(request)
-
-
-def how_it_ended(status: int) -> str:
-    """Return the words for a process's exit status, negative for a signal."""
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    if -status == signal.SIGKILL:
-        return f"was killed ({name}), as happens where memory is short"
-    return f"was ended by {name}"
 
 
 # ── the side of the SuperExec ─────────────────────────────────────────────────────────────────────

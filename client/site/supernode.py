@@ -37,8 +37,6 @@ from typing import Any
 
 # seconds between two questions
 PAUSE = 1.0
-# seconds for which a SuperLink may answer 500 to the same request
-SERVER_TROUBLE = 60.0
 # seconds before a SuperExec is started again, the first time and at most
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
@@ -50,7 +48,16 @@ FEW = 3
 STUCK = 300.0
 # seconds between two looks at it
 LOOK = 1.0
-INTERNAL_SERVER_ERROR = 500
+
+
+def _read(path: Path) -> SimpleNamespace:
+    """Return what a file defines, read by its path, as this file itself is."""
+    return SimpleNamespace(**runpy.run_path(str(path)))
+
+
+_COMMON = Path(__file__).parents[2] / "common"
+how_it_ended = _read(_COMMON / "wire" / "lost_process.py").how_it_ended
+patience = _read(_COMMON / "wire" / "patience.py")
 
 
 def main() -> None:
@@ -68,8 +75,9 @@ def main() -> None:
         start(**settings)
 
     replace(cli, "start_client_internal", start_loop)
-    replace(factory, "InMemoryNodeState", answering_state())
-    replace(fleet, "make_simple_http_retry_invoker", patient(fleet.make_simple_http_retry_invoker))
+    state_of_messages = _read(Path(__file__).with_name("answering_state.py")).AnsweringState
+    replace(factory, "InMemoryNodeState", state_of_messages)
+    patience.be_patient(fleet, "the coordinator")
     replace(fleet, "HeartbeatSender", flower_heartbeat)
     leave_after(cli.flower_supernode)
 
@@ -80,12 +88,6 @@ def replace(module: ModuleType, name: str, ours: Any) -> None:
     if getattr(module, name, None) is None:
         sys.exit(f"this release of Flower has no {name} in {module.__name__}")
     setattr(module, name, ours)
-
-
-def answering_state() -> type:
-    """Return the class of `answering_state.py`, read by its path."""
-    path = Path(__file__).with_name("answering_state.py")
-    return runpy.run_path(str(path))["AnsweringState"]
 
 
 def leave_after(run: Callable[[], None]) -> None:
@@ -118,43 +120,6 @@ def pause(seconds: float, state: Any) -> None:
     time.sleep(min(seconds, PAUSE))
 
 
-def patient(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Return Flower's way to repeat requests, which also repeats one that was answered 500.
-
-    Flower gives up then, and its loop ends for good; 502, 503 and 504 it repeats for ever.
-    """
-
-    def make_patient() -> Any:
-        invoker = make()
-        gives_up = invoker.should_giveup
-        backs_off = invoker.on_backoff
-        succeeds = invoker.on_success
-        since: list[float] = []
-
-        def give_up(error: Exception) -> bool:
-            if _status_of(error) != INTERNAL_SERVER_ERROR:
-                return gives_up(error)
-            since.append(time.monotonic())
-            return since[-1] - since[0] > SERVER_TROUBLE
-
-        def back_off(attempts: Any) -> None:
-            print(f"Away: {_trouble_of(attempts.exception)}", flush=True)
-            backs_off(attempts)
-
-        def succeed(attempts: Any) -> None:
-            since.clear()
-            if attempts.tries > 1:
-                print("Back", flush=True)
-            succeeds(attempts)
-
-        invoker.should_giveup = give_up
-        invoker.on_backoff = back_off
-        invoker.on_success = succeed
-        return invoker
-
-    return make_patient
-
-
 def flower_heartbeat(beat: Callable[[], bool]) -> Any:
     """Return Flower's sender of heartbeats, whose thread does not die of an answer.
 
@@ -166,25 +131,13 @@ def flower_heartbeat(beat: Callable[[], bool]) -> Any:
         try:
             return beat()
         except Exception as error:
-            if _status_of(error) >= INTERNAL_SERVER_ERROR:
+            if patience.status_of(error) >= patience.INTERNAL_SERVER_ERROR:
                 return False
             print(f"ERROR :     {error}", flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
             return False
 
     return HeartbeatSender(beat_on)
-
-
-def _trouble_of(error: Exception) -> str:
-    status = _status_of(error)
-    if status:
-        return f"the coordinator answers {status}"
-    return f"the coordinator does not answer ({type(error).__name__})"
-
-
-def _status_of(error: Exception) -> int:
-    """Return the status of the answer that an error is about, 0 if there was none."""
-    return getattr(getattr(error, "response", None), "status_code", 0)
 
 
 # ── the SuperExec ─────────────────────────────────────────────────────────────────────────────────
@@ -236,16 +189,6 @@ class Executor:
                 process.kill()
                 process.wait()
                 return f"began no message for {STUCK:g} s"
-
-
-def how_it_ended(status: int) -> str:
-    """Return the words for a process's exit status, negative for a signal."""
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    if -status == signal.SIGKILL:
-        return f"was killed ({name}), as happens where memory is short"
-    return f"was ended by {name}"
 
 
 if __name__ == "__main__":

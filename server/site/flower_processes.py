@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from fedgraft.common.errors import RunFailed, UserError
 from fedgraft.common.files.bundle import write_app
 from fedgraft.common.wire.proxies import spare_loopback
+from fedgraft.server.site.run_status import NO_ANSWER, ask_status
 
 # the name of the one connection in our config.toml
 CONNECTION = "fedgraft"
@@ -91,13 +93,17 @@ class Flower:
             f'address = "{address}"',
             trust,
         ]
-        (flower.home / "config.toml").write_text("\n".join(lines) + "\n")
+        flower._config.write_text("\n".join(lines) + "\n")
         return flower
 
     @property
     def home(self) -> Path:
         """FLWR_HOME."""
         return self.folder / "home"
+
+    @property
+    def _config(self) -> Path:
+        return self.home / "config.toml"
 
     def call(self, *arguments: str) -> dict[str, Any]:
         """Return what `flwr … --format json` prints, parsed.
@@ -133,9 +139,14 @@ class Flower:
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        """Return `pending`, `starting`, `running`, or `finished:` and how."""
-        answer = self.call("list", CONNECTION, "--run-id", run_id)
-        return str(answer["runs"][0]["status"])
+        """Return `pending`, `starting`, `running`, or `finished:` and how.
+
+        Raises:
+            RunFailed: the SuperLink does not answer, or knows no such run.
+        """
+        connection = tomllib.loads(self._config.read_text())["superlink"][CONNECTION]
+        ca = connection.get("root-certificates")
+        return ask_status(connection["address"], Path(ca) if ca else None, run_id)
 
     def stop(self, run_id: str) -> None:
         """Stop a run."""
@@ -162,5 +173,5 @@ def _words(answer: Mapping[str, Any]) -> str:
     words = answer.get("error-message") or answer.get("error") or answer
     text = str(words).strip()
     if "SuperLink is unavailable" in text:
-        return "the SuperLink does not answer\n  → is it running? fedgraft server start server.yaml"
+        return NO_ANSWER
     return text[-LONGEST_WORDS:]

@@ -20,7 +20,7 @@ from fedgraft.server.site.flower_processes import COMPLETED, Flower
 
 # seconds between two looks at the run's folder
 LOOK = 1.0
-# seconds between two questions to the SuperLink: each is a process of its own
+# seconds between two questions to the SuperLink
 ASK = 5.0
 # seconds that the SuperLink may be away
 PATIENCE = 600.0

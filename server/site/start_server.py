@@ -16,12 +16,14 @@ import datetime
 import fcntl
 import os
 import secrets
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedgraft.common.errors import UserError
+from fedgraft.server.site import serverapp
 from fedgraft.server.site.certificates import expires
 from fedgraft.server.site.flower_processes import Flower, environment, program
 from fedgraft.server.site.server_file import Address, Server, check_certificates, split_address
@@ -53,7 +55,7 @@ def start(server: Server, file: Path) -> None:
             children(server, file),
             folder=server.work,
             logs=server.logs,
-            environment=environment(server.work / "home") | _hub(server),
+            environment=_environment(server),
         )
         if server.metrics is not None:
             from fedgraft.server.site.monitoring import publish
@@ -67,7 +69,7 @@ def start(server: Server, file: Path) -> None:
 
 
 def prepare(server: Server) -> Flower:
-    """Make the state's folders, the secret and Flower's connection, where they are not there yet.
+    """Make the state's folders, the secret, our program of the ServerApp and Flower's connection.
 
     Raises:
         UserError: a folder that cannot be made.
@@ -84,6 +86,7 @@ def prepare(server: Server) -> Flower:
         descriptor = os.open(server.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
+    _write_serverapp(server.work / "programs")
     return connect(server)
 
 
@@ -129,7 +132,9 @@ def _superlink(server: Server) -> list[str]:
 
 def _superexec(server: Server) -> list[str]:
     return [
-        program("flower-superexec"),
+        sys.executable,
+        "-m",
+        "fedgraft.server.site.superexec",
         "--runtime-api-address",
         server.superlink,
         "--root-certificates",
@@ -137,6 +142,22 @@ def _superexec(server: Server) -> list[str]:
         "--superexec-auth-secret-file",
         str(server.secret),
     ]
+
+
+def _environment(server: Server) -> dict[str, str]:
+    """Return what the processes see: our programs before Flower's of the same name."""
+    seen = environment(server.work / "home") | _hub(server)
+    seen["PATH"] = os.pathsep.join([str(server.work / "programs"), seen["PATH"]])
+    return seen
+
+
+def _write_serverapp(programs: Path) -> None:
+    """Write a program of Flower's name that runs our `serverapp.py`, by its path: see there."""
+    programs.mkdir(exist_ok=True)
+    command = [sys.executable, "-P", str(Path(serverapp.__file__).resolve())]
+    path = programs / "flwr-serverapp"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o755)
 
 
 def _hub(server: Server) -> dict[str, str]:

@@ -159,7 +159,7 @@ def run(
     """Run an app to its end, with a look at something twice a second."""
     run_id = flower.submit(app, config)
     while not (status := flower.status(run_id)).startswith("finished"):
-        # each question is a process that takes time from what is measured
+        # a question takes time from what is measured
         for _ in range(10):
             time.sleep(0.5)
             look()

@@ -201,7 +201,7 @@ class LocalFederation:
 
     def find_server_app(self) -> int | None:
         """Return the process of the ServerApp that runs now, or None."""
-        ids = find_processes("flwr-serverapp", f"127.0.0.1:{self.superlink}")
+        ids = find_processes("serverapp", f"127.0.0.1:{self.superlink}")
         return ids[0] if ids else None
 
     # ── hospitals ─────────────────────────────────────────────────────────────────────────────────

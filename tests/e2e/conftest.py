@@ -135,26 +135,6 @@ def process(program: list[str]) -> Callable[..., Done]:
     return run
 
 
-# ── what was seen, in words ───────────────────────────────────────────────────────────────────────
-SEEN = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
-def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Adds a line to what is told at the end of the session, for people who ran `make e2e`."""
-    return request.config.stash.setdefault(SEEN, []).append
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Tell it."""
-    if lines := config.stash.get(SEEN, []):
-        terminalreporter.section("what was seen")
-        for line in lines:
-            terminalreporter.write_line(f"  {line}")
-
-
 # ── a deployment ──────────────────────────────────────────────────────────────────────────────────
 HOSPITALS = ("north", "south", "west")
 
@@ -186,8 +166,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFederation]:
-    """A coordinator with three nodes; shared by the tests of a session, which leave it as they
-    found it.
+    """A coordinator with three nodes; shared by the tests of a session (of each of its processes),
+    which leave it as they found it.
     """
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{find_free_ports(1)[0]}\n"

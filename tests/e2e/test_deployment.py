@@ -119,6 +119,8 @@ def test_a_killed_run_is_told_and_resumed(federation: LocalFederation, in_proces
         assert running.returncode == 1
     finally:
         running.kill()
+    lost = "Lost: the process of this run was killed (SIGKILL)"
+    assert lost in (federation.server.logs / "superexec.log").read_text()
     assert "finished rounds are kept" in err
     assert f"fedgraft server resume {out}" in err
     assert "Traceback" not in err

@@ -27,7 +27,7 @@ simulation: {nodes: 2, data: spots.npz, partition: {kind: iid}}
 """
 PROGRAMS = (
     "flower-superlink",
-    "flwr-serverapp",
+    "serverapp.py",
     "flwr-clientapp",
     "fedgraft.server.site.gateway",
     "supernode.py",
@@ -121,5 +121,5 @@ def test_a_large_backbone(tmp_path, capsys):
     assert (
         0 < watch.peaks["flower-superlink"] < 300e6 + 2 * size
     )  # Flower's own: parts do not make it smaller
-    assert 0 < watch.peaks["flwr-serverapp"] < 750e6 + size + 6 * PART
+    assert 0 < watch.peaks["serverapp.py"] < 750e6 + size + 6 * PART
     assert 0 < watch.peaks["flwr-clientapp"] < 750e6 + 2 * size

@@ -115,10 +115,11 @@ def test_what_nobody_approved_is_refused(
     nobody read; a reason that the coordinator is not told.
     """
     plan = federation.folder / "plan.yaml"
+    not_approved = federation.folder / "runs" / "not-approved"
+    other_plan = federation.begin_run(plan, not_approved, "train.rounds=99")
+    # what escapes takes the place of the approved code at its coordinator, who must have it before
+    wait_until("the approved code is unpacked", not_approved.is_dir, 180)
     outs = [sent(federation, alter) for alter in (one_byte, escape)]
-    other_plan = federation.begin_run(
-        plan, federation.folder / "runs" / "not-approved", "train.rounds=99"
-    )
     for out in outs:
         wait_until("the run failed", lambda out=out: (out / "result.json").is_file(), 180)
         result = json.loads((out / "result.json").read_text())

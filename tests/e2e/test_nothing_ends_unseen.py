@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from ssl import create_default_context
 
@@ -89,6 +91,10 @@ class Trouble(Gateway):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Answer nobody any more."""
         self.server.should_exit = True
         self.thread.join(30)
 
@@ -118,6 +124,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThroughTrou
         running.trouble = trouble
         with running:
             yield running
+            # in this order: a SuperLink waits for whoever is connected, a node signs off
+            running.stop("north")
+            trouble.end()
 
 
 def metric(federation: LocalFederation, name: str) -> float:
@@ -161,6 +170,32 @@ def test_one_500_ends_nothing(federation: ThroughTrouble) -> None:
     assert trained(out, "north") == trained(out, "south") == {1, 2}
     assert federation.count_connections("north") == 1
     assert is_able(federation)
+
+
+def test_a_locked_database_interrupts_no_run(federation: ThroughTrouble, seen) -> None:
+    """A run that ends because the coordinator's own SuperExec, or its ServerApp, was answered 500:
+    as a SuperLink does whose database is locked for longer than five seconds.
+    """
+    out = federation.folder / "runs" / "locked"
+    log = federation.server.logs / "superexec.log"
+    known = len(log.read_text())
+    starts = federation.log("server").count("superexec started")
+    running = federation.begin_run(federation.folder / "plan.yaml", out)
+    try:
+        wait_until("a node is asked", lambda: federation.is_at_work("north"), 120)
+        began = time.monotonic()
+        database = sqlite3.connect(federation.server.state / "superlink.db", isolation_level=None)
+        with closing(database):
+            database.execute("BEGIN EXCLUSIVE")
+            wait_until("it is told of the lock", lambda: "500" in log.read_text()[known:])
+        seconds = time.monotonic() - began
+        said, err = running.communicate(timeout=240)
+    finally:
+        running.kill()
+    assert running.returncode == 0, said + err
+    assert trained(out, "north") == trained(out, "south") == {1, 2}
+    assert federation.log("server").count("superexec started") == starts
+    seen(f"the SuperLink's database locked for {seconds:.0f} s in a run: no round was lost")
 
 
 def test_a_supernode_that_cannot_go_on_is_started_again(federation: ThroughTrouble) -> None:

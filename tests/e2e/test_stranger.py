@@ -207,14 +207,22 @@ def spoken(federation: LocalFederation, port: int, head: str, body: str = "") ->
     return answer.decode(errors="replace")
 
 
-def test_a_key_of_ones_own_opens_nothing(federation: LocalFederation, door: int):
+@pytest.fixture(scope="module")
+def ids(federation: LocalFederation) -> dict[str, int]:
+    """Flower's ids of the nodes, by name."""
+    return {row["name"]: int(row["id"]) for row in registry.list_nodes(federation.server)}
+
+
+def test_a_key_of_ones_own_opens_nothing(
+    federation: LocalFederation, ids: dict[str, int], door: int
+):
     """A node that nobody registered: it registers itself, takes part, or takes another node's
     messages.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     client = signed(door, federation.ca, key)
     public = public_key_to_bytes(key.public_key())
-    victim = int(registry.list_nodes(federation.server)[0]["id"])
+    victim = ids["north"]
     attempts = {
         "register": lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=public)),
         "activate": lambda: client.ActivateNode(
@@ -232,18 +240,23 @@ def test_a_key_of_ones_own_opens_nothing(federation: LocalFederation, door: int)
         )
 
 
-def test_a_registered_key_is_good_for_its_own_node_only(federation: LocalFederation, door: int):
+def test_a_registered_key_is_good_for_its_own_node_only(
+    federation: LocalFederation, ids: dict[str, int], door: int
+):
     """One hospital that pulls another's messages, or answers in its name."""
     private = (federation.certificates / "nodes" / "north").read_bytes()
     key = serialization.load_ssh_private_key(private, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     client = signed(door, federation.ca, key)
-    ids = {row["name"]: int(row["id"]) for row in registry.list_nodes(federation.server)}
     with pytest.raises(httpx.HTTPStatusError) as refused:
         client.PullMessages(PullMessagesRequest(node=Node(node_id=ids["south"])))
     assert refused.value.response.status_code == 401
 
 
+# nginx refuses the same calls one by one, above
+@pytest.mark.parametrize(
+    "door", ["gateway", pytest.param("nginx", marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_flowers_own_commands_from_outside(federation: LocalFederation, door: int, tmp_path: Path):
     """`flwr` with the CA's certificate and the hospitals' address: nodes are listed and added, runs
     started.

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from fedgraft.client.site import executor
+from fedgraft.common.wire import lost_process
 
 LAUNCHER = """
 import json, os, sys
@@ -37,11 +38,15 @@ if "fail" in sys.argv:
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The executor beside another launcher, which writes what it sees into a named pipe."""
-    (tmp_path / "launcher.py").write_text(LAUNCHER)
-    shutil.copy(executor.__file__, tmp_path / "executor.py")
-    os.mkfifo(tmp_path / "told")
-    monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("copied", tmp_path / "executor.py")
+    site, wire = tmp_path / "client" / "site", tmp_path / "common" / "wire"
+    site.mkdir(parents=True)
+    wire.mkdir(parents=True)
+    (site / "launcher.py").write_text(LAUNCHER)
+    shutil.copy(executor.__file__, site / "executor.py")
+    shutil.copy(lost_process.__file__, wire / "lost_process.py")
+    os.mkfifo(site / "told")
+    monkeypatch.chdir(site)
+    spec = importlib.util.spec_from_file_location("copied", site / "executor.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

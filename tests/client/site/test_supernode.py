@@ -17,7 +17,6 @@ import flwr.supernode.nodestate.nodestate_factory as factory
 import flwr.supernode.start_client_internal as loop
 import httpx
 import pytest
-from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from fedgraft.client.site import supernode
 
@@ -64,40 +63,6 @@ def test_a_pause_is_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [supernode.PAUSE, 0.5]
     with pytest.raises(SystemExit, match="cut off"):
         supernode.pause(0.5, SimpleNamespace(is_torn=True))
-
-
-def test_a_500_is_borne_for_a_while(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A loop that ends for good at the first answer of 500; one that asks for ever; a node that
-    does not say that its coordinator is away.
-    """
-    clock = [0.0]
-    monkeypatch.setattr(supernode.time, "monotonic", lambda: clock[0])
-    invoker = supernode.patient(make_simple_http_retry_invoker)()
-    invoker.wait_function = lambda seconds: None
-    answers = [500, 500, 503, 500, 200]
-
-    def ask() -> str:
-        status = answers.pop(0)
-        if status != httpx.codes.OK:
-            raise answer_of(status)
-        return "done"
-
-    assert invoker.invoke(ask) == "done"
-    said = [line for line in capfd.readouterr().out.splitlines() if line[:4] in ("Away", "Back")]
-    assert said[0] == "Away: the coordinator answers 500"
-    assert said[-1] == "Back"
-
-    def trouble() -> None:
-        clock[0] += 1.0
-        raise answer_of(500)
-
-    with pytest.raises(httpx.HTTPStatusError):
-        invoker.invoke(trouble)
-    assert supernode.SERVER_TROUBLE < clock[0] < supernode.SERVER_TROUBLE + 3
-    with pytest.raises(httpx.HTTPStatusError):
-        invoker.invoke(lambda: (_ for _ in ()).throw(answer_of(400)))
 
 
 def test_a_heartbeat_lives_through_a_500(monkeypatch: pytest.MonkeyPatch) -> None:
