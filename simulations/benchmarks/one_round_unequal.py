@@ -19,7 +19,7 @@ import numpy as np
 
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan_file import find_plan
-from fedgraft.simulations.benchmarks.cost_of_privacy import SETTINGS
+from fedgraft.simulations.benchmarks.cost_of_privacy import CHOICES, list_settings
 from fedgraft.simulations.benchmarks.one_round import (
     HOSPITALS,
     Features,
@@ -31,6 +31,8 @@ from fedgraft.simulations.benchmarks.planted_runs import XRAYS
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
 KEPT = (303, 121)
+# the settings of DP-SGD that `cost_of_privacy` chose on validation records
+CHOSEN = CHOICES[3]
 EPSILONS = (8.0, 3.0, 1.0)
 SICK = 1
 
@@ -90,10 +92,8 @@ def measure_steps(kept: int, seeds: int) -> list[str]:
             for draw in range(seeds):
                 path = write_some(source, kept, draw, Path(folder))
                 settings = [
-                    *SETTINGS,
+                    *list_settings(epsilon, CHOSEN),
                     f"simulation.data={path}",
-                    "privacy.mode=sample",
-                    f"privacy.target_epsilon={epsilon:g}",
                     f"seed={7 + draw}",
                 ]
                 out = Path(folder, f"{epsilon:g}-{draw}")
