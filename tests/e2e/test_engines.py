@@ -32,7 +32,11 @@ CHOOSES = ("train.keep=best", "train.calibrate=temperature", "evaluate.validatio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [(), CHOOSES], ids=["last round", "chosen round"])
+@pytest.mark.parametrize(
+    "keys",
+    [pytest.param((), marks=pytest.mark.exhaustive), CHOOSES],
+    ids=["last round", "chosen round"],
+)
 def test_both_engines_give_the_same_model(place, process, keys):
     """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that
     stay behind.

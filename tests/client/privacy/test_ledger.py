@@ -516,7 +516,7 @@ def test_killed_at_some_random_moments(ledger: Ledger) -> None:
     kill_at_random_moments(ledger, kills=8, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(100, 600, 100))
 def test_killed_at_many_random_moments(ledger: Ledger, seed: int) -> None:
     """The same, five times 50."""

@@ -28,7 +28,17 @@ from fedgraft.common.model.grafted_model import GraftedModel, graft
 
 QUICK = ("cifar-resnet20", "mlp", "resnet18", "mobilenet_v3_small")
 HEAVY = ("efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t")
-NETWORKS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)]
+# of what takes ten seconds and more each, LoRA always, the others in make exhaustive
+COMBINED = [
+    *((name, method) for name in QUICK for method in METHODS.names),
+    *(pytest.param(name, "lora", marks=pytest.mark.slow) for name in HEAVY),
+    *(
+        pytest.param(name, method, marks=pytest.mark.exhaustive)
+        for name in HEAVY
+        for method in METHODS.names
+        if method != "lora"
+    ),
+]
 Lively = Callable[[str], Backbone]
 Inputs = Callable[..., Tensor]
 
@@ -52,8 +62,7 @@ def bare(backbone: Backbone, model: GraftedModel, x: Tensor) -> Tensor:
     return model.net.get_submodule(model.head_name)(backbone.net(x))
 
 
-@pytest.mark.parametrize("method", METHODS.names)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "method"), COMBINED)
 class TestEveryMethodOnEveryNetwork:
     def test_nothing_at_first_then_something_then_merged(
         self, name: str, method: str, lively: Lively, inputs: Inputs
