@@ -23,7 +23,7 @@ from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs import INPUTS
-from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.inputs.material import Preparation, Tensors
 
 # tensors that do not fit, in one message
 MOST_NAMED = 3
@@ -80,13 +80,26 @@ def preparation_of(
     return family_of(name).preparation(name, weights, image_size)
 
 
-def preparation_from_json(name: str, data: Mapping[str, Any]) -> Preparation:
+def preparation_from_json(
+    name: str, data: Mapping[str, Any], tensors: Tensors | None = None
+) -> Preparation:
     """Return the preparation of a backbone's inputs that `to_json` wrote.
+
+    Args:
+        tensors: gives the backbone's tensors, where records are to be prepared.
 
     Raises:
         UserError: it is none.
     """
-    return INPUTS[family_line(name).material].read_preparation(data)
+    preparation = INPUTS[family_line(name).material].read_preparation(data)
+    if tensors is None:
+        return preparation
+    return bind_preparation(name, preparation, tensors)
+
+
+def bind_preparation(name: str, preparation: Preparation, tensors: Tensors) -> Preparation:
+    """Return a preparation with what it needs of its backbone's tensors."""
+    return INPUTS[family_line(name).material].bind(preparation, tensors)
 
 
 def backbone_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -222,8 +235,9 @@ def freeze_network(name: str, net: nn.Module, preparation: Preparation) -> Backb
     features = classifier.in_features
     net.set_submodule(head_name, nn.Identity())
     net.eval().requires_grad_(False)
-    fingerprint = fingerprint_of(_state_of(net))
-    return Backbone(name, net, head_name, features, preparation, fingerprint)
+    state = _state_of(net)
+    bound = bind_preparation(name, preparation, lambda: state)
+    return Backbone(name, net, head_name, features, bound, fingerprint_of(state))
 
 
 def _state_of(net: nn.Module) -> dict[str, Tensor]:

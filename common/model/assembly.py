@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedgraft.common.backbones import family_line, family_of
@@ -18,6 +17,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
 from fedgraft.common.model.public_reference import (
     bring_to_norm,
@@ -168,9 +168,9 @@ def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     """Return which features the plan's closed-form head reads."""
     section = plan.train.closed_form
     material = INPUTS[plan.task.material]
-    shape = material.example(backbone.preprocess, plan.backbone, plan.task).only.shape
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return DepthChoice(section.features, section.pool, example)
+    example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    probe = draw_probes(plan.task.material, backbone.preprocess, example, 1)
+    return DepthChoice(section.features, section.pool, probe.only)
 
 
 def count_outputs(plan: Agreement) -> int:

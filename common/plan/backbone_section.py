@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -24,6 +24,8 @@ def check_weights(text: str) -> str:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
+    later: ClassVar[tuple[str, ...]] = ("max_length",)
+
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
@@ -37,6 +39,13 @@ class BackboneSection(Section):
         default=None,
         description=(
             "height and width in pixels that images are brought to (default: the weights' own)"
+        ),
+    )
+    max_length: Annotated[int, Field(ge=4, le=8192)] | None = Field(
+        default=None,
+        description=(
+            "texts only: how many tokens of a text are read; longer ones are cut, shorter ones"
+            " padded (default: 128, or as many as the network has positions)"
         ),
     )
     random: bool = Field(
