@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.client.readers.table_cells import raise_mistakes
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
-from fedgraft.common.inputs.material import Preparation, Raw
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
@@ -110,7 +111,7 @@ class Records:
         """How many records could not be read and are left out."""
         return self.source.skipped
 
-    def read(self, rows: np.ndarray) -> Raw:
+    def read(self, rows: np.ndarray) -> Any:
         """Return the values of these rows as they are.
 
         Images: uint8 (or uint16) `(n, C, H, W)`, C = 1 where grey. Tables: float32 `(n, F)`, NaN

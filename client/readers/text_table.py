@@ -1,5 +1,6 @@
-"""Texts in a table: CSV with a header (gzipped or not), Parquet, or JSON, an object a line. Beside a
-text stands its label, and as in any table whose it is and what groups it belongs to.
+"""Texts in a table: CSV with a header (gzipped or not), Parquet, or JSON, an object a line.
+
+Beside a text stands its label, and as in any table whose it is and what groups it belongs to.
 """
 
 from __future__ import annotations

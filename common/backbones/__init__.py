@@ -21,12 +21,14 @@ class FamilyLine(Line):
         material: the member of `common.inputs.INPUTS` that it takes.
         learns: whether nodes' histograms tell constants of it, in a round of their own.
         scaled_by_plan: whether `task.ranges` scale its inputs where it has no weights.
+        has_folders: whether its weights are folders, and it is nothing without one.
     """
 
     pattern: str
     material: str
     learns: bool = False
     scaled_by_plan: bool = False
+    has_folders: bool = False
 
 
 FAMILY_LINES = {
@@ -34,6 +36,12 @@ FAMILY_LINES = {
     "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular", scaled_by_plan=True),
     "columns": FamilyLine(
         "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
+    ),
+    "huggingface": FamilyLine(
+        "fedgraft.common.backbones.huggingface:HUGGINGFACE",
+        r"huggingface",
+        "text",
+        has_folders=True,
     ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"

@@ -72,12 +72,12 @@ def check_name(name: str) -> None:
 
 
 def preparation_of(
-    name: str, weights: str | Path | None = None, image_size: int | None = None
+    name: str, weights: str | Path | None = None, size: int | None = None
 ) -> Preparation:
     """Return what a network's inputs go through: as its weights were trained, or as is usual."""
     if isinstance(weights, Path):
         weights = None
-    return family_of(name).preparation(name, weights, image_size)
+    return family_of(name).preparation(name, weights, size)
 
 
 def preparation_from_json(
@@ -153,7 +153,7 @@ def network_with_state(
     """
     family = family_of(name)
     state, reference = split_reference(state)
-    shape = family.read_shape(state, replace(shape, image_size=side_of(preparation)), where)
+    shape = family.read_shape(state, _sized(shape, preparation), where)
     net = build_network(name, shape, None)
     state = family.fit(net, state)
     head_name, _ = last_linear(net)
@@ -248,12 +248,17 @@ def randomise(learnt: Backbone, seed: int) -> Backbone:
     """Return the same network with its own random initialisation instead of what it learnt."""
     state = backbone_state(learnt)
     family = family_of(learnt.name)
-    side = side_of(learnt.preprocess)
-    shape = family.read_shape(state, NetworkShape(side), learnt.name)
+    shape = family.read_shape(state, _sized(NetworkShape(), learnt.preprocess), learnt.name)
     net = build_network(learnt.name, shape, seed)
     for key in family.kept_when_random:
         _put(net, key, state[key].clone())
     return freeze_network(learnt.name, net, learnt.preprocess)
+
+
+def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
+    """Return a shape with the size that prepared inputs have."""
+    length = getattr(preparation, "max_length", None)
+    return replace(shape, image_size=side_of(preparation), max_length=length)
 
 
 def side_of(preparation: Preparation) -> int | None:

@@ -42,7 +42,7 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     """Load the backbone that a plan names.
 
     Args:
-        base: folder of the plan's file; a weights file is looked up beside it first.
+        base: folder of the plan's file; a file or folder of weights is looked up beside it first.
         weights: where the file lies on this machine, if not where the plan says.
 
     Raises:
@@ -52,6 +52,8 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     source: str | Path | None = weights or section.weights
     if weights is None and section.weights_file is not None:
         remedy = "copy the file there, or name another as backbone.weights"
+        if family_line(section.name).has_folders:
+            remedy = "download the model's folder there; nothing is fetched from a hub by its name"
         if plan.pretrain is not None:
             remedy = f"make it: fedgraft pretrain {plan.name}"
         source = resolve(section.weights_file, base, remedy=remedy)
@@ -125,6 +127,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,
+        "max_length": plan.backbone.max_length,
         "hidden": plan.backbone.hidden,
         "columns": plan.task.inputs,
         "category_sizes": plan.task.category_sizes,

@@ -35,10 +35,10 @@ else:
 
 
 def as_names(value: object) -> object:
-    """Return one name as a list of one; anything else as it is."""
+    """Return one name as a tuple of one, and a list as a tuple; anything else as it is."""
     if isinstance(value, str):
         return (value,)
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 Values = Annotated[

@@ -40,10 +40,8 @@ def write_parquet(path: Path) -> None:
 
 
 def write_json_lines(path: Path) -> None:
-    text = "\n".join(map(json.dumps, ROWS)) + "\n\n"
-    opened = gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")
-    with opened as file:
-        file.write(text)
+    content = ("\n".join(map(json.dumps, ROWS)) + "\n\n").encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 FILES = {
