@@ -180,6 +180,10 @@ class Gpt2Shape(HuggingFaceShape):
         """How many tokens it has."""
         return self.vocab_size
 
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes; no token is special."""
+        return {**super().for_library(), "bos_token_id": None, "eos_token_id": None}
+
     @model_validator(mode="after")
     def _divides(self) -> Gpt2Shape:
         _check_heads(self.n_embd, self.n_head)

@@ -151,12 +151,13 @@ def list_positions(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[-1], device=tokens.device)[None]
 
 
-def add_nothing_where(here: Tensor, states: Tensor) -> Tensor:
-    """Return what is added to attention, `(n, 1, 1, length)`: 0 for a token, else what is as good
-    as −∞.
+def mask_attention(allowed: Tensor, states: Tensor) -> Tensor:
+    """Return what is added to attention, in the states' precision: 0 where one place may look at
+    another, else what is as good as −∞.
     """
     least = torch.finfo(states.dtype).min
-    return torch.where(here > 0, 0.0, least).to(states.dtype)[:, None, None]
+    nothing = torch.zeros_like(allowed, dtype=states.dtype)
+    return nothing.masked_fill(~allowed, least)
 
 
 # ── architectures ─────────────────────────────────────────────────────────────────────────────────
@@ -178,7 +179,7 @@ class BertNetwork(TextNetwork):
 
     def call(self, run: Run, states: Tensor, here: Tensor) -> Any:
         """Run a block."""
-        return run(states, add_nothing_where(here, states))
+        return run(states, mask_attention(here[:, None, None] > 0, states))
 
 
 class RobertaNetwork(BertNetwork):
@@ -232,11 +233,10 @@ class Gpt2Network(TextNetwork):
 
     def call(self, run: Run, states: Tensor, here: Tensor) -> Any:
         """Run a block: no token looks at a later one."""
-        length = states.shape[1]
-        least = torch.finfo(states.dtype).min
-        before = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
-        allowed = before & (here > 0)[:, None, None]
-        return run(states, attention_mask=torch.where(allowed, 0.0, least).to(states.dtype))
+        places = torch.arange(states.shape[1], device=states.device)
+        is_before = places <= places[:, None]
+        allowed = is_before & (here[:, None, None] > 0)
+        return run(states, attention_mask=mask_attention(allowed, states))
 
     def finish(self, states: Tensor) -> Tensor:
         """Return the last states, normalised."""
@@ -263,7 +263,8 @@ class T5Network(TextNetwork):
         length = states.shape[1]
         first: Any = self.get_submodule("encoder.block.0.layer.0.SelfAttention")
         bias = first.compute_bias(length, length)
-        return run(states, attention_mask=add_nothing_where(here, states), position_bias=bias)
+        mask = mask_attention(here[:, None, None] > 0, states)
+        return run(states, attention_mask=mask, position_bias=bias)
 
     def finish(self, states: Tensor) -> Tensor:
         """Return the last states, normalised."""
