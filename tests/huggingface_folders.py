@@ -81,13 +81,40 @@ TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 ARCHITECTURES = tuple(TINY)
+TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vit": (
+        "ViTModel",
+        "ViTConfig",
+        {
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    ),
+    "dinov2": (
+        "Dinov2Model",
+        "Dinov2Config",
+        {
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "image_size": 24,
+            "patch_size": 4,
+        },
+    ),
+}
+IMAGE_ARCHITECTURES = tuple(TINY_IMAGE)
 
 
 def library_model(architecture: str, seed: int = 0) -> Any:
     """Return the library's own model with lively values: at first most of a network is zeros."""
     import transformers
 
-    model, configuration, sizes = TINY[architecture]
+    model, configuration, sizes = (TINY | TINY_IMAGE)[architecture]
     config = getattr(transformers, configuration)(**sizes, attn_implementation="eager")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -101,6 +128,21 @@ def write_folder(folder: Path, architecture: str = "bert", seed: int = 0) -> Pat
     """Write the folder of a tiny model with its tokenizer."""
     library_model(architecture, seed).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(small_tokenizer())
+    return folder
+
+
+def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -> Path:
+    """Write the folder of a tiny vision model, with how its images are prepared."""
+    library_model(architecture, seed).save_pretrained(folder)
+    processor = {
+        "size": {"shortest_edge": 20},
+        "do_center_crop": True,
+        "crop_size": {"height": 16, "width": 16},
+        "resample": 3,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.3, 0.4],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 

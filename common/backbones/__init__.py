@@ -43,6 +43,12 @@ FAMILY_LINES = {
         "text",
         has_folders=True,
     ),
+    "huggingface-image": FamilyLine(
+        "fedgraft.common.backbones.huggingface_image:HUGGINGFACE_IMAGE",
+        r"huggingface-image",
+        "image",
+        has_folders=True,
+    ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

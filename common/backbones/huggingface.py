@@ -7,11 +7,9 @@ tokenizer. So one fingerprint covers them all, and a node needs no folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from fedgraft.common.backbones.family import Family, NetworkShape, State, keep_state
@@ -23,35 +21,25 @@ from fedgraft.common.backbones.huggingface_folder import (
     read_tokenizer_file,
 )
 from fedgraft.common.backbones.huggingface_shapes import (
+    TEXT_SHAPES,
     HuggingFaceShape,
     read_config,
     read_shape,
     write_shape,
 )
+from fedgraft.common.backbones.huggingface_tensors import DESCRIPTION, choose_tensors, take_file
 from fedgraft.common.backbones.huggingface_text import (
     BLOCK_TYPES,
     CALLS,
     NETWORKS,
     ORDER,
     USED_BY_STEPS,
-    TextNetwork,
 )
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.text import DEFAULT_LENGTH, TOKENIZER, TextPreparation, is_token
-from fedgraft.common.inputs.tokenizer_file import (
-    bytes_of,
-    count_tokens,
-    open_tokenizer,
-    tensor_of,
-)
+from fedgraft.common.inputs.tokenizer_file import count_tokens, open_tokenizer, tensor_of
 
 NAME = "huggingface"
-# the tensor that holds what a network is
-DESCRIPTION = "config"
-# of all tensors together; no more is made for weights that are not there
-MOST_VALUES = 4_000_000_000
-# ends of names in files of former years
-FORMER_ENDS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
 def build(name: str, shape: NetworkShape) -> nn.Module:
@@ -61,7 +49,7 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
     if DESCRIPTION not in shape.files:
         what = f"{name} is a model's folder, and none is named"
         raise UserError(what, where="backbone.weights", remedy="write the folder, such as ./minilm")
-    described = read_shape(shape.files[DESCRIPTION], name)
+    described = read_shape(shape.files[DESCRIPTION], TEXT_SHAPES, name)
     return NETWORKS[described.model_type](described, shape.files)
 
 
@@ -77,15 +65,8 @@ def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
         UserError: they are not there or damaged, a tokenizer that has more tokens than the network,
             or texts that are longer than it can read.
     """
-    files: dict[str, bytes] = {}
-    for name in (DESCRIPTION, TOKENIZER):
-        tensor = state.get(name)
-        if tensor is None:
-            what = f"these are not the tensors of a backbone {NAME}: {name} is missing"
-            remedy = "give the model's folder, or a file that fedgraft wrote"
-            raise UserError(what, where=where, remedy=remedy)
-        files[name] = bytes_of(tensor)
-    described = read_shape(files[DESCRIPTION], where)
+    files = {name: take_file(state, name, where) for name in (DESCRIPTION, TOKENIZER)}
+    described = read_shape(files[DESCRIPTION], TEXT_SHAPES, where)
     _check_tokens(described, files[TOKENIZER], where)
     _check_length(described, shape.max_length)
     return replace(shape, files=files)
@@ -101,14 +82,17 @@ def read_folder(folder: Path, size: int | None) -> tuple[State, TextPreparation]
         UserError: what is there is no model that is known, or asks for more than data.
     """
     config = read_json(folder / CONFIG)
-    described = read_config(config, read_pooling(folder, "mean"), str(folder / CONFIG))
+    pooling = read_pooling(folder, "mean")
+    described = read_config(config, TEXT_SHAPES, pooling, str(folder / CONFIG))
     tokenizer = read_tokenizer_file(folder)
     _check_tokens(described, tokenizer, str(folder))
     if size is None:
         size = min(DEFAULT_LENGTH, described.positions or DEFAULT_LENGTH)
     _check_length(described, size)
     files = {DESCRIPTION: write_shape(described), TOKENIZER: tokenizer}
-    state = _choose_tensors(described, read_folder_tensors(folder), str(folder))
+    network = NETWORKS[described.model_type]
+    given = read_folder_tensors(folder)
+    state = choose_tensors(network, described, given, str(folder))
     for name, content in files.items():
         state[name] = tensor_of(content)
     return state, TextPreparation(size)
@@ -138,60 +122,6 @@ def _check_length(described: HuggingFaceShape, length: int | None) -> None:
         return
     what = f"{length} tokens, and this {described.model_type} reads at most {positions}"
     raise UserError(what, where="backbone.max_length", remedy=f"write {positions} or fewer")
-
-
-# ── tensors ───────────────────────────────────────────────────────────────────────────────────────
-def _choose_tensors(
-    described: HuggingFaceShape, given: Mapping[str, Tensor], where: str
-) -> dict[str, Tensor]:
-    """Return the network's tensors out of a folder's, whatever head they came with; in float32.
-
-    Raises:
-        UserError: a tensor that is not there, or a network of more values than are made here.
-    """
-    network = NETWORKS[described.model_type]
-    with torch.device("meta"):
-        net = network(described, {})
-    expected = net.state_dict()
-    values = sum(tensor.numel() for tensor in expected.values())
-    if values > MOST_VALUES:
-        what = f"a network of {values:,} values; at most {MOST_VALUES:,} are taken"
-        raise UserError(what, where=where, remedy="give a smaller model")
-    chosen: dict[str, Tensor] = {}
-    missing: list[str] = []
-    for name in expected:
-        if name.startswith("classifier."):
-            continue
-        tensor = _find_tensor(name, given, described.prefix)
-        if tensor is None:
-            missing.append(name)
-        else:
-            chosen[name] = _turn(network, name, tensor).float().contiguous()
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        what = (
-            f"these are not the tensors of this {described.model_type}: {missing[0]}{more} missing"
-        )
-        remedy = "give the folder of one model, with its own config.json"
-        raise UserError(what, where=where, remedy=remedy)
-    return chosen
-
-
-def _find_tensor(name: str, given: Mapping[str, Tensor], prefix: str) -> Tensor | None:
-    names = [name]
-    for end, former in FORMER_ENDS.items():
-        if name.endswith(end):
-            names.append(name.removesuffix(end) + former)
-    for candidate in names:
-        for full in (candidate, prefix + candidate):
-            if full in given:
-                return given[full]
-    return None
-
-
-def _turn(network: type[TextNetwork], name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor as the network has it: the library keeps some weights the other way round."""
-    return tensor.T if name.endswith(network.turned) else tensor
 
 
 HUGGINGFACE = Family(

@@ -22,6 +22,7 @@ Width = Annotated[int, Field(ge=1, le=32_768)]
 Layers = Annotated[int, Field(ge=1, le=96)]
 Heads = Annotated[int, Field(ge=1, le=256)]
 Positions = Annotated[int, Field(ge=4, le=65_536)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 Few = Annotated[int, Field(ge=1, le=1024)]
 Epsilon = Annotated[float, Field(gt=0, le=0.1)]
 Activation = Literal[
@@ -39,6 +40,7 @@ class HuggingFaceShape(BaseModel):
         pooling: how tokens become one vector.
         fixed: keys of `config.json` that change what is computed, and the one value that is taken.
         prefix: that files of models with a head have before a tensor's name.
+        former: how a tensor's name becomes the one that files have, by regular expressions.
     """
 
     model_config = ConfigDict(
@@ -46,6 +48,7 @@ class HuggingFaceShape(BaseModel):
     )
     fixed: ClassVar[Mapping[str, object]] = {}
     prefix: ClassVar[str] = ""
+    former: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     model_type: str
     pooling: Pooling = "mean"
@@ -212,19 +215,83 @@ class T5Shape(HuggingFaceShape):
         return self.vocab_size
 
 
+# of a layer of attention, as files have them and as the library has
+_ATTENTION = (
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
+
+
+class VitShape(HuggingFaceShape):
+    """The vision transformer (Dosovitskiy et al. 2021)."""
+
+    prefix: ClassVar[str] = "vit."
+    former: ClassVar[tuple[tuple[str, str], ...]] = (
+        *_ATTENTION,
+        (r"^layers\.", "encoder.layer."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    )
+    fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
+
+    model_type: Literal["vit"]
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    intermediate_size: Width
+    image_size: Side
+    patch_size: Side
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-12
+    qkv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> VitShape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+class Dinov2Shape(HuggingFaceShape):
+    """DINOv2 (Oquab et al. 2024), but for the largest, whose feed-forward layers are gated."""
+
+    prefix: ClassVar[str] = "dinov2."
+    former: ClassVar[tuple[tuple[str, str], ...]] = _ATTENTION
+    fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3, "use_swiglu_ffn": False}
+
+    model_type: Literal["dinov2"]
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    mlp_ratio: Annotated[int, Field(ge=1, le=16)] = 4
+    image_size: Side
+    patch_size: Side
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-6
+    qkv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> Dinov2Shape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
 def _check_heads(width: int, heads: int) -> None:
     """Raise `ValueError` where a width is no multiple of the heads."""
     if width % heads:
         raise ValueError(f"a width of {width} for {heads} heads")
 
 
-SHAPES: Mapping[str, type[HuggingFaceShape]] = {
+Shapes = Mapping[str, type[HuggingFaceShape]]
+TEXT_SHAPES: Shapes = {
     "bert": BertShape,
     "roberta": RobertaShape,
     "distilbert": DistilBertShape,
     "gpt2": Gpt2Shape,
     "t5": T5Shape,
 }
+IMAGE_SHAPES: Shapes = {"vit": VitShape, "dinov2": Dinov2Shape}
 # keys that would load code, or other numbers than the tensors that are there
 REFUSED = ("auto_map", "quantization_config", "compression_config", "custom_pipelines")
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -232,8 +299,13 @@ ATTENTION = ("eager", "sdpa", None)
 _REMEDY = "give the folder of a published model as it was downloaded"
 
 
-def read_config(config: Mapping[str, Any], pooling: Pooling, where: str) -> HuggingFaceShape:
+def read_config(
+    config: Mapping[str, Any], known: Shapes, pooling: Pooling, where: str
+) -> HuggingFaceShape:
     """Return the shape that a folder's `config.json` tells.
+
+    Args:
+        known: architectures by name.
 
     Raises:
         UserError: an architecture that is not known, a key that asks for code or another
@@ -249,21 +321,25 @@ def read_config(config: Mapping[str, Any], pooling: Pooling, where: str) -> Hugg
         if config.get(key) not in ATTENTION:
             what = f"{key} is {shown(config[key])}; attention is computed by torch's own operations"
             raise UserError(what, where=where, remedy=f"take {key!r} out of the file")
-    shape = find_shape(config.get("model_type"), where)
+    shape = find_shape(config.get("model_type"), known, where)
     for key, value in shape.fixed.items():
         if config.get(key, value) != value:
             what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"
             raise UserError(what, where=where, remedy="give another model")
-    known = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
-    return _validate(shape, {**known, "pooling": pooling}, where)
+    given = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
+    return _validate(shape, {**given, "pooling": pooling}, where)
 
 
-def find_shape(model_type: object, where: str) -> type[HuggingFaceShape]:
+def find_shape(model_type: object, known: Shapes, where: str) -> type[HuggingFaceShape]:
     """Return the class of an architecture. Raise `UserError` for one that is not known."""
-    shape = SHAPES.get(str(model_type))
+    shape = known.get(str(model_type))
     if shape is None:
         what = f"the architecture {shown(model_type)}"
-        remedy = f"known are {', '.join(SHAPES)}"
+        remedy = f"known are {', '.join(known)}"
+        if model_type in TEXT_SHAPES:
+            remedy += "; for texts write backbone.name: huggingface"
+        if model_type in IMAGE_SHAPES:
+            remedy += "; for images write backbone.name: huggingface-image"
         raise UserError(what, where=where, remedy=remedy)
     return shape
 
@@ -273,7 +349,7 @@ def write_shape(shape: HuggingFaceShape) -> bytes:
     return shape.model_dump_json().encode()
 
 
-def read_shape(content: bytes, where: str) -> HuggingFaceShape:
+def read_shape(content: bytes, known: Shapes, where: str) -> HuggingFaceShape:
     """Return the opposite of `write_shape`. Raise `UserError` for anything else."""
     remedy = "save the backbone again"
     try:
@@ -284,7 +360,7 @@ def read_shape(content: bytes, where: str) -> HuggingFaceShape:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"a description of a network that cannot be read ({type(error).__name__})"
         raise UserError(what, where=where, remedy=remedy) from error
-    return _validate(find_shape(kind, where), described, where)
+    return _validate(find_shape(kind, known, where), described, where)
 
 
 def _validate(

@@ -18,16 +18,13 @@ from torch import Tensor, nn
 from fedgraft.common.adapters.targets import count_channels
 from fedgraft.common.backbones.family import Step
 from fedgraft.common.backbones.forward_steps import mean_of_places
+from fedgraft.common.backbones.huggingface_library import build_library_model, drop_tables
 from fedgraft.common.backbones.huggingface_shapes import HuggingFaceShape
-from fedgraft.common.errors import UserError
+from fedgraft.common.backbones.huggingface_tensors import HEAD
 from fedgraft.common.inputs.text import is_token
-from fedgraft.common.inputs.tokenizer_file import INSTALL, tensor_of
+from fedgraft.common.inputs.tokenizer_file import tensor_of
 
 Run = Callable[..., Any]
-# the child that stands for the classifier
-HEAD = "classifier"
-# how attention is computed: the same bits in every place of a batch, and `vmap` knows its parts
-ATTENTION = "eager"
 
 
 class TextNetwork(nn.Module):
@@ -57,22 +54,14 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.pooling = shape.pooling
         self.padding = int(getattr(shape, "pad_token_id", 0))
-        for name, child in self._build(shape).named_children():
+        whole = build_library_model(self.model, self.configuration, shape, self.options)
+        for name, child in whole.named_children():
             self.add_module(name, child)
         self.settle()
-        for module in self.modules():
-            # tables of positions, which are handed in here: no tensors but those that travel
-            for name in list(module._non_persistent_buffers_set):
-                delattr(module, name)
+        drop_tables(self)
         for name, content in files.items():
             self.register_buffer(name, tensor_of(content))
         self.classifier = nn.Linear(count_channels(self.get_submodule(self.blocks)), 2)
-
-    def _build(self, shape: HuggingFaceShape) -> nn.Module:
-        library = import_library()
-        configuration = getattr(library, self.configuration)
-        config = configuration(**shape.for_library(), attn_implementation=ATTENTION)
-        return getattr(library, self.model)(config, **self.options)
 
     def settle(self) -> None:
         """Change what of the library's model is another layer here."""
@@ -97,16 +86,6 @@ class TextNetwork(nn.Module):
         for block in self.get_submodule(self.blocks).children():
             x = call_block(self, block, x)
         return self.classifier(pool(self, x))
-
-
-def import_library() -> Any:
-    """Return the package transformers. Raise `UserError` where it is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        what = "this backbone is built by the package transformers, which is not installed"
-        raise UserError(what, where="backbone.name", remedy=INSTALL) from error
-    return transformers
 
 
 # ── steps ─────────────────────────────────────────────────────────────────────────────────────────
