@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -27,6 +28,7 @@ from fedgraft.client.privacy.gradient_check import check_gradients
 from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.backbones.backbone import backbone_from_state, preparation_from_json
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import has_depth_head
@@ -173,7 +175,11 @@ class Desk:
         """Return train, test and validation split."""
         plan, _ = self.agreement(offer.agreement)
         node = self.node(context)
-        preparation = preparation_from_json(plan.backbone.name, json.loads(offer.preparation))
+        # the backbone itself may arrive later: it is asked for when a record is prepared
+        tensors = partial(self.store(node).load, offer.fingerprint)
+        preparation = preparation_from_json(
+            plan.backbone.name, json.loads(offer.preparation), tensors
+        )
         key = (self._find(context), offer)
 
         def open_all() -> tuple[Split, Split, Split]:
@@ -204,9 +210,11 @@ class Desk:
         def build() -> OpenModel:
             opened = open_model(plan, offer, store, round_)
             if plan.privacy.mode == "sample" and plan.train.method == "steps":
-                example = train.inputs(torch.zeros(1, dtype=torch.int64)).only
+                # of its shape alone: no record is looked at
+                example = train.inputs(torch.zeros(1, dtype=torch.int64))
+                probes = draw_probes(plan.task.material, train.preparation, example, 2)
                 check_gradients(
-                    opened.model, plan.privacy.grad_sample_mode, example, losses_of(plan.task)
+                    opened.model, plan.privacy.grad_sample_mode, probes.only, losses_of(plan.task)
                 )
             return opened
 

@@ -238,7 +238,10 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
     data: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="An image, a folder of images, an .npz or a .csv."),
+        typer.Argument(
+            metavar="INPUT",
+            help="An image, a folder of images, an .npz, or a table of rows or texts.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),
     backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,

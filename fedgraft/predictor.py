@@ -12,8 +12,8 @@ from fedgraft.common.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
-    from torch import Tensor
 
+    from fedgraft.common.inputs.material import Raw
     from fedgraft.common.model.shared_model import SharedModel
 
 
@@ -59,8 +59,9 @@ class Predictor:
 
         Args:
             inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; a data frame with the
-                plan's columns, or an array `(n, columns)`; or the path of an image, a folder of
-                images, an .npz or a .csv.
+                plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
+                the plan's columns of text; or the path of an image, a folder of images, an .npz,
+                or a table of rows or texts.
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -79,7 +80,7 @@ class Predictor:
 
             names, probabilities = read_inputs(self._shared, Path(inputs))
         else:
-            probabilities = self._shared.probabilities(self._as_tensor(inputs)).numpy()
+            probabilities = self._shared.probabilities(self._as_raw(inputs)).numpy()
         table = pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
         answers = self._shared.answers(torch.from_numpy(probabilities)).tolist()
         table.insert(0, "class", [self.classes[number] for number in answers])
@@ -87,14 +88,28 @@ class Predictor:
             table.index = pandas.Index(names, name="input")
         return table
 
-    def _as_tensor(self, inputs: Any) -> Tensor:
+    def _as_raw(self, inputs: Any) -> Raw:
+        """Return inputs as the model's preparation takes them."""
         import torch
 
+        if self.plan.task.text:
+            return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))
         return torch.from_numpy(np.ascontiguousarray(inputs))
+
+    def _as_texts(self, inputs: Any) -> list[str]:
+        """Return texts as they are given, or out of a data frame as out of a hospital's file."""
+        if not hasattr(inputs, "columns"):
+            return list(inputs)
+        from fedgraft.client.readers.text_table import read_texts
+
+        with tempfile.TemporaryDirectory(prefix="fedgraft-predict-") as folder:
+            file = Path(folder) / "rows.csv"
+            inputs.to_csv(file, index=False)
+            return read_texts(file, self.plan.task.text)
 
     def _encode(self, table: pandas.DataFrame) -> np.ndarray:
         """Return a data frame's cells as the plan encodes them. Raise `UserError` as a file's."""

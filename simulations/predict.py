@@ -1,5 +1,5 @@
-"""`fedgraft predict`: the shared model on an image, a folder, an .npz or a .csv; writes a CSV of
-probabilities.
+"""`fedgraft predict`: the shared model on an image, a folder, an .npz, or a table of rows or texts;
+writes a CSV of probabilities.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.table_file import read_features
+from fedgraft.client.readers.text_table import TABLE_SUFFIXES, read_texts
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 
 BATCH = 256
 # names of inputs, and the raw inputs
-Batch = tuple[list[str], Tensor]
+Batch = tuple[list[str], Raw]
 
 TABLES = "a .csv with the plan's columns"
+TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
 IMAGES = "an image, a folder of images or an .npz"
 
 
@@ -79,7 +82,7 @@ def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]
     return names, np.concatenate(probabilities)
 
 
-def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) -> list[list[str]]:
+def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Raw) -> list[list[str]]:
     """Return a line for each input: its name, the class that is answered, all probabilities, and
     how far the score of the answer may be off, where the model knows.
     """
@@ -97,22 +100,37 @@ def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Tensor) ->
 
 def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield names and raw inputs of `data`, some at a time."""
-    tables = INPUT_LINES[shared.plan.task.material].has_columns
+    line = INPUT_LINES[shared.plan.task.material]
     if not data.exists():
         remedy = "give an image, a folder, an .npz or a .csv"
         raise UserError("no such file or folder", where=str(data), remedy=remedy)
-    suffix = data.suffix.lower()
-    if tables != data.name.lower().endswith((".csv", ".csv.gz")):
-        needed = TABLES if tables else IMAGES
-        what = f"this model takes {needed}"
-        raise UserError(what, where=str(data), remedy=f"give {needed}")
-
-    if tables:
+    name = data.name.lower()
+    if line.has_text:
+        _check_kind(data, TEXTS, is_right=name.endswith(TABLE_SUFFIXES))
+        yield from _read_texts(shared, data)
+        return
+    is_table = name.endswith((".csv", ".csv.gz"))
+    if line.has_columns:
+        _check_kind(data, TABLES, is_right=is_table)
         yield from _read_table(shared, data)
-    elif suffix == ".npz":
+        return
+    _check_kind(data, IMAGES, is_right=not is_table)
+    if data.suffix.lower() == ".npz":
         yield from _read_archive(data)
     else:
         yield from _read_images(data)
+
+
+def _check_kind(data: Path, needed: str, *, is_right: bool) -> None:
+    """Raise `UserError` where a file is of another kind than the model takes."""
+    if not is_right:
+        raise UserError(f"this model takes {needed}", where=str(data), remedy=f"give {needed}")
+
+
+def _read_texts(shared: SharedModel, data: Path) -> Iterator[Batch]:
+    texts = read_texts(data, shared.plan.task.text)
+    names = [f"row {index + 1}" for index in range(len(texts))]
+    yield from _cut(names, texts)
 
 
 def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
@@ -149,7 +167,7 @@ def _read_images(data: Path) -> Iterator[Batch]:
         yield [str(file.relative_to(data))], _decode(file)
 
 
-def _cut(names: list[str], inputs: Tensor) -> Iterator[Batch]:
+def _cut(names: list[str], inputs: Raw) -> Iterator[Batch]:
     for start in range(0, len(names), BATCH):
         end = start + BATCH
         yield names[start:end], inputs[start:end]

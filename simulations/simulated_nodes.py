@@ -112,6 +112,7 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
     data = DataSource(
         file,
         test_fraction=simulation.test_fraction,
+        patient=simulation.patient,
         validation_fraction=plan.evaluate.validation_fraction,
         reading=_decide(simulation),
     )
@@ -166,6 +167,8 @@ def _describe_data(
         "test_fraction": simulation.test_fraction,
         **_decide(simulation).model_dump(mode="json", exclude_defaults=True),
     }
+    if simulation.patient is not None:
+        data["patient"] = simulation.patient
     if share.rows is not None:
         content = io.BytesIO()
         np.savez(content, train=share.rows.train, val=share.rows.val, test=share.rows.test)

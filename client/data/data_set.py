@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from fedgraft.client.data.choose_splits import (
     LabelledRows,
@@ -30,7 +30,7 @@ from fedgraft.client.readers.reader import (
     ReadRequest,
     TableColumns,
 )
-from fedgraft.client.readers.reader_table import PREFIX
+from fedgraft.client.readers.reader_table import PREFIX, READERS
 from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.client.readers.table_cells import raise_mistakes
@@ -111,11 +111,11 @@ class Records:
         """How many records could not be read and are left out."""
         return self.source.skipped
 
-    def read(self, rows: np.ndarray) -> Tensor:
+    def read(self, rows: np.ndarray) -> Any:
         """Return the values of these rows as they are.
 
         Images: uint8 (or uint16) `(n, C, H, W)`, C = 1 where grey. Tables: float32 `(n, F)`, NaN
-        where missing.
+        where missing. Texts: a list of str.
         """
         return self.source.read(np.asarray(rows, np.int64), None)
 
@@ -176,10 +176,14 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     content = reader.gives(name)
     if content.material != task.material:
         what = f"{content.words}, but the plan's task is {task.kind}"
-        raise UserError(what, where=name, remedy="use data of that kind")
+        formats = [each.name for each in READERS.values() if each.matches(name)]
+        remedy = "use data of that kind"
+        if data.format is not None and len(formats) > 1:
+            remedy += f", or leave data.format out: {' or '.join(formats)} read this file"
+        raise UserError(what, where=name, remedy=remedy)
     if not name.startswith(PREFIX):
         name = str(Path(name).absolute())
-    table = TableColumns.of(task.columns, task.encoding, task.target)
+    table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
     request = ReadRequest(name, table, data.manifest, data.cache, data.reading)
     return SOURCES.open(reader, request)
 

@@ -14,7 +14,8 @@ def find_reader(path: str, format_: str | None, material: str) -> Reader:
 
     Args:
         format_: as node.yaml names it; None: told from the path.
-        material: what the plan's task is about. A table for a task with images is a manifest.
+        material: what the plan's task is about. A table for a task with images is a manifest, and
+            one for a task with texts holds them.
 
     Raises:
         UserError: no such format, or no reader knows the path.

@@ -34,6 +34,7 @@ class Copies:
         most: how often the commonest image is there.
         mislabelled: images that have several labels.
         shared: by two splits, how many images of the second are in the first, too.
+        plural: what they are called: images, or texts.
     """
 
     records: int
@@ -41,6 +42,7 @@ class Copies:
     most: int
     mislabelled: int
     shared: Mapping[tuple[str, str], int]
+    plural: str = "images"
 
 
 def count_copies(source: Source, splits: Mapping[str, np.ndarray]) -> Copies:
@@ -61,6 +63,7 @@ def count_copies(source: Source, splits: Mapping[str, np.ndarray]) -> Copies:
         most=max(times.values(), default=1),
         mislabelled=sum(len(each) > 1 for each in labels.values()),
         shared=_count_shared(contents, splits),
+        plural=source.plural,
     )
 
 
@@ -87,7 +90,7 @@ def check_shared(source: Source, most: float) -> None:
     if count <= most * images:
         return
     raise UserError(
-        f"{count:,} of {images:,} images in test are also in train, the same bytes",
+        f"{count:,} of {images:,} {source.plural} in test are also in train, the same bytes",
         where=source.where,
         remedy=(
             "take them out of one of the two, or leave the splits out: then they are made so; if it"
@@ -133,11 +136,11 @@ def describe_copies(copies: Copies) -> str:
         return ""
     distinct = copies.records - copies.copies
     words = (
-        f"{copies.copies:,} of {copies.records:,} images are duplicates, {distinct:,} are distinct;"
-        f" one is there {copies.most:,} times"
+        f"{copies.copies:,} of {copies.records:,} {copies.plural} are duplicates,"
+        f" {distinct:,} are distinct; one is there {copies.most:,} times"
     )
     if copies.mislabelled:
-        words += f"; {copies.mislabelled:,} images have several labels"
+        words += f"; {copies.mislabelled:,} {copies.plural} have several labels"
     for (first, second), count in copies.shared.items():
         words += f"; {count:,} in {second} are also in {first}"
     return words

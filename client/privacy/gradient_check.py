@@ -23,7 +23,7 @@ _BROKEN = (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedEr
 
 
 def check_gradients(
-    model: GraftedModel, grad_sample_mode: str, example: Tensor, losses: Losses
+    model: GraftedModel, grad_sample_mode: str, probes: Tensor, losses: Losses
 ) -> None:
     """Compare the clipped sum with a loop over single examples, on two random inputs, in float64
     and in float32.
@@ -33,14 +33,14 @@ def check_gradients(
 
     Args:
         grad_sample_mode: "hooks" or "ghost".
-        example: any inputs (n, …): their shape is used, their values are not.
+        probes: two random inputs (2, …), see `common/inputs/probes.py`.
         losses: outputs and targets → the loss of each example.
 
     Raises:
         Refused: they differ, or Opacus fails; says what to write instead.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn((2, *example.shape[1:]), generator=generator, dtype=torch.float64)
+    inputs = _in_precision(probes, torch.float64)
     targets = torch.tensor([0, 1])
     probe = copy.deepcopy(model).double()
     # at their first values some adapters have no gradient to compare
@@ -56,7 +56,7 @@ def check_gradients(
     for dtype, tolerance in _TOLERANCES.items():
         probe.to(dtype)
         try:
-            gradient = _released(probe, training, inputs.to(dtype), targets)
+            gradient = _released(probe, training, _in_precision(inputs, dtype), targets)
         except _BROKEN as error:
             what = f"Opacus cannot take adapter {model.method} on this backbone"
             reason = f"{what} ({type(error).__name__}); {remedy}"
@@ -66,6 +66,11 @@ def check_gradients(
         if not float(off.norm()) < tolerance * _PROBE_NORM:
             what = f"Opacus does not see every layer that adapter {model.method} trains here"
             raise Refused(Code.MODEL, f"{what}; {remedy}")
+
+
+def _in_precision(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in a precision; tokens are whole numbers and stay so."""
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
 
 
 def _released(
@@ -83,7 +88,7 @@ def _clipped_by_loop(
 ) -> Tensor:
     """Return the clipped sum, flat: one example at a time."""
     parameters = list(probe.trainable_parameters().values())
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=inputs.dtype)
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     for i in range(len(inputs)):
         loss = losses(probe(inputs[i : i + 1]), targets[i : i + 1]).sum()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -28,6 +28,7 @@ class Content:
 
 IMAGES = Content("image", "images")
 TABLE = Content("tabular", "a table")
+TEXTS = Content("text", "texts")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TableColumns:
         TableColumns.of(["age", "sex"], {"sex": ["f", "m"]}, target="ill")
 
     Attributes:
-        features: the input columns, in order.
+        features: the input columns, or those of a text, in order.
         categories: those of them that hold categories, each with its values, in order.
         target: the column of labels.
     """

@@ -22,6 +22,7 @@ READERS: Registry[Reader] = Registry(
         "npz": "fedgraft.client.readers.archive:NPZ",
         "csv": "fedgraft.client.readers.table_file:CSV",
         "parquet": "fedgraft.client.readers.table_file:PARQUET",
+        "texts": "fedgraft.client.readers.text_table:TEXTS",
         "image-folder": "fedgraft.client.readers.folder:IMAGE_FOLDER",
         "dicom": "fedgraft.client.readers.folder:DICOM_FOLDER",
         "manifest": "fedgraft.client.readers.manifest:MANIFEST",

@@ -17,7 +17,7 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.tasks.labels import Label
 
 T = TypeVar("T")
-Prepare = Callable[[Tensor], Batch]
+Prepare = Callable[[Any], Batch]
 SPLITS = ("train", "val", "test")
 # of a content's digest
 CONTENT_BYTES = 16
@@ -36,8 +36,8 @@ class Source:
             str.
         digests: SHA-256 of each row's content and label.
         read: row numbers → values. Images uint8 or uint16 `(n, C, H, W)`; tables float32 `(n, F)`,
-            NaN where missing. With a `prepare` callable what it makes of them, a `Batch`; files are
-            prepared one by one, since they may differ in size.
+            NaN where missing; texts a list of str. With a `prepare` callable what it makes of them,
+            a `Batch`; files are prepared one by one, since they may differ in size.
         splits: the file's own train, val and test rows where it has them; may lack some of the
             three.
         place: row number → where a person finds that row.
@@ -47,8 +47,9 @@ class Source:
         beside: how many files of a folder are no records, by words for people.
         files: the file of each record, where each has its own.
         contents: SHA-256 of each record's content without its label, where equal content is the
-            same record twice: images, not rows of a table. Shortened; None: not known.
+            same record twice: images and texts, not rows of a table. Shortened; None: not known.
         unknown: by column, values that are not among the plan's categories and count as missing.
+        plural: what the records are called where they are counted, in words for people.
         identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan
             asks for; the privacy ledger knows records by it.
     """
@@ -67,6 +68,7 @@ class Source:
     files: Sequence[str] = ()
     contents: Sequence[bytes] | None = None
     identities: Sequence[bytes] | None = None
+    plural: str = "images"
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -1,9 +1,12 @@
-"""The cells of a table's file as text: CSV with a header, or Parquet; one row a record."""
+"""The cells of a table's file as text: CSV with a header, Parquet, or JSON, an object a line; one
+row a record.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from fedgraft.client.readers.source import did_you_mean, unreadable
 from fedgraft.common.errors import UserError, UserErrors
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 # mistakes told at once
 MOST_TOLD = 20
 _MOST_NAMED = 40
@@ -58,6 +62,8 @@ def read_cells(path: Path) -> Cells:
     """
     if path.suffix.lower() in PARQUET_SUFFIXES:
         cells = _read_parquet(path)
+    elif path.name.lower().endswith(JSON_SUFFIXES):
+        cells = _read_json_lines(path)
     else:
         cells = _read_csv(path)
     _check_shape(cells)
@@ -128,6 +134,41 @@ def _read_parquet(path: Path) -> Cells:
     rows = list(map(list, zip(*columns, strict=True)))
     header = [name.strip() for name in table.column_names]
     return Cells(str(path), header, range(1, len(rows) + 1), rows)
+
+
+def _read_json_lines(path: Path) -> Cells:
+    """Return the cells of a file with a JSON object a line; a key that a line lacks is empty."""
+    lines: list[int] = []
+    records: list[dict[str, str]] = []
+    try:
+        with _open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    lines.append(number)
+                    records.append(_read_object(line, f"{path}:{number}"))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
+    header: dict[str, None] = {}
+    for record in records:
+        header |= dict.fromkeys(record)
+    rows = [[record.get(name, "") for name in header] for record in records]
+    return Cells(str(path), tuple(header), lines, rows)
+
+
+def _read_object(line: str, where: str) -> dict[str, str]:
+    """Return a line's object with its values as text. Raise `UserError` where it is none."""
+    remedy = 'write one object a line, such as {"text": "…", "label": "…"}'
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError("a line that is no JSON", where=where, remedy=remedy) from None
+    if not isinstance(values, dict):
+        raise UserError("a line that is no JSON object", where=where, remedy=remedy)
+    for name, value in values.items():
+        if isinstance(value, dict | list):
+            what = f"{name[:40]!r} holds more than a number or a text"
+            raise UserError(what, where=where, remedy=remedy)
+    return {name.strip(): _text(value) for name, value in values.items()}
 
 
 def _text(value: object) -> str:

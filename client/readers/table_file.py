@@ -40,7 +40,7 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
     cells = read_cells(path)
     cells.check_columns((*columns.features, columns.target), remedy=_ADD)
     encoded = encode(cells, columns, allow_unknown=allow_unknown)
-    raise_mistakes([*encoded.mistakes, *_missing_labels(cells, columns.target)])
+    raise_mistakes([*encoded.mistakes, *list_missing_labels(cells, columns.target)])
 
     labels = [plain_label(label) for label in cells.column(columns.target)]
     return Source(
@@ -55,7 +55,8 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
     )
 
 
-def _missing_labels(cells: Cells, target: str) -> list[UserError]:
+def list_missing_labels(cells: Cells, target: str) -> list[UserError]:
+    """Return what to say of rows without a label."""
     mistakes = []
     for line, label in zip(cells.lines, cells.column(target), strict=True):
         if not label:

@@ -82,8 +82,8 @@ class Activations:
         """Return the prefix's output for these rows, flat, in the precision that is kept."""
         parts = [np.empty((0, self.form.values), self.form.dtype)]
         for start in range(0, len(rows), BLOCK):
-            x = self.split.prepare(rows[start : start + BLOCK]).only
-            block = torch.zeros((BLOCK, *x.shape[1:]))
-            block[: len(x)] = x
-            parts.append(self.form.flatten(self.prefix(block))[: len(x)])
+            batch = self.split.prepare(rows[start : start + BLOCK])
+            block = batch.empty_like(BLOCK).map(torch.zero_)
+            block.write(slice(0, len(batch)), batch)
+            parts.append(self.form.flatten(self.prefix(block.only))[: len(batch)])
         return np.concatenate(parts)

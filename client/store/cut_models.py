@@ -27,6 +27,8 @@ from fedgraft.client.store.activation_file import (
     open_file,
 )
 from fedgraft.client.store.activations import BLOCK, Activations
+from fedgraft.common.backbones import family_line
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel
 
@@ -121,7 +123,7 @@ class CutModels:
                 return Activations(split, prefix, file.form, file)
 
         if name not in self._forms:
-            self._forms[name] = _try_cut(prefix, model, split, cut.dtype)
+            self._forms[name] = _try_cut(prefix, model, split, cut)
         form = self._forms[name]
         if form is None:
             return None
@@ -186,13 +188,14 @@ def _name_of(prefix: FrozenPrefix, split: Split, cut: Cut) -> str:
 
 
 def _try_cut(
-    prefix: FrozenPrefix, model: GraftedModel, split: Split, dtype: str
+    prefix: FrozenPrefix, model: GraftedModel, split: Split, cut: Cut
 ) -> ActivationForm | None:
     """Return the form of the activations; None unless the cut is exact and every place in a block
     gives the same bits.
     """
-    example = split.prepare(split.rows[:1]).only
-    draw = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    material = family_line(cut.backbone).material
+    example = split.prepare(split.rows[:1])
+    draw = draw_probes(material, split.preparation, example, 1).only
     block = prefix(draw.expand(BLOCK, *draw.shape[1:]).contiguous())
     shape = tuple(block.shape[1:])
     channels_last = block.ndim == 4 and not block.is_contiguous()
@@ -201,7 +204,7 @@ def _try_cut(
         activations = exact.unflatten(exact.flatten(prefix(draw)))
         is_exact = torch.equal(prefix.tail(activations), model(draw))
     if is_exact and bool((block == block[:1]).all()):
-        return ActivationForm(shape, channels_last, dtype)
+        return ActivationForm(shape, channels_last, cut.dtype)
     what = f"this network's cut in front of {prefix.name} is not exact"
     log.info("no activations are kept: %s", what)
     return None

@@ -59,8 +59,12 @@ def unhook_adapter(host: nn.Module) -> None:
             del host._forward_hooks[key]
 
 
-def call_adapter(host: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Return a layer's output adapted: the forward hook of a layer that has an adapter."""
+def call_adapter(host: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Return a layer's output adapted: the forward hook of a layer that has an adapter. Of several
+    outputs it is the first.
+    """
+    if isinstance(output, tuple):
+        return adapt_output(host, inputs[0], output[0]), *output[1:]
     return adapt_output(host, inputs[0], output)
 
 

@@ -22,12 +22,14 @@ class FamilyLine(Line):
         learns: whether nodes' histograms tell constants of it, in a round of their own.
         scaled_by_plan: whether `task.ranges`, or a round of histograms before the steps, scale its
             inputs where it has no weights.
+        has_folders: whether its weights are folders, and it is nothing without one.
     """
 
     pattern: str
     material: str
     learns: bool = False
     scaled_by_plan: bool = False
+    has_folders: bool = False
 
 
 FAMILY_LINES = {
@@ -37,6 +39,18 @@ FAMILY_LINES = {
         "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
     ),
     "timm": FamilyLine("fedgraft.common.backbones.timm_models:TIMM", r"timm/.+", "image"),
+    "huggingface": FamilyLine(
+        "fedgraft.common.backbones.huggingface:HUGGINGFACE",
+        r"huggingface",
+        "text",
+        has_folders=True,
+    ),
+    "huggingface-image": FamilyLine(
+        "fedgraft.common.backbones.huggingface_image:HUGGINGFACE_IMAGE",
+        r"huggingface-image",
+        "image",
+        has_folders=True,
+    ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

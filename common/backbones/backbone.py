@@ -24,7 +24,7 @@ from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs import INPUTS
-from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.inputs.material import Preparation, Tensors
 
 # tensors that do not fit, in one message
 MOST_NAMED = 3
@@ -80,21 +80,34 @@ def check_name(name: str) -> None:
 
 
 def preparation_of(
-    name: str, weights: str | Path | None = None, image_size: int | None = None
+    name: str, weights: str | Path | None = None, size: int | None = None
 ) -> Preparation:
     """Return what a network's inputs go through: as its weights were trained, or as is usual."""
     if isinstance(weights, Path):
         weights = None
-    return family_of(name).preparation(name, weights, image_size)
+    return family_of(name).preparation(name, weights, size)
 
 
-def preparation_from_json(name: str, data: Mapping[str, Any]) -> Preparation:
+def preparation_from_json(
+    name: str, data: Mapping[str, Any], tensors: Tensors | None = None
+) -> Preparation:
     """Return the preparation of a backbone's inputs that `to_json` wrote.
+
+    Args:
+        tensors: gives the backbone's tensors, where records are to be prepared.
 
     Raises:
         UserError: it is none.
     """
-    return INPUTS[family_line(name).material].read_preparation(data)
+    preparation = INPUTS[family_line(name).material].read_preparation(data)
+    if tensors is None:
+        return preparation
+    return bind_preparation(name, preparation, tensors)
+
+
+def bind_preparation(name: str, preparation: Preparation, tensors: Tensors) -> Preparation:
+    """Return a preparation with what it needs of its backbone's tensors."""
+    return INPUTS[family_line(name).material].bind(preparation, tensors)
 
 
 def backbone_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -148,7 +161,7 @@ def network_with_state(
     """
     family = family_of(name)
     state, reference = split_reference(state)
-    shape = family.read_shape(state, replace(shape, image_size=side_of(preparation)), where)
+    shape = family.read_shape(state, _sized(shape, preparation), where)
     net = build_network(name, shape, None)
     state = family.fit(net, state)
     head_name, _ = last_linear(net)
@@ -230,8 +243,9 @@ def freeze_network(name: str, net: nn.Module, preparation: Preparation) -> Backb
     features = classifier.in_features
     net.set_submodule(head_name, nn.Identity())
     net.eval().requires_grad_(False)
-    fingerprint = fingerprint_of(_state_of(net))
-    return Backbone(name, net, head_name, features, preparation, fingerprint)
+    state = _state_of(net)
+    bound = bind_preparation(name, preparation, lambda: state)
+    return Backbone(name, net, head_name, features, bound, fingerprint_of(state))
 
 
 def _state_of(net: nn.Module) -> dict[str, Tensor]:
@@ -242,12 +256,17 @@ def randomise(learnt: Backbone, seed: int) -> Backbone:
     """Return the same network with its own random initialisation instead of what it learnt."""
     state = backbone_state(learnt)
     family = family_of(learnt.name)
-    side = side_of(learnt.preprocess)
-    shape = family.read_shape(state, NetworkShape(side), learnt.name)
+    shape = family.read_shape(state, _sized(NetworkShape(), learnt.preprocess), learnt.name)
     net = build_network(learnt.name, shape, seed)
     for key in family.kept_when_random:
         _put(net, key, state[key].clone())
     return freeze_network(learnt.name, net, learnt.preprocess)
+
+
+def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
+    """Return a shape with the size that prepared inputs have."""
+    length = getattr(preparation, "max_length", None)
+    return replace(shape, image_size=side_of(preparation), max_length=length)
 
 
 def side_of(preparation: Preparation) -> int | None:

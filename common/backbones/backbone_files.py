@@ -38,10 +38,11 @@ class BackboneRequest:
 
     Attributes:
         name: one of `known_backbones`.
-        weights: a `.safetensors`, `.pth` or `.pt` file, the name of torchvision's weights
-            (IMAGENET1K_V1; fetched once, then kept by torch), or None for the network's own random
-            initialisation from `seed`.
+        weights: a `.safetensors`, `.pth` or `.pt` file, a folder (`huggingface`), the name of
+            torchvision's weights (IMAGENET1K_V1; fetched once, then kept by torch), or None for the
+            network's own random initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
+        max_length: tokens of a text; default: the weights' own.
         random: keep shape and preparation, throw away what was learnt (the random-backbone
             baseline).
         hidden: widths of the hidden layers (`mlp`).
@@ -54,6 +55,7 @@ class BackboneRequest:
     name: str
     weights: str | Path | None = None
     image_size: int | None = None
+    max_length: int | None = None
     random: bool = False
     hidden: tuple[int, ...] = (64, 64)
     columns: int = 0
@@ -63,6 +65,11 @@ class BackboneRequest:
     learns_scales: bool = False
     seed: int = 0
     fingerprint: str | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Pixels of an image's side, or tokens of a text; None: the weights' own."""
+        return self.max_length if self.image_size is None else self.image_size
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -82,11 +89,9 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     if size is not None and not 1 <= size <= LARGEST_IMAGE:
         remedy = f"give 1 to {LARGEST_IMAGE}"
         raise UserError(f"{size} pixels", where="backbone.image_size", remedy=remedy)
-    state, sidecar = _read_weights(request)
-    if sidecar and size is None:
-        preparation = preparation_from_json(name, sidecar["preprocess"])
-    else:
-        preparation = preparation_of(name, request.weights, size)
+    state, preparation = _read_weights(request)
+    if preparation is None:
+        preparation = preparation_of(name, request.weights, request.size)
     backbone = _give_values(request, state, preparation)
     if request.fingerprint not in (None, backbone.fingerprint):
         mine = backbone.fingerprint
@@ -143,17 +148,25 @@ def save_backbone(backbone: Backbone, path: str | Path, provenance: Mapping[str,
 
 
 # ── where values come from ────────────────────────────────────────────────────────────────────────
-def _read_weights(request: BackboneRequest) -> tuple[State | None, Mapping[str, Any]]:
-    """Return tensors of the weights (None: no weights) and what `save_backbone` wrote beside them
-    ({}: nothing).
+def _read_weights(request: BackboneRequest) -> tuple[State | None, Preparation | None]:
+    """Return tensors of the weights (None: no weights), and their own preparation (None: the usual
+    one of their network).
     """
+    name = request.name
     weights = request.weights
+    family = family_of(name)
     if weights is None:
-        return None, {}
-    if isinstance(weights, Path) or Path(weights).suffix in SUFFIXES or "/" in weights:
-        path = Path(weights)
-        return read_tensors(path), _read_sidecar(path, request.name)
-    return family_of(request.name).fetch(request.name, weights), {}
+        return None, None
+    path = Path(weights)
+    if family.read_folder is not None and path.is_dir():
+        return family.read_folder(path, request.size)
+    if isinstance(weights, Path) or path.suffix in SUFFIXES or "/" in weights:
+        state = read_tensors(path)
+        beside = _read_sidecar(path, name)
+        if beside and request.size is None:
+            return state, preparation_from_json(name, beside["preprocess"])
+        return state, None
+    return family.fetch(name, weights), None
 
 
 def _sidecar(path: Path) -> Path:

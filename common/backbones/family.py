@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from fedgraft.common.statistics.histograms import TableHistograms
 State = Mapping[str, Tensor]
 # a child's dotted name, or a function of the network and its input
 Step = str | Callable[[Any, Tensor], Tensor]
+Call = Callable[[Any, Callable[..., Any], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class NetworkShape:
 
     Attributes:
         image_size: pixels; None where it does not matter.
+        max_length: tokens of a text; None where it does not matter.
         columns: inputs of a table's row; 0: told by the weights.
         hidden: widths of the hidden layers, for networks whose name does not say them.
         category_sizes: of each column of a table, how many categories it has; 0: it holds numbers.
@@ -32,15 +35,19 @@ class NetworkShape:
         ranges: of each number of a table, low and high, where the plan declares them; None: nodes'
             histograms tell them.
         learns_scales: whether nodes' histograms tell mean and deviation of a table's numbers.
+        files: what a network is described by beside its name, bytes by the name of the tensor that
+            holds them.
     """
 
     image_size: int | None = None
+    max_length: int | None = None
     columns: int = 0
     hidden: tuple[int, ...] = ()
     category_sizes: tuple[int, ...] = ()
     hinges: bool = True
     ranges: tuple[tuple[float, float], ...] | None = None
     learns_scales: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ class Family:
             extra and not installed.
         build: (name, shape) → the network with its classifier, in torch's own initialisation;
             raises `UserError` for a shape that it cannot have.
-        preparation: (name, weights, image size) → what its inputs go through first.
+        preparation: (name, weights, size) → what its inputs go through first; size: pixels of an
+            image's side, or tokens of a text, None: as is usual.
         fetch: (name, weights' name) → tensors that are known by a name; raises `UserError` where
             there are none, or no network to fetch them.
         read_shape: (tensors, shape, where) → the shape that these tensors have; raises `UserError`
@@ -81,7 +89,13 @@ class Family:
             block itself.
         order: by a network's class, the order in which it calls its children, whose outputs are
             its stages; operation for operation the network itself.
-        used_by_steps: layers that a function among the steps uses.
+        used_by_steps: layers that a function among the steps uses, where a network has them.
+        calls: blocks that are not called with one tensor alone, by class: (network, the block or an
+            adapter behind it, what passes between stages) → the same with the block's output.
+        places: (prepared inputs) → which positions of a block's output count, 1 or 0, `(n,
+            positions)`; None: all do.
+        read_folder: (folder, size) → tensors and preparation of a model that lies in a folder;
+            raises `UserError`; None: its weights are files.
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
             backbone.
         learnt: constants that nodes' histograms tell; None: it has none.
@@ -98,6 +112,9 @@ class Family:
     block_types: Mapping[str, bool] = field(default_factory=dict)
     order: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
+    calls: Mapping[str, Call] = field(default_factory=dict)
+    places: Callable[[Tensor], Tensor] | None = None
+    read_folder: Callable[[Path, int | None], tuple[State, Preparation]] | None = None
     kept_when_random: tuple[str, ...] = ()
     learnt: Learnt | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None

@@ -27,3 +27,11 @@ def pool(net: Any, x: Tensor) -> Tensor:
 def flatten(net: Any, x: Tensor) -> Tensor:
     """(n, …) → (n, values)."""
     return torch.flatten(x, 1)
+
+
+def mean_of_places(values: Tensor, here: Tensor) -> Tensor:
+    """(n, places, channels), and 1 for the places that count, 0 for others (n, places) → (n,
+    channels).
+    """
+    weights = here.to(values.dtype)[..., None]
+    return (values * weights).sum(1) / weights.sum(1)

@@ -19,11 +19,13 @@ class InputLine(Line):
         has_columns: whether the plan names the columns that are the inputs.
         has_pixels: whether it has a size in pixels, and can be flipped and cropped.
         example: a backbone that takes it, to be named where another was written.
+        has_text: whether the plan names the columns that hold its text.
     """
 
     has_columns: bool
     has_pixels: bool
     example: str
+    has_text: bool = False
 
 
 INPUT_LINES = {
@@ -38,6 +40,13 @@ INPUT_LINES = {
         has_columns=True,
         has_pixels=False,
         example="write `name: mlp`",
+    ),
+    "text": InputLine(
+        "fedgraft.common.inputs.text:TEXT",
+        has_columns=False,
+        has_pixels=False,
+        example="write `name: huggingface`, and a model's folder as `weights`",
+        has_text=True,
     ),
 }
 INPUTS: Registry[Input] = Registry("task.kind", "raw material", INPUT_LINES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +13,15 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
+# raw records: numbers `(n, …)`, or n texts
+Raw = Tensor | Sequence[str]
+
 
 class Preparation(Protocol):
     """How one backbone's inputs are made of raw material; it travels with the backbone."""
 
-    def __call__(self, raw: Tensor) -> Batch:
-        """Return a prepared batch of raw records `(n, …)`."""
+    def __call__(self, raw: Any) -> Batch:
+        """Return a prepared batch of n raw records."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -27,6 +30,24 @@ class Preparation(Protocol):
 
 
 Augment = Callable[[Batch, str, torch.Generator], Batch]
+# gives a backbone's tensors by name; asked when the first record is prepared
+Tensors = Callable[[], Mapping[str, Tensor]]
+
+
+def draw_normal(
+    preparation: Preparation, example: Batch, count: int, generator: torch.Generator
+) -> Batch:
+    """Return records of normal numbers, each of the example's shape."""
+
+    def draw(tensor: Tensor) -> Tensor:
+        return torch.randn((count, *tensor.shape[1:]), generator=generator)
+
+    return example.map(draw)
+
+
+def keep_preparation(preparation: Preparation, tensors: Tensors) -> Preparation:
+    """Return the preparation as it is: its JSON says it all."""
+    return preparation
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,10 @@ class Input:
         example: a batch of one record with the shapes that a plan's backbone sees; zeros.
         augment: (batch, the plan's `train.augment`, generator) → the batch, changed at random.
         public: raw records that anybody has, `(n, …)`, for a plan's backbone; None: there are none.
+        draw: (preparation, example, count, generator) → prepared records that a network can take,
+            drawn at random: a network is tried with them before any record of a hospital.
+        bind: (preparation, tensors) → the preparation with what it needs of its backbone's tensors,
+            such as a tokenizer that travels among them.
     """
 
     name: str
@@ -52,4 +77,6 @@ class Input:
     read_preparation: Callable[[Mapping[str, Any]], Preparation]
     example: Callable[[Preparation, BackboneSection, TaskSection], Batch]
     augment: Augment
-    public: Callable[[Preparation, BackboneSection, TaskSection], Tensor] | None = None
+    public: Callable[[Preparation, BackboneSection, TaskSection], Raw] | None = None
+    draw: Callable[[Preparation, Batch, int, torch.Generator], Batch] = draw_normal
+    bind: Callable[[Preparation, Tensors], Preparation] = keep_preparation

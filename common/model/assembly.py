@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedgraft.common.backbones import family_line, family_of
@@ -18,6 +17,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
 from fedgraft.common.model.public_reference import (
     bring_to_norm,
@@ -42,7 +42,7 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     """Load the backbone that a plan names.
 
     Args:
-        base: folder of the plan's file; a weights file is looked up beside it first.
+        base: folder of the plan's file; a file or folder of weights is looked up beside it first.
         weights: where the file lies on this machine, if not where the plan says.
 
     Raises:
@@ -52,6 +52,8 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     source: str | Path | None = weights or section.weights
     if weights is None and section.weights_file is not None:
         remedy = "copy the file there, or name another as backbone.weights"
+        if family_line(section.name).has_folders:
+            remedy = "download the model's folder there; nothing is fetched from a hub by its name"
         if plan.pretrain is not None:
             remedy = f"make it: fedgraft pretrain {plan.name}"
         source = resolve(section.weights_file, base, remedy=remedy)
@@ -128,6 +130,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,
+        "max_length": plan.backbone.max_length,
         "hidden": plan.backbone.hidden,
         "columns": plan.task.inputs,
         "category_sizes": plan.task.category_sizes,
@@ -172,9 +175,9 @@ def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     """Return which features the plan's closed-form head reads."""
     section = plan.train.closed_form
     material = INPUTS[plan.task.material]
-    shape = material.example(backbone.preprocess, plan.backbone, plan.task).only.shape
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return DepthChoice(section.features, section.pool, example)
+    example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    probe = draw_probes(plan.task.material, backbone.preprocess, example, 1)
+    return DepthChoice(section.features, section.pool, probe.only)
 
 
 def count_outputs(plan: Agreement) -> int:

@@ -7,7 +7,7 @@ stem's, and behind the last whatever enters the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import find_blocks, has_channels_last
+from fedgraft.common.backbones import family_of
+from fedgraft.common.backbones.backbone import Backbone
+from fedgraft.common.backbones.forward_steps import mean_of_places
 from fedgraft.common.backbones.reference import NAME
 from fedgraft.common.errors import UserError
 
 Selection = Literal["all", "last"] | Sequence[str]
 Pool = Literal["mean", "mean-and-deviation"]
+Places = Callable[[Tensor], Tensor] | None
 # what enters the first block, and what enters the classifier
 STEM = "stem"
 LAST = "last"
@@ -40,21 +44,30 @@ class DepthFeatures:
         head_name: dotted name of the classifier.
         stages: names of blocks, "stem" and "last", in the order of the features.
         pool: "mean" of a stage's positions, or beside it their standard deviation.
+        places: prepared inputs → which positions count, see `Family`; None: all do.
     """
 
     def __init__(
-        self, net: nn.Module, *, head_name: str, stages: Sequence[str], pool: Pool = "mean"
+        self,
+        net: nn.Module,
+        *,
+        head_name: str,
+        stages: Sequence[str],
+        pool: Pool = "mean",
+        places: Places = None,
     ) -> None:
         self.net = net
         self.head_name = head_name
         self.stages = tuple(stages)
         self.pool: Pool = pool
+        self.places = places
 
     def __call__(self, x: Tensor) -> Tensor:
         """Prepared inputs (n, …) → features (n, d)."""
         with _watching(self.net, self.stages, self.head_name) as outputs:
             self.net(x)
-        pooled = [pool_positions(*outputs[name], self.pool) for name in self.stages]
+        here = None if self.places is None else self.places(x)
+        pooled = [pool_positions(*outputs[name], self.pool, here) for name in self.stages]
         features = torch.cat(pooled, dim=1)
         reference = self.net._modules.get(NAME)
         if reference is None:
@@ -62,10 +75,18 @@ class DepthFeatures:
         return reference(features)
 
 
-def pool_positions(output: Tensor, channels_last: bool, pool: Pool) -> Tensor:
-    """Return a stage's output `(n, C, …)` or `(n, …, C)` as one vector `(n, C)`, or `(n, 2C)`."""
+def pool_positions(
+    output: Tensor, channels_last: bool, pool: Pool, here: Tensor | None = None
+) -> Tensor:
+    """Return a stage's output `(n, C, …)` or `(n, …, C)` as one vector `(n, C)`, or `(n, 2C)`.
+
+    Args:
+        here: which positions of `(n, positions, C)` count, 1 or 0; None: all do.
+    """
     if output.ndim == 2:
         return output
+    if here is not None:
+        return _pool_places(output, pool, here)
     positions = tuple(range(2, output.ndim))
     if channels_last:
         positions = tuple(range(1, output.ndim - 1))
@@ -73,6 +94,14 @@ def pool_positions(output: Tensor, channels_last: bool, pool: Pool) -> Tensor:
     if pool == "mean":
         return mean
     return torch.cat([mean, output.var(positions, unbiased=False).sqrt()], dim=1)
+
+
+def _pool_places(output: Tensor, pool: Pool, here: Tensor) -> Tensor:
+    mean = mean_of_places(output, here)
+    if pool == "mean":
+        return mean
+    variance = mean_of_places((output - mean[:, None]).square(), here)
+    return torch.cat([mean, variance.sqrt()], dim=1)
 
 
 @contextmanager
@@ -84,8 +113,10 @@ def _watching(
     blocks = find_blocks(net)
 
     def keep_output(name: str, channels_last: bool) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = (output, channels_last)
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            # some blocks give more beside their output
+            first = output[0] if isinstance(output, tuple) else output
+            outputs[name] = (first, channels_last)
 
         return hook
 
@@ -132,7 +163,7 @@ def list_stages(net: nn.Module) -> list[str]:
 
 
 def choose_stages(
-    net: nn.Module, head_name: str, selection: Selection, pool: Pool, example: Tensor
+    backbone: Backbone, selection: Selection, pool: Pool, example: Tensor
 ) -> tuple[str, ...]:
     """Return the stages that a plan selects, in the network's order.
 
@@ -147,6 +178,7 @@ def choose_stages(
     Raises:
         UserError: a name that is no stage of this network.
     """
+    net = backbone.net
     stages = list_stages(net)
     if selection == "last":
         return (LAST,)
@@ -159,18 +191,20 @@ def choose_stages(
                 remedy=f"write all, last, or some of {', '.join(stages)}",
             )
         return tuple(name for name in stages if name in selection)
-    with torch.no_grad(), _watching(net, stages, head_name) as outputs:
+    with torch.no_grad(), _watching(net, stages, backbone.head_name) as outputs:
         net(example)
-    pooled = {name: pool_positions(*outputs[name], pool) for name in stages}
-    if len(stages) > 1 and _says_the_same(outputs[stages[-2]], outputs[LAST][0]):
+    places = family_of(backbone.name).places
+    here = None if places is None else places(example)
+    pooled = {name: pool_positions(*outputs[name], pool, here) for name in stages}
+    if len(stages) > 1 and _says_the_same(outputs[stages[-2]], outputs[LAST][0], here):
         # the deviation is the block's alone
         stages.remove(LAST if pool == "mean-and-deviation" else stages[-2])
     return _thin_out(stages, pooled)
 
 
-def _says_the_same(block: tuple[Tensor, bool], entering: Tensor) -> bool:
+def _says_the_same(block: tuple[Tensor, bool], entering: Tensor, here: Tensor | None) -> bool:
     """Whether what enters the classifier is just the mean of the last block's output."""
-    mean = pool_positions(*block, "mean")
+    mean = pool_positions(*block, "mean", here)
     return mean.shape == entering.shape and torch.allclose(mean, entering, atol=1e-5)
 
 

@@ -124,9 +124,10 @@ def _list_stages(net: nn.Module) -> Iterator[Stage]:
 def _stages_of(net: nn.Module, family: Family) -> Iterator[Stage]:
     for number, step in enumerate(family.order[kind_of(net)]):
         if isinstance(step, str):
-            yield from _enter(step, net.get_submodule(step))
+            yield from _enter(step, net.get_submodule(step), _Caller(net, family))
             continue
-        used = [net.get_submodule(name) for name in family.used_by_steps.get(step, ())]
+        names = family.used_by_steps.get(step, ())
+        used = [module for name, module in net.named_modules() if name in names]
         yield Stage(
             f"step-{number}",
             partial(step, net),
@@ -135,22 +136,47 @@ def _stages_of(net: nn.Module, family: Family) -> Iterator[Stage]:
         )
 
 
-def _enter(name: str, module: nn.Module) -> Iterator[Stage]:
+@dataclass(frozen=True, eq=False)
+class _Caller:
+    """How blocks of a network are called that take more than one tensor."""
+
+    net: nn.Module
+    family: Family
+
+    def find(self, module: nn.Module) -> Callable[[Callable[..., Any], Tensor], Tensor] | None:
+        """Return how a module is called; None: with what passes between stages alone."""
+        call = self.family.calls.get(kind_of(module))
+        return None if call is None else partial(call, self.net)
+
+
+def _enter(name: str, module: nn.Module, caller: _Caller) -> Iterator[Stage]:
     """Yield a module as stages: the children of a Sequential, the layers of a dense block, a block
     and its adapter.
     """
     hooks = _list_hooks(module)
+    call = caller.find(module) or _call_alone
     if not hooks and _is_sequence(module):
         for child, inner in module.named_children():
-            yield from _enter(f"{name}.{child}", inner)
+            yield from _enter(f"{name}.{child}", inner, caller)
     elif not hooks and type(module).__qualname__ == "_DenseBlock":
         for child, inner in module.named_children():
             yield _stage_of(f"{name}.{child}", inner, partial(_grow, inner))
     elif hooks == [call_adapter] and _trains_behind_alone(module):
-        yield Stage(name, module.forward, layers=_count_layers(module))
-        yield Stage(f"{name}.adapter", module.get_submodule("adapter"), trains=True)
+        yield Stage(name, partial(call, module.forward), layers=_count_layers(module))
+        adapter = partial(_adapt, module.get_submodule("adapter"))
+        yield Stage(f"{name}.adapter", partial(call, adapter), trains=True)
     else:
-        yield _stage_of(name, module, module)
+        yield _stage_of(name, module, partial(call, module))
+
+
+def _call_alone(run: Callable[..., Any], x: Tensor) -> Tensor:
+    """Run a module on what passes between stages."""
+    return run(x)
+
+
+def _adapt(adapter: nn.Module, y: Tensor, *beside: Any, **more: Any) -> Tensor:
+    """Return a block's output adapted, whatever else the block itself was called with."""
+    return adapter(y)
 
 
 def _stage_of(name: str, module: nn.Module, run: Callable[[Tensor], Tensor]) -> Stage:

@@ -328,10 +328,14 @@ def choose_features(backbone: Backbone, net: nn.Module, choice: DepthChoice) -> 
     Raises:
         UserError: a stage that it has not.
     """
-    stages = choose_stages(
-        backbone.net, backbone.head_name, choice.features, choice.pool, choice.example
+    stages = choose_stages(backbone, choice.features, choice.pool, choice.example)
+    return DepthFeatures(
+        net,
+        head_name=backbone.head_name,
+        stages=stages,
+        pool=choice.pool,
+        places=family_of(backbone.name).places,
     )
-    return DepthFeatures(net, head_name=backbone.head_name, stages=stages, pool=choice.pool)
 
 
 def copy_sharing(net: nn.Module, shared: Callable[[nn.Parameter], bool]) -> nn.Module:

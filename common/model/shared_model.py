@@ -28,7 +28,7 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of, read_tensors, write_tensors
-from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.inputs.material import Preparation, Raw
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
@@ -68,9 +68,9 @@ class SharedModel:
     threshold: float | None = None
 
     @torch.inference_mode()
-    def probabilities(self, raw: Tensor) -> Tensor:
-        """Raw images `(n, 1 or 3, H, W)` uint8, or tables `(n, columns)` → class probabilities
-        `(n, classes)`.
+    def probabilities(self, raw: Raw) -> Tensor:
+        """Raw images `(n, 1 or 3, H, W)` uint8, tables `(n, columns)`, or n texts → class
+        probabilities `(n, classes)`.
         """
         outputs = self.model(self.preprocess(raw))
         return TASKS[self.plan.task.question].predict(outputs)
@@ -82,7 +82,7 @@ class SharedModel:
         return (probabilities[:, 1] >= self.threshold).long()
 
     @torch.inference_mode()
-    def deviations(self, raw: Tensor) -> Tensor | None:
+    def deviations(self, raw: Raw) -> Tensor | None:
         """Return the predictive standard deviation of each regression score `(n, classes)`, on the
         scale of the targets 0 and 1; None where the plan does not ask for it.
 
@@ -173,13 +173,14 @@ def load_shared_model(folder: str | Path, backbone: str | Path | None = None) ->
             remedy="give the folder of a finished run, such as runs/NAME-TIME",
         ) from error
     file = Path(backbone or inside / BACKBONE)
-    model = plan_model(_open_backbone(file, described, preparation), plan, about.get("round"))
+    backbone_here = _open_backbone(file, described, preparation)
+    model = plan_model(backbone_here, plan, about.get("round"))
     load_adapter(model, inside)
     variance = None
     if (inside / VARIANCE).exists():
         variance = _read_variance(inside / VARIANCE, model)
     classes = tuple(about["classes"])
-    return SharedModel(model, preparation, plan, classes, variance, threshold)
+    return SharedModel(model, backbone_here.preprocess, plan, classes, variance, threshold)
 
 
 def _read_threshold(about: Mapping[str, Any]) -> float | None:

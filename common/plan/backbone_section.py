@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -13,21 +13,35 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def check_weights(text: str) -> str:
-    """Return the text. Raise ValueError where it is neither a weights file nor a weights' name."""
-    if not text.lower().endswith(WEIGHT_FILES) and not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
+    """Return the text. Raise ValueError where it is neither a weights file, nor a folder, nor a
+    weights' name.
+    """
+    is_file = text.lower().endswith(WEIGHT_FILES)
+    if not (is_file or is_folder(text) or re.fullmatch(r"[A-Z][A-Z0-9_]*", text)):
         raise ValueError(
-            f"it is neither a file ({', '.join(WEIGHT_FILES)}) nor a name such as IMAGENET1K_V1"
+            f"it is neither a file ({', '.join(WEIGHT_FILES)}) nor a name such as IMAGENET1K_V1,"
+            " nor a folder such as ./minilm"
         )
     return text
+
+
+def is_folder(text: str) -> bool:
+    """Whether a plan's text names a folder of weights: a path that does not end as a file of them
+    does.
+    """
+    return "/" in text and not text.lower().endswith(WEIGHT_FILES)
 
 
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
+    later: ClassVar[tuple[str, ...]] = ("max_length",)
+
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
-            " beforehand), timm/NAME, or a torchvision model such as resnet18"
+            " beforehand), timm/NAME, huggingface or huggingface-image (the model in the folder"
+            " `weights`, for texts or images), or a torchvision model such as resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
@@ -37,6 +51,13 @@ class BackboneSection(Section):
         default=None,
         description=(
             "height and width in pixels that images are brought to (default: the weights' own)"
+        ),
+    )
+    max_length: Annotated[int, Field(ge=4, le=8192)] | None = Field(
+        default=None,
+        description=(
+            "texts only: how many tokens of a text are read; longer ones are cut, shorter ones"
+            " padded (default: 128, or as many as the network has positions)"
         ),
     )
     random: bool = Field(
@@ -54,14 +75,17 @@ class PlannedBackboneSection(BackboneSection):
     weights: Annotated[Text, AfterValidator(check_weights)] | None = Field(
         default=None,
         description=(
-            "a .safetensors, .pth or .pt file, or a torchvision name such as IMAGENET1K_V1; null:"
-            " random"
+            "a .safetensors, .pth or .pt file, a torchvision name such as IMAGENET1K_V1, or for"
+            " huggingface a model's folder such as ./minilm; null: random"
         ),
     )
 
     @property
     def weights_file(self) -> str | None:
-        """Return the file that the values are read from; None where they come by name or seed."""
-        if self.weights is not None and self.weights.lower().endswith(WEIGHT_FILES):
-            return self.weights
+        """Return the file or folder that the values are read from; None where they come by name or
+        seed.
+        """
+        weights = self.weights or ""
+        if weights.lower().endswith(WEIGHT_FILES) or is_folder(weights):
+            return weights
         return None

@@ -64,7 +64,11 @@ def check_material(
         what = f"{backbone.name} cannot take the data of {task.kind}"
         problems.append(Problem("backbone.name", what, line.example))
     if backbone.image_size is not None and not line.has_pixels:
-        problems.append(Problem("backbone.image_size", "tables have no pixels", "leave it out"))
+        what = "texts have no pixels" if line.has_text else "tables have no pixels"
+        problems.append(Problem("backbone.image_size", what, "leave it out"))
+    if backbone.max_length is not None and not line.has_text:
+        what = f"there, and {task.kind} reads no texts"
+        problems.append(Problem("backbone.max_length", what, "leave it out"))
     if train.augment != "none" and not line.has_pixels:
         what = f"{train.augment} is for images"
         problems.append(Problem("train.augment", what, "write `augment: none`"))

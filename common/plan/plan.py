@@ -13,7 +13,12 @@ from pydantic import Field
 
 from fedgraft.common.backbones import family_line
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.plan.backbone_section import BackboneSection, PlannedBackboneSection
+from fedgraft.common.plan.backbone_section import (
+    WEIGHT_FILES,
+    BackboneSection,
+    PlannedBackboneSection,
+    is_folder,
+)
 from fedgraft.common.plan.compatibility import check_simulation
 from fedgraft.common.plan.pretrain_section import PretrainSection
 from fedgraft.common.plan.section import Problem, Section
@@ -46,7 +51,15 @@ class Plan(Agreement):
             what = "the plan has a pretrain part and no file for its result"
             remedy = "write the .safetensors file that `fedgraft pretrain` shall write"
             problems.append(Problem("backbone.weights", what, remedy))
-        if self.backbone.weights is not None and family_line(self.backbone.name).learns:
+        line = family_line(self.backbone.name)
+        if line.has_folders and not weights:
+            what = f"missing, and {self.backbone.name} is a model's folder"
+            problems.append(Problem("backbone.weights", what, "write the folder, such as ./minilm"))
+        if is_folder(weights) and not line.has_folders:
+            what = f"{weights} is no file of weights, and {self.backbone.name} reads no folders"
+            remedy = f"name a file ({', '.join(WEIGHT_FILES)})"
+            problems.append(Problem("backbone.weights", what, remedy))
+        if self.backbone.weights is not None and line.learns:
             what = f"{weights}, and {self.backbone.name} has nothing that was trained beforehand"
             problems.append(Problem("backbone.weights", what, "leave it out"))
         if self.simulation is not None:

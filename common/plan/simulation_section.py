@@ -29,7 +29,7 @@ class PartitionSection(Section):
 class SimulationSection(Section):
     """The hospitals of a simulation on one machine."""
 
-    later: ClassVar[tuple[str, ...]] = ("reading",)
+    later: ClassVar[tuple[str, ...]] = ("reading", "patient")
 
     nodes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None,
@@ -43,6 +43,13 @@ class SimulationSection(Section):
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="part kept for tests, where the data have no split of their own"
+    )
+    patient: Text | None = Field(
+        default=None,
+        description=(
+            "column that says whose each record is, or what it is about: records of one patient, or"
+            " of one topic, are all on one side of a split (default: patient, where there is one)"
+        ),
     )
     reading: ReadingSection = Field(
         default=UNDECIDED,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -31,11 +32,21 @@ if TYPE_CHECKING:
     Kind = str
 else:
     Kind = Literal[KINDS]
+
+
+def as_names(value: object) -> object:
+    """Return one name as a tuple of one, and a list as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 Values = Annotated[
     tuple[int | Text, ...], Field(min_length=1, max_length=1000), AfterValidator(unique)
 ]
 # float32 holds it, and the difference of two
 Bound = Annotated[float, Field(ge=-1e30, le=1e30)]
+Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
 NARROWEST = 1e-6
 
@@ -69,7 +80,7 @@ class RangeSection(Section):
 class TaskSection(Section):
     """What is to be told apart."""
 
-    later: ClassVar[tuple[str, ...]] = ("ranges",)
+    later: ClassVar[tuple[str, ...]] = ("ranges", "text")
 
     kind: Kind = Field(description="what the data are")
     classes: Annotated[Names, Field(min_length=2)] = Field(
@@ -92,8 +103,15 @@ class TaskSection(Section):
             " weights needs them; of columns see train.closed_form.constants"
         ),
     )
+    text: Columns = Field(
+        default=(),
+        description=(
+            "texts only: the column that holds the text; of several, the cells of a record are put"
+            " together in this order, a line each, empty ones left out"
+        ),
+    )
     target: Text = Field(
-        default="target", description="tables only: the column that holds the label"
+        default="target", description="tables and texts: the column that holds the label"
     )
     labels: Labels | None = Field(
         default=None,
@@ -148,11 +166,12 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskSection:
-        problems = [*self._check_columns(), *self._check_categories(), *self._check_ranges()]
-        if self.target in self.columns:
-            what = f"the label column {self.target!r} is among the features"
-            remedy = "leave it out of `columns`, or name another `target`"
-            problems.append(Problem("columns", what, remedy))
+        problems = [
+            *self._check_columns(),
+            *self._check_text(),
+            *self._check_categories(),
+            *self._check_ranges(),
+        ]
         if self.labels is not None and len(self.labels) != len(self.classes):
             what = f"{len(self.labels)} labels for {len(self.classes)} classes"
             remedy = "write one label for each class, in the same order"
@@ -160,13 +179,34 @@ class TaskSection(Section):
         return check_together(self, problems)
 
     def _check_columns(self) -> list[Problem]:
-        has_columns = INPUT_LINES[self.material].has_columns
-        if has_columns and not self.columns:
+        line = INPUT_LINES[self.material]
+        if line.has_columns and not self.columns:
             what = "missing, and tables need them"
             return [Problem("columns", what, "write `columns: [age, sex, …]`")]
-        if self.columns and not has_columns:
+        if self.columns and line.has_text:
+            what = "there, and texts are named by `text`"
+            return [Problem("columns", what, "write `text: COLUMN` instead")]
+        if self.columns and not line.has_columns:
             remedy = "leave it out, or write `kind: tabular-classification`"
             return [Problem("columns", "images have no columns", remedy)]
+        if self.target in self.columns:
+            what = f"the label column {self.target!r} is among the features"
+            remedy = "leave it out of `columns`, or name another `target`"
+            return [Problem("columns", what, remedy)]
+        return []
+
+    def _check_text(self) -> list[Problem]:
+        has_text = INPUT_LINES[self.material].has_text
+        if has_text and not self.text:
+            what = "missing, and texts need it"
+            return [Problem("text", what, "write `text: COLUMN`, the column that holds the text")]
+        if self.text and not has_text:
+            what = f"there, and {self.kind} reads no texts"
+            return [Problem("text", what, "leave it out, or write `kind: text-classification`")]
+        if self.target in self.text:
+            what = f"the label column {self.target!r} is among the texts"
+            remedy = "leave it out of `text`, or name another `target`"
+            return [Problem("text", what, remedy)]
         return []
 
     def _check_categories(self) -> list[Problem]:

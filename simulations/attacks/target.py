@@ -225,7 +225,7 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         received = read_tensors(before / run_files.ADAPTER)
     if plan.privacy.mode == "none":
         fuse(model.net)
-    data, others = open_nodes(plan, nodes, preparation)
+    data, others = open_nodes(plan, nodes, backbone.preprocess)
     return Target(
         plan=plan,
         backbone=backbone,

@@ -24,6 +24,7 @@ import torch
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import Refused, RunFailed, UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
@@ -197,10 +198,11 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
 
     backbone = plan_backbone(plan, plan_path.parent)
     example = INPUTS[plan.task.material].example(backbone.preprocess, plan.backbone, plan.task)
+    probes = draw_probes(plan.task.material, backbone.preprocess, example, 2)
     model = working_model(backbone, plan)
     losses = losses_of(plan.task)
     try:
-        check_gradients(model, plan.privacy.grad_sample_mode, example.only, losses)
+        check_gradients(model, plan.privacy.grad_sample_mode, probes.only, losses)
     except Refused as refused:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 

@@ -522,11 +522,11 @@ def test_what_opacus_cannot_take_is_refused_with_an_alternative(mode: str) -> No
     """BatchNorm trained under DP mixes examples; the run must not begin."""
     model = graft(backbone("cifar-resnet20"), method="full", classes=3)
     with pytest.raises(Refused, match=r"BatchNorm.*lora, bottleneck"):
-        check_gradients(model, mode, torch.zeros(1, 3, 8, 8), cross_entropies)
+        check_gradients(model, mode, torch.randn(2, 3, 8, 8), cross_entropies)
     for method in METHODS:
         fine = graft(backbone("cifar-resnet20"), method=method, classes=3, rank=2)
         before = fine.adapter_state()
-        check_gradients(fine, mode, torch.zeros(1, 3, 8, 8), cross_entropies)
+        check_gradients(fine, mode, torch.randn(2, 3, 8, 8), cross_entropies)
         assert all(torch.equal(before[name], t) for name, t in fine.adapter_state().items())
 
 
@@ -542,7 +542,7 @@ def test_a_layer_that_hides_from_opacus_is_found() -> None:
 
     head.register_forward_hook(add_unseen)
     with pytest.raises(Refused, match="does not see every layer"):
-        check_gradients(model, "hooks", torch.zeros(1, 5), cross_entropies)
+        check_gradients(model, "hooks", torch.randn(2, 5), cross_entropies)
 
 
 def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:

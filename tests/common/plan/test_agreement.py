@@ -107,6 +107,8 @@ task.target=z
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 train.closed_form.hinges=false
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 task.ranges=[{columns: [y], low: 0, high: 1}]
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=1 task.ranges=[{columns: [y], low: 0, high: 1}] train.closed_form.constants=declared
+pretrain=null task.kind=text-classification task.columns=[] task.categories=[] task.text=[x] backbone.name=huggingface backbone.weights=./minilm
+pretrain=null task.kind=text-classification task.columns=[] task.categories=[] task.text=[x] backbone.name=huggingface backbone.weights=./minilm backbone.max_length=64
 """  # noqa: E501
 RESEARCHERS = """
 backbone.weights=other.safetensors
@@ -128,6 +130,7 @@ simulation.partition.classes_per_node=1
 simulation.partition.column=hospital
 simulation.partition.min_examples=9
 simulation.test_fraction=0.5
+simulation.patient=mrn
 simulation.reading.bits=12
 simulation.reading.leave_out=[]
 simulation.reading.unknown_categories=missing

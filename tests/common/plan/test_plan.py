@@ -716,3 +716,58 @@ def test_ready_plans_are_beside_the_code() -> None:
     assert {path.stem for path in READY_PLANS.iterdir() if path.suffix == ".yaml"} == set(
         ready_plans()
     )
+
+
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
+TEXTS = """
+name: notes
+task: {kind: text-classification, classes: [a, b], text: note, target: kind}
+backbone: {name: huggingface, weights: ./minilm}
+adapter: {method: lora}
+"""
+
+
+def read_texts_plan(tmp_path: Path, text: str) -> Plan:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return load_plan(path)
+
+
+def test_a_plan_of_texts_names_one_column_or_several(tmp_path: Path) -> None:
+    """One column is the usual case, and is written as one word."""
+    assert read_texts_plan(tmp_path, TEXTS).task.text == ("note",)
+    several = TEXTS.replace("text: note", "text: [title, note]")
+    assert read_texts_plan(tmp_path, several).task.text == ("title", "note")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("text: note, ", "", r"task\.text: missing[\s\S]*text: COLUMN"),
+        ("text: note", "text: kind", "among the texts"),
+        ("text: note", "columns: [note]", r"texts are named by `text`"),
+        ("text-classification", "image-classification", "reads no texts"),
+        ("weights: ./minilm", "image_size: 32", "texts have no pixels"),
+        (", weights: ./minilm", "", r"is a model's folder[\s\S]*write the folder"),
+        ("name: huggingface", "name: resnet18", "name: huggingface"),
+        ("{name: huggingface, weights: ./minilm}", "{name: mlp, weights: a/b}", "reads no folders"),
+        ("weights: ./minilm", "weights: ./m, max_length: 2", "max_length"),
+        ("{method: lora}", "{method: lora}\ntrain: {augment: flip}", "is for images"),
+    ],
+)
+def test_a_plan_of_texts_that_cannot_be_says_what_to_write(
+    old: str, new: str, words: str, tmp_path: Path
+) -> None:
+    """A person who writes the first plan of texts learns from what is refused."""
+    assert old in TEXTS
+    with pytest.raises(UserError, match=words):
+        read_texts_plan(tmp_path, TEXTS.replace(old, new))
+
+
+def test_other_plans_have_no_length_of_texts(tmp_path: Path) -> None:
+    """A key that nobody reads is a mistake of the person who wrote it."""
+    plan = TEXTS.replace("{kind: text-classification, classes: [a, b], text: note, target: kind}",
+                         "{kind: image-classification, classes: [a, b]}")  # fmt: skip
+    plan = plan.replace("{name: huggingface, weights: ./minilm}", "{name: resnet18, max_length: 9}")
+    with pytest.raises(UserError, match="reads no texts"):
+        read_texts_plan(tmp_path, plan)

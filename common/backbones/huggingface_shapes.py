@@ -1,0 +1,377 @@
+"""What of a Hugging Face `config.json` a network's tensors have their shapes from; it travels among
+the backbone's tensors, so that a node builds the same network without the folder.
+
+A closed list: every key has its bounds, and a key that is not here reaches no other package. So no
+configuration can name code, a hub, another precision, or sizes without bound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedgraft.common.errors import UserError
+from fedgraft.common.files.mistakes import shown
+
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Token = Annotated[int, Field(ge=0, lt=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=32_768)]
+Layers = Annotated[int, Field(ge=1, le=96)]
+Heads = Annotated[int, Field(ge=1, le=256)]
+Positions = Annotated[int, Field(ge=4, le=65_536)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+Epsilon = Annotated[float, Field(gt=0, le=0.1)]
+Activation = Literal[
+    "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh"
+]
+Pooling = Literal["mean", "first"]
+# of the JSON that travels, bytes
+LONGEST = 10_000
+
+
+class HuggingFaceShape(BaseModel):
+    """One architecture's shape, under the names of `config.json`.
+
+    Attributes:
+        pooling: how tokens become one vector.
+        fixed: keys of `config.json` that change what is computed, and the one value that is taken.
+        prefix: that files of models with a head have before a tensor's name.
+        former: how a tensor's name becomes the one that files have, by regular expressions.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+    fixed: ClassVar[Mapping[str, object]] = {}
+    prefix: ClassVar[str] = ""
+    former: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    model_type: str
+    pooling: Pooling = "mean"
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read; None: any number."""
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        raise NotImplementedError
+
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes."""
+        return self.model_dump(exclude={"model_type", "pooling"})
+
+
+class BertShape(HuggingFaceShape):
+    """BERT (Devlin et al. 2019), MiniLM among them."""
+
+    fixed: ClassVar[Mapping[str, object]] = {
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
+    prefix: ClassVar[str] = "bert."
+
+    model_type: Literal["bert"]
+    vocab_size: Tokens
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    intermediate_size: Width
+    max_position_embeddings: Positions
+    type_vocab_size: Few = 2
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-12
+    pad_token_id: Token = 0
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read."""
+        return self.max_position_embeddings
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return self.vocab_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> BertShape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+class RobertaShape(BertShape):
+    """RoBERTa (Liu et al. 2019): positions are counted from behind the number of the padding."""
+
+    prefix: ClassVar[str] = "roberta."
+
+    model_type: Literal["roberta"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    type_vocab_size: Few = 1
+    pad_token_id: Token = 1
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+class DistilBertShape(HuggingFaceShape):
+    """DistilBERT (Sanh et al. 2019)."""
+
+    prefix: ClassVar[str] = "distilbert."
+
+    model_type: Literal["distilbert"]
+    vocab_size: Tokens
+    dim: Width
+    n_layers: Layers
+    n_heads: Heads
+    hidden_dim: Width
+    max_position_embeddings: Positions
+    activation: Activation = "gelu"
+    pad_token_id: Token = 0
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read."""
+        return self.max_position_embeddings
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return self.vocab_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> DistilBertShape:
+        _check_heads(self.dim, self.n_heads)
+        return self
+
+
+class Gpt2Shape(HuggingFaceShape):
+    """GPT-2 (Radford et al. 2019)."""
+
+    fixed: ClassVar[Mapping[str, object]] = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+    }
+    prefix: ClassVar[str] = "transformer."
+
+    model_type: Literal["gpt2"]
+    vocab_size: Tokens
+    n_embd: Width
+    n_layer: Layers
+    n_head: Heads
+    n_inner: Width | None = None
+    n_positions: Positions
+    activation_function: Activation = "gelu_new"
+    layer_norm_epsilon: Epsilon = 1e-5
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read."""
+        return self.n_positions
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return self.vocab_size
+
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes; no token is special."""
+        return {**super().for_library(), "bos_token_id": None, "eos_token_id": None}
+
+    @model_validator(mode="after")
+    def _divides(self) -> Gpt2Shape:
+        _check_heads(self.n_embd, self.n_head)
+        return self
+
+
+class T5Shape(HuggingFaceShape):
+    """The encoder of T5 (Raffel et al. 2020)."""
+
+    model_type: Literal["t5"]
+    vocab_size: Tokens
+    d_model: Width
+    d_kv: Width
+    d_ff: Width
+    num_layers: Layers
+    num_heads: Heads
+    relative_attention_num_buckets: Annotated[int, Field(ge=4, le=1024)] = 32
+    relative_attention_max_distance: Annotated[int, Field(ge=8, le=8192)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+    feed_forward_proj: Literal["relu", "gated-gelu", "gated-silu"] = "relu"
+    pad_token_id: Token = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return self.vocab_size
+
+
+# of a layer of attention, as files have them and as the library has
+_ATTENTION = (
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
+
+
+class VitShape(HuggingFaceShape):
+    """The vision transformer (Dosovitskiy et al. 2021)."""
+
+    prefix: ClassVar[str] = "vit."
+    former: ClassVar[tuple[tuple[str, str], ...]] = (
+        *_ATTENTION,
+        (r"^layers\.", "encoder.layer."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    )
+    fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
+
+    model_type: Literal["vit"]
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    intermediate_size: Width
+    image_size: Side
+    patch_size: Side
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-12
+    qkv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> VitShape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+class Dinov2Shape(HuggingFaceShape):
+    """DINOv2 (Oquab et al. 2024), but for the largest, whose feed-forward layers are gated."""
+
+    prefix: ClassVar[str] = "dinov2."
+    former: ClassVar[tuple[tuple[str, str], ...]] = _ATTENTION
+    fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3, "use_swiglu_ffn": False}
+
+    model_type: Literal["dinov2"]
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    mlp_ratio: Annotated[int, Field(ge=1, le=16)] = 4
+    image_size: Side
+    patch_size: Side
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-6
+    qkv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> Dinov2Shape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+def _check_heads(width: int, heads: int) -> None:
+    """Raise `ValueError` where a width is no multiple of the heads."""
+    if width % heads:
+        raise ValueError(f"a width of {width} for {heads} heads")
+
+
+Shapes = Mapping[str, type[HuggingFaceShape]]
+TEXT_SHAPES: Shapes = {
+    "bert": BertShape,
+    "roberta": RobertaShape,
+    "distilbert": DistilBertShape,
+    "gpt2": Gpt2Shape,
+    "t5": T5Shape,
+}
+IMAGE_SHAPES: Shapes = {"vit": VitShape, "dinov2": Dinov2Shape}
+# keys that would load code, or other numbers than the tensors that are there
+REFUSED = ("auto_map", "quantization_config", "compression_config", "custom_pipelines")
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+ATTENTION = ("eager", "sdpa", None)
+_REMEDY = "give the folder of a published model as it was downloaded"
+
+
+def read_config(
+    config: Mapping[str, Any], known: Shapes, pooling: Pooling, where: str
+) -> HuggingFaceShape:
+    """Return the shape that a folder's `config.json` tells.
+
+    Args:
+        known: architectures by name.
+
+    Raises:
+        UserError: an architecture that is not known, a key that asks for code or another
+            computation, or a size out of its bounds.
+    """
+    for key in REFUSED:
+        if config.get(key):
+            what = (
+                f"{key!r}, which would load code or other numbers than the tensors there; refused"
+            )
+            raise UserError(what, where=where, remedy=_REMEDY)
+    for key in ATTENTION_KEYS:
+        if config.get(key) not in ATTENTION:
+            what = f"{key} is {shown(config[key])}; attention is computed by torch's own operations"
+            raise UserError(what, where=where, remedy=f"take {key!r} out of the file")
+    shape = find_shape(config.get("model_type"), known, where)
+    for key, value in shape.fixed.items():
+        if config.get(key, value) != value:
+            what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"
+            raise UserError(what, where=where, remedy="give another model")
+    given = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
+    return _validate(shape, {**given, "pooling": pooling}, where)
+
+
+def find_shape(model_type: object, known: Shapes, where: str) -> type[HuggingFaceShape]:
+    """Return the class of an architecture. Raise `UserError` for one that is not known."""
+    shape = known.get(str(model_type))
+    if shape is None:
+        what = f"the architecture {shown(model_type)}"
+        remedy = f"known are {', '.join(known)}"
+        if model_type in TEXT_SHAPES:
+            remedy += "; for texts write backbone.name: huggingface"
+        if model_type in IMAGE_SHAPES:
+            remedy += "; for images write backbone.name: huggingface-image"
+        raise UserError(what, where=where, remedy=remedy)
+    return shape
+
+
+def write_shape(shape: HuggingFaceShape) -> bytes:
+    """Return a shape as it travels."""
+    return shape.model_dump_json().encode()
+
+
+def read_shape(content: bytes, known: Shapes, where: str) -> HuggingFaceShape:
+    """Return the opposite of `write_shape`. Raise `UserError` for anything else."""
+    remedy = "save the backbone again"
+    try:
+        if len(content) > LONGEST:
+            raise ValueError(f"{len(content):,} bytes")
+        described = json.loads(content)
+        kind = described["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"a description of a network that cannot be read ({type(error).__name__})"
+        raise UserError(what, where=where, remedy=remedy) from error
+    return _validate(find_shape(kind, known, where), described, where)
+
+
+def _validate(
+    shape: type[HuggingFaceShape], described: Mapping[str, Any], where: str
+) -> HuggingFaceShape:
+    try:
+        return shape.model_validate(described)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"])) or "sizes"
+        what = f"{key}: {first['msg']} (there is {shown(first['input'])})"
+        if first["type"] == "missing":
+            what = f"{key} is missing"
+        raise UserError(what, where=where, remedy=_REMEDY) from error

@@ -1,0 +1,165 @@
+"""Model folders of tiny seeded networks, as Hugging Face's library writes them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tokenizers_for_tests import count_words, small_tokenizer
+
+WORDS = count_words()
+# by architecture: the library's model and configuration, and sizes
+TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": (
+        "BertModel",
+        "BertConfig",
+        {
+            "vocab_size": WORDS,
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "max_position_embeddings": 20,
+        },
+    ),
+    "roberta": (
+        "RobertaModel",
+        "RobertaConfig",
+        {
+            "vocab_size": WORDS,
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "max_position_embeddings": 22,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+        },
+    ),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertConfig",
+        {
+            "vocab_size": WORDS,
+            "dim": 12,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 16,
+            "max_position_embeddings": 20,
+        },
+    ),
+    "gpt2": (
+        "GPT2Model",
+        "GPT2Config",
+        {
+            "vocab_size": WORDS,
+            "n_embd": 12,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 20,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        },
+    ),
+    "t5": (
+        "T5EncoderModel",
+        "T5Config",
+        {
+            "vocab_size": WORDS,
+            "d_model": 12,
+            "d_kv": 6,
+            "d_ff": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 16,
+        },
+    ),
+}
+ARCHITECTURES = tuple(TINY)
+TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vit": (
+        "ViTModel",
+        "ViTConfig",
+        {
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    ),
+    "dinov2": (
+        "Dinov2Model",
+        "Dinov2Config",
+        {
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "image_size": 24,
+            "patch_size": 4,
+        },
+    ),
+}
+IMAGE_ARCHITECTURES = tuple(TINY_IMAGE)
+
+
+def library_model(architecture: str, seed: int = 0) -> Any:
+    """Return the library's own model with lively values: at first most of a network is zeros."""
+    import transformers
+
+    model, configuration, sizes = (TINY | TINY_IMAGE)[architecture]
+    config = getattr(transformers, configuration)(**sizes, attn_implementation="eager")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = getattr(transformers, model)(config).eval()
+        for parameter in net.parameters():
+            parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
+    return net
+
+
+def write_folder(folder: Path, architecture: str = "bert", seed: int = 0) -> Path:
+    """Write the folder of a tiny model with its tokenizer."""
+    library_model(architecture, seed).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(small_tokenizer())
+    return folder
+
+
+def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -> Path:
+    """Write the folder of a tiny vision model, with how its images are prepared."""
+    library_model(architecture, seed).save_pretrained(folder)
+    processor = {
+        "size": {"shortest_edge": 20},
+        "do_center_crop": True,
+        "crop_size": {"height": 16, "width": 16},
+        "resample": 3,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.3, 0.4],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    """Change keys of a folder's `config.json`; None takes one out."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@cache
+def example_texts() -> list[str]:
+    """Return texts of several lengths."""
+    return [
+        "fever",
+        "Cough, three weeks, no known rash.",
+        "a rash and a rash and nothing found and a cough and fever and pain",
+    ]
