@@ -95,11 +95,10 @@ class TextPreparation:
 def read_preparation(data: Mapping[str, Any]) -> TextPreparation:
     """Return the opposite of `TextPreparation.to_json`. Raise `UserError` for anything else."""
     length = data.get("max_length")
-    is_length = isinstance(length, int) and not isinstance(length, bool)
-    if set(data) != {"max_length"} or not is_length or not 1 <= length <= LONGEST:
-        what = f"a preparation of texts that cannot be: {str(dict(data))[:200]}"
-        raise UserError(what, remedy="save the backbone again")
-    return TextPreparation(length)
+    if set(data) == {"max_length"} and type(length) is int and 1 <= length <= LONGEST:
+        return TextPreparation(length)
+    what = f"a preparation of texts that cannot be: {str(dict(data))[:200]}"
+    raise UserError(what, remedy="save the backbone again")
 
 
 def bind_tokenizer(preparation: Preparation, tensors: Tensors) -> Preparation:

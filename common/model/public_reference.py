@@ -19,6 +19,7 @@ from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.reference import NAME, Reference
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.depth_features import DepthFeatures, count_features
 from fedgraft.common.model.grafted_model import DepthChoice, choose_features, copy_sharing
 
@@ -58,7 +59,7 @@ def take_declared(mean: Tensor, change: Tensor) -> Reference:
     return reference
 
 
-def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Tensor]) -> Reference:
+def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Raw]) -> Reference:
     """Return the reference that public records give: the same bits on one kind of processor.
 
     It is computed once in a process for the same tensors, preparation and features.
@@ -71,7 +72,8 @@ def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Ten
     known = _kept.get(key)
     if known is not None:
         return known
-    parts = torch.split(public(), AT_ONCE)
+    raw = public()
+    parts = [raw[start : start + AT_ONCE] for start in range(0, len(raw), AT_ONCE)]
     values = compute_features(features, map(backbone.preprocess, parts))
     reference = Reference(values.shape[1])
     reference.fit(values)

@@ -70,7 +70,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def simulate(out: str, **changes: Any) -> fedgraft.Run:
-    return fedgraft.simulate(PLAN, set=changes, out=out, progress=False)
+    run = fedgraft.simulate(PLAN, set=changes, out=out, progress=False)
+    assert isinstance(run, fedgraft.Run)
+    return run
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -188,7 +188,7 @@ def test_a_plan_is_frozen_all_the_way_down() -> None:
 # Ready plans
 
 
-@pytest.mark.parametrize("name", ["digits", "heart", "pneumonia"])
+@pytest.mark.parametrize("name", ["digits", "heart", "medquad", "pneumonia"])
 def test_ready_plans_load_and_so_do_the_commands_in_their_headers(name: str) -> None:
     """The header of a ready plan is what a newcomer types first."""
     assert name in ready_plans()
