@@ -29,12 +29,12 @@ from fedgraft.common.wire.layout import Layout
 from fedgraft.server.aggregation.aggregation import begin_aggregation
 from fedgraft.server.calibration import calibrate
 from fedgraft.server.choice import choose
+from fedgraft.server.decision_threshold import choose_operating_point
 from fedgraft.server.evaluation import evaluate_everywhere
 from fedgraft.server.exchange import Read, Replies, exchange
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster, gather
 from fedgraft.server.messages import round_content
-from fedgraft.server.operating_point import choose_operating_point
 from fedgraft.server.papers.model_card import model_card
 from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder

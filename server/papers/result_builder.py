@@ -33,10 +33,10 @@ from fedgraft.common.result import (
 from fedgraft.common.statistics.temperature import divide_head
 from fedgraft.common.wire.layout import Layout
 from fedgraft.server.calibration import Calibrated
+from fedgraft.server.decision_threshold import ChosenPoint
 from fedgraft.server.evaluation import Evaluation
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster
-from fedgraft.server.operating_point import ChosenPoint
 from fedgraft.server.papers.model_card import not_covered
 from fedgraft.server.papers.stopwatch import Stopwatch
 from fedgraft.server.round_replies import Answers
