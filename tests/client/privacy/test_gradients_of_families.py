@@ -28,4 +28,5 @@ def test_they_are_those_of_a_loop(name: str, method: str) -> None:
     side = NETWORKS[name]
     backbone = load_backbone(name, image_size=side, seed=2)
     model = graft(backbone, method=method, classes=2, rank=2, width=4, seed=1)
-    check_gradients(model, "hooks", torch.zeros(1, 3, side, side), cross_entropies)
+    probes = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    check_gradients(model, "hooks", probes, cross_entropies)
