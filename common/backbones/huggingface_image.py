@@ -29,6 +29,7 @@ from fedgraft.common.backbones.huggingface_tensors import (
     choose_tensors,
     take_file,
 )
+from fedgraft.common.backbones.patches import check_patches
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from fedgraft.common.inputs.tokenizer_file import tensor_of
@@ -227,12 +228,7 @@ def _side_of(value: Any) -> int:
 def _check_side(described: HuggingFaceShape, side: int | None) -> None:
     """Raise `UserError` where patches do not fill an image."""
     patch = int(getattr(described, "patch_size", 1))
-    if side is None or side % patch == 0:
-        return
-    what = f"{side} pixels; this {described.model_type} cuts images into patches of {patch}"
-    multiple = max(patch, side // patch * patch)
-    remedy = f"give a multiple of {patch}, such as {multiple}"
-    raise UserError(what, where="backbone.image_size", remedy=remedy)
+    check_patches(f"this {described.model_type}", patch, side)
 
 
 HUGGINGFACE_IMAGE = Family(

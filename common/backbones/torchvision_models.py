@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedgraft.common.backbones.family import Family, NetworkShape, State, keep_shape
+from fedgraft.common.backbones.patches import check_patches
 from fedgraft.common.backbones.torchvision_order import BLOCK_TYPES, ORDER, USED_BY_STEPS
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES
@@ -55,22 +56,9 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
     options = dict(LEGACY_INPUT.get(name, {}))
     # only a vision transformer's table of positions has the size of its images
     if name.startswith("vit_") and shape.image_size is not None:
-        check_patches(name, shape.image_size)
+        check_patches(name, int(name.rsplit("_", 1)[1]), shape.image_size)
         options["image_size"] = shape.image_size
     return models.get_model(name, weights=None, **options)
-
-
-def check_patches(name: str, image_size: int) -> None:
-    """Raise `UserError` where a vision transformer's patches do not fill the image."""
-    patch = int(name.rsplit("_", 1)[1])
-    if image_size % patch == 0:
-        return
-    multiple = max(patch, image_size // patch * patch)
-    raise UserError(
-        f"{image_size} pixels; {name} cuts images into patches of {patch}",
-        where="backbone.image_size",
-        remedy=f"give a multiple of {patch}, such as {multiple}",
-    )
 
 
 def prepare_images(name: str, weights: str | None, image_size: int | None) -> Preprocess:
