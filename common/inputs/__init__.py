@@ -28,7 +28,7 @@ class InputLine(Line):
     has_text: bool = False
 
 
-INPUT_LINES = {
+_LINES = {
     "image": InputLine(
         "fedgraft.common.inputs.image:IMAGE",
         has_columns=False,
@@ -49,4 +49,11 @@ INPUT_LINES = {
         has_text=True,
     ),
 }
-INPUTS: Registry[Input] = Registry("task.kind", "raw material", INPUT_LINES)
+INPUTS: Registry[Input] = Registry("task.kind", "raw material", _LINES)
+
+
+def input_line(material: str) -> InputLine:
+    """Return the line of a raw material. Raise `UserError` for a name that is none."""
+    if material not in INPUTS:
+        raise INPUTS.unknown(material)
+    return INPUTS.lines[material]
