@@ -1,10 +1,10 @@
-"""Code of others on our seams: a package that a person approved, or members registered in a notebook.
+"""Code of others on our seams: a package that a person approved, or members of a notebook.
 
-An extension is a folder of Python sources, `NAME/__init__.py` among them, which registers members of
-the seams (docs/extend.md). In a deployment it is part of the bundle, under `extensions/`, and a
-hospital approves it with the bundle; a plan picks by name among those, and its agreement holds their
-hashes. On a researcher's machine a person names the folder (`--with DIR`). Nothing else is ever
-imported: a plan has no path.
+An extension is a folder of Python sources, `NAME/__init__.py` among them, which registers members
+of the seams (docs/own-code.md). In a deployment it is part of the bundle, under `extensions/`, and
+a hospital approves it with the bundle; a plan picks by name among those, and its agreement holds
+their hashes. On a researcher's machine a person names the folder (`--with DIR`). Nothing else is
+ever imported: a plan has no path.
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ def _import(name: str, folder: Path) -> None:
     except Exception as error:
         _forget(full)
         what = f"extension {name} cannot be imported: {type(error).__name__}: {error}"
-        remedy = f"mend it; alone it fails the same: cd {folder.parent} && python -c 'import {name}'"
+        remedy = (
+            f"mend it; alone it fails the same: cd {folder.parent} && python -c 'import {name}'"
+        )
         raise UserError(what, where=_line_of(error, folder), remedy=remedy) from error
     setattr(sys.modules[_PACKAGE], name, module)
 
@@ -283,7 +285,9 @@ def _check_fields(
     for name in about:
         if name not in known:
             remedy = f"known here: {', '.join(known) or 'none'}"
-            raise UserError(f"{name!r} is nothing that a plan must know", where=where, remedy=remedy)
+            raise UserError(
+                f"{name!r} is nothing that a plan must know", where=where, remedy=remedy
+            )
     for name in needed:
         if name not in about:
             raise UserError(f"{name} is missing", where=where, remedy=f'write {name}="…"')

@@ -1,5 +1,7 @@
-"""Tables of members by name: a seam lists who stands in it. `common/extensions.py` alone adds lines,
-of code that a person approved or registered; a plan never does.
+"""Tables of members by name: a seam lists who stands in it.
+
+`common/extensions.py` alone adds lines, of code that a person approved or registered; a plan never
+does.
 """
 
 from __future__ import annotations

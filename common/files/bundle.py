@@ -176,9 +176,7 @@ def write_app(folder: Path, files: Mapping[str, bytes] | None = None) -> Path:
     return folder
 
 
-def build_bundle(
-    root: Path | None = None, extensions: Mapping[str, bytes] | None = None
-) -> Bundle:
+def build_bundle(root: Path | None = None, extensions: Mapping[str, bytes] | None = None) -> Bundle:
     """Return the bundle of this release, as `flwr run` makes it; arguments as of `app_files`.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.plan.section import Names, Section, OneOf
+from fedgraft.common.plan.section import Names, OneOf, Section
 
 MethodName = Annotated[str, AfterValidator(OneOf(lambda: METHODS.names))]
 

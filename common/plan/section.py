@@ -17,7 +17,6 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
-
 from pydantic_core import PydanticCustomError
 
 from fedgraft.common.files.mistakes import Contradictions, shown

@@ -18,11 +18,11 @@ from fedgraft.common.inputs.input_positions import count_inputs
 from fedgraft.common.plan.section import (
     Labels,
     Names,
+    OneOf,
     Problem,
     Section,
     Text,
     check_together,
-    OneOf,
     unique,
 )
 from fedgraft.common.tasks import TASKS
