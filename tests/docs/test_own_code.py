@@ -1,4 +1,4 @@
-"""docs/own-code.md word by word: a network in a notebook, and as a package that hospitals approve."""
+"""docs/own-code.md word by word: a network in a notebook, and one that hospitals approve."""
 
 from __future__ import annotations
 
