@@ -24,7 +24,13 @@ from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs import INPUTS
-from fedgraft.common.inputs.material import Preparation, Tensors
+from fedgraft.common.inputs.material import (
+    PREPARATION,
+    Preparation,
+    Tensors,
+    write_preparation,
+)
+from fedgraft.common.inputs.tokenizer_file import bytes_of
 
 # tensors that do not fit, in one message
 MOST_NAMED = 3
@@ -172,6 +178,7 @@ def network_with_state(
         if key.endswith(".num_batches_tracked") and key not in given:
             given[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     _check_fit(name, expected, given, where)
+    _check_preparation(given, preparation, where)
     for key, tensor in expected.items():
         _put(net, key, given[key].to(tensor.dtype).contiguous())
     if reference is not None:
@@ -226,6 +233,17 @@ def _check_fit(name: str, expected: State, given: State, where: str) -> None:
             " belong to"
         ),
     )
+
+
+def _check_preparation(given: State, preparation: Preparation, where: str) -> None:
+    """Raise `UserError` where inputs would be prepared in another way than stands among the
+    tensors, and so under their fingerprint.
+    """
+    content = given.get(PREPARATION)
+    if content is None or bytes_of(content) == write_preparation(preparation):
+        return
+    remedy = "leave backbone.image_size as it was when the file was written, or load it anew"
+    raise UserError("inputs prepared in another way than these tensors", where=where, remedy=remedy)
 
 
 def _put(net: nn.Module, key: str, tensor: Tensor) -> None:

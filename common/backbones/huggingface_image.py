@@ -33,6 +33,7 @@ from fedgraft.common.backbones.huggingface_tensors import (
 from fedgraft.common.backbones.patches import check_patches
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from fedgraft.common.inputs.material import PREPARATION, write_preparation
 from fedgraft.common.inputs.tokenizer_file import tensor_of
 
 NAME = "huggingface-image"
@@ -201,12 +202,12 @@ def prepare_images(name: str, weights: str | None, size: int | None) -> Preproce
 
 
 def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
-    """Return what the description among the tensors says. Raise `UserError` where it is not there,
+    """Return what the two files among the tensors say. Raise `UserError` where they are not there,
     or the images do not fit.
     """
-    content = take_file(state, DESCRIPTION, where)
-    _check_side(read_shape(content, IMAGE_SHAPES, where), shape.image_size)
-    return replace(shape, files={DESCRIPTION: content})
+    files = {name: take_file(state, name, where) for name in (DESCRIPTION, PREPARATION)}
+    _check_side(read_shape(files[DESCRIPTION], IMAGE_SHAPES, where), shape.image_size)
+    return replace(shape, files=files)
 
 
 def read_folder(folder: Path, size: int | None) -> tuple[State, Preprocess]:
@@ -225,6 +226,7 @@ def read_folder(folder: Path, size: int | None) -> tuple[State, Preprocess]:
     given = read_folder_tensors(folder)
     state = choose_tensors(NETWORKS[described.model_type], described, given, str(folder))
     state[DESCRIPTION] = tensor_of(write_shape(described))
+    state[PREPARATION] = tensor_of(write_preparation(preparation))
     return state, preparation
 
 
@@ -289,5 +291,5 @@ HUGGINGFACE_IMAGE = Family(
     },
     calls=dict.fromkeys(BLOCK_TYPES, call_block),
     read_folder=read_folder,
-    kept_when_random=(DESCRIPTION,),
+    kept_when_random=(DESCRIPTION, PREPARATION),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
+# the tensor of a backbone that holds how its inputs are prepared, where a folder says it: so it is
+# under the fingerprint that a hospital approves
+PREPARATION = "preparation"
 # raw records: numbers `(n, …)`, or n texts
 Raw = Tensor | Sequence[str]
 
@@ -27,6 +31,11 @@ class Preparation(Protocol):
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
         ...
+
+
+def write_preparation(preparation: Preparation) -> bytes:
+    """Return a preparation as it is among a backbone's tensors."""
+    return json.dumps(preparation.to_json(), sort_keys=True).encode()
 
 
 Augment = Callable[[Batch, str, torch.Generator], Batch]

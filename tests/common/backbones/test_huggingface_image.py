@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from fedgraft.client.privacy.gradient_check import check_gradients
 from fedgraft.client.privacy.one_pass import knows_layers
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.backbones.backbone import Backbone, backbone_from_state, backbone_state
+from fedgraft.common.backbones.backbone import (
+    Backbone,
+    backbone_from_state,
+    backbone_state,
+    preparation_from_json,
+)
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.frozen_prefix import frozen_prefix
@@ -114,6 +119,28 @@ def test_it_travels_without_its_folder(architecture: str, backbones: dict[str, B
     images = backbone.preprocess(IMAGES).only
     with torch.no_grad():
         assert torch.equal(arrived.net(images), backbone.net(images))
+
+
+def test_another_preparation_than_the_fingerprints_is_refused(
+    backbones: dict[str, Backbone], tmp_path: Path
+) -> None:
+    """A hospital approves a fingerprint; a server that sends another mean with the same tensors
+    would have other features computed than those.
+    """
+    backbone = backbones["vit"]
+    state = dict(backbone_state(backbone))
+    other = preparation_from_json(
+        "huggingface-image", backbone.preprocess.to_json() | {"mean": [0.1, 0.1, 0.1]}
+    )
+    with pytest.raises(UserError, match="prepared in another way"):
+        backbone_from_state("huggingface-image", state, other)
+    folder = write_image_folder(tmp_path / "model")
+    changed = json.loads((folder / "preprocessor_config.json").read_text())
+    changed["image_mean"] = [0.1, 0.1, 0.1]
+    (folder / "preprocessor_config.json").write_text(json.dumps(changed))
+    assert load(folder).fingerprint != backbone.fingerprint
+    random = load(folder, random=True)
+    assert random.preprocess.to_json()["mean"] == [0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("method", METHODS.names)
