@@ -85,7 +85,7 @@ class Family:
             where they are not this family's, or contradict the shape.
         fit: (network, tensors) → the tensors under today's names, in the network's sizes.
         block_types: residual blocks by their class's qualified name, and whether their output has
-            its channels last. The last Linear or Conv2d of each gives as many channels as the
+            its channels last. The last Linear or convolution of each gives as many channels as the
             block itself.
         order: by a network's class, the order in which it calls its children, whose outputs are
             its stages; operation for operation the network itself.
