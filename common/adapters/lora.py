@@ -2,10 +2,10 @@
 
     y = W x + (alpha / rank) · B A x,   A: rank × in, drawn;   B: out × rank, zero at the beginning
 
-For a convolution, over one axis, two or three, A has the layer's own window and B one position.
-In a grouped one A and B are grouped, too, so that the update can be merged: its rank is `rank` rounded up to a multiple of the groups. A
-depthwise layer's update has as many values as the layer itself; "auto" leaves those out, a pattern
-can name them.
+For a convolution, over one axis, two or three, A has the layer's own window and B one position. In
+a grouped one A and B are grouped, too, so that the update can be merged: its rank is `rank` rounded
+up to a multiple of the groups. A depthwise layer's update has as many values as the layer itself;
+"auto" leaves those out, a pattern can name them.
 
 With `freeze_a` only B is trained and travels, and the average of the nodes' updates is the update
 of their average (FFA-LoRA: Sun et al. 2024, "Improving LoRA in privacy-preserving federated

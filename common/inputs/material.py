@@ -13,8 +13,8 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
-# raw records: numbers `(n, …)`, or n texts
-Raw = Tensor | Sequence[str]
+# raw records: numbers `(n, …)`, n texts, or n volumes
+Raw = Tensor | Sequence[Any]
 
 
 class Preparation(Protocol):
