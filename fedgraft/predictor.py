@@ -59,8 +59,8 @@ class Predictor:
         """Predict raw inputs.
 
         Args:
-            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels, D,
-                H, W)` in the plan's spacing, or a list of `Volume`; a data frame with the
+            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels,
+                D, H, W)` in the plan's spacing, or a list of `Volume`; a data frame with the
                 plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
                 the plan's columns of text; or the path of an image, a folder of images, an .npz,
                 or a table of rows or texts.
