@@ -32,7 +32,7 @@ def write_nifti(
 ) -> None:
     """Write voxels on axes right, front, head, turned into another orientation of the file."""
     affine = np.diag([*spacing, 1.0])
-    image = nibabel.Nifti1Image(voxels, affine)
+    image: Any = nibabel.Nifti1Image(voxels, affine)
     wanted = nibabel.orientations.axcodes2ornt(tuple(axes))
     here = nibabel.orientations.axcodes2ornt(("R", "A", "S"))
     image = image.as_reoriented(nibabel.orientations.ornt_transform(here, wanted))

@@ -67,9 +67,12 @@ class VolumePreparation:
         Raises:
             UserError: another number of channels, or no volumes.
         """
-        volumes: Sequence[Any] = raw
+        volumes: Sequence[Any]
         if isinstance(raw, Tensor):
-            volumes = [Volume(values, self.section.spacing or (1.0, 1.0, 1.0)) for values in raw]
+            spacing = self.section.spacing or (1.0, 1.0, 1.0)
+            volumes = [Volume(values, spacing) for values in raw]
+        else:
+            volumes = raw
         prepared = [self._prepare(volume) for volume in volumes]
         if not prepared:
             return Batch({"volume": torch.empty(0, self.channels, *self.section.size)})
@@ -103,7 +106,7 @@ class VolumePreparation:
         # what shrinks most goes first: nothing in between is larger than both ends
         for axis in sorted(range(3), key=lambda axis: size[axis] / sides[axis]):
             weights = interpolate(sides[axis], size[axis], wanted[axis] / spacing[axis])
-            values = torch.tensordot(values, weights, dims=([1 + axis], [1]))
+            values = values.movedim(1 + axis, -1) @ weights.T
             values = values.movedim(-1, 1 + axis)
         return values.contiguous()
 

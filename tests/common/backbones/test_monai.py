@@ -89,7 +89,7 @@ def bottom_of(net: Any, name: str, x: Tensor) -> Tensor:
         last.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0]))
         net(x)
         return outputs[0]
-    here = net.down_4 if "basic" in name else net.model
+    here: Any = net.down_4 if "basic" in name else net.model
     while "basic" not in name and len(here) == 3:
         here = here[1].submodule
         if not isinstance(here, torch.nn.Sequential):
