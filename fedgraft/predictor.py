@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs import INPUT_LINES
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +59,8 @@ class Predictor:
         """Predict raw inputs.
 
         Args:
-            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; a data frame with the
+            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels,
+                D, H, W)` in the plan's spacing, or a list of `Volume`; a data frame with the
                 plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
                 the plan's columns of text; or the path of an image, a folder of images, an .npz,
                 or a table of rows or texts.
@@ -95,6 +97,8 @@ class Predictor:
         if self.plan.task.text:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
+            return inputs
+        if INPUT_LINES[self.plan.task.material].has_volumes and isinstance(inputs, list):
             return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))

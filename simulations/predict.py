@@ -1,5 +1,5 @@
-"""`fedgraft predict`: the shared model on an image, a folder, an .npz, or a table of rows or texts;
-writes a CSV of probabilities.
+"""`fedgraft predict`: the shared model on an image, a volume, a folder of them, an .npz, or a table
+of rows or texts; writes a CSV of probabilities.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from fedgraft.client.readers.archive import load_archive
 from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
+from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.client.readers.text_table import TABLE_SUFFIXES, read_texts
+from fedgraft.client.readers.volume_file import read_volumes
+from fedgraft.client.readers.volume_folder import list_volumes
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
@@ -31,6 +34,7 @@ Batch = tuple[list[str], Raw]
 
 TABLES = "a .csv with the plan's columns"
 TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
+VOLUMES = "a .nii or .nii.gz, or a folder of them or of DICOM slices"
 IMAGES = "an image, a folder of images or an .npz"
 
 
@@ -114,6 +118,10 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         _check_kind(data, TABLES, is_right=is_table)
         yield from _read_table(shared, data)
         return
+    if line.has_volumes:
+        _check_kind(data, VOLUMES, is_right=data.is_dir() or is_nifti(name))
+        yield from _read_volumes(data)
+        return
     _check_kind(data, IMAGES, is_right=not is_table)
     if data.suffix.lower() == ".npz":
         yield from _read_archive(data)
@@ -165,6 +173,21 @@ def _read_images(data: Path) -> Iterator[Batch]:
         raise UserError("no images in this folder", where=str(data), remedy=remedy)
     for file in files:
         yield [str(file.relative_to(data))], _decode(file)
+
+
+def _read_volumes(data: Path) -> Iterator[Batch]:
+    """Yield volumes one by one."""
+    files = [data]
+    if data.is_dir():
+        files, _ = list_volumes(data)
+    if not files:
+        raise UserError("no volumes in this folder", where=str(data), remedy=f"give {VOLUMES}")
+    for file in files:
+        # a folder of slices is its own volume
+        name = data.name if file == data else str(file.relative_to(data))
+        volumes = read_volumes([file])
+        assert isinstance(volumes, list)
+        yield [name], volumes
 
 
 def _cut(names: list[str], inputs: Raw) -> Iterator[Batch]:

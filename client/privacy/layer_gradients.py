@@ -8,25 +8,32 @@ whole weight is not needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from fedgraft.client.privacy.example_gradients import Gradient, Products, Rows, norms_are_cheaper
 from fedgraft.common.adapters.bias import AddedBias
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS, Conv, kind_of_conv
 from fedgraft.common.adapters.lora import Lora
 from fedgraft.common.adapters.scale_shift import ScaleShift
 
 Rule = Callable[[Any, Tensor, Tensor], list[Gradient]]
+_WEIGHT_GRADIENTS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: conv1d_weight,
+    nn.Conv2d: conv2d_weight,
+    nn.Conv3d: conv3d_weight,
+}
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
     """Return the rule for a layer; None where it is not known here."""
-    if isinstance(layer, nn.Conv2d) and not _is_padded_by_zeros(layer):
+    if isinstance(layer, CONVOLUTIONS) and not _is_padded_by_zeros(layer):
         return None
     return _RULES.get(type(layer))
 
@@ -48,17 +55,17 @@ def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> list[Gradient]:
 
 
 # ── convolutions ──────────────────────────────────────────────────────────────────────────────────
-def _conv(layer: nn.Conv2d, x: Tensor, g: Tensor) -> list[Gradient]:
-    """x (n, in, H, W), g (n, out, H', W')."""
+def _conv(layer: Conv, x: Tensor, g: Tensor) -> list[Gradient]:
+    """x (n, in, …), g (n, out, …), over one axis, two or three."""
     gradients: list[Gradient] = []
     if layer.weight.requires_grad:
         gradients.append(_conv_weight(layer, x, g))
     if layer.bias is not None and layer.bias.requires_grad:
-        gradients.append(Rows(layer.bias, g.sum((2, 3))))
+        gradients.append(Rows(layer.bias, g.sum(tuple(range(2, g.ndim)))))
     return gradients
 
 
-def _conv_weight(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Gradient:
+def _conv_weight(layer: Conv, x: Tensor, g: Tensor) -> Gradient:
     """As one convolution in which every example is a group (Rochette et al. 2019), or from windows
     of x.
 
@@ -67,8 +74,8 @@ def _conv_weight(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Gradient:
     """
     inputs = layer.in_channels // layer.groups
     outputs = layer.out_channels // layer.groups
-    size = inputs * layer.kernel_size[0] * layer.kernel_size[1]
-    single = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+    size = inputs * math.prod(layer.kernel_size)
+    single = set(layer.kernel_size) == set(layer.stride) == {1} and not any(_padding(layer))
     grouped = layer.groups == 1 and x.dtype == torch.float32
     positions = g[0, 0].numel()
     if single or not grouped or norms_are_cheaper(positions, outputs, size):
@@ -79,11 +86,13 @@ def _conv_weight(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Gradient:
     return _conv_weight_rows(layer, x, g)
 
 
-def _conv_weight_rows(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Rows:
+def _conv_weight_rows(layer: Conv, x: Tensor, g: Tensor) -> Rows:
     """As one convolution in which every example is a group."""
     n = len(x)
     shape = (n * layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    rows = conv2d_weight(
+    rows = _WEIGHT_GRADIENTS[
+        kind_of_conv(layer)
+    ](
         x.reshape(1, n * layer.in_channels, *x.shape[2:]),
         shape,  # type: ignore[arg-type]
         g.reshape(1, n * layer.out_channels, *g.shape[2:]),
@@ -95,9 +104,23 @@ def _conv_weight_rows(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Rows:
     return Rows(layer.weight, rows.view(n, *layer.weight.shape))
 
 
-def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _windows(layer: Conv, x: Tensor) -> Tensor:
     """Return what each output position sees of x, `(n, in · kernel, positions)`."""
-    return F.unfold(x, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)
+    if isinstance(layer, nn.Conv2d):
+        return F.unfold(x, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)
+    around: list[int] = []
+    for width in reversed(_padding(layer)):
+        around += [width, width]
+    windows = F.pad(x, around)
+    axes = len(layer.kernel_size)
+    for axis in range(axes):
+        extent = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+        # what a position sees of this axis becomes the last
+        windows = windows.unfold(2 + axis, extent, layer.stride[axis])
+        windows = windows[..., :: layer.dilation[axis]]
+    positions = tuple(range(2, 2 + axes))
+    seen = tuple(range(2 + axes, 2 + 2 * axes))
+    return windows.permute(0, 1, *seen, *positions).flatten(2 + axes).flatten(1, 1 + axes)
 
 
 def _products(weight: Tensor, left: Tensor, right: Tensor) -> Gradient:
@@ -107,25 +130,25 @@ def _products(weight: Tensor, left: Tensor, right: Tensor) -> Gradient:
     return Products(weight, left, right, form).cheapest()
 
 
-def _is_padded_by_zeros(layer: nn.Conv2d) -> bool:
+def _is_padded_by_zeros(layer: Conv) -> bool:
     """Return whether a convolution says in numbers how many zeros are around its input."""
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+def _padding(layer: Conv) -> tuple[int, ...]:
     # `rule_for` knows no layer with padding in words
     assert not isinstance(layer.padding, str)
-    return layer.padding[0], layer.padding[1]
+    return tuple(layer.padding)
 
 
-def merged_lora(host: nn.Conv2d, x: Tensor, g: Tensor) -> list[Gradient]:
+def merged_lora(host: Conv, x: Tensor, g: Tensor) -> list[Gradient]:
     """y = (W + s·B A) * x as one convolution: B sees A x, and A sees s·Bᵀ g."""
     adapter = host._modules["adapter"]
     assert isinstance(adapter, Lora)
     down = adapter.lora_A
     up = adapter.lora_B
-    assert isinstance(down, nn.Conv2d)
-    assert isinstance(up, nn.Conv2d)
+    assert isinstance(down, CONVOLUTIONS)
+    assert isinstance(up, CONVOLUTIONS)
     n = len(x)
     groups = up.groups
     outputs = up.out_channels // groups
@@ -165,7 +188,9 @@ def _over_positions(values: Tensor, last: bool) -> Tensor:
 
 _RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
+    nn.Conv1d: _conv,
     nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
     AddedBias: _added_bias,
     ScaleShift: _scale_shift,
 }

@@ -34,7 +34,7 @@ BLANK = "blank: every pixel has one value"
 # bytes of compressed pixels, and how many pixels of a blank image take more than a byte
 _SMALL = 200
 _LEAST_PACKED = 32
-_BROKEN = (
+BROKEN = (
     OSError,
     ValueError,
     TypeError,
@@ -74,9 +74,9 @@ def examine(content: bytes) -> Examined:
     matter: it may be blank, or darker than it should be.
     """
     try:
-        data = _read(content)
-        problem = _problem(data)
-        patient = _pseudonym(data)
+        data = read_dataset(content)
+        problem = problem_of(data)
+        patient = pseudonym_of(data)
         if problem:
             return Examined(problem, patient)
         brightest = NOT_ASKED
@@ -87,7 +87,7 @@ def examine(content: bytes) -> Examined:
             elif stored.dtype == np.uint16 and _is_plain(data, stored):
                 brightest = int(stored.max())
         return Examined(problem, patient, brightest)
-    except _BROKEN:
+    except BROKEN:
         return Examined("cut off or corrupt")
 
 
@@ -110,23 +110,25 @@ def decode(content: bytes, bits: int | None = None) -> np.ndarray:
         ValueError: it cannot be decoded; says why.
     """
     try:
-        data = _read(content)
-        problem = _problem(data)
+        data = read_dataset(content)
+        problem = problem_of(data)
         if problem:
             raise ValueError(problem)
         if data.PhotometricInterpretation in COLOUR:
             return _colour(data)
         return _grey(data, bits)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ValueError(str(error)[:200]) from None
 
 
 # ── what is read ──────────────────────────────────────────────────────────────────────────────────
-def _read(content: bytes) -> Dataset:
-    return _pydicom().dcmread(io.BytesIO(content))
+def read_dataset(content: bytes) -> Dataset:
+    """Return the data set of a file of these bytes."""
+    return import_pydicom().dcmread(io.BytesIO(content))
 
 
-def _problem(data: Dataset) -> str:
+def problem_of(data: Dataset) -> str:
+    """Return why a data set is no single image that can be decoded; "" if it is one."""
     from pydicom.pixels.decoders.base import get_decoder
 
     if "PixelData" not in data:
@@ -160,7 +162,7 @@ def _least_bytes(data: Dataset) -> int:
     return math.ceil(bits / 8)
 
 
-def _pseudonym(data: Dataset) -> str:
+def pseudonym_of(data: Dataset) -> str:
     """Return whose image it is: the same text for the same PatientID and issuer.
 
     It is not the identifier itself. "" where there is none; one text for all that are nobody's.
@@ -224,7 +226,7 @@ def _is_plain(data: Dataset, stored: np.ndarray) -> bool:
         return False
     if "ModalityLUTSequence" in data or "VOILUTSequence" in data:
         return False
-    return data.get("WindowWidth") is None and _rescale(data) == (1.0, 0.0)
+    return data.get("WindowWidth") is None and rescale_of(data) == (1.0, 0.0)
 
 
 def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
@@ -254,7 +256,7 @@ def _modality_values(data: Dataset, stored: np.ndarray) -> tuple[np.ndarray, flo
     if "ModalityLUTSequence" in data:
         values = apply_modality_lut(stored, data).astype(np.float64)
         return values, 0.0, float(2 ** _lut_bits(data.ModalityLUTSequence) - 1)
-    slope, intercept = _rescale(data)
+    slope, intercept = rescale_of(data)
     bits = int(data.BitsStored)
     ends = (0, 2**bits - 1)
     if int(data.PixelRepresentation) == 1:
@@ -287,7 +289,7 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
     raise ValueError("an unknown VOI LUT function")
 
 
-def _rescale(data: Dataset) -> tuple[float, float]:
+def rescale_of(data: Dataset) -> tuple[float, float]:
     """Return slope and intercept."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
@@ -323,7 +325,7 @@ def _first(value: Any) -> float:
 
 
 @functools.cache
-def _pydicom() -> ModuleType:
+def import_pydicom() -> ModuleType:
     """Return pydicom without its warnings: they quote values of files, which belong in no log."""
     import pydicom
     from pydicom import config

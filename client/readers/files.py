@@ -6,21 +6,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from fedgraft.client.readers.bit_depth import check_brightest, digests_at
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.looked_at import ImageEntry, Look, look_at_files
 from fedgraft.client.readers.source import Prepare, Source, did_you_mean
 from fedgraft.common.errors import UserError
-from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 
 T = TypeVar("T")
@@ -43,6 +41,25 @@ class FileTexts:
 
 
 NO_TEXTS = FileTexts()
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What kind of files records are.
+
+    Attributes:
+        look: (where, entries, folder of the memory) → what looking at each file gives.
+        read: (files, prepare, bits) → the records.
+        singular, plural: in words for people.
+    """
+
+    look: Callable[[str, Sequence[ImageEntry], Path | None], list[Look]]
+    read: Callable[[Sequence[str], Prepare | None, int | None], Any]
+    singular: str
+    plural: str
+
+
+IMAGE_FILES = FileKind(look_at_files, read_images, "image", "images")
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -54,8 +71,9 @@ def file_source(
     cache: Path | None = None,
     reading: ReadingSection = UNDECIDED,
     beside: Mapping[str, int] = NOTHING,
+    kind: FileKind = IMAGE_FILES,
 ) -> Source:
-    """Return a `Source` over image files.
+    """Return a `Source` over files with a record each.
 
     Those that cannot be used are left out and counted by the kind of problem.
 
@@ -64,17 +82,18 @@ def file_source(
         cache: folder for the memory of what was seen; None: look at every file anew.
         reading: what a person has decided about the files.
         beside: what else lies in the folder, for `Source.beside`.
+        kind: how they are looked at and read.
 
     Raises:
         UserError: no file can be used, or images of 16 bits are dark and nobody has said why.
     """
-    looks = look_at_files(where, entries, cache)
+    looks = kind.look(where, entries, cache)
     usable = [number for number, look in enumerate(looks) if not look.problem]
     problems = Counter(look.problem for look in looks if look.problem)
     if not usable:
         counts = [f"{count}: {problem}" for problem, count in problems.most_common(5)]
-        what = f"no readable image ({'; '.join(counts)})"
-        raise UserError(what, where=where, remedy="give image files that can be read")
+        what = f"no readable {kind.singular} ({'; '.join(counts)})"
+        raise UserError(what, where=where, remedy=f"give {kind.singular} files that can be read")
 
     entries = _pick(entries, usable)
     looks = _pick(looks, usable)
@@ -89,8 +108,8 @@ def file_source(
         _check_column(where, name, list(columns))
         return list(columns[name])
 
-    def read(rows: np.ndarray, prepare: Prepare | None = None) -> Tensor | Batch:
-        return read_images(_pick(files, rows), prepare, reading.bits)
+    def read(rows: np.ndarray, prepare: Prepare | None = None) -> Any:
+        return kind.read(_pick(files, rows), prepare, reading.bits)
 
     identities = [look.digest for look in looks]
     return Source(
@@ -107,6 +126,7 @@ def file_source(
         files=files,
         contents=[look.content for look in looks],
         identities=identities,
+        plural=kind.plural,
     )
 
 

@@ -41,9 +41,8 @@ def read_folder(
     """
     # by class folder, in order
     places: dict[str, tuple[str, str | None]] = {}
-    for folder, split in _split_folders(path):
-        for label in _folders(folder):
-            places[os.path.join(folder, label)] = (label, split)
+    for folder, label, split in class_folders(path):
+        places[str(folder)] = (label, split)
     files = sort_files(str(path), list(places), reading.leave_out)
 
     entries = []
@@ -57,6 +56,14 @@ def read_folder(
         )
         raise UserError("no images in class folders", where=str(path), remedy=remedy)
     return file_source(str(path), entries, cache=cache, reading=reading, beside=files.beside)
+
+
+def class_folders(path: Path) -> list[tuple[Path, str, str | None]]:
+    """Return the class folders of a data set, each with its label and its split, if it has one."""
+    folders: list[tuple[Path, str, str | None]] = []
+    for folder, split in _split_folders(path):
+        folders += [(folder / label, label, split) for label in _folders(folder)]
+    return folders
 
 
 def _split_folders(path: Path) -> list[tuple[Path, str | None]]:

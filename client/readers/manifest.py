@@ -50,14 +50,14 @@ def read_manifest(
     """
     cells = read_cells(path)
     cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
-    entries = _entries(cells, names, path.parent)
+    entries = list_entries(cells, names, path.parent)
     columns = {name: cells.column(name) for name in cells.header}
     places = [f"{path}:{line}" for line in cells.lines]
     texts = FileTexts(columns, places)
     return file_source(str(path), entries, texts=texts, cache=cache, reading=reading)
 
 
-def _entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
+def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
     """Return an image for each row; raise everything that is wrong with them at once."""
     rows = len(cells.rows)
     splits = cells.column(names.split) if names.split in cells.header else [None] * rows

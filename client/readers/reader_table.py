@@ -26,6 +26,8 @@ READERS: Registry[Reader] = Registry(
         "image-folder": "fedgraft.client.readers.folder:IMAGE_FOLDER",
         "dicom": "fedgraft.client.readers.folder:DICOM_FOLDER",
         "manifest": "fedgraft.client.readers.manifest:MANIFEST",
+        "volume-folder": "fedgraft.client.readers.volume_folder:VOLUME_FOLDER",
+        "volume-manifest": "fedgraft.client.readers.volume_folder:VOLUME_MANIFEST",
         "sklearn": "fedgraft.client.readers.bundled:SKLEARN",
     },
 )

@@ -176,6 +176,8 @@ def _name_of(prefix: FrozenPrefix, split: Split, cut: Cut) -> str:
         "backbone": cut.backbone,
         "fingerprint": cut.fingerprint,
         "cut": prefix.name,
+        # features of other depths end at the same head
+        "stages": [stage.name for stage in prefix.stages],
         "preprocess": split.preparation.to_json(),
         "data": split.records.source.fingerprint(),
         "dtype": cut.dtype,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.attention import open_attention
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.adapters.host import Adapter, Affine, attach_to
 from fedgraft.common.adapters.method import Attachment, Method
 from fedgraft.common.adapters.targets import find_layers, select
@@ -33,10 +34,10 @@ class AddedBias(Adapter):
         self.last = last
 
     def forward(self, y: Tensor) -> Tensor:
-        """(n, channels, H, W) or (n, …, channels) → the same shape."""
+        """(n, channels, …) or (n, …, channels) → the same shape."""
         if self.last:
             return y + self.bias
-        return y + self.bias.view(-1, 1, 1)
+        return y + self.bias.view(-1, *[1] * (y.ndim - 2))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """Return the weight, and the vector added to the bias, or in its place."""
@@ -56,7 +57,7 @@ def attach_bias(net: nn.Module, attachment: Attachment) -> None:
 
 def output_axis(layer: nn.Module) -> tuple[int, bool]:
     """Return the channels of a layer's output, and whether they are its last axis."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         return layer.out_channels, False
     if isinstance(layer, nn.MultiheadAttention):
         return 3 * layer.embed_dim, True

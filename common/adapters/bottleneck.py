@@ -4,8 +4,8 @@ section 2).
     y + up(relu(down(y))),   down: channels → width, drawn;   up: width → channels, zero at the
     beginning
 
-1×1 convolutions after a convolutional block, Linear after one of a transformer. The ReLU between
-them keeps it from merging into a frozen layer.
+Convolutions of one position after a convolutional block, Linear after one of a transformer. The
+ReLU between them keeps it from merging into a frozen layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS, Conv, kind_of_conv
 from fedgraft.common.adapters.host import attach_to
 from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
 from fedgraft.common.adapters.method import Attachment, Method
@@ -56,7 +57,7 @@ class Bottleneck(nn.Module):
         self.up = up
 
     def forward(self, y: Tensor) -> Tensor:
-        """(n, channels, H, W) or (n, …, channels) → the same shape."""
+        """(n, channels, …) or (n, …, channels) → the same shape."""
         return y + self.up(F.relu(self.down(y)))
 
 
@@ -88,10 +89,17 @@ def _new_bottleneck(name: str, block: nn.Module, attachment: Attachment) -> Bott
             new_linear(channels, width, bias=True, seed=seed, name=down),
             new_linear(width, channels, bias=True, seed=None, name=up),
         )
+    kind = _last_conv(block)
     return Bottleneck(
-        new_conv(ConvShape(channels, width, bias=True), seed=seed, name=down),
-        new_conv(ConvShape(width, channels, bias=True), seed=None, name=up),
+        new_conv(ConvShape(channels, width, bias=True), seed=seed, name=down, kind=kind),
+        new_conv(ConvShape(width, channels, bias=True), seed=None, name=up, kind=kind),
     )
+
+
+def _last_conv(block: nn.Module) -> type[Conv]:
+    """Return the class of a block's last convolution: over how many axes it runs."""
+    convs = [module for module in block.modules() if isinstance(module, CONVOLUTIONS)]
+    return kind_of_conv(convs[-1])
 
 
 BOTTLENECK = Method(

@@ -12,10 +12,12 @@ private training has a way of its own.
 
 from __future__ import annotations
 
+import math
 import types
 
 from torch import Tensor, nn
 
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS, Conv
 from fedgraft.common.adapters.host import hook_adapter, unhook_adapter
 from fedgraft.common.adapters.lora import Lora
 
@@ -34,7 +36,7 @@ def fuse(net: nn.Module, *, always: bool = False) -> int:
     fused = 0
     for host in net.modules():
         adapter = host._modules.get("adapter")
-        if not isinstance(host, nn.Conv2d) or not isinstance(adapter, Lora):
+        if not isinstance(host, CONVOLUTIONS) or not isinstance(adapter, Lora):
             continue
         if always:
             is_cheaper = host.weight.numel() <= LARGEST
@@ -54,14 +56,14 @@ def unfuse(net: nn.Module) -> None:
             hook_adapter(host)
 
 
-def cost_of_three(host: nn.Conv2d, adapter: Lora) -> float:
+def cost_of_three(host: Conv, adapter: Lora) -> float:
     """Return what A and B cost beside the frozen convolution, in gradients of its weight."""
     rank = adapter.lora_A.weight.shape[0]
-    window = host.kernel_size[0] * host.kernel_size[1]
+    window = math.prod(host.kernel_size)
     return 3 * rank * (1 / host.out_channels + host.groups / (host.in_channels * window))
 
 
-def _forward(host: nn.Conv2d, x: Tensor) -> Tensor:
+def _forward(host: Conv, x: Tensor) -> Tensor:
     adapter = host._modules["adapter"]
     assert isinstance(adapter, Lora)
     weight, bias = adapter.fold(host.weight, host.bias)

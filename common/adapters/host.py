@@ -93,8 +93,8 @@ def detach_from(host: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def merge_into(host: nn.Module) -> None:
-    """Fold the adapter of a Linear, Conv2d or MultiheadAttention into new weights of its host, and
-    remove it.
+    """Fold the adapter of a Linear, convolution or MultiheadAttention into new weights of its
+    host, and remove it.
     """
     prefix = ""
     if isinstance(host, nn.MultiheadAttention):

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedgraft.common.adapters.convolutions import Conv, kind_of_conv
+
 # what a layer's window is made of
 WINDOW = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
 @torch.no_grad()
 def draw(tensor: Tensor, fan_in: int, seed: int, name: str) -> None:
-    """Fill a tensor with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or Conv2d.
+    """Fill a tensor with U(−1/√fan_in, 1/√fan_in), what torch gives a new Linear or convolution.
 
     It comes from `seed` and `name` alone: the head begins alike under every method, and one more
     target changes no other's values.
@@ -56,16 +58,25 @@ class ConvShape:
 
 
 def new_conv(
-    shape: ConvShape, *, seed: int | None, name: str, like: nn.Conv2d | None = None
-) -> nn.Conv2d:
-    """Return a trainable Conv2d with the window of `like` (kernel, stride, padding, …) or 1×1; see
-    `new_linear`.
+    shape: ConvShape,
+    *,
+    seed: int | None,
+    name: str,
+    like: Conv | None = None,
+    kind: type[Conv] = nn.Conv2d,
+) -> Conv:
+    """Return a trainable convolution with the window of `like` (kernel, stride, padding, …) or of
+    one position; see `new_linear`.
+
+    Args:
+        kind: over how many axes, where it is like no other.
     """
     window: dict[str, Any] = {"kernel_size": 1}
     if like is not None:
         window = {key: getattr(like, key) for key in WINDOW}
+        kind = kind_of_conv(like)
     options = {"groups": shape.groups, "bias": shape.bias, "device": "meta"}
-    layer = nn.Conv2d(shape.inputs, shape.outputs, **window, **options)
+    layer = kind(shape.inputs, shape.outputs, **window, **options)
     fan_in = shape.inputs // shape.groups * math.prod(layer.kernel_size)
     _fill(layer, fan_in, seed, name)
     return layer

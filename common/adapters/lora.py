@@ -2,10 +2,10 @@
 
     y = W x + (alpha / rank) · B A x,   A: rank × in, drawn;   B: out × rank, zero at the beginning
 
-For a convolution, A has the layer's own window and B is 1×1. In a grouped one A and B are grouped,
-too, so that the update can be merged: its rank is `rank` rounded up to a multiple of the groups. A
-depthwise layer's update has as many values as the layer itself; "auto" leaves those out, a pattern
-can name them.
+For a convolution, over one axis, two or three, A has the layer's own window and B one position. In
+a grouped one A and B are grouped, too, so that the update can be merged: its rank is `rank` rounded
+up to a multiple of the groups. A depthwise layer's update has as many values as the layer itself;
+"auto" leaves those out, a pattern can name them.
 
 With `freeze_a` only B is trained and travels, and the average of the nodes' updates is the update
 of their average (FFA-LoRA: Sun et al. 2024, "Improving LoRA in privacy-preserving federated
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.attention import open_attention
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS, Conv, kind_of_conv
 from fedgraft.common.adapters.host import Adapter, Affine, attach_to
 from fedgraft.common.adapters.initial_values import ConvShape, new_conv, new_linear
 from fedgraft.common.adapters.method import Attachment, Method, Targets
@@ -69,8 +70,8 @@ class LoraOptions:
 
 
 class Lora(Adapter):
-    """B A x, scaled; children `lora_A` and `lora_B` are plain Linear or Conv2d layers without
-    bias.
+    """B A x, scaled; children `lora_A` and `lora_B` are plain Linear or convolution layers
+    without bias.
 
             down = nn.Linear(64, 8, bias=False)
         up = nn.Linear(8, 32, bias=False)
@@ -83,12 +84,10 @@ class Lora(Adapter):
     parallel = True
     moves_bias = False
 
-    lora_A: nn.Linear | nn.Conv2d
-    lora_B: nn.Linear | nn.Conv2d
+    lora_A: nn.Linear | Conv
+    lora_B: nn.Linear | Conv
 
-    def __init__(
-        self, lora_A: nn.Linear | nn.Conv2d, lora_B: nn.Linear | nn.Conv2d, scaling: float
-    ) -> None:
+    def __init__(self, lora_A: nn.Linear | Conv, lora_B: nn.Linear | Conv, scaling: float) -> None:
         super().__init__()
         self.lora_A = lora_A
         self.lora_B = lora_B
@@ -102,7 +101,7 @@ class Lora(Adapter):
         """Return W + (alpha / rank) · B A, group by group, and the bias as it is."""
         down = self.lora_A.weight
         up = self.lora_B.weight
-        if isinstance(self.lora_A, nn.Conv2d):
+        if isinstance(self.lora_A, CONVOLUTIONS):
             groups = self.lora_A.groups
             down = down.reshape(groups, down.shape[0] // groups, -1)
             up = up.reshape(groups, up.shape[0] // groups, -1)
@@ -113,7 +112,7 @@ class Lora(Adapter):
 
 
 def attach_lora(net: nn.Module, attachment: Attachment) -> None:
-    """Put a LoRA update on every target: Linear, Conv2d, and the projections of an attention."""
+    """Put a LoRA update on every target: Linear, convolutions, projections of an attention."""
     targets = attachment.targets
     chosen = select(_candidates(net, targets), targets, net)
     open_attention(net, chosen)
@@ -143,7 +142,7 @@ def _candidates(net: nn.Module, targets: Targets) -> dict[str, nn.Module]:
 
 def _new_lora(name: str, layer: nn.Module, attachment: Attachment) -> Lora:
     options: LoraOptions = attachment.options
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         return _new_conv_lora(name, layer, attachment)
     if isinstance(layer, nn.MultiheadAttention):
         inputs = layer.embed_dim
@@ -159,7 +158,7 @@ def _new_lora(name: str, layer: nn.Module, attachment: Attachment) -> Lora:
     return Lora(down, up, options.scaling)
 
 
-def _new_conv_lora(name: str, layer: nn.Conv2d, attachment: Attachment) -> Lora:
+def _new_conv_lora(name: str, layer: Conv, attachment: Attachment) -> Lora:
     options: LoraOptions = attachment.options
     groups = layer.groups
     # rounded up to a multiple of the groups
@@ -170,7 +169,12 @@ def _new_conv_lora(name: str, layer: nn.Conv2d, attachment: Attachment) -> Lora:
         name=f"{name}.lora_A",
         like=layer,
     )
-    up = new_conv(ConvShape(rank, layer.out_channels, groups), seed=None, name=f"{name}.lora_B")
+    up = new_conv(
+        ConvShape(rank, layer.out_channels, groups),
+        seed=None,
+        name=f"{name}.lora_B",
+        kind=kind_of_conv(layer),
+    )
     return Lora(down, up, options.scaling)
 
 

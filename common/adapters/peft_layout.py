@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS, Conv
 from fedgraft.common.adapters.file_layout import Adapted, FileLayout, adapters_of
 from fedgraft.common.errors import UserError
 
@@ -133,18 +134,18 @@ def sparsify(model: Adapted, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return sparse
 
 
-def _grouped(net: nn.Module) -> dict[str, nn.Conv2d]:
+def _grouped(net: nn.Module) -> dict[str, Conv]:
     """Return A of every grouped convolution, by the name of its weight."""
-    grouped: dict[str, nn.Conv2d] = {}
+    grouped: dict[str, Conv] = {}
     for name, adapter in adapters_of(net).items():
         down = adapter.get_submodule("lora_A")
-        if isinstance(down, nn.Conv2d) and down.groups > 1:
+        if isinstance(down, CONVOLUTIONS) and down.groups > 1:
             grouped[f"{name}.adapter.lora_A.weight"] = down
     return grouped
 
 
 def dense_from_blocks(weight: Tensor, groups: int) -> Tensor:
-    """(groups·r, in/groups, kh, kw) → (groups·r, in, kh, kw), zero outside the blocks."""
+    """(groups·r, in/groups, …) → (groups·r, in, …), zero outside the blocks."""
     rows, width, *window = weight.shape
     rank = rows // groups
     dense = weight.new_zeros(rows, groups * width, *window)

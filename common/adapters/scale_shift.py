@@ -33,10 +33,11 @@ class ScaleShift(Adapter):
         self.last = last
 
     def forward(self, y: Tensor) -> Tensor:
-        """(n, channels, H, W) or (n, …, channels) → the same shape."""
+        """(n, channels, …) or (n, …, channels) → the same shape."""
         if self.last:
             return y * self.scale + self.shift
-        return y * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        by_channel = (-1, *[1] * (y.ndim - 2))
+        return y * self.scale.view(by_channel) + self.shift.view(by_channel)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """Return γ W and γ b + β: γ·(W x + b) + β = (γ W) x + (γ b + β)."""

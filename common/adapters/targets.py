@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.adapters.method import Targets
 from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.family import kind_of
@@ -17,7 +18,9 @@ from fedgraft.common.errors import UserError
 # layers that adapters serve, and the methods that say what they compute
 COMPUTED_BY: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("forward",),
+    nn.Conv1d: ("forward", "_conv_forward"),
     nn.Conv2d: ("forward", "_conv_forward"),
+    nn.Conv3d: ("forward", "_conv_forward"),
     nn.MultiheadAttention: ("forward",),
 }
 # names of candidates in one message, from the beginning and from the end
@@ -27,8 +30,8 @@ LAST_SHOWN = 2
 
 # ── what there is ─────────────────────────────────────────────────────────────────────────────────
 def find_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Return Linear, Conv2d and MultiheadAttention by name; the last stands for its projection to
-    q, k and v.
+    """Return Linear, convolutions and MultiheadAttention by name; the last stands for its
+    projection to q, k and v.
 
     The layers of Swin v2 that make its table of positions are left out: they see no example.
     """
@@ -73,7 +76,7 @@ def parent_of(net: nn.Module, name: str) -> nn.Module:
 
 
 def has_channels_last(block: nn.Module) -> bool:
-    """Whether a block's output is (n, …, channels) rather than (n, channels, H, W)."""
+    """Whether a block's output is (n, …, channels) rather than (n, channels, …)."""
     return block_types()[kind_of(block)]
 
 
@@ -83,14 +86,16 @@ def count_channels(block: nn.Module) -> int:
     for module in block.modules():
         if isinstance(module, nn.Linear):
             channels = module.out_features
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, CONVOLUTIONS):
             channels = module.out_channels
     return channels
 
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each channel is convolved by itself."""
-    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
+    if not isinstance(layer, CONVOLUTIONS):
+        return False
+    return layer.groups > 1 and layer.groups == layer.in_channels
 
 
 # ── what a plan picks ─────────────────────────────────────────────────────────────────────────────

@@ -51,6 +51,10 @@ _LINES = {
         "image",
         has_folders=True,
     ),
+    "monai-2d": FamilyLine(
+        "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
+    ),
+    "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

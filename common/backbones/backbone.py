@@ -284,7 +284,13 @@ def randomise(learnt: Backbone, seed: int) -> Backbone:
 def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
     """Return a shape with the size that prepared inputs have."""
     length = getattr(preparation, "max_length", None)
-    return replace(shape, image_size=side_of(preparation), max_length=length)
+    channels = channels_of(preparation)
+    return replace(shape, image_size=side_of(preparation), max_length=length, channels=channels)
+
+
+def channels_of(preparation: Preparation) -> int | None:
+    """Return the channels of prepared volumes; None where they are not volumes."""
+    return getattr(preparation, "channels", None)
 
 
 def side_of(preparation: Preparation) -> int | None:

@@ -13,6 +13,7 @@ from fedgraft.common.backbones.backbone import (
     Backbone,
     backbone_state,
     build_network,
+    channels_of,
     check_name,
     freeze_network,
     network_with_state,
@@ -25,6 +26,7 @@ from fedgraft.common.backbones.family import NetworkShape, State
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
 from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.plan.volume_section import VolumeSection
 
 # pixels
 LARGEST_IMAGE = 4096
@@ -43,6 +45,7 @@ class BackboneRequest:
             network's own random initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
         max_length: tokens of a text; default: the weights' own.
+        volume: what volumes are brought to; default: the weights' own.
         random: keep shape and preparation, throw away what was learnt (the random-backbone
             baseline).
         hidden: widths of the hidden layers (`mlp`).
@@ -56,6 +59,7 @@ class BackboneRequest:
     weights: str | Path | None = None
     image_size: int | None = None
     max_length: int | None = None
+    volume: VolumeSection | None = None
     random: bool = False
     hidden: tuple[int, ...] = (64, 64)
     columns: int = 0
@@ -90,6 +94,8 @@ def load_backbone(name: str, **options: Any) -> Backbone:
         remedy = f"give 1 to {LARGEST_IMAGE}"
         raise UserError(f"{size} pixels", where="backbone.image_size", remedy=remedy)
     state, preparation = _read_weights(request)
+    if request.volume is not None:
+        preparation = _bring_to(request)
     if preparation is None:
         preparation = preparation_of(name, request.weights, request.size)
     backbone = _give_values(request, state, preparation)
@@ -101,6 +107,13 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     return backbone
 
 
+def _bring_to(request: BackboneRequest) -> Preparation:
+    """Return the preparation of volumes that a request asks for."""
+    assert request.volume is not None
+    written = request.volume.model_dump(mode="json")
+    return preparation_from_json(request.name, written)
+
+
 def _give_values(
     request: BackboneRequest, state: State | None, preparation: Preparation
 ) -> Backbone:
@@ -108,6 +121,7 @@ def _give_values(
     name = request.name
     shape = NetworkShape(
         image_size=side_of(preparation),
+        channels=channels_of(preparation),
         columns=request.columns,
         hidden=request.hidden,
         category_sizes=request.category_sizes,

@@ -35,6 +35,7 @@ class NetworkShape:
         ranges: of each number of a table, low and high, where the plan declares them; None: nodes'
             histograms tell them.
         learns_scales: whether nodes' histograms tell mean and deviation of a table's numbers.
+        channels: of a volume; None where it does not matter.
         files: what a network is described by beside its name, bytes by the name of the tensor that
             holds them.
     """
@@ -47,6 +48,7 @@ class NetworkShape:
     hinges: bool = True
     ranges: tuple[tuple[float, float], ...] | None = None
     learns_scales: bool = False
+    channels: int | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -108,7 +110,7 @@ class Family:
             where they are not this family's, or contradict the shape.
         fit: (network, tensors) → the tensors under today's names, in the network's sizes.
         block_types: residual blocks by their class's qualified name, and whether their output has
-            its channels last. The last Linear or Conv2d of each gives as many channels as the
+            its channels last. The last Linear or convolution of each gives as many channels as the
             block itself.
         order: by a network's class, the order in which it calls its children, whose outputs are
             its stages; operation for operation the network itself.

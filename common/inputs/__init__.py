@@ -20,12 +20,14 @@ class InputLine(Line):
         has_pixels: whether it has a size in pixels, and can be flipped and cropped.
         example: a backbone that takes it, to be named where another was written.
         has_text: whether the plan names the columns that hold its text.
+        has_volumes: whether it is brought to a size in voxels, `backbone.volume`.
     """
 
     has_columns: bool
     has_pixels: bool
     example: str
     has_text: bool = False
+    has_volumes: bool = False
 
 
 _LINES = {
@@ -47,6 +49,13 @@ _LINES = {
         has_pixels=False,
         example="write `name: huggingface`, and a model's folder as `weights`",
         has_text=True,
+    ),
+    "volume": InputLine(
+        "fedgraft.common.inputs.volume:VOLUME",
+        has_columns=False,
+        has_pixels=False,
+        example="write `name: monai/resnet18-3d`, or another 3-D network of MONAI",
+        has_volumes=True,
     ),
 }
 INPUTS: Registry[Input] = Registry("task.kind", "raw material", _LINES)

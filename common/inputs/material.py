@@ -17,8 +17,8 @@ from fedgraft.common.plan.task_section import TaskSection
 # the tensor of a backbone that holds how its inputs are prepared, where a folder says it: so it is
 # under the fingerprint that a hospital approves
 PREPARATION = "preparation"
-# raw records: numbers `(n, …)`, or n texts
-Raw = Tensor | Sequence[str]
+# raw records: numbers `(n, …)`, n texts, or n volumes
+Raw = Tensor | Sequence[Any]
 
 
 class Preparation(Protocol):

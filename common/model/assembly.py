@@ -131,6 +131,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
     return {
         "image_size": plan.backbone.image_size,
         "max_length": plan.backbone.max_length,
+        "volume": plan.backbone.volume,
         "hidden": plan.backbone.hidden,
         "columns": plan.task.inputs,
         "category_sizes": plan.task.category_sizes,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.adapters.host import call_adapter
 from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.family import Family, kind_of
@@ -24,7 +25,7 @@ from fedgraft.common.model.grafted_model import GraftedModel
 
 # of the layers: a shorter prefix saves less than reading its wide activations costs
 LEAST_SHARE = 0.1
-LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+LAYERS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)

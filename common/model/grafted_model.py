@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.adapters.attention import cannot_merge_bias, close_attention
+from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.adapters.host import Adapter, merge_into
 from fedgraft.common.adapters.initial_values import new_linear
 from fedgraft.common.adapters.method import Attachment, Targets
@@ -250,7 +251,7 @@ class GraftedModel(nn.Module):
 
 
 # Layers that Opacus must see in train mode; none of them computes anything else there.
-_SAME_IN_BOTH_MODES = (nn.Linear, nn.Conv2d, nn.LayerNorm, Adapter)
+_SAME_IN_BOTH_MODES = (nn.Linear, *CONVOLUTIONS, nn.LayerNorm, Adapter)
 
 
 def graft(
@@ -303,7 +304,7 @@ def graft(
         head = new_linear(width, classes, bias=True, seed=None, name=head_name)
         net.add_module(head_name, head)
     for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+        if isinstance(module, CONVOLUTIONS) and module.weight.requires_grad:
             module.register_forward_pre_hook(_contiguous)
     return GraftedModel(
         net, method=method, options=own, outputs=classes, head_name=head_name, depths=reading

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from fedgraft.common.plan.section import Section, Text
+from fedgraft.common.plan.volume_section import VolumeSection
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
@@ -35,13 +36,14 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length",)
+    later: ClassVar[tuple[str, ...]] = ("max_length", "volume")
 
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
-            " beforehand), timm/NAME, huggingface or huggingface-image (the model in the folder"
-            " `weights`, for texts or images), or a torchvision model such as resnet18"
+            " beforehand), timm/NAME, monai/NAME-3d or -2d, huggingface or huggingface-image (the"
+            " model in the folder `weights`, for texts or images), or a torchvision model such as"
+            " resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
@@ -58,6 +60,13 @@ class BackboneSection(Section):
         description=(
             "texts only: how many tokens of a text are read; longer ones are cut, shorter ones"
             " padded (default: 128, or as many as the network has positions)"
+        ),
+    )
+    volume: VolumeSection | None = Field(
+        default=None,
+        description=(
+            "volumes only: size, spacing and intensities that they are brought to (default: the"
+            " weights' own, else 96 voxels each way, mean 0 and deviation 1)"
         ),
     )
     random: bool = Field(

@@ -65,7 +65,14 @@ def check_material(
         problems.append(Problem("backbone.name", what, line.example))
     if backbone.image_size is not None and not line.has_pixels:
         what = "texts have no pixels" if line.has_text else "tables have no pixels"
-        problems.append(Problem("backbone.image_size", what, "leave it out"))
+        remedy = "leave it out"
+        if line.has_volumes:
+            what = "there, and volumes have a size in voxels"
+            remedy = "write `volume: {size: [D, H, W]}` instead"
+        problems.append(Problem("backbone.image_size", what, remedy))
+    if backbone.volume is not None and not line.has_volumes:
+        what = f"there, and {task.kind} reads no volumes"
+        problems.append(Problem("backbone.volume", what, "leave it out"))
     if backbone.max_length is not None and not line.has_text:
         what = f"there, and {task.kind} reads no texts"
         problems.append(Problem("backbone.max_length", what, "leave it out"))

@@ -190,7 +190,8 @@ class TaskSection(Section):
             return [Problem("columns", what, "write `text: COLUMN` instead")]
         if self.columns and not line.has_columns:
             remedy = "leave it out, or write `kind: tabular-classification`"
-            return [Problem("columns", "images have no columns", remedy)]
+            what = "volumes have no columns" if line.has_volumes else "images have no columns"
+            return [Problem("columns", what, remedy)]
         if self.target in self.columns:
             what = f"the label column {self.target!r} is among the features"
             remedy = "leave it out of `columns`, or name another `target`"

@@ -1,0 +1,182 @@
+"""Volumes as a hospital has them (CT, MRI) → volumes as a backbone was trained on them.
+
+What travels is the plan's own `backbone.volume`: numbers, each with a bound, so that nobody can ask
+a hospital for more memory than one prepared record of 64 MiB. Each volume is prepared by itself:
+no record changes another's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.inputs.material import Input, Preparation
+from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.plan.volume_section import VolumeSection
+
+Sides = tuple[float, float, float]
+AXES = (1, 2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One raw record: voxels on the patient's axes, and how far they are apart.
+
+        Volume(torch.zeros(1, 40, 512, 512), spacing=(5.0, 0.7, 0.7))
+
+    Attributes:
+        values: float32 `(channels, D, H, W)`: from feet to head, from back to front, from the
+            patient's left to the right.
+        spacing: mm from voxel to voxel, in the order D, H, W.
+    """
+
+    values: Tensor
+    spacing: Sides
+
+
+@dataclass(frozen=True)
+class VolumePreparation:
+    """Volumes → float32 `(n, channels, D, H, W)` of one size, spacing and scale of intensities.
+
+        preparation = VolumePreparation(VolumeSection(size=(64, 64, 64), window=(-100, 300)))
+        preparation([ct, another])["volume"].shape  # (2, 1, 64, 64, 64)
+
+    Attributes:
+        section: as the plan has it.
+    """
+
+    section: VolumeSection
+
+    @property
+    def channels(self) -> int:
+        """Return how many images a record is made of."""
+        return self.section.channels
+
+    def __call__(self, raw: Sequence[Volume] | Tensor) -> Batch:
+        """Return a prepared batch. A tensor `(n, channels, D, H, W)` has the plan's own spacing.
+
+        Raises:
+            UserError: another number of channels, or no volumes.
+        """
+        volumes: Sequence[Any]
+        if isinstance(raw, Tensor):
+            spacing = self.section.spacing or (1.0, 1.0, 1.0)
+            volumes = [Volume(values, spacing) for values in raw]
+        else:
+            volumes = raw
+        prepared = [self._prepare(volume) for volume in volumes]
+        if not prepared:
+            return Batch({"volume": torch.empty(0, self.channels, *self.section.size)})
+        return Batch({"volume": torch.stack(prepared)})
+
+    def _prepare(self, volume: Any) -> Tensor:
+        shape = tuple(volume.values.shape) if isinstance(volume, Volume) else None
+        if shape is None or len(shape) != 4 or shape[0] != self.channels or 0 in shape:
+            what = f"a record of shape {shape}"
+            remedy = f"give volumes ({self.channels}, D, H, W), as backbone.volume.channels says"
+            raise UserError(what, remedy=remedy)
+        values = volume.values.to(torch.float32)
+        window = self.section.window
+        if window is None:
+            lowest = values.amin(AXES, keepdim=True)
+            values = self._resample(values - lowest, volume.spacing) + lowest
+        else:
+            low, high = window
+            values = values.clamp(low, high) - low
+            values = self._resample(values, volume.spacing) / (high - low)
+        return self._scale(values)
+
+    def _resample(self, values: Tensor, spacing: Sides) -> Tensor:
+        """Return `(channels, *size)` around the middle; what lies outside the volume is 0."""
+        size = self.section.size
+        sides = tuple(values.shape[1:])
+        wanted = self.section.spacing
+        if wanted is None:
+            extents = zip(sides, spacing, size, strict=True)
+            wanted = tuple(side * step / outputs for side, step, outputs in extents)
+        # what shrinks most goes first: nothing in between is larger than both ends
+        for axis in sorted(range(3), key=lambda axis: size[axis] / sides[axis]):
+            weights = interpolate(sides[axis], size[axis], wanted[axis] / spacing[axis])
+            values = values.movedim(1 + axis, -1) @ weights.T
+            values = values.movedim(-1, 1 + axis)
+        return values.contiguous()
+
+    def _scale(self, values: Tensor) -> Tensor:
+        section = self.section
+        if section.mean:
+            mean = torch.tensor(section.mean).view(-1, 1, 1, 1)
+            std = torch.tensor(section.std).view(-1, 1, 1, 1)
+            return (values - mean) / std
+        if not section.is_standardised:
+            return values
+        exact = values.double()
+        centred = exact - exact.mean(AXES, keepdim=True)
+        deviation = centred.square().mean(AXES, keepdim=True).sqrt()
+        # a volume of one value has none
+        deviation = torch.where(deviation > 0, deviation, 1.0)
+        return (centred / deviation).to(torch.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers and lists: the plan's own keys."""
+        return self.section.model_dump(mode="json")
+
+
+def interpolate(inputs: int, outputs: int, step: float) -> Tensor:
+    """Return the weights of linear interpolation along one axis, float32 `(outputs, inputs)`.
+
+    The middles of both lie on one another. An output outside the inputs has weights of 0. Where
+    outputs are farther apart than inputs, each is a mean over as many, so that nothing is skipped.
+
+    Args:
+        step: from output to output, in inputs.
+    """
+    places = torch.arange(outputs, dtype=torch.float64) - (outputs - 1) / 2
+    places = places * step + (inputs - 1) / 2
+    away = (places[:, None] - torch.arange(inputs, dtype=torch.float64)).abs()
+    weights = (1 - away / max(1.0, step)).clamp(min=0.0)
+    is_inside = (places >= -0.5) & (places <= inputs - 0.5)
+    sums = weights.sum(1, keepdim=True).clamp(min=1e-9)
+    return (weights / sums * is_inside[:, None]).to(torch.float32)
+
+
+def read_preparation(data: Mapping[str, Any]) -> VolumePreparation:
+    """Return the opposite of `VolumePreparation.to_json`. Raise `UserError` for anything else."""
+    try:
+        section = VolumeSection.model_validate_json(json.dumps(dict(data)), strict=True)
+        preparation = VolumePreparation(section)
+        if preparation.to_json() == dict(data):
+            return preparation
+    except (ValidationError, TypeError, ValueError):
+        pass
+    what = f"a preparation of volumes that cannot be: {str(dict(data))[:200]}"
+    raise UserError(what, remedy="save the backbone again")
+
+
+def example_volume(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
+    """Return one volume of zeros, of the size that a plan's backbone sees."""
+    assert isinstance(preparation, VolumePreparation)
+    section = preparation.section
+    return Batch({"volume": torch.zeros(1, section.channels, *section.size)})
+
+
+def leave_volumes(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
+    """Return the batch as it is: a body has no left that could be its right."""
+    return batch
+
+
+VOLUME = Input(
+    name="volume",
+    plural="volumes",
+    read_preparation=read_preparation,
+    example=example_volume,
+    augment=leave_volumes,
+)

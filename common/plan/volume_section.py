@@ -1,0 +1,89 @@
+"""The plan's `backbone.volume`: what volumes (CT, MRI) are brought to for a network."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fedgraft.common.plan.section import Problem, Section, check_together
+
+Side = Annotated[int, Field(ge=4, le=512)]
+# mm
+Spacing = Annotated[float, Field(ge=0.05, le=50)]
+Intensity = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+# values of one prepared record, all channels together: 64 MiB
+MOST_VALUES = 2**24
+
+
+class VolumeSection(Section):
+    """Size, spacing and intensities of the volumes that a network is given.
+
+    Axes are those of the patient: from feet to head, from back to front, from left to right.
+    """
+
+    size: tuple[Side, Side, Side] = Field(
+        default=(96, 96, 96),
+        description=(
+            "voxels that a network sees: slices from feet to head, rows from back to front, columns"
+            " from the patient's left to the right; around the middle of the volume"
+        ),
+    )
+    spacing: tuple[Spacing, Spacing, Spacing] | None = Field(
+        default=None,
+        description=(
+            "mm from voxel to voxel, in the same order; what lies outside `size` is cut, what is"
+            " missing is filled with the lowest intensity. null: the whole volume is brought to"
+            " `size`, whatever its extent"
+        ),
+    )
+    window: tuple[Intensity, Intensity] | None = Field(
+        default=None,
+        description=(
+            "lowest and highest intensity, such as [-100, 300] Hounsfield units of a CT; beyond it"
+            " values are cut, and it becomes 0 to 1"
+        ),
+    )
+    mean: tuple[Intensity, ...] = Field(
+        default=(), description="subtracted from each channel (behind the window, if there is one)"
+    )
+    std: tuple[Deviation, ...] = Field(
+        default=(), description="each channel is divided by it, behind the mean"
+    )
+    zscore: bool | None = Field(
+        default=None,
+        description=(
+            "whether each channel of each volume is brought to mean 0 and deviation 1 by itself;"
+            " null: where there is neither a window nor a mean"
+        ),
+    )
+    channels: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1, description="images of one record in one grid, such as sequences of an MRI"
+    )
+
+    @property
+    def is_standardised(self) -> bool:
+        """Return whether each channel of a volume is standardised by itself."""
+        if self.zscore is None:
+            return self.window is None and not self.mean
+        return self.zscore
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> VolumeSection:
+        problems: list[Problem] = []
+        values = math.prod(self.size) * self.channels
+        if values > MOST_VALUES:
+            what = f"{values:,} values a record, and at most {MOST_VALUES:,} are taken"
+            problems.append(Problem("size", what, "write fewer voxels, or a wider spacing"))
+        if self.window is not None and not self.window[0] < self.window[1]:
+            what = f"{list(self.window)} begins where it ends, or behind"
+            problems.append(Problem("window", what, "write the lowest intensity first"))
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
+            what = f"{len(self.mean)} and std {len(self.std)}, for {self.channels} channels"
+            problems.append(Problem("mean", what, "write one of each for each channel, or none"))
+        if self.zscore and self.mean:
+            what = "true, and there is a mean for all volumes"
+            problems.append(Problem("zscore", what, "leave one of them out"))
+        return check_together(self, problems)

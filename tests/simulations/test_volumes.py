@@ -1,0 +1,170 @@
+"""A federation on volumes, from three scanners to predictions: in one round, with LoRA, private.
+
+The truth is known: two classes whose bodies differ in size.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fedgraft
+from fedgraft.common.errors import UserError
+
+pytest.importorskip("monai")
+pytest.importorskip("nibabel")
+from tests.volumes import body, write_nifti, write_series
+
+# mm, and by how much one differs from another: some cannot be told apart
+RADII = {"small": 7.0, "large": 11.0}
+DEVIATION = 1.3
+# spacing in mm to the right, front and head, and the axes of the file
+SCANNERS: dict[str, Any] = {
+    "north": ((2.0, 2.0, 2.0), "RAS"),
+    "south": ((1.5, 1.5, 3.0), "LPS"),
+    "west": ((2.5, 2.0, 2.0), "SLP"),
+}
+PLAN: dict[str, Any] = {
+    "name": "blobs",
+    "task": {
+        "kind": "volume-classification",
+        "classes": ["small", "large"],
+        "labels": ["small", "large"],
+    },
+    "backbone": {
+        "name": "monai/resnet10-3d",
+        "volume": {"size": [16, 16, 16], "spacing": [2, 2, 2], "window": [0, 100]},
+    },
+    "adapter": {"method": "head"},
+    "train": {"method": "closed-form"},
+    "simulation": {
+        "data": [f"{name}/list.csv" for name in SCANNERS],
+        "partition": {"kind": "files"},
+        "test_fraction": 0.3,
+    },
+}
+
+
+def write_site(folder: Path, seed: int, count: int = 24) -> None:
+    """Write what a hospital has; of the last of them a part as DICOM series."""
+    spacing, axes = SCANNERS[folder.name]
+    sides = [round(36 / step) for step in spacing]
+    rows: list[tuple[str, str, str]] = []
+    draw = random.Random(seed)
+    for number in range(count):
+        kind = ("small", "large")[number % 2]
+        radius = RADII[kind] + draw.gauss(0, DEVIATION)
+        voxels = body(sides, spacing, radius, seed=100 * seed + number)
+        name = f"{number}.nii.gz"
+        if folder.name == "west" and number < 4:
+            name = f"series-{number}"
+            write_series(folder / name, voxels, spacing, f"p{number}")
+        else:
+            write_nifti(folder / name, voxels, spacing, axes)
+        rows.append((name, kind, f"{folder.name}-{number}"))
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "patient"])
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The volumes of three hospitals, and new ones."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for number, name in enumerate(SCANNERS):
+        write_site(folder / name, number)
+    for kind, radius in RADII.items():
+        voxels = body((30, 30, 30), (1.2, 1.2, 1.2), radius, seed=999)
+        write_nifti(folder / "new" / f"{kind}.nii.gz", voxels, (1.2, 1.2, 1.2), "PIR")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(sites: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(sites)
+    return sites
+
+
+def simulate(out: str, **changes: Any) -> fedgraft.Run:
+    run = fedgraft.simulate(PLAN, set=changes, out=out, progress=False)
+    assert isinstance(run, fedgraft.Run)
+    return run
+
+
+def must_know_the_new_ones(run: fedgraft.Run) -> None:
+    predicted = run.shared_model.predict("new")
+    assert predicted["class"].to_dict() == {f"{kind}.nii.gz": kind for kind in RADII}
+
+
+def test_one_round_over_all_depths(here: Path) -> None:
+    """The shortest way from scans of three hospitals to a model of all of them, and back from its
+    folder to a scan of a fourth.
+    """
+    run = simulate("one")
+    assert run.metrics.loc["shared model", "accuracy"] > 0.9
+    must_know_the_new_ones(run)
+    of_file = run.shared_model.predict("new/large.nii.gz")
+    of_folder = run.shared_model.predict("new")
+    assert float(of_file["p_large"].iloc[0]) == float(of_folder.loc["large.nii.gz", "p_large"])
+    assert list(run.shared_model.predict("west/series-1")["class"]) == ["large"]
+    volumes = torch.zeros(2, 1, 16, 16, 16)
+    assert len(run.shared_model.predict(volumes)) == 2
+    with pytest.raises(UserError, match=r"this model takes a \.nii"):
+        run.shared_model.predict("north/list.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "scale-shift"])
+def test_adapters_train_by_steps(method: str) -> None:
+    """Volumes through the steps of training, and kept activations of five axes."""
+    train = {"rounds": 4, "batch_size": 8, "optimizer": {"lr": 0.01}, "finish": "closed-form"}
+    run = simulate(method, adapter={"method": method, "targets": "last-block"}, train=train)
+    assert run.metrics.loc["shared model", "accuracy"] > 0.9
+    must_know_the_new_ones(run)
+
+
+@pytest.mark.slow
+def test_heads_on_other_features_do_not_share_activations() -> None:
+    """Features that were kept for one plan, read by another's head: both end at the same place."""
+    few = simulate("few", **{"train.closed_form.features": "last"})
+    many = simulate("many")
+    assert many.metrics.loc["shared model", "examples"] > 0
+    assert few.metrics.loc["shared model", "examples"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"method": "closed-form"}},
+        {"train": {"rounds": 1, "batch_size": 8}, "adapter": {"method": "lora", "rank": 2}},
+    ],
+)
+def test_privacy_by_example_can_be_had(changes: dict[str, Any]) -> None:
+    """Sums with noise, and steps with noise, on volumes; every record of its own patient."""
+    privacy = {"mode": "sample", "target_epsilon": 8, "delta": 1e-3}
+    run = simulate(f"private-{len(changes)}", privacy=privacy, **changes)
+    assert '"epsilon"' in run.result.model_dump_json()
+    assert set(run.shared_model.predict("new")["class"]) <= set(RADII)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone.image_size": 64}, "a size in voxels"),
+        ({"train.augment": "flip"}, "flip is for images"),
+        ({"backbone.name": "resnet18"}, "cannot take the data"),
+        ({"backbone.name": "monai/resnet11-3d"}, "no backbone is called"),
+        ({"backbone.volume.size": [400, 400, 400]}, "values a record"),
+        ({"task.columns": ["age"]}, "volumes have no columns"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_what_to_write(change: dict[str, Any], words: str) -> None:
+    """A traceback from within MONAI, an hour later."""
+    with pytest.raises(UserError, match=words):
+        simulate("wrong", **change)
