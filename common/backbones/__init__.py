@@ -51,6 +51,7 @@ FAMILY_LINES = {
         "image",
         has_folders=True,
     ),
+    "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),
