@@ -105,6 +105,8 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
+        # shapes first: what cannot be takes no memory
+        rows = trace_records(graph)
         self.stem = GraphPart(graph.stem)
         groups: list[nn.Module] = []
         for group in graph.groups:
@@ -113,7 +115,6 @@ class GraphNetwork(nn.Module):
         self.neck = GraphPart(graph.neck)
         self.classifier = nn.Linear(graph.features, 2)
         self.register_buffer(GRAPH, tensor_of(write_graph(graph)))
-        rows = trace_records(graph)
         for name, found in rows.items():
             part = self.get_submodule(name)
             assert isinstance(part, GraphPart)
@@ -240,8 +241,7 @@ def _refuse(where: str, why: str) -> UserError:
 
 # ── one row a record ──────────────────────────────────────────────────────────────────────────────
 def _records_first(x: Tensor, where: Records, records: int) -> tuple[Tensor, list[int]]:
-    """Return a tensor with one row a record, and the shape that it has with its axis taken apart.
-    """
+    """Return a tensor with one row a record, and its shape with that axis taken apart."""
     around = x.shape[where.axis] // (records * where.inside)
     shape = [*x.shape[: where.axis], around, records, where.inside, *x.shape[where.axis + 1 :]]
     return x.reshape(shape).movedim(where.axis + 1, 0), shape

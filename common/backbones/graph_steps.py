@@ -26,6 +26,8 @@ from fedgraft.common.backbones.record_axis import (
     follow_transpose,
 )
 
+# of one layer
+MOST_WEIGHTS = 500_000_000
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 # −k: k times the records of the batch
 Entry = Annotated[int, Field(ge=-LARGEST_SIZE, le=LARGEST_SIZE)]
@@ -88,6 +90,12 @@ class _LayerStep(Step):
         return part._modules[str(self.layer)](inputs[0])  # type: ignore[misc]
 
 
+def _check_weight(values: int) -> None:
+    """Raise `ValueError` for a weight of too many values."""
+    if values > MOST_WEIGHTS:
+        raise ValueError(f"a weight of {values:,} values")
+
+
 class Conv(_LayerStep):
     """A convolution over images (n, channels, H, W)."""
 
@@ -101,6 +109,14 @@ class Conv(_LayerStep):
     dilation: Pair = (1, 1)
     groups: Size = 1
     bias: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_weight(self) -> Conv:
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide its channels")
+        inputs = self.in_channels // self.groups
+        _check_weight(inputs * self.out_channels * self.kernel[0] * self.kernel[1])
+        return self
 
     def build(self) -> nn.Module:
         return nn.Conv2d(
@@ -126,6 +142,11 @@ class Linear(_LayerStep):
     in_features: Size
     out_features: Size
     bias: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_weight(self) -> Linear:
+        _check_weight(self.in_features * self.out_features)
+        return self
 
     def build(self) -> nn.Module:
         return nn.Linear(self.in_features, self.out_features, bias=self.bias)

@@ -45,12 +45,17 @@ from fedgraft.simulations.conversion.measure import (
 )
 from fedgraft.simulations.conversion.onnx_file import DOMAINS, read_onnx
 from fedgraft.simulations.conversion.operators import Lowering, lower
-from fedgraft.simulations.conversion.pixels import Scale, choose_scale, scale_steps
+from fedgraft.simulations.conversion.pixels import (
+    Scale,
+    choose_scale,
+    read_numbers,
+    scale_steps,
+)
 from fedgraft.simulations.conversion.tensorflow_export import export_to_onnx, is_of_tensorflow
 
 # of the largest value
 TOLERANCE = 1e-4
-SMALLEST = 1e-6
+SMALLEST = 1e-30
 IMAGES_COMPARED = 3
 # what may stand behind a classifier
 _BEHIND = ("softmax", "sigmoid", "relu", "tanh", "reshape", "clip", "add", "mul", "div", "sub")
@@ -66,7 +71,7 @@ class ConvertRequest:
         input_size: pixels of a side, where the model takes any.
         resize: length of an image's shorter side before its centre is cropped; None: the side.
         pixels: one of `SCALES`; None: by mean and std.
-        mean, std: of each channel, on 0–1.
+        mean, std: of each channel, on 0–1, as `R,G,B`.
         python: that Keras or TensorFlow is installed for; None: this one.
     """
 
@@ -75,8 +80,8 @@ class ConvertRequest:
     input_size: int | None = None
     resize: int | None = None
     pixels: str | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: str | None = None
+    std: str | None = None
     python: str | None = None
 
 
@@ -105,7 +110,9 @@ def convert_model(request: ConvertRequest) -> dict[str, Any]:
             is written then.
     """
     model = request.model
-    scale = choose_scale(request.pixels, request.mean, request.std)
+    scale = choose_scale(
+        request.pixels, read_numbers(request.mean, "--mean"), read_numbers(request.std, "--std")
+    )
     for side in (request.input_size, request.resize):
         if side is not None and not 8 <= side <= LARGEST_IMAGE:
             what = f"{side} pixels"
@@ -139,6 +146,23 @@ def convert_model(request: ConvertRequest) -> dict[str, Any]:
         "largest_difference": converted.difference,
         "largest_value": converted.scale,
     }
+
+
+def describe(made: Mapping[str, Any]) -> list[str]:
+    """Return lines for people of what `convert_model` returns."""
+    blocks = max(len(made["stages"]) - 2, 0)
+    return [
+        f"backbone    {made['path']}",
+        made["fingerprint"],
+        f"images      {made['image_size']} pixels",
+        f"classifier  {made['classifier']}, left out; {made['features']} features enter it",
+        f"adapters    {made['layers']} layers, {blocks} blocks",
+        (
+            f"compared    with ONNX Runtime: at most {made['largest_difference']:.1e} of the"
+            f" largest value ({TOLERANCE:g} is taken)"
+        ),
+        f"write       backbone: {{name: {NAME}, weights: {made['path']}}}",
+    ]
 
 
 def convert_onnx(path: Path, scale: Scale, request: ConvertRequest) -> Converted:
@@ -190,9 +214,7 @@ def _lower_model(
 
 
 # ── what enters the classifier ────────────────────────────────────────────────────────────────────
-def _find_features(
-    steps: list[FlatStep], result: int, where: str, side: int
-) -> tuple[int, str]:
+def _find_features(steps: list[FlatStep], result: int, where: str, side: int) -> tuple[int, str]:
     """Return the step that gives the features (n, d), and what was taken for the classifier.
 
     From the output back over what may stand behind a classifier: a Linear over (n, d) is one, and

@@ -24,7 +24,17 @@ from fedgraft.simulations.conversion.flat_network import FlatStep, constant_tens
 JOINS = ("add", "concat")
 WEIGHTS = ("conv", "linear")
 ACTIVATIONS = (
-    "relu sigmoid tanh hard-swish mish gelu clip leaky-relu elu hard-sigmoid softplus".split()
+    "relu",
+    "sigmoid",
+    "tanh",
+    "hard-swish",
+    "mish",
+    "gelu",
+    "clip",
+    "leaky-relu",
+    "elu",
+    "hard-sigmoid",
+    "softplus",
 )
 SHRINKS = ("conv", "max-pool", "average-pool")
 

@@ -150,21 +150,23 @@ def free_batch(model: Any, given: ModelInput) -> Any:
         output.type.tensor_type.ClearField("shape")
     if not given.fixed_batch:
         return model
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    constants[node.output[0]] = attribute.t
-    for node in graph.node:
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is None:
-            continue
+    for target in _list_targets(graph):
         entries = onnx.numpy_helper.to_array(target).copy()
         if entries.ndim == 1 and len(entries) and entries[0] == 1:
             entries[0] = 0
             target.CopyFrom(onnx.numpy_helper.from_array(entries, target.name))
     return model
+
+
+def _list_targets(graph: Any) -> list[Any]:
+    """Return the constant shapes that reshapes bring tensors to."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    named = [node.input[1] for node in graph.node if node.op_type == "Reshape"]
+    return [constants[name] for name in named if name in constants]
 
 
 def measure(model: Any, given: ModelInput, where: str) -> Measured:

@@ -19,17 +19,83 @@ MOST_NODES = 20_000
 DOMAINS = ("", "ai.onnx")
 # become steps of the network, or layers of it
 NETWORK_OPERATORS = (
-    "Abs Add AveragePool BatchNormalization Cast Clip Concat Conv Div Dropout Elu Erf Exp Expand"
-    " Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity"
-    " LayerNormalization LeakyRelu Log MatMul Max MaxPool Min Mish Mul Neg Pad Pow Reciprocal"
-    " ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Slice Softmax Softplus Softsign"
-    " Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze"
-).split()
+    "Abs",
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Mish",
+    "Mul",
+    "Neg",
+    "Pad",
+    "Pow",
+    "Reciprocal",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+)
 # besides, where they tell shapes alone: their values are measured and kept
 SHAPE_OPERATORS = (
-    "And Ceil Constant ConstantOfShape Equal Greater GreaterOrEqual Less LessOrEqual Mod Not Or"
-    " Range ReduceProd Shape Size Where"
-).split()
+    "And",
+    "Ceil",
+    "Constant",
+    "ConstantOfShape",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Mod",
+    "Not",
+    "Or",
+    "Range",
+    "ReduceProd",
+    "Shape",
+    "Size",
+    "Where",
+)
 OPERATORS = tuple(sorted({*NETWORK_OPERATORS, *SHAPE_OPERATORS}))
 
 

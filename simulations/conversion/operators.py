@@ -290,7 +290,7 @@ def _cast(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
 
 
 def _clip(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
-    bounds: dict[str, float] = {}
+    bounds: dict[str, Any] = {}
     for place, name, key in ((1, "min", "low"), (2, "max", "high")):
         value = lowering.number(node, place, name)
         if value is not None and abs(value) < -LOWEST:
@@ -303,7 +303,9 @@ def _with_numbers(op: str, **names: tuple[str, float]) -> Lower:
     """Return what lowers a function with numbers of its own, named otherwise there."""
 
     def lower_function(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
-        fields = {key: float(attributes.get(name, usual)) for key, (name, usual) in names.items()}
+        fields: dict[str, Any] = {
+            key: float(attributes.get(name, usual)) for key, (name, usual) in names.items()
+        }
         return lowering.emit(op, [_input(lowering, node)], **fields)
 
     return lower_function
@@ -369,7 +371,9 @@ def _pool(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
         padding = pads[:2]
     else:
         x, padding = _pad_here(lowering, x, pads, LOWEST if is_largest else 0.0), (0, 0)
-    more = {"dilation": dilation} if is_largest else {"counts_padding": counts}
+    more: dict[str, Any] = {"counts_padding": counts}
+    if is_largest:
+        more = {"dilation": dilation}
     return lowering.emit(
         "max-pool" if is_largest else "average-pool",
         [x],
@@ -459,9 +463,7 @@ def _reduce(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
     if not axes:
         raise _bad("a reduction over all axes, the images of a batch among them")
     chosen = tuple(sorted(axis % count for axis in axes))
-    return lowering.emit(
-        REDUCTIONS[node.op_type], [_input(lowering, node)], axes=chosen, keep=keep
-    )
+    return lowering.emit(REDUCTIONS[node.op_type], [_input(lowering, node)], axes=chosen, keep=keep)
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────
@@ -511,10 +513,8 @@ def _slice(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
         if not places:
             raise _bad("a slice of nothing")
         if step > 0:
-            more = {"step": step} if step != 1 else {}
-            x = lowering.emit(
-                "slice", [x], axis=axis, start=places[0], end=places[-1] + 1, **more
-            )
+            more: dict[str, Any] = {"step": step} if step != 1 else {}
+            x = lowering.emit("slice", [x], axis=axis, start=places[0], end=places[-1] + 1, **more)
         else:
             x = lowering.emit("take", [x], axis=axis, indices=tuple(places))
     return x
@@ -547,7 +547,7 @@ def _lower_split(lowering: Lowering, node: Any) -> None:
         sizes = [part] * (count - 1) + [shape[axis] - part * (count - 1)]
     start = 0
     for name, size in zip(node.output, sizes, strict=True):
-        fields = {"axis": axis, "start": start, "end": start + size}
+        fields: dict[str, Any] = {"axis": axis, "start": start, "end": start + size}
         lowering.numbers[name] = lowering.emit("slice", [x], **fields)
         start += size
 

@@ -64,6 +64,17 @@ def choose_scale(name: str | None, mean: Sequence[float], std: Sequence[float]) 
     return Scale(tuple(mean), tuple(std))
 
 
+def read_numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """Return the numbers of `R,G,B`. Raise `UserError` where they are none."""
+    if text is None:
+        return ()
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        remedy = "give three numbers, such as 0.5,0.5,0.5"
+        raise UserError(f"{text!r}", where=option, remedy=remedy) from error
+
+
 def scale_steps(scale: Scale, channels_last: bool) -> list[FlatStep]:
     """Return the steps from images (n, 3, H, W) on 0–1 to what a model takes."""
     steps: list[FlatStep] = []

@@ -16,11 +16,17 @@ KERAS = (".keras", ".h5")
 # seconds
 LONGEST = 1800
 KERAS_PROGRAM = """\
-import sys, keras
-model = keras.saving.load_model(sys.argv[1], compile=False)
-# it must have been called once
-model(keras.ops.zeros([1] + [size or 224 for size in model.input_shape[1:]]))
-model.export(sys.argv[2], format="onnx")
+import runpy, sys, keras
+source, target = sys.argv[1:]
+model = keras.saving.load_model(source, compile=False)
+if keras.backend.backend() == "tensorflow":
+    # the straight way makes inputs of some constants
+    model.export(target + ".saved", verbose=False)
+    sys.argv = ["", "--saved-model", target + ".saved", "--output", target, "--opset", "17"]
+    runpy.run_module("tf2onnx.convert", run_name="__main__")
+else:
+    model(keras.ops.zeros([1] + [size or 224 for size in model.input_shape[1:]]))
+    model.export(target, format="onnx")
 """
 # the libraries that a model needs, as pip calls them
 PACKAGES = {"keras": "keras tensorflow tf2onnx", "tensorflow": "tensorflow tf2onnx"}
@@ -52,9 +58,7 @@ def export_to_onnx(model: Path, out: Path, python: str | None) -> Path:
     if not _has(interpreter, library):
         raise _not_installed(model, library, interpreter)
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=LONGEST, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         what = f"{library} did not export the model ({type(error).__name__})"
         raise UserError(what, where=str(model), remedy=_by_hand(model)) from error
@@ -88,7 +92,7 @@ def _not_installed(model: Path, library: str, interpreter: str) -> UserError:
     remedy = (
         "give it an environment of its own: python -m venv keras-env; keras-env/bin/pip install"
         f" {PACKAGES[library]}; and add --python keras-env/bin/python. Or export the model where it"
-        f" is installed, and convert the file: {_by_hand(model)}"
+        f" is installed, and convert model.onnx: {_by_hand(model)}"
     )
     return UserError(what, where=str(model), remedy=remedy)
 
@@ -98,7 +102,7 @@ def _by_hand(model: Path) -> str:
     if model.is_dir():
         return f"python -m tf2onnx.convert --saved-model {model} --output model.onnx --opset 17"
     return (
-        f"python -c \"import keras; m = keras.saving.load_model('{model}', compile=False);"
-        " m(keras.ops.zeros([1] + [size or 224 for size in m.input_shape[1:]]));"
-        " m.export('model.onnx', format='onnx')\""
+        f"python -c \"import keras; keras.saving.load_model('{model}', compile=False)"
+        ".export('saved')\" and python -m tf2onnx.convert --saved-model saved --output model.onnx"
+        " --opset 17"
     )
