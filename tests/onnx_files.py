@@ -74,11 +74,13 @@ SMALL = {"residual": residual_net, "plain": plain_net, "transformer": transforme
 
 
 def build(make: Any, seed: int = 0) -> nn.Module:
-    """Return a network with normalisations that do something."""
+    """Return a network with features that vary, and normalisations that do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make()
         for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]
                 nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
