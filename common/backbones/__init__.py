@@ -52,6 +52,7 @@ FAMILY_LINES = {
         has_folders=True,
     ),
     "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),
