@@ -17,8 +17,8 @@ from fedgraft.common.inputs.tokenizer_file import tensor_of
 # the tensor that holds the graph
 GRAPH = "graph"
 CHANNELS = 3
-# values that all steps together give for one record: 8 GB
-MOST_VALUES = 2_000_000_000
+# values that all steps together give for one record: 4 GB
+MOST_VALUES = 1_000_000_000
 _TOO_MANY = f"more than {MOST_VALUES:,} values for one record"
 
 

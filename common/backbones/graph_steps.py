@@ -412,6 +412,8 @@ class Pad(Step):
         return F.pad(inputs[0], around, value=self.value)
 
     def follow(self, places: Sequence[Place], inputs: Sequence[Tensor], output: Tensor) -> Place:
+        if len(self.margins) != inputs[0].ndim:
+            raise ValueError("margins for other axes than its input has")
         padded = [axis for axis, margins in enumerate(self.margins) if margins != (0, 0)]
         check_axes(places[0], padded)
         return places[0]

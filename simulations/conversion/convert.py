@@ -171,6 +171,8 @@ def convert_onnx(path: Path, scale: Scale, request: ConvertRequest) -> Converted
     original = read_onnx(path)
     given = find_input(original.graph, request.input_size, where)
     model = free_batch(original, given)
+    if given.batch is not None:
+        _check_freed(original, model, given, given.batch, where)
     steps, numbers = _lower_model(model, given, scale, where)
     result = numbers[model.graph.output[0].name]
     features, cut = _find_features(steps, result, where, given.side)
@@ -262,6 +264,20 @@ def _find_names(
             (number,) = steps[number - 1].sources()
         found[names[number]] = number
     return found
+
+
+def _check_freed(original: Any, freed: Any, given: ModelInput, batch: int, where: str) -> None:
+    """Raise `UserError` where a model that was made free of the size of its batch is another."""
+    name = original.graph.output[0].name
+    before = run_model(original, given, batch, where)[name]
+    what = f"exported for batches of {batch}, which cannot be made free"
+    remedy = "export it with a batch of any size (dynamic_axes, or a None first axis)"
+    try:
+        after = run_model(freed, given, batch, where)[name]
+    except UserError as error:
+        raise UserError(what, where=where, remedy=remedy) from error
+    if before.shape != after.shape or not np.array_equal(before, after):
+        raise UserError(what, where=where, remedy=remedy)
 
 
 def _compare(

@@ -35,13 +35,13 @@ class ModelInput:
         name: of its input.
         side: pixels.
         channels_last: whether they are (n, H, W, 3).
-        fixed_batch: whether it was exported for one image at a time.
+        batch: how many images at a time it was exported for; None: any number.
     """
 
     name: str
     side: int
     channels_last: bool
-    fixed_batch: bool
+    batch: int | None
 
     def shape(self, records: int) -> tuple[int, ...]:
         """Return the shape of a batch."""
@@ -106,9 +106,7 @@ def find_input(graph: Any, side: int | None, where: str) -> ModelInput:
         raise UserError(what, where=where, remedy=remedy + ", float32")
     channels_last = sizes[3] == CHANNELS and sizes[1] != CHANNELS
     sides = sizes[1:3] if channels_last else sizes[2:]
-    return ModelInput(
-        given.name, _choose_side(sides, side, where), channels_last, sizes[0] is not None
-    )
+    return ModelInput(given.name, _choose_side(sides, side, where), channels_last, sizes[0])
 
 
 def _choose_side(sides: Sequence[int | None], side: int | None, where: str) -> int:
@@ -148,9 +146,9 @@ def free_batch(model: Any, given: ModelInput) -> Any:
             entry.type.tensor_type.shape.dim[0].dim_param = "records"
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
-    if not given.fixed_batch:
+    if given.batch is None:
         return model
-    for target in _list_targets(graph):
+    for target in _list_targets(graph, find_reached(graph, given.name)):
         entries = onnx.numpy_helper.to_array(target).copy()
         if entries.ndim == 1 and len(entries) and entries[0] == 1:
             entries[0] = 0
@@ -158,15 +156,18 @@ def free_batch(model: Any, given: ModelInput) -> Any:
     return model
 
 
-def _list_targets(graph: Any) -> list[Any]:
-    """Return the constant shapes that reshapes bring tensors to."""
+def _list_targets(graph: Any, reached: set[str]) -> list[Any]:
+    """Return the constant shapes that reshapes bring what images reach to."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 constants[node.output[0]] = attribute.t
-    named = [node.input[1] for node in graph.node if node.op_type == "Reshape"]
-    return [constants[name] for name in named if name in constants]
+    targets: dict[str, Any] = {}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[0] in reached and node.input[1] in constants:
+            targets[node.input[1]] = constants[node.input[1]]
+    return list(targets.values())
 
 
 def measure(model: Any, given: ModelInput, where: str) -> Measured:

@@ -221,7 +221,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
             {"op": "expand", "inputs": [1], "shape": [-1, 65536, 8, 8]},
             {"op": "pad", "inputs": [2], "margins": [[0, 0], [0, 0], [999, 999], [999, 999]]},
         ),
-        "2,000,000,000 values",
+        "1,000,000,000 values",
     ),
     "a shape that does not fit": (
         graph_of({"op": "reshape", "inputs": [0], "shape": [-1, 5, 5, 5]}),
@@ -268,6 +268,13 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "the first record alone": (
         graph_of({"op": "slice", "inputs": [0], "axis": 0, "start": 0, "end": 1}),
         "across the records",
+    ),
+    "margins for some of the axes": (
+        graph_of(
+            {"op": "transpose", "inputs": [0], "axes": [1, 0, 2, 3]},
+            {"op": "pad", "inputs": [1], "margins": [[1, 1], [0, 0], [0, 0]]},
+        ),
+        "margins for other axes",
     ),
     "other features than said": (graph_of(features=5), "does not enter the classifier"),
     "a graph of more": (graph_of(code="import os"), "Extra inputs"),
