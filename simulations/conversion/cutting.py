@@ -164,7 +164,7 @@ def _find_blocks(
             if stem is None:
                 stem = begun or Piece(piece.first, piece.first - 1)
                 begun = None
-            elif begun is not None and _has_weights(steps, begun):
+            elif begun is not None and _is_map(begun, trace) and _has_weights(steps, begun):
                 blocks.append(begun)
                 begun = None
             blocks.append(piece if begun is None else begun | piece)
@@ -195,9 +195,13 @@ def _cut_at_sizes(
 
 
 def _is_joined(steps: Sequence[FlatStep], piece: Piece, trace: Trace) -> bool:
-    is_map = trace.values[piece.last].ndim in (3, 4)
     ends_so = piece.last > piece.first and steps[piece.last - 1].op in JOINS
-    return is_map and ends_so and _has_weights(steps, piece)
+    return ends_so and _is_map(piece, trace) and _has_weights(steps, piece)
+
+
+def _is_map(piece: Piece, trace: Trace) -> bool:
+    """Whether a piece gives images (n, channels, H, W) or tokens (n, …, channels)."""
+    return trace.values[piece.last].ndim in (3, 4)
 
 
 def _has_weights(steps: Sequence[FlatStep], piece: Piece) -> bool:
