@@ -131,6 +131,51 @@ def pretrain(
 
 
 @app.command()
+def convert(
+    model: Annotated[
+        Path,
+        typer.Argument(help="A .onnx or .keras file, or the folder of a TensorFlow SavedModel."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The .safetensors file; default: beside the model.")
+    ] = None,
+    pixels: Annotated[
+        str | None,
+        typer.Option(
+            help="How it was trained: imagenet, minus-one-to-one, 0-255, 0-1 or caffe; or by --mean"
+            " and --std."
+        ),
+    ] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="On 0–1.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="On 0–1.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Pixels of a side, where the model takes any.")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="An image's shorter side before its centre is cut out; default: as is."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="A Python that has Keras or TensorFlow; default: this one.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a backbone of an ONNX, Keras or TensorFlow model, for `backbone: {name: onnx}`; compare
+    it with the original before it is written.
+
+    Example: `fedgraft convert mobilenet.onnx --pixels imagenet`
+    """
+    from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model, describe
+
+    request = ConvertRequest(model, out, input_size, resize, pixels, mean, std, python)
+    made = convert_model(request)
+    if json_:
+        _print_json(made)
+    else:
+        print("\n".join(describe(made)))
+
+
+@app.command()
 def simulate(
     plan: PlanArgument,
     out: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedgraft.common.errors import UserError
-from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs import input_line
 
 if TYPE_CHECKING:
     import pandas
@@ -98,7 +98,7 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
-        if INPUT_LINES[self.plan.task.material].has_volumes and isinstance(inputs, list):
+        if input_line(self.plan.task.material).has_volumes and isinstance(inputs, list):
             return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))

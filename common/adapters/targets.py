@@ -81,7 +81,10 @@ def has_channels_last(block: nn.Module) -> bool:
 
 
 def count_channels(block: nn.Module) -> int:
-    """Return the channels of a block's output: those of its last layer."""
+    """Return the channels of a block's output: as it says itself, or those of its last layer."""
+    own = getattr(block, "block_channels", None)
+    if own is not None:
+        return own
     channels = 0
     for module in block.modules():
         if isinstance(module, nn.Linear):

@@ -55,6 +55,8 @@ _LINES = {
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
+    "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +277,9 @@ def randomise(learnt: Backbone, seed: int) -> Backbone:
     family = family_of(learnt.name)
     shape = family.read_shape(state, _sized(NetworkShape(), learnt.preprocess), learnt.name)
     net = build_network(learnt.name, shape, seed)
-    for key in family.kept_when_random:
-        _put(net, key, state[key].clone())
+    for key, tensor in state.items():
+        if any(fnmatchcase(key, pattern) for pattern in family.kept_when_random):
+            _put(net, key, tensor.clone())
     return freeze_network(learnt.name, net, learnt.preprocess)
 
 

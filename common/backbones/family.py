@@ -122,7 +122,7 @@ class Family:
         read_folder: (folder, size) → tensors and preparation of a model that lies in a folder;
             raises `UserError`; None: its weights are files.
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
-            backbone.
+            backbone; patterns of `fnmatch`.
         learnt: constants that nodes' histograms tell; None: it has none.
         reference: (network) → centre `(d,)` and linear map `(d, d)` of its features that follow
             from what the plan declares, see `reference.py`; None: public records tell them.

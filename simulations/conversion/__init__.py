@@ -1,0 +1,3 @@
+"""Models of other libraries, converted once at the coordinator: ONNX, and through it Keras and
+TensorFlow.
+"""
