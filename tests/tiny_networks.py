@@ -13,6 +13,7 @@ from torch import Tensor
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.extensions import load_extension, offer_extension
+from fedgraft.common.plan.volume_section import VolumeSection
 from tests.huggingface_folders import write_folder, write_image_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -47,6 +48,17 @@ def open_own(folder: Path) -> Backbone:
     return load_backbone("own-network", image_size=16)
 
 
+def open_converted(folder: Path) -> Backbone:
+    """Return a network that was converted from an ONNX file."""
+    # they are no part of every environment
+    from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model
+    from tests.onnx_files import build, export, residual_net
+
+    path = export(build(residual_net), folder / "residual.onnx")
+    made = convert_model(ConvertRequest(path, pixels="imagenet"))
+    return load_backbone("onnx", weights=made["path"])
+
+
 TINY_NETWORKS: dict[str, Tiny] = {
     "cifar": Tiny(
         "`cifar-resnet…`",
@@ -75,6 +87,24 @@ TINY_NETWORKS: dict[str, Tiny] = {
         lambda folder: load_backbone("huggingface-image", weights=write_image_folder(folder)),
         torch.zeros(1, 3, 16, 16),
         "transformers",
+    ),
+    "monai-2d": Tiny(
+        "`monai/…-2d` (`resnet10`)",
+        lambda folder: load_backbone("monai/resnet10-2d", image_size=32),
+        torch.zeros(1, 3, 32, 32),
+        "monai",
+    ),
+    "monai": Tiny(
+        "`monai/…-3d` (`resnet10`)",
+        lambda folder: load_backbone("monai/resnet10-3d", volume=VolumeSection(size=(16, 16, 16))),
+        torch.zeros(1, 1, 16, 16, 16),
+        "monai",
+    ),
+    "onnx": Tiny("`onnx`", open_converted, torch.zeros(1, 3, 16, 16), "onnx"),
+    "fastai": Tiny(
+        "`fastai/…` (`resnet18`)",
+        lambda folder: load_backbone("fastai/resnet18", image_size=32),
+        torch.zeros(1, 3, 32, 32),
     ),
     "mlp": Tiny(
         "`mlp`",
