@@ -12,7 +12,7 @@ from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.sums_record import ExpectedSums, read_sums_record
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.counted import Counted
-from fedgraft.server.sums.solution import Solution
+from fedgraft.server.sums.solution import Solution, check_head
 
 
 class ExactSums:
@@ -54,9 +54,10 @@ class ExactSums:
         return Counted(sums, sums.records, seconds)
 
     def solve(self) -> Solution:
-        """Return the head, and how it was solved."""
+        """Return the head, and how it was solved. Raise `RunFailed` for one that no node takes."""
         plan = self._round.plan
         solved = solve_head(self.total, plan, self._round.head)
+        check_head(solved.tensors)
         variance = None
         if plan.train.closed_form.variance:
             variance = describe_variance(solved.solution)

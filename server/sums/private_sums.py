@@ -14,7 +14,7 @@ from fedgraft.common.statistics.noisy_sums import NoisySums, count_products, zer
 from fedgraft.common.wire.noisy_record import ExpectedNoisy, read_noisy_record
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.counted import Counted
-from fedgraft.server.sums.solution import Solution
+from fedgraft.server.sums.solution import Solution, check_head
 
 
 class PrivateSums:
@@ -48,8 +48,9 @@ class PrivateSums:
         return Counted(noisy, 1, seconds, spent)
 
     def solve(self) -> Solution:
-        """Return the head, and how it was solved."""
+        """Return the head, and how it was solved. Raise `RunFailed` for one that no node takes."""
         head = solve_noisy_head(self.total, self._round.plan, self._round.head)
+        check_head(head)
         facts = ClosedFormFacts(
             features=len(self.total.sums), noise_deviation=self.total.variance**0.5
         )
