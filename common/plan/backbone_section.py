@@ -42,8 +42,8 @@ class BackboneSection(Section):
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
             " beforehand), timm/NAME, monai/NAME-3d or -2d, onnx (a model that `fedgraft convert`"
-            " made), fastai/resnet34 and its kin, huggingface or huggingface-image (the model in the"
-            " folder `weights`, for texts or images), or a torchvision model such as resnet18"
+            " made), fastai/resnet34 and its kin, huggingface or huggingface-image (the model in"
+            " the folder `weights`, for texts or images), or a torchvision model such as resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
