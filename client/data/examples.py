@@ -11,6 +11,10 @@ from torch import Tensor
 from fedgraft.common.inputs.batch import Batch
 
 EVALUATION_BATCH = 256
+# of volumes, of which a network's first layers make gigabytes
+VOLUMES_AT_ONCE = 32
+# axes of a batch of volumes: (n, channels, D, H, W)
+_VOLUME_AXES = 5
 
 
 class Examples(Protocol):
@@ -38,8 +42,14 @@ class Examples(Protocol):
 
 def batches_in_order(examples: Examples) -> Iterator[tuple[Batch, Tensor]]:
     """Yield batches `(inputs, labels)` in their order, for evaluation."""
-    for start in range(0, len(examples), EVALUATION_BATCH):
-        positions = torch.arange(start, min(start + EVALUATION_BATCH, len(examples)))
+    count = len(examples)
+    size = EVALUATION_BATCH
+    if count:
+        first = examples.inputs(torch.arange(1))
+        if any(tensor.ndim >= _VOLUME_AXES for tensor in first.tensors.values()):
+            size = VOLUMES_AT_ONCE
+    for start in range(0, count, size):
+        positions = torch.arange(start, min(start + size, count))
         yield examples.inputs(positions), examples.labels[positions]
 
 
