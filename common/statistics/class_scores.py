@@ -17,6 +17,10 @@ from fedgraft.common.statistics.ridge import RidgeSolution
 
 # of the separation in the sample, where the leverage would leave none on records that are new
 LEAST_SEPARATION = 0.05
+# log-odds of a record in the middle of its class against any other, at most: where few records are
+# told apart without a mistake the classes have no width that their sums tell, and float32 knows no
+# probability nearer to 1
+MOST_LOG_ODDS = 50.0
 # eigenvalues of the scores' covariance below this part of the largest are none: scores add up to 1
 RELATIVE_RANK = 1e-9
 
@@ -75,6 +79,17 @@ def discriminant(classes: ScoreClasses, prior: np.ndarray) -> tuple[np.ndarray, 
     values, vectors = np.linalg.eigh(classes.covariance)
     keep = values > RELATIVE_RANK * max(values.max(), 1e-300)
     precision = (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+    farthest = _log_odds(classes.means, precision)
+    if farthest > MOST_LOG_ODDS:
+        precision *= MOST_LOG_ODDS / farthest
     weights = classes.means @ precision
     bias = np.log(np.maximum(prior, 1e-12)) - 0.5 * (weights * classes.means).sum(1)
     return weights, bias
+
+
+def _log_odds(means: np.ndarray, precision: np.ndarray) -> float:
+    """Return the largest log-odds that the middle of a class has against another class."""
+    products = means @ precision @ means.T
+    lengths = np.diag(products)
+    squares = lengths[:, None] + lengths - 2 * products
+    return float(squares.max()) / 2

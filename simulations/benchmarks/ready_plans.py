@@ -33,6 +33,7 @@ PLANS = {
     "pneumonia": Measured("medical", "alone,head"),
     "heart": Measured("heart", "all"),
     "pneumonia-one-round": Measured("one-round", "none"),
+    "ultrasound": Measured("families", "alone,random-backbone"),
 }
 
 

@@ -29,6 +29,7 @@ SECTIONS = (
     "medical",
     "heart",
     "one-round",
+    "families",
     "privacy",
     "lora",
     "studies",

@@ -197,8 +197,8 @@ def test_each_side_of_a_pair_is_read_from_one_folder(tmp_path: Path) -> None:
         text_config=sizes | {"vocab_size": len(words), "bos_token_id": 1, "eos_token_id": 0},
         vision_config=TINY_IMAGE["clip"][2],
         projection_dim=6,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     pair = transformers.CLIPModel(config).eval()
     pair.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

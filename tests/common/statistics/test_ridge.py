@@ -108,3 +108,22 @@ def test_few_records_and_many_features_do_not_give_certain_answers() -> None:
     certain = 1 / (1 + np.exp(-np.abs(logits[:, 0] - logits[:, 1])))
     right = (logits.argmax(1) == y[80:]).mean()
     assert abs(certain.mean() - right) < 0.1
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_few_records_told_apart_without_a_mistake_give_no_giant(scale: float) -> None:
+    """More features than records, and classes that never meet: a head of 26,000,000 was refused by
+    every node, and a hospital alone was sure of mistakes by 10 million nats.
+    """
+    rng = np.random.default_rng(5)
+    y = np.arange(24) % 3
+    x = rng.normal(size=(24, 200)) * 0.02 + 2 * np.eye(3)[y] @ rng.normal(size=(3, 200))
+    x = ROUNDING.to_integers(scale * x) * ROUNDING.unit
+    classes = describe_scores(solution := solve(x, y))
+    onto, shift = discriminant(classes, np.full(3, 1 / 3))
+    weights, bias = solution.head()
+    logits = x @ (onto @ weights).T + onto @ bias + shift
+    assert (logits.argmax(1) == y).all()
+    gaps = np.sort(logits, axis=1)
+    assert (gaps[:, -1] - gaps[:, -2]).max() < 100
+    assert np.abs(onto @ weights).max() < 1e4

@@ -226,7 +226,7 @@ LARGEST = Rule(lambda aggregate: None, largest, sees="single updates", is_averag
 
 def test_a_rule_of_ones_own_is_a_function_and_a_line(monkeypatch):
     """A seam that only Flower's strategies fit into."""
-    monkeypatch.setitem(RULES._members, "largest", f"{__name__}:LARGEST")
+    monkeypatch.setattr(RULES, "_own", {**RULES.lines, "largest": f"{__name__}:LARGEST"})
     combiner = Combiner(AggregateSection.model_construct(strategy="largest"))
     states = [state_of(k) for k in range(3)]
     found = combiner.combine(Updates(1, LAYOUT, state_of(9), states, [1, 1, 1]))
