@@ -32,7 +32,7 @@ BATCH = 256
 # names of inputs, and the raw inputs
 Batch = tuple[list[str], Raw]
 
-TABLES = "a .csv with the plan's columns"
+TABLES = "a .csv, .parquet or .jsonl with the plan's columns"
 TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
 VOLUMES = "a .nii or .nii.gz, or a folder of them or of DICOM slices"
 IMAGES = "an image, a folder of images or an .npz"
@@ -106,14 +106,14 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield names and raw inputs of `data`, some at a time."""
     line = input_line(shared.plan.task.material)
     if not data.exists():
-        remedy = "give an image, a folder, an .npz or a .csv"
+        remedy = "give an image, a folder, an .npz or a table"
         raise UserError("no such file or folder", where=str(data), remedy=remedy)
     name = data.name.lower()
     if line.has_text:
         _check_kind(data, TEXTS, is_right=name.endswith(TABLE_SUFFIXES))
         yield from _read_texts(shared, data)
         return
-    is_table = name.endswith((".csv", ".csv.gz"))
+    is_table = name.endswith(TABLE_SUFFIXES)
     if line.has_columns:
         _check_kind(data, TABLES, is_right=is_table)
         yield from _read_table(shared, data)

@@ -100,7 +100,7 @@ def _read(request: ReadRequest) -> Source:
 
 MANIFEST = Reader(
     "manifest",
-    matches=has_suffix(".csv", *PARQUET_SUFFIXES),
+    matches=has_suffix(".csv", ".csv.gz", *PARQUET_SUFFIXES),
     read=_read,
     options=lambda request: request.manifest,
 )

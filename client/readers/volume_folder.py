@@ -109,7 +109,7 @@ VOLUME_FOLDER = Reader(
 )
 VOLUME_MANIFEST = Reader(
     "volume-manifest",
-    matches=has_suffix(".csv", *PARQUET_SUFFIXES),
+    matches=has_suffix(".csv", ".csv.gz", *PARQUET_SUFFIXES),
     read=_read_manifest,
     gives=lambda _: VOLUMES,
     options=lambda request: request.manifest,

@@ -384,6 +384,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def test_predict_on_every_kind_of_input(runs, command):
     """An input that is not read, lines that are lost, or probabilities that are none."""
+    import pandas
     from PIL import Image
 
     folder = runs / "scans"
@@ -392,12 +393,14 @@ def test_predict_on_every_kind_of_input(runs, command):
         shade = np.full((*size, 3), 80 * number, np.uint8)
         Image.fromarray(shade).save(folder / f"{number}.png")
         Image.fromarray(shade[..., 0]).save(folder / "deeper" / f"{number}.jpg")
+    pandas.read_csv(runs / "west.csv").to_parquet(runs / "west.parquet")
     for run, given, count in (
         ("images", "scans/1.png", 1),
         ("images", "scans", 6),
         ("images", "spots.npz", 60),
         ("images/shared_model", "spots.npz", 60),
         ("tables", "west.csv", 40),
+        ("tables", "west.parquet", 40),
     ):
         done = command("predict", run, given, "--out", "found.csv")
         assert done.code == 0, done.err

@@ -18,6 +18,10 @@ from fedgraft.common.registry import Registry
 from tests.records import open_records
 
 
+# how a table's name ends, and the reader of one of numbers
+TABLES = ((".csv", "csv"), (".csv.gz", "csv"), (".parquet", "parquet"), (".PQ", "parquet"))
+
+
 @pytest.mark.parametrize("name", READERS.names)
 def test_a_reader_bears_the_name_of_its_line(name: str) -> None:
     """node.yaml picks the line; what is kept decoded is kept under the reader's own name."""
@@ -26,7 +30,7 @@ def test_a_reader_bears_the_name_of_its_line(name: str) -> None:
 
 def test_the_task_decides_what_a_table_is(tmp_path: Path) -> None:
     """A list of image files read as a table of features would be refused cell by cell."""
-    for suffix, table in ((".csv", "csv"), (".parquet", "parquet"), (".PQ", "parquet")):
+    for suffix, table in TABLES:
         path = str(tmp_path / f"x{suffix}")
         assert find_reader(path, None, "tabular").name == table
         assert find_reader(path, None, "image").name == "manifest"
