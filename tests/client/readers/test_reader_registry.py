@@ -17,7 +17,6 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.registry import Registry
 from tests.records import open_records
 
-
 # how a table's name ends, and the reader of one of numbers
 TABLES = ((".csv", "csv"), (".csv.gz", "csv"), (".parquet", "parquet"), (".PQ", "parquet"))
 
