@@ -18,6 +18,7 @@ from fedgraft.common.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from fedgraft.client.store.chain_entry import Entry
+    from fedgraft.common.files.bundle import Bundle
 
 node = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -97,13 +98,15 @@ def approve(
     from fedgraft.client.node.approval_words import in_words
     from fedgraft.client.node.approvals import Approvals
     from fedgraft.client.node.approve import approve as record
-    from fedgraft.client.node.approve import propose
+    from fedgraft.client.node.approve import open_bundle, propose
     from fedgraft.client.node.node_file import load_node
     from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
     opened = load_node(file)
+    code = open_bundle(bundle)
+    _offer_code(code, yes)
     loaded = load_plan(plan, set_ or [])
     if withdraw:
         body = {"plan": agreement_hash(loaded), "name": loaded.name}
@@ -114,7 +117,7 @@ def approve(
             print(f"✓ {loaded.name} is no longer approved; entry {entry.number}")
         return
 
-    proposal = propose(opened, loaded, bundle)
+    proposal = propose(opened, loaded, code)
     if not json_:
         print(in_words(opened, proposal) + "\n")
     if not yes and not typer.confirm("Approve this plan and this code for this node?"):
@@ -294,6 +297,33 @@ def ledger(
         out.with_suffix(".json").write_text(as_json + "\n")
         out.with_suffix(".md").write_text(as_text)
     print(as_json if json_ else as_text)
+
+
+def _offer_code(bundle: Bundle, yes: bool) -> None:
+    """Let a plan name the extensions of a bundle, once a person has said that their code may run.
+
+    Raises:
+        RunFailed: they said no.
+    """
+    import atexit
+    import shutil
+    import tempfile
+
+    from fedgraft.client.node.approval_words import code_in_words
+    from fedgraft.client.node.approve import hash_extensions, unpack_extensions
+    from fedgraft.common.extensions import offer_extensions
+
+    if not hash_extensions(bundle):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fedgraft-extensions-"))
+    # it is imported until the end
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folders = unpack_extensions(bundle, folder)
+    if not yes:
+        print(code_in_words(bundle, folder) + "\n")
+        if not typer.confirm("Run this code here, to work out what the plan would do?"):
+            raise RunFailed("not approved; nothing was run and nothing was changed")
+    offer_extensions(folders)
 
 
 # ── what is printed ───────────────────────────────────────────────────────────────────────────────

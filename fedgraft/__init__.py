@@ -24,6 +24,7 @@ if not (_HERE / "common").exists():
 if TYPE_CHECKING:
     from fedgraft.api import load_run, load_shared_model, pretrain, simulate, study, validate
     from fedgraft.common.errors import RunFailed, UserError
+    from fedgraft.common.extensions import offer_extension, register
     from fedgraft.predictor import Predictor
     from fedgraft.run import Run, Runs
 
@@ -35,6 +36,8 @@ _PUBLIC = {
     "validate": "fedgraft.api",
     "pretrain": "fedgraft.api",
     "study": "fedgraft.api",
+    "register": "fedgraft.common.extensions",
+    "offer_extension": "fedgraft.common.extensions",
     "Run": "fedgraft.run",
     "Runs": "fedgraft.run",
     "Predictor": "fedgraft.predictor",
@@ -50,7 +53,9 @@ __all__ = [
     "UserError",
     "load_run",
     "load_shared_model",
+    "offer_extension",
     "pretrain",
+    "register",
     "simulate",
     "study",
     "validate",

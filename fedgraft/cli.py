@@ -17,6 +17,7 @@ import typer
 
 from fedgraft.client.cli import node
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.common.extensions import offer_extensions
 from fedgraft.common.supported_systems import check_system
 from fedgraft.common.wire.proxies import spare_loopback
 from fedgraft.server.cli import server
@@ -38,12 +39,22 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="DIR",
+        help="Code of your own that the plan's `extensions` name; may be repeated.",
+        callback=offer_extensions,
+    ),
+]
 
 
 @app.command()
 def validate(
     plan: PlanArgument,
     set_: SetOption = None,
+    with_: WithOption = None,
     json_: JsonOption = False,
     keys: Annotated[
         bool, typer.Option("--keys", help="Describe every key of a plan instead.")
@@ -94,7 +105,12 @@ def validate(
 
 
 @app.command()
-def pretrain(plan: PlanArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+def pretrain(
+    plan: PlanArgument,
+    set_: SetOption = None,
+    with_: WithOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Make the plan's backbone from its `pretrain` section, with its fingerprint and provenance.
 
     Example: `fedgraft pretrain digits`
@@ -159,6 +175,7 @@ def simulate(
             help="A clause of every node's policy; may be repeated.",
         ),
     ] = None,
+    with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run a plan's federation on this machine: the same code as a deployment.
@@ -193,6 +210,7 @@ def study(
     engine: Annotated[
         str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")
     ] = "inprocess",
+    with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Put a question to a plan: a grid over its keys and seeds, attacks on each, one table and one
@@ -221,6 +239,7 @@ def partition(
     plan: PlanArgument,
     out: Annotated[Path, typer.Option(help="A new folder for node-K.yaml and its row numbers.")],
     set_: SetOption = None,
+    with_: WithOption = None,
 ) -> None:
     """Deal a plan's data to nodes on disk, for `flwr run .` and for looking at: one node.yaml each,
     and a picture.
@@ -245,6 +264,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),
     backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+    with_: WithOption = None,
 ) -> None:
     """Run the shared model of a run on new data and write a CSV of probabilities.
 
@@ -325,6 +345,7 @@ def reproduce(
     key: Annotated[
         Path | None, typer.Option(metavar="PUBLIC", help="The key that must have signed it.")
     ] = None,
+    with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run again what a manifest describes, and say what agrees. Exit 1 if something does not.

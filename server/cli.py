@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedgraft.common.extensions import offer_extensions
+
 server = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 nodes = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 server.add_typer(nodes, name="nodes", help="Which hospitals may take part.")
@@ -21,6 +23,15 @@ ExpectedOption = Annotated[
     int | None,
     typer.Option(
         "--nodes", min=1, help="Nodes to wait for, two minutes at most; default: all registered."
+    ),
+]
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="DIR",
+        help="Code of your own that the plan's `extensions` name; may be repeated.",
+        callback=offer_extensions,
     ),
 ]
 HERE = Path("server.yaml")
@@ -101,6 +112,7 @@ def run(
         ),
     ] = None,
     expected: ExpectedOption = None,
+    with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run a plan over the hospitals' nodes and wait for its end. Ctrl-C stops the run.
@@ -121,6 +133,7 @@ def resume(
     run: Annotated[Path, typer.Argument(help="The folder of a run that was cut off.")],
     file: ServerOption = HERE,
     expected: ExpectedOption = None,
+    with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Go on with a run that was cut off, from its last finished round.
@@ -131,6 +144,32 @@ def resume(
     from fedgraft.server.site.submit_run import resume as go_on
 
     _print_result(go_on(load_server(file), run, expected=expected, quiet=json_), json_)
+
+
+@server.command()
+def bundle(
+    out: Annotated[Path, typer.Option(help="The folder to write it to.")] = Path(),
+    with_: WithOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write the code that runs at hospitals as one .fab file, with code of your own where `--with`
+    names some: hospitals read it and approve it (`fedgraft node approve --bundle`).
+
+    A plan names its extensions; `server run --with` sends those that its plan names. A hospital
+    that runs this release makes the bundle without extensions by itself.
+
+    Example: `fedgraft server bundle --with ./our_network --out bundles`
+    """
+    from fedgraft.server.site.write_bundle import write_bundle
+
+    written = write_bundle(out)
+    if json_:
+        _print_json(written)
+        return
+    print(written["file"])
+    print(f"bundle    {written['hash']}")
+    for name, identity in written["extensions"].items():
+        print(f"extension {name} {identity}")
 
 
 @nodes.command()

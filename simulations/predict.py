@@ -24,7 +24,7 @@ from fedgraft.client.readers.volume_folder import list_volumes
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
-from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 
@@ -104,7 +104,7 @@ def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Raw) -> li
 
 def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield names and raw inputs of `data`, some at a time."""
-    line = INPUT_LINES[shared.plan.task.material]
+    line = input_line(shared.plan.task.material)
     if not data.exists():
         remedy = "give an image, a folder, an .npz or a .csv"
         raise UserError("no such file or folder", where=str(data), remedy=remedy)

@@ -79,6 +79,20 @@ TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             "relative_attention_max_distance": 16,
         },
     ),
+    "clip": (
+        "CLIPTextModel",
+        "CLIPTextConfig",
+        {
+            "vocab_size": WORDS,
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "max_position_embeddings": 20,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        },
+    ),
 }
 ARCHITECTURES = tuple(TINY)
 TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -106,15 +120,28 @@ TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
             "patch_size": 4,
         },
     ),
+    "clip": (
+        "CLIPVisionModel",
+        "CLIPVisionConfig",
+        {
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    ),
 }
 IMAGE_ARCHITECTURES = tuple(TINY_IMAGE)
 
 
-def library_model(architecture: str, seed: int = 0) -> Any:
+def library_model(architecture: str, seed: int = 0, *, images: bool = False) -> Any:
     """Return the library's own model with lively values: at first most of a network is zeros."""
     import transformers
 
-    model, configuration, sizes = (TINY | TINY_IMAGE)[architecture]
+    known = TINY_IMAGE if images else TINY
+    model, configuration, sizes = known[architecture]
     config = getattr(transformers, configuration)(**sizes, attn_implementation="eager")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -133,7 +160,7 @@ def write_folder(folder: Path, architecture: str = "bert", seed: int = 0) -> Pat
 
 def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -> Path:
     """Write the folder of a tiny vision model, with how its images are prepared."""
-    library_model(architecture, seed).save_pretrained(folder)
+    library_model(architecture, seed, images=True).save_pretrained(folder)
     processor = {
         "size": {"shortest_edge": 20},
         "do_center_crop": True,

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
+from fedgraft.common.files.bundle import Bundle, contents_of, extensions_in, unpacked
 from fedgraft.common.model.solve_head import releases_products
 from fedgraft.common.plan.chosen_by_validation import (
     calibrates,
@@ -29,6 +31,9 @@ from fedgraft.common.wire.update import BESIDE
 # tensors that are listed one by one, and how many of more
 _MOST_LISTED = 12
 _LISTED_OF_MORE = 10
+_TRUSTED = (
+    "it has the node's rights and sees the records: what is said here holds if it is what it seems"
+)
 # bytes of a value
 _FLOAT32 = 4
 
@@ -55,12 +60,37 @@ def in_words(node: Node, proposal: Proposal) -> str:
         ("How long", [_how_long(plan)]),
         ("What leaves this hospital", list(_what_leaves(node, proposal))),
         ("Differential privacy", list(_privacy(node, plan))),
-        ("Code that would run", [f"fedgraft {release}, {bundle.hash}"]),
+        ("Code that would run", [f"fedgraft {release}, {bundle.hash}", *_extensions(proposal)]),
     ]
     if proposal.refusals:
         crossed = [f"✗ {clause}" for clause in proposal.refusals]
         parts.append(("This node's policy refuses it, approved or not:", crossed))
     return "\n\n".join(_part(title, lines) for title, lines in parts)
+
+
+def code_in_words(bundle: Bundle, folder: Path) -> str:
+    """Return which code a bundle holds that is not fedgraft's, for who shall read it.
+
+    Args:
+        folder: where it was unpacked.
+    """
+    lines = []
+    for name, files in extensions_in(unpacked(bundle)).items():
+        count = sum(content.count(b"\n") for content in files.values())
+        lines.append(f"{name}: {len(files)} files, {count:,} lines, {contents_of(files)}")
+        lines += [f"  {folder / path}" for path in files]
+    lines.append(_TRUSTED)
+    return _part("The coordinator's bundle holds code that is not fedgraft's", lines)
+
+
+def _extensions(proposal: Proposal) -> Iterator[str]:
+    """Give the code that is not fedgraft's, and whether the plan uses it."""
+    used = {extension.name for extension in proposal.plan.extensions}
+    for name, identity in proposal.extensions.items():
+        use = "which the plan uses" if name in used else "which this plan does not use"
+        yield f"and extension {name}, {use}, {identity}"
+    if proposal.extensions:
+        yield _TRUSTED
 
 
 def _part(title: str, lines: Sequence[str]) -> str:

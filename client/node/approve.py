@@ -17,7 +17,14 @@ from fedgraft.client.node.finding import clause_in_words
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
-from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle
+from fedgraft.common.files.bundle import (
+    Bundle,
+    build_bundle,
+    contents_of,
+    extensions_in,
+    read_bundle,
+    unpacked,
+)
 from fedgraft.common.model.assembly import plan_model, shape_options
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan, agreement_of
@@ -29,7 +36,7 @@ from fedgraft.common.wire.layout import Layout
 class Proposal:
     """What a person is asked to approve.
 
-        proposal = propose(node, plan, bundle_file=None)
+        proposal = propose(node, plan)
         approve(node, proposal, by="Dr. A")
 
     Attributes:
@@ -38,6 +45,7 @@ class Proposal:
             closed form, of its adapter.
         sums: of each round in which sums leave the node, how many features they are over.
         refusals: clauses of this node's policy that the plan meets anyhow, whoever approves it.
+        extensions: what the bundle holds beside a release of fedgraft: the hash of each by name.
     """
 
     plan: Plan
@@ -46,6 +54,7 @@ class Proposal:
     sums: Mapping[int, int]
     bundle: Bundle
     refusals: tuple[str, ...]
+    extensions: Mapping[str, str]
 
     @property
     def bytes_each_round(self) -> int:
@@ -53,17 +62,23 @@ class Proposal:
         return 4 * self.layout.values
 
 
-def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
+def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
     """Work out what the plan would do here.
 
     Args:
-        bundle_file: the code that the coordinator sent, if not this release's own; its contents are
-            shown.
+        bundle: the code that would run; default: this release's own.
 
     Raises:
-        UserError: the file is no bundle of fedgraft.
+        UserError: the plan needs an extension that the bundle does not hold as the plan has it.
     """
-    bundle = build_bundle() if bundle_file is None else _read_bundle(bundle_file)
+    bundle = bundle or build_bundle()
+    extensions = hash_extensions(bundle)
+    for needed in plan.extensions:
+        held = extensions.get(needed.name, "not in it")
+        if held != needed.hash:
+            what = f"the plan needs extension {needed.name} {needed.hash}, the bundle's is {held}"
+            remedy = "give the coordinator's .fab file: --bundle FILE"
+            raise UserError(what, where="extensions", remedy=remedy)
     network = load_backbone(plan.backbone.name, **shape_options(plan))
     sums: dict[int, int] = {}
     for number in rounds_for(plan.train, "sums"):
@@ -72,10 +87,35 @@ def propose(node: Node, plan: Plan, bundle_file: Path | None) -> Proposal:
     first, *_ = (*rounds_for(plan.train, "steps"), plan.train.rounds)
     layout = Layout.of(plan_model(network, plan, first).adapter_state())
     refusals = tuple(_find_refusals(node, plan))
-    return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals)
+    return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals, extensions)
 
 
-def _read_bundle(file: Path) -> Bundle:
+def hash_extensions(bundle: Bundle) -> dict[str, str]:
+    """Return the hash of each extension that a bundle holds, by name."""
+    hashes: dict[str, str] = {}
+    for name, files in extensions_in(unpacked(bundle)).items():
+        hashes[name] = contents_of(files)
+    return hashes
+
+
+def unpack_extensions(bundle: Bundle, folder: Path) -> list[Path]:
+    """Write the extensions of a bundle into a folder, for people to read, and return theirs."""
+    for files in extensions_in(unpacked(bundle)).values():
+        for path, content in files.items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    return [folder / name for name in hash_extensions(bundle)]
+
+
+def open_bundle(file: Path | None) -> Bundle:
+    """Return the coordinator's bundle, or this release's own.
+
+    Raises:
+        UserError: the file is no bundle of fedgraft.
+    """
+    if file is None:
+        return build_bundle()
     if not file.is_file():
         remedy = "give the .fab file of the coordinator"
         raise UserError("no such file", where=str(file), remedy=remedy)

@@ -258,6 +258,7 @@ class Budget:
             delta=_delta(privacy),
             accountant=privacy.accountant,
             purpose=purpose,
+            trusted=tuple(f"{code.name} {code.hash}" for code in plan.extensions),
         )
         policy = self.node.policy
         return self.ledger.reserve(

@@ -371,7 +371,7 @@ def _check_open(entries: Sequence[Entry], reservation: Reservation) -> None:
 def _reserved(data: int, spending: Spending, token: str) -> dict[str, object]:
     """Return the body of a reservation's entry."""
     noise_multiplier, sample_rate, steps = spending.row
-    return {
+    body: dict[str, object] = {
         "data": data,
         "unit": spending.unit,
         "plan": spending.plan,
@@ -383,6 +383,10 @@ def _reserved(data: int, spending: Spending, token: str) -> dict[str, object]:
         "delta": float(spending.delta),
         "token": _sha256(token),
     }
+    # ledgers of before have no such key, and those of plans without extensions need none
+    if spending.trusted:
+        body["trusted"] = list(spending.trusted)
+    return body
 
 
 def _sha256(text: str) -> str:

@@ -21,6 +21,7 @@ class Line:
         steps: steps that count: what was taken if settled, else all that were reserved.
         delta: the plan's δ.
         time: Unix time of the reservation, seconds.
+        trusted: code of others that ran on the records: name and hash.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Line:
     settled: bool
     delta: float
     time: float
+    trusted: tuple[str, ...] = ()
 
     @property
     def row(self) -> Row:
@@ -61,4 +63,5 @@ def line_of(entry: Entry, taken: int | None) -> Line:
         settled=taken is not None,
         delta=body["delta"],
         time=entry.time,
+        trusted=tuple(body.get("trusted", ())),
     )

@@ -43,6 +43,8 @@ class Spending:
         accountant: who counts; where RDP's bound is within the ceilings, which is quick, PRV is
             not asked.
         purpose: what the noise protects, where one round releases several things.
+        trusted: code that is no part of fedgraft and ran on the records: name and hash, for the
+            statement.
     """
 
     unit: str
@@ -52,6 +54,7 @@ class Spending:
     delta: float
     accountant: Accountant = "prv"
     purpose: str = "training"
+    trusted: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `UserError` for steps that no ledger can count."""

@@ -119,6 +119,7 @@ def _data_set(
         "ceiling": ceiling,
         "left": left,
         "shares_records_with": shares,
+        "trusted": sorted({code for line in lines for code in line.trusted}),
         "sentence": words,
         "plans": _by_plan(lines, counting),
     }
@@ -175,6 +176,10 @@ _TABLE = (
     "| plan | rounds | steps | reserved, not settled | ε | from | to |",
     "|---|---|---|---|---|---|---|",
 )
+_TRUSTED = (
+    "These figures hold if code that is not fedgraft's, which ran on these records, is what it was"
+    " approved as: extension"
+)
 _HELD = (
     "No other run is admitted to it meanwhile;"
     " `fedgraft node ledger node.yaml --release PLAN` gives it back.",
@@ -217,6 +222,8 @@ def _data_set_lines(data: Mapping[str, Any]) -> list[str]:
     if data["shares_records_with"]:
         others = ", ".join(map(_short, data["shares_records_with"]))
         lines.append(f"Its records are also in {others}; what was run there is counted here.")
+    for code in data["trusted"]:
+        lines += ["", f"{_TRUSTED} `{code}`."]
     lines += ["", *_TABLE, *map(_plan_row, data["plans"])]
     not_a_sum = "The plans' ε do not add up: the total is composed from all their steps together."
     return [*lines, "", not_a_sum, ""]

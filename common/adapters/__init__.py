@@ -27,7 +27,7 @@ class MethodLine(Line):
     has_factors: bool = False
 
 
-METHOD_LINES = {
+_LINES = {
     "head": MethodLine("fedgraft.common.adapters.ends:HEAD"),
     "lora": MethodLine("fedgraft.common.adapters.lora:LORA", has_factors=True),
     "bottleneck": MethodLine("fedgraft.common.adapters.bottleneck:BOTTLENECK"),
@@ -35,4 +35,11 @@ METHOD_LINES = {
     "bias": MethodLine("fedgraft.common.adapters.bias:BIAS"),
     "full": MethodLine("fedgraft.common.adapters.ends:FULL"),
 }
-METHODS: Registry[Method] = Registry("adapter.method", "adapter method", METHOD_LINES)
+METHODS: Registry[Method] = Registry("adapter.method", "adapter method", _LINES)
+
+
+def method_line(name: str) -> MethodLine:
+    """Return the line of a method. Raise `UserError` for a name that is none."""
+    if name not in METHODS:
+        raise METHODS.unknown(name)
+    return METHODS.lines[name]

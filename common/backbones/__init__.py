@@ -32,7 +32,7 @@ class FamilyLine(Line):
     has_folders: bool = False
 
 
-FAMILY_LINES = {
+_LINES = {
     "cifar": FamilyLine("fedgraft.common.backbones.cifar:CIFAR", r"cifar-resnet\d+", "image"),
     "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular", scaled_by_plan=True),
     "columns": FamilyLine(
@@ -59,12 +59,14 @@ FAMILY_LINES = {
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),
 }
-FAMILIES: Registry[Family] = Registry("backbone.name", "family", FAMILY_LINES)
+# whose pattern takes every name
+EVERY_OTHER = "torchvision"
+FAMILIES: Registry[Family] = Registry("backbone.name", "family", _LINES)
 
 
 def family_line(backbone: str) -> FamilyLine:
     """Return the line of the family that a backbone's name belongs to."""
-    return FAMILY_LINES[family_name(backbone)]
+    return FAMILIES.lines[family_name(backbone)]
 
 
 def family_of(backbone: str) -> Family:
@@ -73,8 +75,10 @@ def family_of(backbone: str) -> Family:
 
 
 def family_name(backbone: str) -> str:
-    """Return which family a backbone's name belongs to: the first whose pattern it matches."""
-    for name, line in FAMILY_LINES.items():
-        if re.fullmatch(line.pattern, backbone):
+    """Return which family a backbone's name belongs to: the first whose pattern it matches, and
+    torchvision, which takes every name, after all others.
+    """
+    for name, line in FAMILIES.lines.items():
+        if name != EVERY_OTHER and re.fullmatch(line.pattern, backbone):
             return name
-    raise FAMILIES.unknown(backbone)
+    return EVERY_OTHER

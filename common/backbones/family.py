@@ -66,6 +66,27 @@ class Learnt:
     learn: Callable[[TableHistograms, bool], dict[str, Tensor]]
 
 
+# ── what a family with nothing of its own here says ───────────────────────────────────────────────
+def refuse_to_fetch(name: str, weights: str) -> dict[str, Tensor]:
+    """Raise `UserError`: no weights of this network are known by a name."""
+    raise UserError(
+        f"{name} has no weights called {weights!r}",
+        where="backbone.weights",
+        remedy=f"give a file in {', '.join(SUFFIXES)}, or null for a random initialisation",
+    )
+
+
+def keep_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
+    """Return the shape: the name says it all."""
+    return shape
+
+
+def keep_state(net: nn.Module, state: State) -> State:
+    """Return the tensors as they are."""
+    return state
+
+
+# ── the record ────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Family:
     """One family of pre-trained networks.
@@ -73,6 +94,8 @@ class Family:
         family = family_of("resnet18")
         net = family.build("resnet18", NetworkShape(image_size=224))
         name, classifier = last_linear(net)
+
+    Names, network and preparation are all that a family must have.
 
     Attributes:
         names: all names, which may take an import to list; raises `UserError` where that is an
@@ -108,9 +131,9 @@ class Family:
     names: Callable[[], Sequence[str]]
     build: Callable[[str, NetworkShape], nn.Module]
     preparation: Callable[[str, str | None, int | None], Preparation]
-    fetch: Callable[[str, str], dict[str, Tensor]]
-    read_shape: Callable[[State, NetworkShape, str], NetworkShape]
-    fit: Callable[[nn.Module, State], State]
+    fetch: Callable[[str, str], dict[str, Tensor]] = refuse_to_fetch
+    read_shape: Callable[[State, NetworkShape, str], NetworkShape] = keep_shape
+    fit: Callable[[nn.Module, State], State] = keep_state
     block_types: Mapping[str, bool] = field(default_factory=dict)
     order: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
@@ -136,23 +159,3 @@ def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
 def kind_of(module: nn.Module) -> str:
     """Return the qualified name of a module's class, as `block_types` and `order` have it."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-# ── what a family with nothing of its own here says ───────────────────────────────────────────────
-def refuse_to_fetch(name: str, weights: str) -> dict[str, Tensor]:
-    """Raise `UserError`: no weights of this network are known by a name."""
-    raise UserError(
-        f"{name} has no weights called {weights!r}",
-        where="backbone.weights",
-        remedy=f"give a file in {', '.join(SUFFIXES)}, or null for a random initialisation",
-    )
-
-
-def keep_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
-    """Return the shape: the name says it all."""
-    return shape
-
-
-def keep_state(net: nn.Module, state: State) -> State:
-    """Return the tensors as they are."""
-    return state

@@ -82,7 +82,7 @@ def read_folder(folder: Path, size: int | None) -> tuple[State, TextPreparation]
         UserError: what is there is no model that is known, or asks for more than data.
     """
     config = read_json(folder / CONFIG)
-    pooling = read_pooling(folder, "mean")
+    pooling = read_pooling(folder)
     described = read_config(config, TEXT_SHAPES, pooling, str(folder / CONFIG))
     tokenizer = read_tokenizer_file(folder)
     _check_tokens(described, tokenizer, str(folder))

@@ -74,15 +74,15 @@ def read_tokenizer_file(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_pooling(folder: Path, default: Pooling) -> Pooling:
-    """Return how the folder's model makes one vector of its tokens.
+def read_pooling(folder: Path) -> Pooling | None:
+    """Return how the folder's model makes one vector of its tokens; None: it does not say.
 
     Raises:
         UserError: it pools in a way that is not known here.
     """
     path = folder / POOLING
     if not path.is_file():
-        return default
+        return None
     config = read_json(path)
     chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if isinstance(config.get("pooling_mode"), str):

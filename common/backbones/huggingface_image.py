@@ -4,11 +4,12 @@ the folder that the plan names as its weights, and how images are prepared stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import count_channels
@@ -53,6 +54,7 @@ class ImageNetwork(nn.Module):
         options: of its model.
         blocks: dotted name of its blocks.
         turned: ends of the names of weights that the library keeps the other way round.
+        last_norm: the child that normalises the last states.
     """
 
     model: ClassVar[str]
@@ -60,6 +62,7 @@ class ImageNetwork(nn.Module):
     options: ClassVar[Mapping[str, Any]] = {}
     blocks: ClassVar[str]
     turned: ClassVar[tuple[str, ...]] = ()
+    last_norm: ClassVar[str] = "layernorm"
 
     def __init__(self, shape: HuggingFaceShape, files: Mapping[str, bytes]) -> None:
         super().__init__()
@@ -75,11 +78,15 @@ class ImageNetwork(nn.Module):
         """Return tokens (n, 1 + patches, width)."""
         return self.get_submodule("embeddings")(images)
 
+    def call(self, run: Callable[..., Any], x: Tensor) -> Any:
+        """Run a block, or an adapter behind one, on tokens (n, 1 + patches, width)."""
+        return run(x)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, 3, H, W) → logits (n, 2)."""
         x = embed_images(self, images)
         for block in self.get_submodule(self.blocks).children():
-            x = block(x)
+            x = self.call(block, x)
         return self.classifier(take_first(self, x))
 
 
@@ -109,6 +116,32 @@ class Dinov2Network(ImageNetwork):
         self.get_submodule("embeddings").mask_token = None  # type: ignore[assignment]
 
 
+class ClipImageNetwork(ImageNetwork):
+    """CLIP's encoder of images; its table of positions is interpolated for other sizes."""
+
+    model = "CLIPVisionModel"
+    configuration = "CLIPVisionConfig"
+    blocks = "encoder.layers"
+    last_norm = "post_layernorm"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return tokens (n, 1 + patches, width)."""
+        embeddings: Any = self.get_submodule("embeddings")
+        patches = embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        first = embeddings.class_embedding.expand(len(images), 1, -1)
+        tokens = torch.cat([first, patches], dim=1)
+        positions = embeddings.position_embedding.weight[None]
+        if positions.shape[1] != tokens.shape[1]:
+            height, width = images.shape[2:]
+            positions = embeddings.interpolate_pos_encoding(tokens, height, width)
+        # the name has no e in the library
+        return self.get_submodule("pre_layrnorm")(tokens + positions)
+
+    def call(self, run: Callable[..., Any], x: Tensor) -> Any:
+        """Run a block, which wants to be told that every token sees every other."""
+        return run(x, attention_mask=None)
+
+
 def embed_images(net: Any, images: Tensor) -> Tensor:
     """Images (n, 3, H, W) → tokens (n, 1 + patches, width)."""
     return net.embed(images)
@@ -116,14 +149,24 @@ def embed_images(net: Any, images: Tensor) -> Tensor:
 
 def take_first(net: Any, x: Tensor) -> Tensor:
     """Tokens (n, 1 + patches, width) → the first, normalised (n, width)."""
-    return net.layernorm(x)[:, 0]
+    return net.get_submodule(net.last_norm)(x)[:, 0]
 
 
-NETWORKS: Mapping[str, type[ImageNetwork]] = {"vit": VitNetwork, "dinov2": Dinov2Network}
+def call_block(net: Any, run: Callable[..., Any], x: Tensor) -> Tensor:
+    """Run a block, or an adapter behind one, as its network does."""
+    return net.call(run, x)
+
+
+NETWORKS: Mapping[str, type[ImageNetwork]] = {
+    "vit": VitNetwork,
+    "dinov2": Dinov2Network,
+    "clip": ClipImageNetwork,
+}
 _LIBRARY = "transformers.models"
 BLOCK_TYPES: Mapping[str, bool] = {
     f"{_LIBRARY}.vit.modeling_vit.ViTLayer": True,
     f"{_LIBRARY}.dinov2.modeling_dinov2.Dinov2Layer": True,
+    f"{_LIBRARY}.clip.modeling_clip.CLIPEncoderLayer": True,
 }
 
 
@@ -240,7 +283,11 @@ HUGGINGFACE_IMAGE = Family(
     fit=keep_state,
     block_types=BLOCK_TYPES,
     order=_list_order(),
-    used_by_steps={embed_images: ("embeddings",), take_first: ("layernorm",)},
+    used_by_steps={
+        embed_images: ("embeddings", "pre_layrnorm"),
+        take_first: ("layernorm", "post_layernorm"),
+    },
+    calls=dict.fromkeys(BLOCK_TYPES, call_block),
     read_folder=read_folder,
     kept_when_random=(DESCRIPTION,),
 )

@@ -28,7 +28,7 @@ Epsilon = Annotated[float, Field(gt=0, le=0.1)]
 Activation = Literal[
     "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh"
 ]
-Pooling = Literal["mean", "first"]
+Pooling = Literal["mean", "first", "last"]
 # of the JSON that travels, bytes
 LONGEST = 10_000
 
@@ -41,6 +41,8 @@ class HuggingFaceShape(BaseModel):
         fixed: keys of `config.json` that change what is computed, and the one value that is taken.
         prefix: that files of models with a head have before a tensor's name.
         former: how a tensor's name becomes the one that files have, by regular expressions.
+        part: the key of `config.json` that holds this one of a pair of encoders; empty: none.
+        pooled: how tokens become one vector where no folder says it; None: as is usual.
     """
 
     model_config = ConfigDict(
@@ -49,6 +51,8 @@ class HuggingFaceShape(BaseModel):
     fixed: ClassVar[Mapping[str, object]] = {}
     prefix: ClassVar[str] = ""
     former: ClassVar[tuple[tuple[str, str], ...]] = ()
+    part: ClassVar[str] = ""
+    pooled: ClassVar[Pooling | None] = None
 
     model_type: str
     pooling: Pooling = "mean"
@@ -277,6 +281,62 @@ class Dinov2Shape(HuggingFaceShape):
         return self
 
 
+class ClipTextShape(HuggingFaceShape):
+    """CLIP's encoder of texts (Radford et al. 2021): a text is what stands at its last token."""
+
+    prefix: ClassVar[str] = "text_model."
+    part: ClassVar[str] = "text_config"
+    pooled: ClassVar[Pooling | None] = "last"
+
+    model_type: Literal["clip"]
+    vocab_size: Tokens = 49408
+    hidden_size: Width = 512
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 8
+    intermediate_size: Width = 2048
+    max_position_embeddings: Positions = 77
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the network can read."""
+        return self.max_position_embeddings
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return self.vocab_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClipTextShape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+class ClipImageShape(HuggingFaceShape):
+    """CLIP's encoder of images (Radford et al. 2021)."""
+
+    fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
+    prefix: ClassVar[str] = "vision_model."
+    part: ClassVar[str] = "vision_config"
+
+    model_type: Literal["clip"]
+    hidden_size: Width = 768
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    intermediate_size: Width = 3072
+    image_size: Side = 224
+    patch_size: Side = 32
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClipImageShape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
 def _check_heads(width: int, heads: int) -> None:
     """Raise `ValueError` where a width is no multiple of the heads."""
     if width % heads:
@@ -290,8 +350,11 @@ TEXT_SHAPES: Shapes = {
     "distilbert": DistilBertShape,
     "gpt2": Gpt2Shape,
     "t5": T5Shape,
+    "clip": ClipTextShape,
 }
-IMAGE_SHAPES: Shapes = {"vit": VitShape, "dinov2": Dinov2Shape}
+IMAGE_SHAPES: Shapes = {"vit": VitShape, "dinov2": Dinov2Shape, "clip": ClipImageShape}
+# what one encoder of a pair calls itself in a folder of its own
+HALVES = {"clip_text_model": "clip", "clip_vision_model": "clip"}
 # keys that would load code, or other numbers than the tensors that are there
 REFUSED = ("auto_map", "quantization_config", "compression_config", "custom_pipelines")
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -300,17 +363,40 @@ _REMEDY = "give the folder of a published model as it was downloaded"
 
 
 def read_config(
-    config: Mapping[str, Any], known: Shapes, pooling: Pooling, where: str
+    config: Mapping[str, Any], known: Shapes, pooling: Pooling | None, where: str
 ) -> HuggingFaceShape:
-    """Return the shape that a folder's `config.json` tells.
+    """Return the shape that a folder's `config.json` tells; of a pair of encoders, the one that is
+    among the known ones.
 
     Args:
         known: architectures by name.
+        pooling: how tokens become one vector; None: as the architecture usually does.
 
     Raises:
         UserError: an architecture that is not known, a key that asks for code or another
             computation, or a size out of its bounds.
     """
+    _check_keys(config, where)
+    named = config.get("model_type")
+    kind = HALVES.get(str(named), named)
+    shape = find_shape(kind, known, where)
+    if shape.part and kind == named:
+        part = config.get(shape.part)
+        if not isinstance(part, dict):
+            raise UserError(f"{shape.part} is missing", where=where, remedy=_REMEDY)
+        _check_keys(part, where)
+        config = part
+    for key, value in shape.fixed.items():
+        if config.get(key, value) != value:
+            what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"
+            raise UserError(what, where=where, remedy="give another model")
+    given = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
+    given |= {"model_type": kind, "pooling": pooling or shape.pooled or "mean"}
+    return _validate(shape, given, where)
+
+
+def _check_keys(config: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` for a key that would load code or compute something else."""
     for key in REFUSED:
         if config.get(key):
             what = (
@@ -321,13 +407,6 @@ def read_config(
         if config.get(key) not in ATTENTION:
             what = f"{key} is {shown(config[key])}; attention is computed by torch's own operations"
             raise UserError(what, where=where, remedy=f"take {key!r} out of the file")
-    shape = find_shape(config.get("model_type"), known, where)
-    for key, value in shape.fixed.items():
-        if config.get(key, value) != value:
-            what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"
-            raise UserError(what, where=where, remedy="give another model")
-    given = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
-    return _validate(shape, {**given, "pooling": pooling}, where)
 
 
 def find_shape(model_type: object, known: Shapes, where: str) -> type[HuggingFaceShape]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import count_channels
@@ -107,7 +108,16 @@ def pool(net: Any, x: Tensor) -> Tensor:
     states = net.finish(states)
     if net.pooling == "first":
         return states[:, 0]
+    if net.pooling == "last":
+        return last_token(states, here)
     return mean_of_places(states, here)
+
+
+def last_token(states: Tensor, here: Tensor) -> Tensor:
+    """Return the states at the end of each text (n, width)."""
+    follows = F.pad(here[:, 1:], (0, 1))
+    is_last = here * (1 - follows)
+    return (states * is_last[..., None]).sum(1)
 
 
 def pack(states: Tensor, here: Tensor) -> Tensor:
@@ -128,6 +138,13 @@ def first_of(output: Any) -> Tensor:
 def list_positions(tokens: Tensor) -> Tensor:
     """Return the number of each place `(1, length)`, from 0."""
     return torch.arange(tokens.shape[-1], device=tokens.device)[None]
+
+
+def allow_earlier(here: Tensor) -> Tensor:
+    """Return which place may look at which `(n, 1, length, length)`: none at a later one."""
+    places = torch.arange(here.shape[1], device=here.device)
+    is_before = places <= places[:, None]
+    return is_before & (here[:, None, None] > 0)
 
 
 def mask_attention(allowed: Tensor, states: Tensor) -> Tensor:
@@ -212,10 +229,7 @@ class Gpt2Network(TextNetwork):
 
     def call(self, run: Run, states: Tensor, here: Tensor) -> Any:
         """Run a block: no token looks at a later one."""
-        places = torch.arange(states.shape[1], device=states.device)
-        is_before = places <= places[:, None]
-        allowed = is_before & (here[:, None, None] > 0)
-        return run(states, attention_mask=mask_attention(allowed, states))
+        return run(states, attention_mask=mask_attention(allow_earlier(here), states))
 
     def finish(self, states: Tensor) -> Tensor:
         """Return the last states, normalised."""
@@ -250,6 +264,27 @@ class T5Network(TextNetwork):
         return self.get_submodule("encoder.final_layer_norm")(states)
 
 
+class ClipTextNetwork(TextNetwork):
+    """CLIP's encoder of texts; a token sees those before it."""
+
+    model = "CLIPTextModel"
+    configuration = "CLIPTextConfig"
+    blocks = "encoder.layers"
+
+    def embed(self, tokens: Tensor, here: Tensor) -> Tensor:
+        """Return states (n, length, width)."""
+        positions = list_positions(tokens)
+        return self.get_submodule("embeddings")(input_ids=tokens, position_ids=positions)
+
+    def call(self, run: Run, states: Tensor, here: Tensor) -> Any:
+        """Run a block: no token looks at a later one."""
+        return run(states, attention_mask=mask_attention(allow_earlier(here), states))
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Return the last states, normalised."""
+        return self.get_submodule("final_layer_norm")(states)
+
+
 def as_linear(layer: Any) -> nn.Linear:
     """Return the Linear that computes what a layer of GPT-2 does."""
     inputs, outputs = layer.weight.shape
@@ -266,6 +301,7 @@ NETWORKS: Mapping[str, type[TextNetwork]] = {
     "distilbert": DistilBertNetwork,
     "gpt2": Gpt2Network,
     "t5": T5Network,
+    "clip": ClipTextNetwork,
 }
 _LIBRARY = "transformers.models"
 # by class: whether channels are last
@@ -275,11 +311,12 @@ BLOCK_TYPES: Mapping[str, bool] = {
     f"{_LIBRARY}.distilbert.modeling_distilbert.TransformerBlock": True,
     f"{_LIBRARY}.gpt2.modeling_gpt2.GPT2Block": True,
     f"{_LIBRARY}.t5.modeling_t5.T5Block": True,
+    f"{_LIBRARY}.clip.modeling_clip.CLIPEncoderLayer": True,
 }
 CALLS = dict.fromkeys(BLOCK_TYPES, call_block)
 USED_BY_STEPS: Mapping[Step, tuple[str, ...]] = {
     embed: ("embeddings", "wte", "wpe", "shared"),
-    pool: ("ln_f", "encoder.final_layer_norm"),
+    pool: ("ln_f", "encoder.final_layer_norm", "final_layer_norm"),
 }
 
 

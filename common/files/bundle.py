@@ -2,7 +2,7 @@
 bytes everywhere.
 
     fedgraft/__init__.py  client/**/*.py  server/**/*.py  common/**/*.py  and a pyproject.toml of
-    Flower's own keys
+    Flower's own keys; extensions/NAME/**/*.py where a coordinator adds code of its own
 
 It is made from the installed package itself, in a checkout or out of a wheel, so a hospital that
 has the same release makes the very bundle that the coordinator sends, and approves it without
@@ -28,6 +28,9 @@ from typing import Any
 from fedgraft.common.errors import UserError
 
 ROOMS = ("client", "server", "common")
+# the folder of code that is no part of fedgraft, a package each
+EXTENSIONS = "extensions"
+EXTENSION_NAME = r"[a-z][a-z0-9_]{0,39}"
 # bytes; Flower takes no larger bundle
 LARGEST = 10 * 1024 * 1024
 MOST_UNPACKED = 10 * LARGEST
@@ -37,7 +40,9 @@ REMEDY = (
 _MANIFEST = ".info/CONTENT"
 # every path that a bundle may have: the manifest, its description, and modules of its rooms
 _OWN_NAME = re.compile(
-    r"\.info/CONTENT|pyproject\.toml|(fedgraft/__init__|(client|server|common)(/[A-Za-z0-9_]+)+)\.py"
+    r"\.info/CONTENT|pyproject\.toml"
+    r"|(fedgraft/__init__|(client|server|common)(/[A-Za-z0-9_]+)+)\.py"
+    rf"|{EXTENSIONS}/{EXTENSION_NAME}(/[A-Za-z0-9_]+)+\.py"
 )
 MOST_FILES = 5000
 
@@ -97,13 +102,17 @@ class Bundle:
         return self.hash.removeprefix("sha256:")[:8]
 
 
-def app_files(root: Path | None = None) -> dict[str, bytes]:
+def app_files(
+    root: Path | None = None, extensions: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
     """Return the bundle's files by their path in it.
 
     Args:
         root: the folder that holds the rooms; default: the one that this file was imported from.
+        extensions: sources by their path from `extensions/`: `NAME/__init__.py`.
     """
-    files = {"pyproject.toml": describe_app(APP)}
+    files = {"pyproject.toml": describe_app(APP, extended=bool(extensions))}
+    files |= place_extensions(extensions or {})
     for path, content in source_files(root or own_root(), ROOMS).items():
         files[path] = content
     return files
@@ -114,9 +123,22 @@ def own_root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def describe_app(app: Mapping[str, Any]) -> bytes:
-    """Return the pyproject.toml of an app of this release."""
+def place_extensions(extensions: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return sources of extensions by their path in an app."""
+    return {f"{EXTENSIONS}/{path}": content for path, content in extensions.items()}
+
+
+def describe_app(app: Mapping[str, Any], *, extended: bool = False) -> bytes:
+    """Return the pyproject.toml of an app of this release.
+
+    Args:
+        extended: whether there are extensions among its files.
+    """
     import tomli_w
+
+    if extended:
+        # Flower refuses a pattern that no file matches
+        app = {**app, "fab-include": [*app["fab-include"], f"{EXTENSIONS}/**/*.py"]}
 
     about = {
         "name": "fedgraft",
@@ -154,8 +176,8 @@ def write_app(folder: Path, files: Mapping[str, bytes] | None = None) -> Path:
     return folder
 
 
-def build_bundle(root: Path | None = None) -> Bundle:
-    """Return the bundle of this release, as `flwr run` makes it.
+def build_bundle(root: Path | None = None, extensions: Mapping[str, bytes] | None = None) -> Bundle:
+    """Return the bundle of this release, as `flwr run` makes it; arguments as of `app_files`.
 
     Raises:
         UserError: Flower does not take the files.
@@ -163,7 +185,7 @@ def build_bundle(root: Path | None = None) -> Bundle:
     from flwr.cli.build import build_fab_from_files
 
     try:
-        data, _ = build_fab_from_files(app_files(root))
+        data, _ = build_fab_from_files(app_files(root, extensions))
     except ValueError as error:
         raise UserError(f"no bundle can be made: {error}", remedy="install fedgraft anew") from None
     return read_bundle(data)
@@ -206,6 +228,19 @@ def unpacked(bundle: Bundle) -> dict[str, bytes]:
         files = {name: archive.read(name) for name in archive.namelist()}
     files.pop(_MANIFEST, None)
     return files
+
+
+def extensions_in(files: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
+    """Return the extensions among a bundle's files: sources by their path from `extensions/`, by
+    name.
+    """
+    found: dict[str, dict[str, bytes]] = {}
+    for path, content in sorted(files.items()):
+        room, _, inside = path.partition("/")
+        if room == EXTENSIONS:
+            name = inside.partition("/")[0]
+            found.setdefault(name, {})[inside] = content
+    return found
 
 
 def _digest(content: bytes) -> str:

@@ -30,7 +30,7 @@ class InputLine(Line):
     has_volumes: bool = False
 
 
-INPUT_LINES = {
+_LINES = {
     "image": InputLine(
         "fedgraft.common.inputs.image:IMAGE",
         has_columns=False,
@@ -58,4 +58,11 @@ INPUT_LINES = {
         has_volumes=True,
     ),
 }
-INPUTS: Registry[Input] = Registry("task.kind", "raw material", INPUT_LINES)
+INPUTS: Registry[Input] = Registry("task.kind", "raw material", _LINES)
+
+
+def input_line(material: str) -> InputLine:
+    """Return the line of a raw material. Raise `UserError` for a name that is none."""
+    if material not in INPUTS:
+        raise INPUTS.unknown(material)
+    return INPUTS.lines[material]

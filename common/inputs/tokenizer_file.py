@@ -51,6 +51,7 @@ PARTS = {
         "Digits",
         "Metaspace",
         "Punctuation",
+        "Split",
         "Whitespace",
         "WhitespaceSplit",
     ),
@@ -62,8 +63,16 @@ PARTS = {
         "TemplateProcessing",
     ),
 }
-# regular expressions that are in published files: T5's
-KNOWN_EXPRESSIONS = (" {2,}",)
+# regular expressions that are in published files: T5's, and CLIP's
+KNOWN_EXPRESSIONS = (
+    " {2,}",
+    r"\s+",
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    (
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+        r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    ),
+)
 # of no use for reading texts, or set for each network anew
 DROPPED = ("decoder", "padding", "truncation")
 _REMEDY = "give the folder of a published model as it was downloaded"

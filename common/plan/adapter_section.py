@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.plan.section import Names, Section
+from fedgraft.common.plan.section import Names, OneOf, Section
 
-if TYPE_CHECKING:
-    MethodName = str
-else:
-    MethodName = Literal[METHODS.names]
+MethodName = Annotated[str, AfterValidator(OneOf(lambda: METHODS.names))]
 
 
 class AdapterSection(Section):

@@ -6,7 +6,7 @@ It is derived from the plan, which adds what only a researcher decides.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from fedgraft.common.plan.aggregate_section import AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.compatibility import check_agreement
 from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.extension_section import Extensions
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
@@ -26,8 +27,17 @@ from fedgraft.common.plan.train_section import TrainSection
 class Agreement(Section):
     """What is trained, on what, how, and under which protection: all that a hospital approves."""
 
+    later: ClassVar[tuple[str, ...]] = ("extensions",)
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
         description="letters, digits, dots and dashes; runs are named after it"
+    )
+    extensions: Extensions = Field(
+        default=(),
+        description=(
+            "names of packages of your own code whose words the plan uses; they are part of the"
+            " bundle that hospitals approve, or named by --with"
+        ),
     )
     task: TaskSection = Field(description="what is to be told apart")
     backbone: BackboneSection = Field(description="the frozen network")

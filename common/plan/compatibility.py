@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedgraft.common.adapters import METHOD_LINES
+from fedgraft.common.adapters import method_line
 from fedgraft.common.backbones import family_line
-from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs import input_line
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
@@ -59,7 +59,7 @@ def check_material(
 ) -> list[Problem]:
     """Return what of the raw material does not suit the backbone, or is not there to be changed."""
     problems: list[Problem] = []
-    line = INPUT_LINES[task.material]
+    line = input_line(task.material)
     if family_line(backbone.name).material != task.material:
         what = f"{backbone.name} cannot take the data of {task.kind}"
         problems.append(Problem("backbone.name", what, line.example))
@@ -118,7 +118,7 @@ def check_factors(
     combined = aggregate.lora_aggregation
     if combined == "average":
         return []
-    if not METHOD_LINES[adapter.method].has_factors:
+    if not method_line(adapter.method).has_factors:
         what = f"{combined} is for LoRA, and the adapter is {adapter.method}"
         return [Problem(key, what, "write `lora_aggregation: average`")]
     if combined != "svd":

@@ -14,6 +14,7 @@ from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.files.mistakes import KeyPath, shown
 from fedgraft.common.files.yaml_file import LARGEST_FILE, dump_yaml, parse_yaml, read_yaml, validate
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.extension_section import load_extensions
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.ready_files import find_file, ready_names
 
@@ -53,19 +54,21 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     file = find_plan(path)
     data, lines = read_yaml(file)
     origins = _override(data, overrides)
-    return validate(Plan, data, lines, str(file), origins=origins)
+    place = f"{file}:{lines[('extensions',)]}" if ("extensions",) in lines else str(file)
+    return validate(Plan, load_extensions(data, place), lines, str(file), origins=origins)
 
 
 def amended(plan: Plan, overrides: Sequence[str]) -> Plan:
     """Return the plan with some keys changed, checked anew. Raise `UserErrors` as `load_plan`."""
     data = plan.model_dump(mode="json")
     origins = _override(data, overrides)
-    return validate(Plan, data, {}, f"plan {plan.name}", origins=origins)
+    where = f"plan {plan.name}"
+    return validate(Plan, load_extensions(data, where), {}, where, origins=origins)
 
 
 def plan_from_json(text: str) -> Plan:
     """Return the plan in a text that `canonical` wrote. Raise `UserError` where it is none."""
-    return validate(Plan, _json_of(text), {}, "plan")
+    return validate(Plan, load_extensions(_json_of(text), "plan"), {}, "plan")
 
 
 def agreement_from_json(text: str) -> Agreement:
@@ -74,7 +77,7 @@ def agreement_from_json(text: str) -> Agreement:
     Raises:
         UserError, UserErrors: it is none.
     """
-    return validate(Agreement, _json_of(text), {}, "plan")
+    return validate(Agreement, load_extensions(_json_of(text), "plan"), {}, "plan")
 
 
 def _json_of(text: str) -> Any:

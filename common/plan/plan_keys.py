@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.section import OneOf
 
 WORDS = {
     str: "text",
@@ -40,6 +42,7 @@ def describe_keys(model: type[BaseModel] = Plan, prefix: str = "") -> list[Key]:
     for name, field in model.model_fields.items():
         default = _default(field.default)
         kind, group = _kind(field.annotation)
+        kind = _names_of(field) or kind
         if group is not None and group.model_fields and default != "null":
             # the keys inside have their own
             default = ""
@@ -47,6 +50,15 @@ def describe_keys(model: type[BaseModel] = Plan, prefix: str = "") -> list[Key]:
         if group is not None:
             rows += describe_keys(group, f"{prefix}{name}.")
     return rows
+
+
+def _names_of(field: FieldInfo) -> str:
+    """Return the names that a key may hold, where a table has them; else nothing."""
+    for rule in field.metadata:
+        check = getattr(rule, "func", None)
+        if isinstance(check, OneOf):
+            return " | ".join(check.names())
+    return ""
 
 
 def _default(value: Any) -> str:

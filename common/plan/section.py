@@ -5,7 +5,8 @@ key.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+from pydantic_core import PydanticCustomError
 
 from fedgraft.common.files.mistakes import Contradictions, shown
 
@@ -43,6 +45,25 @@ class Section(BaseModel):
             if getattr(self, key) == type(self).model_fields[key].default:
                 written.pop(key, None)
         return written
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Whether a value is one of some names, which are asked for when it is read: extensions may
+    have added to them. Another is told as pydantic tells it of a `Literal`.
+
+        Kind = Annotated[str, AfterValidator(OneOf(lambda: TASKS.names))]
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __call__(self, value: str) -> str:
+        """Return the value. Raise pydantic's own error where it is none of them."""
+        known = self.names()
+        if value in known:
+            return value
+        expected = ", ".join(f"'{name}'" for name in known)
+        raise PydanticCustomError("literal_error", "one of {expected}", {"expected": expected})
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

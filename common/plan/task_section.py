@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -13,11 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs import INPUTS, input_line
 from fedgraft.common.inputs.input_positions import count_inputs
 from fedgraft.common.plan.section import (
     Labels,
     Names,
+    OneOf,
     Problem,
     Section,
     Text,
@@ -26,12 +27,13 @@ from fedgraft.common.plan.section import (
 )
 from fedgraft.common.tasks import TASKS
 
-# "image-classification": a raw material and a question, in one word
-KINDS = tuple(f"{material}-{question}" for question in TASKS for material in INPUT_LINES)
-if TYPE_CHECKING:
-    Kind = str
-else:
-    Kind = Literal[KINDS]
+
+def kinds() -> tuple[str, ...]:
+    """Return every raw material and question, in one word: "image-classification"."""
+    return tuple(f"{material}-{question}" for question in TASKS for material in INPUTS)
+
+
+Kind = Annotated[str, AfterValidator(OneOf(kinds))]
 
 
 def as_names(value: object) -> object:
@@ -179,7 +181,7 @@ class TaskSection(Section):
         return check_together(self, problems)
 
     def _check_columns(self) -> list[Problem]:
-        line = INPUT_LINES[self.material]
+        line = input_line(self.material)
         if line.has_columns and not self.columns:
             what = "missing, and tables need them"
             return [Problem("columns", what, "write `columns: [age, sex, …]`")]
@@ -197,7 +199,7 @@ class TaskSection(Section):
         return []
 
     def _check_text(self) -> list[Problem]:
-        has_text = INPUT_LINES[self.material].has_text
+        has_text = input_line(self.material).has_text
         if has_text and not self.text:
             what = "missing, and texts need it"
             return [Problem("text", what, "write `text: COLUMN`, the column that holds the text")]
@@ -226,7 +228,7 @@ class TaskSection(Section):
         return problems
 
     def _check_ranges(self) -> list[Problem]:
-        if self.ranges and not INPUT_LINES[self.material].has_columns:
+        if self.ranges and not input_line(self.material).has_columns:
             return [Problem("ranges", "images have no columns", "leave it out")]
         problems: list[Problem] = []
         times: Counter[str] = Counter()

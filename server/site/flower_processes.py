@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.errors import RunFailed, UserError
-from fedgraft.common.files.bundle import write_app
+from fedgraft.common.files.bundle import app_files, write_app
 from fedgraft.common.wire.proxies import spare_loopback
 from fedgraft.server.site.run_status import NO_ANSWER, ask_status
 
@@ -121,10 +121,14 @@ class Flower:
             raise RunFailed(f"flwr {' '.join(arguments[:2])}: {_words(answer)}")
         return answer
 
-    def make_app(self) -> Path:
-        """Write our own app anew from the installed release; return its folder."""
+    def make_app(self, extensions: Mapping[str, bytes] | None = None) -> Path:
+        """Write our own app anew from the installed release; return its folder.
+
+        Args:
+            extensions: as of `fedgraft.common.files.bundle.app_files`.
+        """
         shutil.rmtree(self.folder / "app", ignore_errors=True)
-        return write_app(self.folder / "app")
+        return write_app(self.folder / "app", app_files(extensions=extensions))
 
     def submit(self, app: Path | str, run_config: RunConfig, *more: str) -> str:
         """Start a run and return its id.

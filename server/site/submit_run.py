@@ -16,9 +16,9 @@ from typing import Any
 
 from fedgraft.common import run_files
 from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.common.extensions import read_offered
 from fedgraft.common.files.bundle import signed_name
 from fedgraft.common.model.assembly import check_scales, plan_backbone, plan_model
-from fedgraft.common.plan.backbone_section import WEIGHT_FILES
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash, plan_yaml
@@ -151,7 +151,7 @@ def _follow(server: Server, submission: Submission, quiet: bool) -> dict[str, An
 def _submit(server: Server, flower: Flower, submission: Submission) -> str:
     """Hand a run to Flower, write down what a resume needs, and return the run's id."""
     plan = str(_save_plan(server, submission.plan))
-    app = flower.make_app() if server.hub is None else signed_name()
+    app = _find_app(server, flower, submission.plan)
     config = {
         "plan": plan,
         "weights": submission.weights,
@@ -173,6 +173,23 @@ def _submit(server: Server, flower: Flower, submission: Submission) -> str:
     return run_id
 
 
+def _find_app(server: Server, flower: Flower, plan: Plan) -> Path | str:
+    """Return the code that the run is of: a folder, with every extension that a person named here,
+    as `fedgraft server bundle` writes them; or the name that the consortium's hub has it by.
+
+    Raises:
+        UserError: the hub's cannot be what the plan needs.
+    """
+    if server.hub is None:
+        return flower.make_app(read_offered())
+    if plan.extensions:
+        names = ", ".join(extension.name for extension in plan.extensions)
+        what = f"the plan needs {names}, and the hub has the release alone"
+        remedy = "leave `hub` out of server.yaml for this run"
+        raise UserError(what, where="extensions", remedy=remedy)
+    return signed_name()
+
+
 # ── small ─────────────────────────────────────────────────────────────────────────────────────────
 def _say(words: str) -> None:
     print(words, flush=True)
@@ -184,10 +201,9 @@ def _say_nothing(words: str) -> None:
 
 def _weights(plan: Plan, base: Path | None) -> str:
     """Return where a plan's weights lie, or their name; empty where it has none."""
-    weights = plan.backbone.weights or ""
-    if weights.lower().endswith(WEIGHT_FILES):
-        return str(resolve(weights, base))
-    return weights
+    if plan.backbone.weights_file is not None:
+        return str(resolve(plan.backbone.weights_file, base))
+    return plan.backbone.weights or ""
 
 
 def _save_plan(server: Server, plan: Plan) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedgraft.client.data.split import Split
 from fedgraft.common.errors import UserError
-from fedgraft.common.inputs import INPUT_LINES
+from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.inputs.material import Preparation
@@ -71,7 +71,7 @@ def invert_gradients(
     Raises:
         UserError: no finished run there, or one of tables.
     """
-    if not INPUT_LINES[plan.task.material].has_pixels:
+    if not input_line(plan.task.material).has_pixels:
         remedy = "leave it out for tables"
         raise UserError("inversion is for images", where="attacks", remedy=remedy)
     target = open_target(plan, run, nodes)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fedgraft.client.node.approve import approve, propose
 from fedgraft.client.node.node_file import load_node
+from fedgraft.common.extensions import read_offered
+from fedgraft.common.files.bundle import build_bundle
 from fedgraft.common.files.yaml_file import dump_yaml
 from fedgraft.common.plan.plan import Plan
 
@@ -35,10 +37,13 @@ def write_node_file(source: Path, home: Path, connection: Mapping[str, str]) -> 
 
 
 def approve_plan(file: Path, plan: Plan, who: str) -> None:
-    """Approve a plan and this code at a node, as `fedgraft node approve` does."""
+    """Approve a plan and this code at a node, as `fedgraft node approve` does; with it the
+    extensions that this process was offered.
+    """
     node = load_node(file)
+    bundle = build_bundle(extensions=read_offered())
     with administered(node.approvals):
-        approve(node, propose(node, plan, None), who)
+        approve(node, propose(node, plan, bundle), who)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import torch
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.errors import Refused, RunFailed, UserError
+from fedgraft.common.extensions import read_extensions
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.assembly import plan_backbone
@@ -231,7 +232,8 @@ def _on_flower(plan: Plan, plan_path: Path, out: Path, nodes: list[Path], resume
         "resume": resume,
     }
     try:
-        run_on_flower(run_config, nodes=len(nodes))
+        sources = read_extensions(extension.name for extension in plan.extensions)
+        run_on_flower(run_config, nodes=len(nodes), extensions=sources)
     except RunFailed:
         with contextlib.suppress(OSError, ValueError):
             # the ServerApp's own words, if it came so far

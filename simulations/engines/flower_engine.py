@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedgraft.common.errors import RunFailed
@@ -25,12 +25,19 @@ from fedgraft.simulations.engines.simulation_app import simulation_files
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 
 
-def run_on_flower(run_config: RunConfig, *, nodes: int, cpus_per_client: int = 1) -> None:
+def run_on_flower(
+    run_config: RunConfig,
+    *,
+    nodes: int,
+    cpus_per_client: int = 1,
+    extensions: Mapping[str, bytes] | None = None,
+) -> None:
     """Run the bundled ServerApp and ClientApp on Flower's Simulation Runtime and wait for the end.
 
     Args:
         run_config: what `server/app.py` and `client/app.py` read (`plan`, `out`, `nodes`, …).
         nodes: number of virtual SuperNodes.
+        extensions: as of `simulation_files`.
 
     Raises:
         RunFailed: the run did not end as `finished:completed`; carries the last lines of Flower's
@@ -41,7 +48,7 @@ def run_on_flower(run_config: RunConfig, *, nodes: int, cpus_per_client: int = 1
         superlink(Path(folder)) as flower,
     ):
         start_and_follow(
-            write_app(Path(folder) / "app", simulation_files()),
+            write_app(Path(folder) / "app", simulation_files(extensions)),
             run_config,
             flower,
             nodes=nodes,

@@ -4,9 +4,16 @@ own with what no hospital has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from fedgraft.common.files.bundle import ROOMS, describe_app, own_root, source_files
+from fedgraft.common.files.bundle import (
+    ROOMS,
+    describe_app,
+    own_root,
+    place_extensions,
+    source_files,
+)
 from fedgraft.common.plan.plan_file import READY_PLANS
 
 DOOR = (
@@ -42,10 +49,16 @@ APP: dict = {
 }
 
 
-def simulation_files() -> dict[str, bytes]:
-    """Return the app's files by their path in it."""
+def simulation_files(extensions: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """Return the app's files by their path in it.
+
+    Args:
+        extensions: as of `fedgraft.common.files.bundle.app_files`.
+    """
     root = own_root()
-    files = {"pyproject.toml": describe_app(APP)} | source_files(root, ROOMS)
+    files = {"pyproject.toml": describe_app(APP, extended=bool(extensions))}
+    files |= source_files(root, ROOMS)
+    files |= place_extensions(extensions or {})
     for path in (*sorted(READY_PLANS.resolve().glob("*.yaml")), *(root / name for name in DOOR)):
         files[Path(path).relative_to(root).as_posix()] = path.read_bytes()
     return files

@@ -106,7 +106,7 @@ def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) 
         _sums_table(by_site) if _is_of_sums(plan) else _budget_table(by_site),
         _budget_picture(plan.privacy, by_site),
         page.heading("What this rests on", 3),
-        page.bullets(ASSUMPTIONS),
+        page.bullets([*ASSUMPTIONS, *_list_trusted(plan)]),
         audits or page.paragraph(NOT_AUDITED, "quiet"),
     ]
 
@@ -121,6 +121,17 @@ def show_not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
         page.heading("What is not protected"),
         page.bullets([*lines, *NEVER_PROTECTED]),
     ]
+
+
+def _list_trusted(plan: Plan) -> list[str]:
+    """Return a sentence for each piece of code of others that ran on the records."""
+    sentences = []
+    for code in plan.extensions:
+        sentences.append(
+            f"Extension {code.name} ({code.hash}) is no part of fedgraft and ran on the records. ε"
+            " holds if it is what each site approved it as."
+        )
+    return sentences
 
 
 # ── in words ──────────────────────────────────────────────────────────────────────────────────────

@@ -21,6 +21,7 @@ import torch
 
 from fedgraft.common import run_files
 from fedgraft.common.errors import RunFailed, UserError
+from fedgraft.common.extensions import offer_extension, offered_extensions
 from fedgraft.common.files.whole_files import write_json
 from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.privacy_section import PrivacySection
@@ -50,6 +51,8 @@ class CellJob:
     attacks: tuple[str, ...]
     # clauses of every node's policy
     policy: Mapping[str, Any] = field(default_factory=dict)
+    # folders of code that plans may name, of the process that started this one
+    extensions: tuple[Path, ...] = field(default_factory=offered_extensions)
 
     @property
     def run(self) -> Path:
@@ -91,6 +94,8 @@ def run_cell(job: CellJob) -> str:
     torch.set_num_threads(1)
     logging.getLogger("fedgraft").setLevel(logging.ERROR)
     try:
+        for folder in job.extensions:
+            offer_extension(folder)
         if not job.is_federated():
             _federate(job)
         _attack(job)

@@ -28,6 +28,8 @@ from fedgraft.common.inputs.text import PADDING, is_token
 from fedgraft.common.inputs.tokenizer_file import tensor_of
 from tests.huggingface_folders import (
     ARCHITECTURES,
+    TINY,
+    TINY_IMAGE,
     change_config,
     example_texts,
     library_model,
@@ -62,6 +64,9 @@ def plain_mean(architecture: str, tokens: Tensor) -> Tensor:
     padding = 1 if architecture == "roberta" else 0
     ids = torch.where(here > 0, tokens, padding)
     states = library_model(architecture)(input_ids=ids, attention_mask=here).last_hidden_state
+    if architecture == "clip":
+        ends = here.sum(1).long() - 1
+        return states[torch.arange(len(states)), ends]
     return (states * here[..., None]).sum(1) / here.sum(1, keepdim=True)
 
 
@@ -177,6 +182,47 @@ def test_the_folders_own_pooling_is_taken(config: Any, pooling: str, folder: Pat
         torch.testing.assert_close(backbone.net(tokens), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_each_side_of_a_pair_is_read_from_one_folder(tmp_path: Path) -> None:
+    """CLIP is published as a pair of encoders: its texts, its images, and its own tokenizer, whose
+    regular expressions are CLIP's.
+    """
+    import transformers
+
+    sizes = {key: TINY["clip"][2][key] for key in TINY["clip"][2] if key != "vocab_size"}
+    letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
+    words = ["<|endoftext|>", "<|startoftext|>", ",</w>", *letters]
+    words += [f"{one}</w>" for one in letters]
+    tokenizer = transformers.CLIPTokenizer({word: at for at, word in enumerate(words)}, [])
+    config = transformers.CLIPConfig(
+        text_config=sizes | {"vocab_size": len(words), "bos_token_id": 1, "eos_token_id": 0},
+        vision_config=TINY_IMAGE["clip"][2],
+        projection_dim=6,
+        attn_implementation="eager",
+    )
+    pair = transformers.CLIPModel(config).eval()
+    pair.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processor = {"size": 16, "crop_size": 16, "do_center_crop": True, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+
+    texts = load(tmp_path, max_length=20)
+    said = ["a  fever", "No rash, three weeks"]
+    asked = tokenizer(said, padding=True, return_tensors="pt")
+    for numbers, row in zip(texts.preprocess(said).only, asked["input_ids"], strict=True):
+        own = numbers[numbers != PADDING].tolist()
+        # the library pads with the token that ends a text
+        assert own == row.tolist()[: len(own)]
+        assert own[-1] == 0
+    pixels = torch.rand(2, 3, 16, 16)
+    images = load_backbone("huggingface-image", weights=tmp_path)
+    with torch.no_grad():
+        ours = texts.net(texts.preprocess(said).only)
+        expected = pair.text_model(**asked).pooler_output
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+        seen = pair.vision_model(pixel_values=pixels).pooler_output
+        torch.testing.assert_close(images.net(pixels), seen, atol=1e-6, rtol=1e-5)
+
+
 # ── hostile and broken folders ────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -185,7 +231,9 @@ def test_the_folders_own_pooling_is_taken(config: Any, pooling: str, folder: Pat
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
         ({"attn_implementation": "kernels-community/evil"}, "attn_implementation"),
         ({"_attn_implementation": "some-hub/kernel"}, "attn_implementation"),
-        ({"model_type": "llama"}, "known are bert, roberta, distilbert, gpt2, t5"),
+        ({"model_type": "clip"}, "text_config is missing"),
+        ({"model_type": "clip", "text_config": {"auto_map": {"a": "b"}}}, "auto_map"),
+        ({"model_type": "llama"}, "known are bert, roberta, distilbert, gpt2, t5, clip"),
         ({"model_type": None}, "known are bert"),
         ({"hidden_size": 10**9}, "hidden_size"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),

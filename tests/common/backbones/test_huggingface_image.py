@@ -63,7 +63,18 @@ def lively(backbone: Backbone, method: str, **options: Any) -> GraftedModel:
 
 
 def first_token(architecture: str, images: Tensor, **options: Any) -> Tensor:
-    return library_model(architecture)(pixel_values=images, **options).last_hidden_state[:, 0]
+    output = library_model(architecture, images=True)(pixel_values=images, **options)
+    # CLIP's last norm is behind what it calls its last states
+    if architecture == "clip":
+        return output.pooler_output
+    return output.last_hidden_state[:, 0]
+
+
+def interpolated(architecture: str) -> dict[str, bool]:
+    """Return what tells the library that images have another size than it was trained with."""
+    if architecture == "dinov2":
+        return {}
+    return {"interpolate_pos_encoding": True}
 
 
 @pytest.mark.parametrize("size", [None, 24])
@@ -73,7 +84,7 @@ def test_outputs_are_the_librarys_own(architecture: str, size: int | None, tmp_p
     backbone = load(write_image_folder(tmp_path / "model", architecture), image_size=size)
     images = backbone.preprocess(IMAGES).only
     assert images.shape == (3, 3, size or 16, size or 16)
-    options = {"interpolate_pos_encoding": True} if architecture == "vit" else {}
+    options = interpolated(architecture)
     with torch.no_grad():
         ours = backbone.net(images)
         theirs = first_token(architecture, images, **options)
@@ -177,14 +188,17 @@ def test_peft_loads_what_we_save(
     backbone = backbones[architecture]
     model = lively(backbone, "lora")
     save_adapter(model, tmp_path)
-    plain = library_model(architecture)
+    plain = library_model(architecture, images=True)
     plain.classifier = nn.Linear(12, 3)
     theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path)).eval().get_base_model()
     images = backbone.preprocess(IMAGES).only
-    options = {"interpolate_pos_encoding": True} if architecture == "vit" else {}
+    options = interpolated(architecture)
     with torch.no_grad():
-        states = theirs(pixel_values=images, **options).last_hidden_state
-        expected = theirs.classifier(states[:, 0])
+        output = theirs(pixel_values=images, **options)
+        first = output.last_hidden_state[:, 0]
+        if architecture == "clip":
+            first = output.pooler_output
+        expected = theirs.classifier(first)
         torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -195,7 +209,7 @@ def test_what_cannot_be_read_says_what_to_write(tmp_path: Path) -> None:
         load(folder, image_size=18)
     texts = write_folder(tmp_path / "bert")
     (texts / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"known are vit, dinov2; for texts write"):
+    with pytest.raises(UserError, match=r"known are vit, dinov2, clip; for texts write"):
         load(texts)
     with pytest.raises(UserError, match=r"for images write backbone\.name: huggingface-image"):
         load_backbone("huggingface", weights=folder)

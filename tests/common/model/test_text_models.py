@@ -29,7 +29,7 @@ from tests.huggingface_folders import ARCHITECTURES, example_texts, library_mode
 
 pytest.importorskip("transformers")
 # layers of a block that LoRA serves: attention's, and the two or three behind it
-LAYERS = {"bert": 6, "roberta": 6, "distilbert": 6, "gpt2": 4, "t5": 6}
+LAYERS = {"bert": 6, "roberta": 6, "distilbert": 6, "gpt2": 4, "t5": 6, "clip": 6}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,13 @@ def disturb(model: GraftedModel, scale: float = 0.05) -> GraftedModel:
         state[name] = value + scale * torch.randn(value.shape, generator=generator)
     model.load_adapter_state(state)
     return model
+
+
+def pooled(architecture: str, states: Tensor, here: Tensor) -> Tensor:
+    """Return one vector a text of the last states: their mean, or CLIP's last token."""
+    if architecture == "clip":
+        return states[torch.arange(len(states)), here.sum(1).long() - 1]
+    return (states * here[..., None]).sum(1) / here.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("method", METHODS.names)
@@ -140,8 +147,7 @@ def test_peft_loads_what_we_save(
     ids = torch.where(here > 0, tokens, 1 if architecture == "roberta" else 0)
     with torch.no_grad():
         states = theirs.get_base_model()(input_ids=ids, attention_mask=here).last_hidden_state
-        mean = (states * here[..., None]).sum(1) / here.sum(1, keepdim=True)
-        expected = theirs.get_base_model().classifier(mean)
+        expected = theirs.get_base_model().classifier(pooled(architecture, states, here))
         torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -167,9 +173,10 @@ def test_features_of_all_depths_are_means_over_tokens(
         features = model.depths(tokens)
     # where the last states are normalised, the last block's own output is one stage more
     width = features.shape[1] // 12
-    assert width == (4 if architecture in ("gpt2", "t5") else 3)
+    assert width == (4 if architecture in ("gpt2", "t5", "clip") else 3)
     torch.testing.assert_close(features[:, :24], torch.cat(means[:2], 1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features[:, -12:], means[-1], atol=1e-5, rtol=1e-5)
+    last = pooled(architecture, output.last_hidden_state, here)
+    torch.testing.assert_close(features[:, -12:], last, atol=1e-5, rtol=1e-5)
 
 
 def test_deviations_are_over_tokens_alone(backbones: dict[str, Backbone]) -> None:
