@@ -13,7 +13,7 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
-# raw records: numbers `(n, …)`, n texts, or n volumes
+# raw records: numbers `(n, …)`, n texts, n volumes, or n signals
 Raw = Tensor | Sequence[Any]
 
 
