@@ -55,6 +55,9 @@ _LINES = {
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
+    "series-resnet": FamilyLine(
+        "fedgraft.common.backbones.series_resnet:SERIES_RESNET", r"series-resnet", "series"
+    ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),
