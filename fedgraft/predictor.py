@@ -58,10 +58,11 @@ class Predictor:
         """Predict raw inputs.
 
         Args:
-            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; a data frame with the
+            inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; signals `(n, channels,
+                T)` at the plan's rate, or a list of `Signal`; a data frame with the
                 plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
                 the plan's columns of text; or the path of an image, a folder of images, an .npz,
-                or a table of rows or texts.
+                or a table of rows, texts or signals.
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -95,6 +96,8 @@ class Predictor:
         if self.plan.task.text:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
+            return inputs
+        if self.plan.backbone.signal is not None and isinstance(inputs, list):
             return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))
