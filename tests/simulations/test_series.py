@@ -189,6 +189,7 @@ def test_weights_are_made_of_public_signals(here: Path) -> None:
     told = fedgraft.pretrain(plan)
     assert told["accuracy"] > 0.85
     run = fedgraft.simulate(plan, out="pretrained", progress=False)
+    assert isinstance(run, fedgraft.Run)
     assert run.metrics.loc["shared model", "accuracy"] > 0.85
     must_know_the_new_ones(run)
     with pytest.raises(UserError, match=r"trained with rate: 50\.0"):

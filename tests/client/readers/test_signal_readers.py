@@ -210,6 +210,11 @@ def save(table: pandas.DataFrame, path: Path) -> Path:
     return path
 
 
+def texts_of(source: Source, name: str) -> list[str]:
+    assert source.column is not None
+    return source.column(name)
+
+
 def values_of(source: Source) -> list[Signal]:
     return source.read(np.arange(len(source)), None)
 
@@ -222,12 +227,12 @@ def test_a_row_a_sample(suffix: str, tmp_path: Path) -> None:
     source = read_table(save(shuffled, tmp_path / f"a{suffix}"), "V1", "II")
     rows = [source.place(row) for row in range(len(source))]
     assert len(set(rows)) == 4
-    by_label = dict(zip(source.column("record"), values_of(source), strict=True))
+    by_label = dict(zip(texts_of(source, "record"), values_of(source), strict=True))
     for number in range(4):
         wanted = table[table["record"] == f"r{number}"][["V1", "II"]].to_numpy().T
         np.testing.assert_allclose(by_label[f"r{number}"].values.numpy(), wanted, rtol=1e-6)
         assert by_label[f"r{number}"].rate == 250.0
-    labels = dict(zip(source.column("record"), source.labels, strict=True))
+    labels = dict(zip(texts_of(source, "record"), source.labels, strict=True))
     assert labels == {"r0": 0, "r1": 1, "r2": 0, "r3": 1}
     owners = source.owners("patient")
     assert owners is not None
@@ -261,24 +266,26 @@ def test_a_record_with_a_missing_sample_is_left_out_and_counted(tmp_path: Path) 
     source = read_table(save(table, tmp_path / "a.csv"))
     assert (len(source), source.skipped) == (3, 1)
     assert source.problems == {"missing samples (NaN) inside a record": 1}
-    assert source.column("record") == ["r0", "r2", "r3"]
+    assert texts_of(source, "record") == ["r0", "r2", "r3"]
     assert source.place(1) == f"{tmp_path / 'a.csv'}:42"
     # a channel that the plan does not ask for may lack what it likes
     assert len(read_table(tmp_path / "a.csv", "II")) == 4
 
 
-def edit(change: Callable[[pandas.DataFrame], Any]) -> Callable[[pandas.DataFrame], Any]:
-    return change
+def spell(table: pandas.DataFrame) -> pandas.DataFrame:
+    cells = table.astype({"V1": object})
+    cells.loc[3, "V1"] = "high"
+    return cells
 
 
-TABLES: dict[str, tuple[Callable[[pandas.DataFrame], pandas.DataFrame | None], str]] = {
+TABLES: dict[str, tuple[Callable[[pandas.DataFrame], pandas.DataFrame], str]] = {
     "no channel": (
         lambda t: t.rename(columns={"V1": "V2"}),
         r"(?s)no column 'V1'.*the file has II",
     ),
     "no label": (lambda t: t.drop(columns="target"), "no column 'target'"),
     "no layout": (lambda t: t.drop(columns="record"), r"(?s)none 'II_0'.*a row a sample"),
-    "a word": (lambda t: t.astype({"V1": object}).replace({t["V1"][3]: "high"}), ":5.*not a num"),
+    "a word": (spell, ":5.*not a num"),
     "two labels": (lambda t: t.assign(target=range(len(t))), "not the same"),
     "two patients": (lambda t: t.assign(patient=range(len(t))), "not the same"),
     "no name": (lambda t: t.assign(record=[None, *t["record"][1:]]), "no record is named"),
@@ -294,7 +301,7 @@ TABLES: dict[str, tuple[Callable[[pandas.DataFrame], pandas.DataFrame | None], s
 def test_a_table_that_is_wrong_says_where(name: str, tmp_path: Path) -> None:
     """A traceback, or a record that is made of two."""
     change, words = TABLES[name]
-    path = save(change(long_table()), tmp_path / "a.csv")  # pyright: ignore[reportArgumentType]
+    path = save(change(long_table()), tmp_path / "a.csv")
     with pytest.raises((UserError, UserErrors), match=words):
         read_table(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def records(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 40, generator=torch.Generator().manual_seed(0))
 
 
-def moved(method: str, **options: object) -> GraftedModel:
+def moved(method: str, **options: Any) -> GraftedModel:
     model = graft(backbone(), method=method, classes=3, seed=4, rank=2, width=4, **options)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.trainable_parameters().values():
