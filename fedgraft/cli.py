@@ -259,7 +259,7 @@ def predict(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="An image, a folder of images, an .npz, or a table of rows or texts.",
+            help="An image, a signal, a folder of them, an .npz, or a table of rows or texts.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),

@@ -42,7 +42,7 @@ Batch = tuple[list[str], Raw]
 TABLES = "a .csv with the plan's columns"
 TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
 VOLUMES = "a .nii or .nii.gz, or a folder of them or of DICOM slices"
-SIGNALS = "a .wav, a folder of them, a table of signals (.csv, .parquet) or an .npz"
+SIGNALS = "a .wav or .hea, a folder of them, a table of signals (.csv, .parquet) or an .npz"
 IMAGES = "an image, a folder of images or an .npz"
 
 

@@ -17,6 +17,7 @@ from fedgraft.client.readers.recording import (
 )
 from fedgraft.client.readers.source import Prepare, content_digest, digest
 from fedgraft.client.readers.wave_file import read_wave
+from fedgraft.client.readers.wfdb_record import read_record
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.inputs.series import Signal
@@ -31,9 +32,12 @@ def _read_audio(path: Path, channels: Channels) -> Recording:
 
 
 # by the ending of a file's name
-FORMATS: Mapping[str, Callable[[Path, Channels], Recording]] = {".wav": _read_audio}
+FORMATS: Mapping[str, Callable[[Path, Channels], Recording]] = {
+    ".wav": _read_audio,
+    ".hea": read_record,
+}
 # files that belong to others, and are no records
-BESIDE: tuple[str, ...] = ()
+BESIDE = (".dat",)
 KNOWN = ", ".join(FORMATS)
 
 

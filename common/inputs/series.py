@@ -73,9 +73,7 @@ class SignalPreparation:
         Raises:
             UserError: another number of channels, no signals, or a rate too far from the plan's.
         """
-        signals: Sequence[Any] = raw
-        if isinstance(raw, Tensor):
-            signals = [Signal(values) for values in raw]
+        signals: Sequence[Any] = [Signal(v) for v in raw] if isinstance(raw, Tensor) else raw
         prepared = [self._prepare(signal) for signal in signals]
         if not prepared:
             return Batch({"series": torch.empty(0, self.channels, self.section.samples)})
