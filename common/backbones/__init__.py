@@ -55,6 +55,12 @@ _LINES = {
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
+    "huggingface-audio": FamilyLine(
+        "fedgraft.common.backbones.huggingface_audio:HUGGINGFACE_AUDIO",
+        r"huggingface-audio",
+        "series",
+        has_folders=True,
+    ),
     "series-resnet": FamilyLine(
         "fedgraft.common.backbones.series_resnet:SERIES_RESNET", r"series-resnet", "series"
     ),
