@@ -99,6 +99,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         cache=node.store / "seen",
         validation_fraction=plan.evaluate.validation_fraction,
         reading=data.reading,
+        signal=plan.backbone.signal,
     )
     return open_records(source, plan.task)
 

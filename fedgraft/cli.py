@@ -304,7 +304,8 @@ def predict(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="An image, a volume, a folder of them, an .npz, or a table of rows or texts.",
+            help="An image, a volume, a signal, a folder of them, an .npz, or a table of rows,"
+            " texts or signals.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),

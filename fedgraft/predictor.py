@@ -60,10 +60,11 @@ class Predictor:
 
         Args:
             inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels,
-                D, H, W)` in the plan's spacing, or a list of `Volume`; a data frame with the
+                D, H, W)` in the plan's spacing, or a list of `Volume`; signals `(n, channels, T)`
+                at the plan's rate, or a list of `Signal`; a data frame with the
                 plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
                 the plan's columns of text; or the path of an image, a folder of images, an .npz,
-                or a table of rows or texts.
+                or a table of rows, texts or signals.
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -98,11 +99,16 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
-        if input_line(self.plan.task.material).has_volumes and isinstance(inputs, list):
+        if isinstance(inputs, list) and self._takes_lists():
             return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))
         return torch.from_numpy(np.ascontiguousarray(inputs))
+
+    def _takes_lists(self) -> bool:
+        """Return whether raw records are volumes or signals, each of its own size."""
+        line = input_line(self.plan.task.material)
+        return line.has_volumes or line.has_signals
 
     def _as_texts(self, inputs: Any) -> list[str]:
         """Return texts as they are given, or out of a data frame as out of a hospital's file."""

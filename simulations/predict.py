@@ -1,5 +1,5 @@
-"""`fedgraft predict`: the shared model on an image, a volume, a folder of them, an .npz, or a table
-of rows or texts; writes a CSV of probabilities.
+"""`fedgraft predict`: the shared model on an image, a volume, a signal, a folder of them, an .npz,
+or a table of rows, texts or signals; writes a CSV of probabilities.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.nifti import is_nifti
+from fedgraft.client.readers.recording import BrokenSignal, check_recording
+from fedgraft.client.readers.signal_archive import list_recordings, load_signals
+from fedgraft.client.readers.signal_file import is_signal, read_signals
+from fedgraft.client.readers.signal_folder import list_signals
+from fedgraft.client.readers.signal_table import RECORD, read_tabled
+from fedgraft.client.readers.signal_table import SUFFIXES as SIGNAL_TABLES
+from fedgraft.client.readers.table_cells import read_cells
 from fedgraft.client.readers.table_file import read_features
 from fedgraft.client.readers.text_table import TABLE_SUFFIXES, read_texts
 from fedgraft.client.readers.volume_file import read_volumes
@@ -35,6 +42,7 @@ Batch = tuple[list[str], Raw]
 TABLES = "a .csv, .parquet or .jsonl with the plan's columns"
 TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
 VOLUMES = "a .nii or .nii.gz, or a folder of them or of DICOM slices"
+SIGNALS = "a .wav or .hea, a folder of them, a table of signals (.csv, .parquet) or an .npz"
 IMAGES = "an image, a folder of images or an .npz"
 
 
@@ -122,6 +130,11 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         _check_kind(data, VOLUMES, is_right=data.is_dir() or is_nifti(name))
         yield from _read_volumes(data)
         return
+    if line.has_signals:
+        is_known = is_signal(name) or name.endswith((*SIGNAL_TABLES, ".npz"))
+        _check_kind(data, SIGNALS, is_right=data.is_dir() or is_known)
+        yield from _read_signals(shared, data)
+        return
     _check_kind(data, IMAGES, is_right=not is_table)
     if data.suffix.lower() == ".npz":
         yield from _read_archive(data)
@@ -188,6 +201,49 @@ def _read_volumes(data: Path) -> Iterator[Batch]:
         volumes = read_volumes([file])
         assert isinstance(volumes, list)
         yield [name], volumes
+
+
+def _read_signals(shared: SharedModel, data: Path) -> Iterator[Batch]:
+    """Yield signals one by one: they may be long."""
+    section = shared.plan.backbone.signal
+    assert section is not None
+    name = data.name.lower()
+    if not (data.is_dir() or is_signal(name)):
+        yield from _read_stored_signals(data, section.channels)
+        return
+    files = [data]
+    if data.is_dir():
+        files, _ = list_signals(data)
+    if not files:
+        raise UserError("no signals in this folder", where=str(data), remedy=f"give {SIGNALS}")
+    for file in files:
+        signals = read_signals(section.channels, [file])
+        assert isinstance(signals, list)
+        yield [data.name if file == data else str(file.relative_to(data))], signals
+
+
+def _read_stored_signals(data: Path, channels: tuple[str, ...]) -> Iterator[Batch]:
+    """Yield the signals of a table or an archive. Raise `UserError` for one that cannot be used."""
+    if data.suffix.lower() == ".npz":
+        recordings = list_recordings(load_signals(data), channels, data)
+        names = [f"series[{index}]" for index in range(len(recordings))]
+    else:
+        cells = read_cells(data)
+        records = read_tabled(cells, channels)
+        recordings = [record.recording for record in records]
+        names = [f"row {record.rows[0] + 1}" for record in records]
+        if RECORD in cells.header:
+            column = cells.column(RECORD)
+            names = [column[record.rows[0]] for record in records]
+    for name, recording in zip(names, recordings, strict=True):
+        try:
+            if isinstance(recording, BrokenSignal):
+                raise recording
+            yield [name], [check_recording(recording).signal()]
+        except BrokenSignal as error:
+            what = f"a signal that cannot be used: {error}"
+            remedy = "mend it, or take it out"
+            raise UserError(what, where=f"{data}: {name}", remedy=remedy) from error
 
 
 def _cut(names: list[str], inputs: Raw) -> Iterator[Batch]:

@@ -120,7 +120,8 @@ def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     reading = UNDECIDED if plan.simulation is None else plan.simulation.reading
     # the section's own labels are those to learn from
     reading = reading.model_copy(update={"labels_left_out": "allow"})
-    data = DataSource(resolve(section.data, plan_path.parent), reading=reading)
+    path = resolve(section.data, plan_path.parent)
+    data = DataSource(path, reading=reading, signal=plan.backbone.signal)
     return open_records(data, task)
 
 
@@ -128,6 +129,7 @@ def _build(plan: Plan, section: PretrainSection) -> Backbone:
     return load_backbone(
         plan.backbone.name,
         image_size=plan.backbone.image_size,
+        signal=plan.backbone.signal,
         hidden=plan.backbone.hidden,
         columns=plan.task.inputs,
         seed=section.seed,

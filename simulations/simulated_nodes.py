@@ -115,6 +115,7 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
         patient=simulation.patient,
         validation_fraction=plan.evaluate.validation_fraction,
         reading=_decide(simulation),
+        signal=plan.backbone.signal,
     )
     return open_records(data, plan.task)
 

@@ -38,6 +38,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
+from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.labels import list_labels
@@ -64,6 +65,7 @@ class DataSource:
         max_unreadable: share of the files that may be unusable; they are left out and counted.
         cache: folder to remember there which image files were looked at already.
         reading: what a person has decided about data that look like something else than they are.
+        signal: the plan's `backbone.signal`; series are read by the names of its channels.
     """
 
     path: str | Path
@@ -76,6 +78,7 @@ class DataSource:
     cache: Path | None = None
     validation_fraction: float = 0.0
     reading: ReadingSection = UNDECIDED
+    signal: SignalSection | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ class Records:
         """Return the values of these rows as they are.
 
         Images: uint8 (or uint16) `(n, C, H, W)`, C = 1 where grey. Tables: float32 `(n, F)`, NaN
-        where missing. Texts: a list of str.
+        where missing. Texts: a list of str. Volumes and signals: a list of them.
         """
         return self.source.read(np.asarray(rows, np.int64), None)
 
@@ -184,7 +187,8 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     if not name.startswith(PREFIX):
         name = str(Path(name).absolute())
     table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
-    request = ReadRequest(name, table, data.manifest, data.cache, data.reading)
+    channels = () if data.signal is None else data.signal.channels
+    request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
     return SOURCES.open(reader, request)
 
 

@@ -29,6 +29,7 @@ class Content:
 IMAGES = Content("image", "images")
 TABLE = Content("tabular", "a table")
 TEXTS = Content("text", "texts")
+SIGNALS = Content("series", "signals")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class ReadRequest:
         cache: folder to remember there which image files were looked at already; None: look at
             every file anew.
         reading: what a person has decided about the data.
+        channels: names of a signal's channels, in order.
     """
 
     path: str
@@ -87,6 +89,7 @@ class ReadRequest:
     manifest: ManifestColumns = USUAL_NAMES
     cache: Path | None = None
     reading: ReadingSection = UNDECIDED
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ READERS: Registry[Reader] = Registry(
         "manifest": "fedgraft.client.readers.manifest:MANIFEST",
         "volume-folder": "fedgraft.client.readers.volume_folder:VOLUME_FOLDER",
         "volume-manifest": "fedgraft.client.readers.volume_folder:VOLUME_MANIFEST",
+        "signal-folder": "fedgraft.client.readers.signal_folder:SIGNAL_FOLDER",
+        "signal-table": "fedgraft.client.readers.signal_table:SIGNAL_TABLE",
+        "signal-npz": "fedgraft.client.readers.signal_archive:SIGNAL_ARCHIVE",
         "sklearn": "fedgraft.client.readers.bundled:SKLEARN",
     },
 )

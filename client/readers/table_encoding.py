@@ -113,7 +113,7 @@ def _encode_numbers(cells: Cells, name: str, inputs: np.ndarray, encoded: Encode
     """Fill in the inputs `(n,)` of one column of numbers, as far as mistakes are told."""
     for row, cell in enumerate(cells.column(name)):
         try:
-            inputs[row] = _number(cell)
+            inputs[row] = read_number(cell)
         except ValueError as error:
             mistake = mistaken_cell(cells, row, name, str(error))
             encoded.mistakes.append(mistake)
@@ -121,7 +121,7 @@ def _encode_numbers(cells: Cells, name: str, inputs: np.ndarray, encoded: Encode
                 return
 
 
-def _number(text: str) -> float:
+def read_number(text: str) -> float:
     """Return a cell's value, NaN where empty. Raise ValueError that says what it is instead."""
     if not text:
         return math.nan

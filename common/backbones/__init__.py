@@ -57,6 +57,15 @@ _LINES = {
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
     "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
     "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
+    "huggingface-audio": FamilyLine(
+        "fedgraft.common.backbones.huggingface_audio:HUGGINGFACE_AUDIO",
+        r"huggingface-audio",
+        "series",
+        has_folders=True,
+    ),
+    "series-resnet": FamilyLine(
+        "fedgraft.common.backbones.series_resnet:SERIES_RESNET", r"series-resnet", "series"
+    ),
     "torchvision": FamilyLine(
         "fedgraft.common.backbones.torchvision_models:TORCHVISION", r".*", "image"
     ),

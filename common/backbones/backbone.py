@@ -291,7 +291,7 @@ def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
 
 
 def channels_of(preparation: Preparation) -> int | None:
-    """Return the channels of prepared volumes; None where they are not volumes."""
+    """Return the channels of prepared volumes or signals; None for anything else."""
     return getattr(preparation, "channels", None)
 
 

@@ -26,6 +26,7 @@ from fedgraft.common.backbones.family import NetworkShape, State
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
 from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
 
 # pixels
@@ -46,6 +47,7 @@ class BackboneRequest:
         image_size: side of the (square) inputs, pixels; default: the weights' own.
         max_length: tokens of a text; default: the weights' own.
         volume: what volumes are brought to; default: the weights' own.
+        signal: what series are brought to; default: the weights' own.
         random: keep shape and preparation, throw away what was learnt (the random-backbone
             baseline).
         hidden: widths of the hidden layers (`mlp`).
@@ -60,6 +62,7 @@ class BackboneRequest:
     image_size: int | None = None
     max_length: int | None = None
     volume: VolumeSection | None = None
+    signal: SignalSection | None = None
     random: bool = False
     hidden: tuple[int, ...] = (64, 64)
     columns: int = 0
@@ -94,8 +97,8 @@ def load_backbone(name: str, **options: Any) -> Backbone:
         remedy = f"give 1 to {LARGEST_IMAGE}"
         raise UserError(f"{size} pixels", where="backbone.image_size", remedy=remedy)
     state, preparation = _read_weights(request)
-    if request.volume is not None:
-        preparation = _bring_to(request)
+    if request.volume is not None or request.signal is not None:
+        preparation = _bring_to(request, preparation)
     if preparation is None:
         preparation = preparation_of(name, request.weights, request.size)
     backbone = _give_values(request, state, preparation)
@@ -107,11 +110,31 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     return backbone
 
 
-def _bring_to(request: BackboneRequest) -> Preparation:
-    """Return the preparation of volumes that a request asks for."""
-    assert request.volume is not None
-    written = request.volume.model_dump(mode="json")
-    return preparation_from_json(request.name, written)
+def _bring_to(request: BackboneRequest, learnt: Preparation | None) -> Preparation:
+    """Return the preparation of volumes or signals that a request asks for.
+
+    Args:
+        learnt: what the weights were trained with; None: they do not say.
+    """
+    section = request.volume if request.signal is None else request.signal
+    assert section is not None
+    asked = preparation_from_json(request.name, section.model_dump(mode="json"))
+    if isinstance(section, SignalSection) and learnt is not None:
+        _check_signal(section, learnt.to_json(), str(request.weights))
+    return asked
+
+
+def _check_signal(asked: SignalSection, learnt: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` where signals would go by at another pace, or on another scale, than those
+    that weights were trained with.
+    """
+    for key in ("rate", "standardise"):
+        mine = getattr(asked, key)
+        if learnt[key] is not None and mine != learnt[key]:
+            own = json.dumps(learnt[key])
+            what = f"weights trained with {key}: {own}, and the plan says {json.dumps(mine)}"
+            remedy = f"write backbone.signal.{key}: {own}"
+            raise UserError(what, where=where, remedy=remedy)
 
 
 def _give_values(

@@ -337,6 +337,56 @@ class ClipImageShape(HuggingFaceShape):
         return self
 
 
+Window = Annotated[int, Field(ge=1, le=64)]
+Windows = Annotated[list[Window], Field(min_length=1, max_length=16)]
+
+
+class Wav2Vec2Shape(HuggingFaceShape):
+    """Wav2vec 2 (Baevski et al. 2020): of the base kind, or of the large one, which normalises
+    before each layer.
+    """
+
+    fixed: ClassVar[Mapping[str, object]] = {"add_adapter": False, "adapter_attn_dim": None}
+    prefix: ClassVar[str] = "wav2vec2."
+
+    model_type: Literal["wav2vec2"]
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    intermediate_size: Width
+    hidden_act: Activation = "gelu"
+    feat_extract_norm: Literal["group", "layer"] = "group"
+    feat_extract_activation: Activation = "gelu"
+    conv_dim: Annotated[list[Few], Field(min_length=1, max_length=16)]
+    conv_kernel: Windows
+    conv_stride: Windows
+    conv_bias: bool = False
+    num_conv_pos_embeddings: Few = 128
+    num_conv_pos_embedding_groups: Few = 16
+    do_stable_layer_norm: bool = False
+    layer_norm_eps: Epsilon = 1e-5
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples one frame is made of."""
+        samples = 1
+        for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes; nothing is masked."""
+        return {**super().for_library(), "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+
+    @model_validator(mode="after")
+    def _divides(self) -> Wav2Vec2Shape:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        _check_heads(self.hidden_size, self.num_conv_pos_embedding_groups)
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
+            raise ValueError("convolutions without a width, a window or a stride each")
+        return self
+
+
 def _check_heads(width: int, heads: int) -> None:
     """Raise `ValueError` where a width is no multiple of the heads."""
     if width % heads:
@@ -352,6 +402,7 @@ TEXT_SHAPES: Shapes = {
     "t5": T5Shape,
     "clip": ClipTextShape,
 }
+AUDIO_SHAPES: Shapes = {"wav2vec2": Wav2Vec2Shape}
 IMAGE_SHAPES: Shapes = {"vit": VitShape, "dinov2": Dinov2Shape, "clip": ClipImageShape}
 # what one encoder of a pair calls itself in a folder of its own
 HALVES = {"clip_text_model": "clip", "clip_vision_model": "clip"}
@@ -419,6 +470,8 @@ def find_shape(model_type: object, known: Shapes, where: str) -> type[HuggingFac
             remedy += "; for texts write backbone.name: huggingface"
         if model_type in IMAGE_SHAPES:
             remedy += "; for images write backbone.name: huggingface-image"
+        if model_type in AUDIO_SHAPES:
+            remedy += "; for audio write backbone.name: huggingface-audio"
         raise UserError(what, where=where, remedy=remedy)
     return shape
 

@@ -21,6 +21,7 @@ class InputLine(Line):
         example: a backbone that takes it, to be named where another was written.
         has_text: whether the plan names the columns that hold its text.
         has_volumes: whether it is brought to a size in voxels, `backbone.volume`.
+        has_signals: whether it has channels and a rate, which the plan says: `backbone.signal`.
     """
 
     has_columns: bool
@@ -28,6 +29,7 @@ class InputLine(Line):
     example: str
     has_text: bool = False
     has_volumes: bool = False
+    has_signals: bool = False
 
 
 _LINES = {
@@ -56,6 +58,13 @@ _LINES = {
         has_pixels=False,
         example="write `name: monai/resnet18-3d`, or another 3-D network of MONAI",
         has_volumes=True,
+    ),
+    "series": InputLine(
+        "fedgraft.common.inputs.series:SERIES",
+        has_columns=False,
+        has_pixels=False,
+        example="write `name: series-resnet`",
+        has_signals=True,
     ),
 }
 INPUTS: Registry[Input] = Registry("task.kind", "raw material", _LINES)

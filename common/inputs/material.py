@@ -17,7 +17,7 @@ from fedgraft.common.plan.task_section import TaskSection
 # the tensor of a backbone that holds how its inputs are prepared, where a folder says it: so it is
 # under the fingerprint that a hospital approves
 PREPARATION = "preparation"
-# raw records: numbers `(n, …)`, n texts, or n volumes
+# raw records: numbers `(n, …)`, n texts, n volumes, or n signals
 Raw = Tensor | Sequence[Any]
 
 

@@ -132,6 +132,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         "image_size": plan.backbone.image_size,
         "max_length": plan.backbone.max_length,
         "volume": plan.backbone.volume,
+        "signal": plan.backbone.signal,
         "hidden": plan.backbone.hidden,
         "columns": plan.task.inputs,
         "category_sizes": plan.task.category_sizes,

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from fedgraft.common.plan.section import Section, Text
+from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
@@ -36,14 +37,15 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length", "volume")
+    later: ClassVar[tuple[str, ...]] = ("max_length", "volume", "signal")
 
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
-            " beforehand), timm/NAME, monai/NAME-3d or -2d, onnx (a model that `fedgraft convert`"
-            " made), fastai/resnet34 and its kin, huggingface or huggingface-image (the model in"
-            " the folder `weights`, for texts or images), or a torchvision model such as resnet18"
+            " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, onnx (a model that"
+            " `fedgraft convert` made), fastai/resnet34 and its kin, huggingface, huggingface-image"
+            " or huggingface-audio (the model in the folder `weights`, for texts, images or"
+            " signals), or a torchvision model such as resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
@@ -67,6 +69,12 @@ class BackboneSection(Section):
         description=(
             "volumes only: size, spacing and intensities that they are brought to (default: the"
             " weights' own, else 96 voxels each way, mean 0 and deviation 1)"
+        ),
+    )
+    signal: SignalSection | None = Field(
+        default=None,
+        description=(
+            "series only, which need it: channels, rate and length that signals are brought to"
         ),
     )
     random: bool = Field(

@@ -69,10 +69,20 @@ def check_material(
         if line.has_volumes:
             what = "there, and volumes have a size in voxels"
             remedy = "write `volume: {size: [D, H, W]}` instead"
+        if line.has_signals:
+            what = "there, and series have a length in samples"
+            remedy = "write `signal: {samples: …}` instead"
         problems.append(Problem("backbone.image_size", what, remedy))
     if backbone.volume is not None and not line.has_volumes:
         what = f"there, and {task.kind} reads no volumes"
         problems.append(Problem("backbone.volume", what, "leave it out"))
+    if backbone.signal is not None and not line.has_signals:
+        what = f"there, and {task.kind} reads no signals"
+        problems.append(Problem("backbone.signal", what, "leave it out"))
+    if backbone.signal is None and line.has_signals:
+        what = "missing, and series need it"
+        remedy = "write `signal: {channels: [I, II], rate: 100, samples: 1000}`"
+        problems.append(Problem("backbone.signal", what, remedy))
     if backbone.max_length is not None and not line.has_text:
         what = f"there, and {task.kind} reads no texts"
         problems.append(Problem("backbone.max_length", what, "leave it out"))

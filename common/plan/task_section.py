@@ -113,7 +113,7 @@ class TaskSection(Section):
         ),
     )
     target: Text = Field(
-        default="target", description="tables and texts: the column that holds the label"
+        default="target", description="tables, texts and series: the column that holds the label"
     )
     labels: Labels | None = Field(
         default=None,
@@ -191,6 +191,9 @@ class TaskSection(Section):
         if self.columns and not line.has_columns:
             remedy = "leave it out, or write `kind: tabular-classification`"
             what = "volumes have no columns" if line.has_volumes else "images have no columns"
+            if line.has_signals:
+                what = "there, and channels of series are named by `backbone.signal`"
+                remedy = "write `signal: {channels: […]}` under backbone: instead"
             return [Problem("columns", what, remedy)]
         if self.target in self.columns:
             what = f"the label column {self.target!r} is among the features"

@@ -116,6 +116,11 @@ pretrain=null task.kind=volume-classification task.columns=[] task.categories=[]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={mean: [1], std: [1]} backbone.volume.std=[2]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.zscore=false
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.channels=4
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={samples: 16}
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.samples=99
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.rate=100
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.channels=[II, V1]
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.standardise=false
 """  # noqa: E501
 RESEARCHERS = """
 backbone.weights=other.safetensors
