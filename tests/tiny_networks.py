@@ -13,9 +13,11 @@ from torch import Tensor
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.extensions import load_extension, offer_extension
+from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
 from tests.huggingface_folders import write_folder, write_image_folder
 
+AUDIO = SignalSection(channels=("audio",), rate=1000, samples=200)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -39,6 +41,13 @@ class Tiny:
     def is_installed(self) -> bool:
         """Whether the package is there."""
         return importlib.util.find_spec(self.package) is not None
+
+
+def write_audio_folder(folder: Path) -> Path:
+    """Write the folder of a tiny wav2vec 2."""
+    from tests.common.backbones.test_huggingface_audio import write_folder as write
+
+    return write(folder)
 
 
 def open_own(folder: Path) -> Backbone:
@@ -99,6 +108,19 @@ TINY_NETWORKS: dict[str, Tiny] = {
         lambda folder: load_backbone("monai/resnet10-3d", volume=VolumeSection(size=(16, 16, 16))),
         torch.zeros(1, 1, 16, 16, 16),
         "monai",
+    ),
+    "huggingface-audio": Tiny(
+        "`huggingface-audio` (wav2vec 2)",
+        lambda folder: load_backbone(
+            "huggingface-audio", weights=write_audio_folder(folder), signal=AUDIO
+        ),
+        torch.zeros(1, 1, 200),
+        "transformers",
+    ),
+    "series": Tiny(
+        "`series-resnet`",
+        lambda folder: load_backbone("series-resnet", signal=AUDIO),
+        torch.zeros(1, 1, 200),
     ),
     "onnx": Tiny("`onnx`", open_converted, torch.zeros(1, 3, 16, 16), "onnx"),
     "fastai": Tiny(
