@@ -42,9 +42,9 @@ class BackboneSection(Section):
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
-            " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, huggingface or"
-            " huggingface-image (the model in the folder `weights`, for texts or images), or a"
-            " torchvision model such as resnet18"
+            " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, huggingface,"
+            " huggingface-image or huggingface-audio (the model in the folder `weights`, for texts,"
+            " images or audio), or a torchvision model such as resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
