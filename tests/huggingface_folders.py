@@ -134,6 +134,21 @@ TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 IMAGE_ARCHITECTURES = tuple(TINY_IMAGE)
+TINY_AUDIO: dict[str, Any] = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": [8, 8, 8],
+    "conv_kernel": [10, 3, 2],
+    "conv_stride": [5, 2, 2],
+    "num_conv_pos_embeddings": 6,
+    "num_conv_pos_embedding_groups": 2,
+}
+AUDIO_KINDS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "large": {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True},
+}
 
 
 def library_model(architecture: str, seed: int = 0, *, images: bool = False) -> Any:
@@ -169,6 +184,28 @@ def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.2, 0.3, 0.4],
     }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def audio_model(kind: str = "base") -> Any:
+    """Return the library's own wav2vec 2 with lively values."""
+    import transformers
+
+    sizes = {**TINY_AUDIO, **AUDIO_KINDS[kind], "attn_implementation": "eager"}
+    config = transformers.Wav2Vec2Config(**sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = transformers.Wav2Vec2Model(config).eval()
+        for parameter in net.parameters():
+            parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
+    return net
+
+
+def write_audio_folder(folder: Path, kind: str = "base", rate: int = 1000) -> Path:
+    """Write the folder of a tiny wav2vec 2, with how its audio is prepared."""
+    audio_model(kind).save_pretrained(folder)
+    processor = {"sampling_rate": rate, "do_normalize": True, "feature_size": 1}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 

@@ -19,6 +19,7 @@ from scipy.io import wavfile
 import fedgraft
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.series import Signal
+from tests.huggingface_folders import write_audio_folder
 
 # Hz
 FREQUENCIES = {"slow": 3.0, "fast": 4.5}
@@ -194,6 +195,17 @@ def test_weights_are_made_of_public_signals(here: Path) -> None:
     must_know_the_new_ones(run)
     with pytest.raises(UserError, match=r"trained with rate: 50\.0"):
         fedgraft.simulate(plan, set={"backbone.signal.rate": 100}, out="wrong", progress=False)
+
+
+def test_wav2vec_2_out_of_a_folder(here: Path) -> None:
+    """A model's folder that only the coordinator has, on signals of three rates."""
+    pytest.importorskip("transformers")
+    write_audio_folder(here / "wav2vec2", rate=50)
+    backbone = {"name": "huggingface-audio", "weights": "./wav2vec2"}
+    run = simulate("heard", backbone=PLAN["backbone"] | backbone)
+    # random values of 12 channels
+    assert run.metrics.loc["shared model", "accuracy"] > 0.6
+    assert set(run.shared_model.predict("new")["class"]) <= set(FREQUENCIES)
 
 
 @pytest.mark.parametrize(

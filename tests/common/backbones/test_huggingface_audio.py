@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +26,16 @@ from fedgraft.common.model.grafted_model import (
 )
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.tasks.classification import cross_entropies
-from tests.huggingface_folders import change_config
+from tests.huggingface_folders import (
+    AUDIO_KINDS,
+    audio_model,
+    change_config,
+    write_audio_folder,
+)
 
 pytest.importorskip("transformers")
 SECTION = SignalSection(channels=("audio",), rate=1000, samples=200)
-SIZES: dict[str, Any] = {
-    "hidden_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": [8, 8, 8],
-    "conv_kernel": [10, 3, 2],
-    "conv_stride": [5, 2, 2],
-    "num_conv_pos_embeddings": 6,
-    "num_conv_pos_embedding_groups": 2,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "large": {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True},
-}
 AUDIO = torch.randn(3, 1, 200, generator=torch.Generator().manual_seed(0))
-
-
-def library_model(kind: str) -> Any:
-    """The library's own model with lively values."""
-    import transformers
-
-    config = transformers.Wav2Vec2Config(**SIZES, **KINDS[kind], attn_implementation="eager")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = transformers.Wav2Vec2Model(config).eval()
-        for parameter in net.parameters():
-            parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
-    return net
-
-
-def write_folder(folder: Path, kind: str = "base") -> Path:
-    library_model(kind).save_pretrained(folder)
-    processor = {"sampling_rate": 1000, "do_normalize": True, "feature_size": 1}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 def load(folder: Path, **options: Any) -> Backbone:
@@ -77,7 +46,7 @@ def load(folder: Path, **options: Any) -> Backbone:
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
     """Both kinds; never written."""
     base = tmp_path_factory.mktemp("models")
-    return {kind: load(write_folder(base / kind, kind)) for kind in KINDS}
+    return {kind: load(write_audio_folder(base / kind, kind)) for kind in AUDIO_KINDS}
 
 
 def lively(backbone: Backbone, method: str, **options: Any) -> GraftedModel:
@@ -91,10 +60,10 @@ def lively(backbone: Backbone, method: str, **options: Any) -> GraftedModel:
 
 
 def mean_of_frames(kind: str, audio: Tensor) -> Tensor:
-    return library_model(kind)(audio[:, 0]).last_hidden_state.mean(1)
+    return audio_model(kind)(audio[:, 0]).last_hidden_state.mean(1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_outputs_are_the_librarys_own(kind: str, backbones: dict[str, Backbone]) -> None:
     """A normalisation too many, or in another place."""
     with torch.no_grad():
@@ -108,7 +77,7 @@ def test_files_of_before_are_read(
     prefix: str, backbones: dict[str, Backbone], tmp_path: Path
 ) -> None:
     """weight_g and weight_v, as most published files have them."""
-    folder = write_folder(tmp_path / "model")
+    folder = write_audio_folder(tmp_path / "model")
     file = folder / "model.safetensors"
     state = load_file(file)
     old: dict[str, Tensor] = {}
@@ -121,7 +90,7 @@ def test_files_of_before_are_read(
     assert load(folder).fingerprint == backbones["base"].fingerprint
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_it_travels_without_its_folder(kind: str, backbones: dict[str, Backbone]) -> None:
     """A node has nothing but tensors and the preparation's JSON."""
     backbone = backbones[kind]
@@ -133,7 +102,7 @@ def test_it_travels_without_its_folder(kind: str, backbones: dict[str, Backbone]
 
 
 @pytest.mark.parametrize("method", METHODS.names)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_every_adapter_works(
     kind: str, method: str, backbones: dict[str, Backbone], tmp_path: Path
 ) -> None:
@@ -154,7 +123,7 @@ def test_every_adapter_works(
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "bottleneck", "scale-shift", "bias"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_gradients_of_single_records_are_those_of_a_loop(
     kind: str, method: str, backbones: dict[str, Backbone]
 ) -> None:
@@ -165,7 +134,7 @@ def test_gradients_of_single_records_are_those_of_a_loop(
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "bottleneck"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_what_is_frozen_in_front_is_the_network_itself(
     kind: str, method: str, backbones: dict[str, Backbone]
 ) -> None:
@@ -178,7 +147,7 @@ def test_what_is_frozen_in_front_is_the_network_itself(
         assert torch.equal(prefix.tail(prefix(AUDIO)), model(AUDIO))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
 def test_features_of_all_depths(kind: str, backbones: dict[str, Backbone]) -> None:
     """One round needs the mean of each block's output, and what enters the classifier."""
     choice = DepthChoice("all", "mean", AUDIO[:1])
@@ -194,7 +163,7 @@ def test_peft_loads_what_we_save(backbones: dict[str, Backbone], tmp_path: Path)
     peft = pytest.importorskip("peft")
     model = lively(backbones["base"], "lora", targets=["encoder.layers"])
     save_adapter(model, tmp_path)
-    plain = library_model("base")
+    plain = audio_model("base")
     plain.classifier = nn.Linear(12, 3)
     theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path)).eval().get_base_model()
     with torch.no_grad():
@@ -204,7 +173,7 @@ def test_peft_loads_what_we_save(backbones: dict[str, Backbone], tmp_path: Path)
 
 def test_what_cannot_be_heard_says_what_to_write(tmp_path: Path) -> None:
     """Another rate than the network learnt, stereo, a record shorter than a frame, code."""
-    folder = write_folder(tmp_path / "model")
+    folder = write_audio_folder(tmp_path / "model")
     assert load(folder, signal=None).preprocess.to_json()["samples"] == 5000
     changed = {"rate": 800.0}, {"standardise": False}, {"channels": ("left", "right")}
     wanted = r"trained with rate: 1000", "trained with standardise: true", "hears one"
