@@ -99,10 +99,10 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
-        if isinstance(inputs, list) and self._takes_lists():
-            return inputs
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))
+        if isinstance(inputs, list) and self._takes_lists():
+            return inputs
         return torch.from_numpy(np.ascontiguousarray(inputs))
 
     def _takes_lists(self) -> bool:

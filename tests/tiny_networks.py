@@ -15,7 +15,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.extensions import load_extension, offer_extension
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
-from tests.huggingface_folders import write_folder, write_image_folder
+from tests.huggingface_folders import write_audio_folder, write_folder, write_image_folder
 
 AUDIO = SignalSection(channels=("audio",), rate=1000, samples=200)
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -41,13 +41,6 @@ class Tiny:
     def is_installed(self) -> bool:
         """Whether the package is there."""
         return importlib.util.find_spec(self.package) is not None
-
-
-def write_audio_folder(folder: Path) -> Path:
-    """Write the folder of a tiny wav2vec 2."""
-    from tests.common.backbones.test_huggingface_audio import write_folder as write
-
-    return write(folder)
 
 
 def open_own(folder: Path) -> Backbone:
