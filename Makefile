@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# what a run says at its end: the tests that took longest, seconds
+SLOWEST := --durations 40 --durations-min 5
+
 install: $(STAMP) ## make .venv and install into it (about two minutes, 6.5 GB, most of it torch)
 
 demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five nodes; about a minute
@@ -26,9 +29,9 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 
 test: $(STAMP) ## every test: federations of real processes, and beside them two at a time in one process
 	@mkdir -p build; echo "federations of real processes: build/federations.log"; \
-	$(BIN)/python -m pytest -m 'deployment and not exhaustive' > build/federations.log 2>&1 & \
+	$(BIN)/python -m pytest $(SLOWEST) -m 'deployment and not exhaustive' > build/federations.log 2>&1 & \
 	federations=$$!; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
+	$(BIN)/python -m pytest $(SLOWEST) -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
 	in_process=$$?; wait $$federations; deployed=$$?; cat build/federations.log; \
 	exit $$((in_process || deployed))
 
