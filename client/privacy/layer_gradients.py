@@ -90,9 +90,8 @@ def _conv_weight_rows(layer: Conv, x: Tensor, g: Tensor) -> Rows:
     """As one convolution in which every example is a group."""
     n = len(x)
     shape = (n * layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    rows = _WEIGHT_GRADIENTS[
-        kind_of_conv(layer)
-    ](
+    weight_gradient = _WEIGHT_GRADIENTS[kind_of_conv(layer)]
+    rows = weight_gradient(
         x.reshape(1, n * layer.in_channels, *x.shape[2:]),
         shape,  # type: ignore[arg-type]
         g.reshape(1, n * layer.out_channels, *g.shape[2:]),

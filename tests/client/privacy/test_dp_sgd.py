@@ -563,8 +563,9 @@ def test_a_norm_of_which_the_terms_cancel_is_not_taken_for_zero() -> None:
 
 def test_the_arithmetic_that_is_trained_is_probed_too(monkeypatch) -> None:
     """A wrong gradient in float32 only, on a machine whose library for convolutions is broken."""
-    right = layer_gradients.conv2d_weight
-    monkeypatch.setattr(layer_gradients, "conv2d_weight", lambda *given: -right(*given))
+    gradients = layer_gradients._WEIGHT_GRADIENTS
+    right = gradients[torch.nn.Conv2d]
+    monkeypatch.setitem(gradients, torch.nn.Conv2d, lambda *given: -right(*given))
     model = graft(backbone("cifar-resnet8"), method="lora", classes=3)
     with pytest.raises(Refused, match="does not see every layer"):
         check_gradients(model, "hooks", example("cifar-resnet8", 2)[0], cross_entropies)

@@ -98,7 +98,7 @@ def test_probes_are_tokens_that_the_network_has() -> None:
                     ],
                 }
             },
-            "pre_tokenizer 'Split'",
+            "the regular expression",
         ),
         ({"model": {"type": "Surprise"}}, "model 'Surprise'"),
         ({"model": {"type": "BPE", "dropout": 0.5}}, "at random"),
