@@ -152,9 +152,12 @@ def _find(name: str) -> Path:
         folders |= {folder.name: folder for folder in in_bundle.iterdir() if folder.is_dir()}
     if name in folders:
         return folders[name]
-    remedy = "name its folder: --with DIR, or in Python fedgraft.offer_extension(DIR)"
+    remedy = (
+        "name its folder: --with DIR, or in Python fedgraft.offer_extension(DIR); at a hospital"
+        " give the coordinator's bundle: --bundle FILE"
+    )
     if folders:
-        remedy = f"there is {', '.join(sorted(folders))}; or name its folder: --with DIR"
+        remedy = f"there is {', '.join(sorted(folders))}; or {remedy}"
     raise UserError(f"no extension is called {name!r} here", remedy=remedy)
 
 
