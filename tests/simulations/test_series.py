@@ -155,7 +155,14 @@ def test_one_round_over_all_depths(here: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "scale-shift", "bottleneck"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lora",
+        pytest.param("scale-shift", marks=pytest.mark.exhaustive),
+        pytest.param("bottleneck", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_adapters_train_by_steps(method: str) -> None:
     """Signals through the steps of training, and kept activations of three axes."""
     train = {"rounds": 4, "batch_size": 8, "optimizer": {"lr": 0.01}, "finish": "closed-form"}
