@@ -105,8 +105,11 @@ def approve(
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
     opened = load_node(file)
-    code = open_bundle(bundle)
-    _offer_code(code, yes)
+    # this release's own holds nobody else's code
+    code = None
+    if bundle is not None:
+        code = open_bundle(bundle)
+        _offer_code(code, yes)
     loaded = load_plan(plan, set_ or [])
     if withdraw:
         body = {"plan": agreement_hash(loaded), "name": loaded.name}
@@ -310,15 +313,15 @@ def _offer_code(bundle: Bundle, yes: bool) -> None:
     import tempfile
 
     from fedgraft.client.node.approval_words import code_in_words
-    from fedgraft.client.node.approve import hash_extensions, unpack_extensions
+    from fedgraft.client.node.approve import unpack_extensions
     from fedgraft.common.extensions import offer_extensions
 
-    if not hash_extensions(bundle):
-        return
     folder = Path(tempfile.mkdtemp(prefix="fedgraft-extensions-"))
     # it is imported until the end
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folders = unpack_extensions(bundle, folder)
+    if not folders:
+        return
     if not yes:
         print(code_in_words(bundle, folder) + "\n")
         if not typer.confirm("Run this code here, to work out what the plan would do?"):

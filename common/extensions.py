@@ -217,7 +217,7 @@ def register(seam: str, name: str, member: Any, **about: Any) -> None:
 
         fedgraft.register("family", "ours", OURS, material="image")
         fedgraft.register("method", "gain", GAIN)
-        fedgraft.register("input", "series", SERIES)
+        fedgraft.register("input", "beats", BEATS)
         fedgraft.register("reader", "json-lines", JSON_LINES)
 
     A family's networks are called by its name, or `NAME/…`. In a notebook or a simulation this is

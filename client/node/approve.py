@@ -20,8 +20,8 @@ from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import (
     Bundle,
     build_bundle,
-    contents_of,
     extensions_in,
+    hash_extensions,
     read_bundle,
     unpacked,
 )
@@ -72,7 +72,7 @@ def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
         UserError: the plan needs an extension that the bundle does not hold as the plan has it.
     """
     bundle = bundle or build_bundle()
-    extensions = hash_extensions(bundle)
+    extensions = hash_extensions(unpacked(bundle))
     for needed in plan.extensions:
         held = extensions.get(needed.name, "not in it")
         if held != needed.hash:
@@ -90,32 +90,19 @@ def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
     return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals, extensions)
 
 
-def hash_extensions(bundle: Bundle) -> dict[str, str]:
-    """Return the hash of each extension that a bundle holds, by name."""
-    hashes: dict[str, str] = {}
-    for name, files in extensions_in(unpacked(bundle)).items():
-        hashes[name] = contents_of(files)
-    return hashes
-
-
 def unpack_extensions(bundle: Bundle, folder: Path) -> list[Path]:
     """Write the extensions of a bundle into a folder, for people to read, and return theirs."""
-    for files in extensions_in(unpacked(bundle)).values():
+    extensions = extensions_in(unpacked(bundle))
+    for files in extensions.values():
         for path, content in files.items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-    return [folder / name for name in hash_extensions(bundle)]
+    return [folder / name for name in extensions]
 
 
-def open_bundle(file: Path | None) -> Bundle:
-    """Return the coordinator's bundle, or this release's own.
-
-    Raises:
-        UserError: the file is no bundle of fedgraft.
-    """
-    if file is None:
-        return build_bundle()
+def open_bundle(file: Path) -> Bundle:
+    """Return the coordinator's bundle. Raise `UserError` where the file is no bundle of ours."""
     if not file.is_file():
         remedy = "give the .fab file of the coordinator"
         raise UserError("no such file", where=str(file), remedy=remedy)

@@ -243,6 +243,14 @@ def extensions_in(files: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
     return found
 
 
+def hash_extensions(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the hash of each extension among a bundle's files, by name."""
+    hashes: dict[str, str] = {}
+    for name, sources in extensions_in(files).items():
+        hashes[name] = contents_of(sources)
+    return hashes
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.extensions import read_offered
-from fedgraft.common.files.bundle import build_bundle, contents_of, extensions_in, unpacked
+from fedgraft.common.files.bundle import build_bundle, hash_extensions, unpacked
 from fedgraft.common.files.whole_files import write_whole
 
 
@@ -21,9 +21,6 @@ def write_bundle(folder: Path) -> dict[str, Any]:
         UserError: the folder cannot be written, or Flower does not take the files.
     """
     bundle = build_bundle(extensions=read_offered())
-    hashes: dict[str, str] = {}
-    for name, sources in extensions_in(unpacked(bundle)).items():
-        hashes[name] = contents_of(sources)
     file = folder / bundle.filename
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,5 +32,5 @@ def write_bundle(folder: Path) -> dict[str, Any]:
         "file": str(file),
         "hash": bundle.hash,
         "contents": bundle.contents,
-        "extensions": hashes,
+        "extensions": hash_extensions(unpacked(bundle)),
     }
