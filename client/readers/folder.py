@@ -98,7 +98,7 @@ def _folders(path: Path) -> list[str]:
     return sorted(name for name in names if not is_system(name))
 
 
-def _stamp(path: str) -> Stamp:
+def stamp_folders(path: str) -> Stamp:
     """Return what changes when files come or go; each file is looked at when it is read."""
     folders = [folder for folder, _, _ in os.walk(path)]
     return stamp_of(folders or [path])
@@ -116,5 +116,5 @@ def _is_dicom_folder(path: str) -> bool:
     return os.path.isdir(path) and holds_dicom(Path(path))
 
 
-IMAGE_FOLDER = Reader("image-folder", _is_image_folder, read=_read, stamp=_stamp)
-DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read, stamp=_stamp)
+IMAGE_FOLDER = Reader("image-folder", _is_image_folder, read=_read, stamp=stamp_folders)
+DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read, stamp=stamp_folders)

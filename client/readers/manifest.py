@@ -13,7 +13,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedgraft.client.readers.files import SPLIT_NAMES, FileTexts, file_source
+from fedgraft.client.readers.files import (
+    IMAGE_FILES,
+    SPLIT_NAMES,
+    FileKind,
+    FileTexts,
+    file_source,
+)
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.reader import ManifestColumns, Reader, ReadRequest, has_suffix
 from fedgraft.client.readers.source import Source
@@ -25,36 +31,36 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.common.errors import UserError
-from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.tasks.labels import plain_label
 
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
 
-def read_manifest(
-    path: Path,
-    names: ManifestColumns,
-    *,
-    cache: Path | None = None,
-    reading: ReadingSection = UNDECIDED,
-) -> Source:
-    """Return the images that a manifest lists, in its order; unusable ones are left out.
+def read_listed(request: ReadRequest, cells: Cells, kind: FileKind = IMAGE_FILES) -> Source:
+    """Return the records whose files a table lists, in its order; unusable ones are left out.
 
     Args:
-        cache: folder for the memory of what was seen, see `client/readers/files.py`.
-        reading: what a person has decided about the files.
+        cells: of the table at the request's path.
+        kind: what kind of files they are.
 
     Raises:
-        UserError: it cannot be read, lacks a column, or a row says no path, no label, or an unknown
-            split; a file that is listed twice.
+        UserError: it lacks a column, or a row says no path, no label, or an unknown split; a file
+            that is listed twice.
     """
-    cells = read_cells(path)
+    path = Path(request.path)
+    names = request.manifest
     cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
     entries = list_entries(cells, names, path.parent)
     columns = {name: cells.column(name) for name in cells.header}
     places = [f"{path}:{line}" for line in cells.lines]
-    texts = FileTexts(columns, places)
-    return file_source(str(path), entries, texts=texts, cache=cache, reading=reading)
+    return file_source(
+        str(path),
+        entries,
+        texts=FileTexts(columns, places),
+        cache=request.cache,
+        reading=request.reading,
+        kind=kind,
+    )
 
 
 def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
@@ -93,9 +99,7 @@ def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[Ima
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_manifest(
-        Path(request.path), request.manifest, cache=request.cache, reading=request.reading
-    )
+    return read_listed(request, read_cells(Path(request.path)))
 
 
 MANIFEST = Reader(

@@ -12,19 +12,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from fedgraft.client.readers.files import FileTexts, file_source
-from fedgraft.client.readers.folder import class_folders
+from fedgraft.client.readers.files import file_source
+from fedgraft.client.readers.folder import class_folders, stamp_folders
 from fedgraft.client.readers.folder_files import walk
 from fedgraft.client.readers.looked_at import ImageEntry
-from fedgraft.client.readers.manifest import list_entries
-from fedgraft.client.readers.reader import SIGNALS, Reader, ReadRequest, Stamp, stamp_of
+from fedgraft.client.readers.reader import SIGNALS, Reader, ReadRequest
 from fedgraft.client.readers.signal_file import BESIDE, KNOWN, is_signal, signal_files
 from fedgraft.client.readers.source import Source
-from fedgraft.client.readers.table_cells import Cells
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
-_SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 _OTHERS = "files that are no signals"
 
 
@@ -59,29 +56,11 @@ def _read_folder(request: ReadRequest) -> Source:
     return file_source(str(path), entries, reading=request.reading, beside=+beside, kind=kind)
 
 
-def read_listed(request: ReadRequest, cells: Cells) -> Source:
-    """Return the signals whose files a table lists, in its order."""
-    path = Path(request.path)
-    names = request.manifest
-    cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
-    entries = list_entries(cells, names, path.parent)
-    columns = {name: cells.column(name) for name in cells.header}
-    texts = FileTexts(columns, [f"{path}:{line}" for line in cells.lines])
-    kind = signal_files(request.channels)
-    return file_source(str(path), entries, texts=texts, reading=request.reading, kind=kind)
-
-
-def _stamp(path: str) -> Stamp:
-    """Return what changes when files come or go."""
-    folders = [folder for folder, _, _ in os.walk(path)]
-    return stamp_of(folders or [path])
-
-
 SIGNAL_FOLDER = Reader(
     "signal-folder",
     matches=os.path.isdir,
     read=_read_folder,
     gives=lambda _: SIGNALS,
-    stamp=_stamp,
+    stamp=stamp_folders,
     options=lambda request: request.channels,
 )

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.readers.manifest import read_listed
 from fedgraft.client.readers.reader import SIGNALS, Reader, ReadRequest, TableColumns, has_suffix
 from fedgraft.client.readers.recording import BrokenSignal, Recording, trim
-from fedgraft.client.readers.signal_folder import read_listed
+from fedgraft.client.readers.signal_file import signal_files
 from fedgraft.client.readers.signal_source import Beside, signal_source
 from fedgraft.client.readers.source import Source, did_you_mean, row_identity
 from fedgraft.client.readers.table_cells import (
@@ -170,7 +171,7 @@ def _read(request: ReadRequest) -> Source:
     path = Path(request.path)
     cells = read_cells(path)
     if request.manifest.path in cells.header:
-        return read_listed(request, cells)
+        return read_listed(request, cells, signal_files(request.channels))
     target = request.table.target
     cells.check_columns([target], remedy=_ADD)
     records = read_tabled(cells, request.channels)

@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedgraft.client.readers.dicom_series import list_slices
-from fedgraft.client.readers.files import FileTexts, file_source
-from fedgraft.client.readers.folder import class_folders
+from fedgraft.client.readers.files import file_source
+from fedgraft.client.readers.folder import class_folders, stamp_folders
 from fedgraft.client.readers.folder_files import is_system
 from fedgraft.client.readers.looked_at import ImageEntry
-from fedgraft.client.readers.manifest import list_entries
+from fedgraft.client.readers.manifest import read_listed
 from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.reader import (
     Content,
     Reader,
     ReadRequest,
-    Stamp,
     has_suffix,
-    stamp_of,
 )
 from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.table_cells import PARQUET_SUFFIXES, read_cells
@@ -35,7 +33,6 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
 VOLUMES = Content("volume", "volumes")
-_SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 _OTHERS = "files that are no volumes"
 
 
@@ -84,20 +81,7 @@ def _read_folder(request: ReadRequest) -> Source:
 
 def _read_manifest(request: ReadRequest) -> Source:
     """Return the volumes that a manifest lists, in its order."""
-    path = Path(request.path)
-    cells = read_cells(path)
-    names = request.manifest
-    cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
-    entries = list_entries(cells, names, path.parent)
-    columns = {name: cells.column(name) for name in cells.header}
-    texts = FileTexts(columns, [f"{path}:{line}" for line in cells.lines])
-    return file_source(str(path), entries, texts=texts, reading=request.reading, kind=VOLUME_FILES)
-
-
-def _stamp(path: str) -> Stamp:
-    """Return what changes when files come or go."""
-    folders = [folder for folder, _, _ in os.walk(path)]
-    return stamp_of(folders or [path])
+    return read_listed(request, read_cells(Path(request.path)), VOLUME_FILES)
 
 
 VOLUME_FOLDER = Reader(
@@ -105,7 +89,7 @@ VOLUME_FOLDER = Reader(
     matches=os.path.isdir,
     read=_read_folder,
     gives=lambda _: VOLUMES,
-    stamp=_stamp,
+    stamp=stamp_folders,
 )
 VOLUME_MANIFEST = Reader(
     "volume-manifest",
