@@ -133,12 +133,15 @@ def _sizes(messages: list[Message], nodes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _push(grid: Grid, messages: list[Message]) -> list[str]:
-    """Send the messages and return their ids, empty for one that could not be delivered."""
-    pushed = list(grid.push_messages(messages))
-    if not pushed:
-        # too large for the SuperLink
-        return [""] * len(messages)
-    return pushed
+    """Send the messages and return their ids, empty for one that could not be delivered.
+
+    Flower leaves ids out of its answer, all of them where the messages are too large for the
+    SuperLink, and in a simulation those that were too late when they came; so the answer is read
+    by its ids, not by their places.
+    """
+    pushed = set(grid.push_messages(messages))
+    ids = [message.metadata.message_id for message in messages]
+    return [message_id if message_id in pushed else "" for message_id in ids]
 
 
 def _ready(grid: Grid, ids: list[str]) -> list[Message]:

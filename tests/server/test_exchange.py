@@ -53,6 +53,35 @@ def test_a_superlink_that_fails_for_a_moment_is_asked_again():
     assert grid.pulls == 3
 
 
+class Selective:
+    """A grid that answers, as a simulation's does, with the ids of the messages it stored only."""
+
+    def __init__(self, lost: int) -> None:
+        self._lost = lost
+
+    def push_messages(self, messages: Any) -> list[str]:
+        self._sent = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+            if message.metadata.dst_node_id != self._lost:
+                self._sent.append(message)
+        return [message.metadata.message_id for message in self._sent]
+
+    def pull_messages(self, ids: Any) -> list[Message]:
+        return [Message(RecordDict(), reply_to=message) for message in self._sent]
+
+
+@pytest.mark.parametrize("lost", [2, 3, 4])
+def test_a_message_that_was_not_stored_is_its_nodes_alone(lost: int):
+    """A round that ends in a word about zip, or one node's reply taken for another's."""
+    nodes = {"a": 2, "b": 3, "c": 4}
+    grid = cast(Grid, Selective(lost))
+    replies = exchange(grid, "query.x", RecordDict(), nodes, group="0", timeout=30)
+    assert list(replies.refused) == [name for name, number in nodes.items() if number == lost]
+    assert list(replies.contents) == [name for name, number in nodes.items() if number != lost]
+    assert [name for name, size in replies.down.items() if size == 0] == list(replies.refused)
+
+
 def test_a_run_that_was_stopped_is_not_asked_for_ever():
     """A ServerApp that goes on after its run was stopped: Flower answers 403 then."""
     with pytest.raises(httpx.HTTPStatusError):
