@@ -25,49 +25,57 @@ ORDERS: tuple[float, ...] = (
 MUCH_NOISE = 30.0
 # Opacus stops its series at terms of 1e-13: at most this much of a moment's logarithm is lost
 LOST = 1e-12
+# orders beside those that a search ends at, should last bits have led it astray
+NEAR = 3
 
 
 def bound_by_rdp(rows: tuple[Row, ...], delta: float, orders: tuple[float, ...] = ORDERS) -> float:
     """Return the least ε of all orders, r + log((α−1)/α) − log(δ α)/(α−1), with the rows' Rényi
     curves added up; infinite where a step had no noise.
+
+    (α−1) times that is convex in α, since (α−1) r and (α−1) log(α−1) − α log α are; so ε falls
+    along the orders and then rises, and a search finds the least without counting at each.
     """
-    curves = [(renyi_curve(sigma, rate, orders), steps) for sigma, rate, steps in rows]
-    best = math.inf
-    for at, order in enumerate(orders):
-        renyi = sum(steps * curve[at] for curve, steps in curves)
+
+    @functools.cache
+    def count(at: int) -> float:
+        order = orders[at]
+        renyi = sum(steps * renyi_divergence(sigma, rate, order) for sigma, rate, steps in rows)
         # then TV ≤ √(1−e^−KL) < δ: (0, δ)-DP (Bretagnolle and Huber)
         if delta**2 + math.expm1(-renyi) > 0:
             return 0.0
         price = math.log(delta * order) / (order - 1)
-        best = min(best, renyi + math.log1p(-1 / order) - price)
-    if math.isnan(best):
-        return math.inf
-    return max(best, 0.0)
+        return max(renyi + math.log1p(-1 / order) - price, 0.0)
+
+    # the divergence is least at the lowest order
+    if not count(0):
+        return 0.0
+    least = 0
+    most = len(orders) - 1
+    in_stairs = any(sigma > MUCH_NOISE for sigma, _, _ in rows)
+    while most - least > NEAR and not in_stairs:
+        middle = (least + most) // 2
+        if count(middle) <= count(middle + 1):
+            most = middle
+        else:
+            least = middle
+    places = range(len(orders))[max(least - NEAR, 0) : most + NEAR + 1]
+    return min(map(count, places))
 
 
-@functools.lru_cache(maxsize=4096)
-def renyi_curve(sigma: float, rate: float, orders: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the Rényi divergence of one step at each order.
+@functools.lru_cache(maxsize=65536)
+def renyi_divergence(sigma: float, rate: float, order: float) -> float:
+    """Return the Rényi divergence of one step at an order; infinite where it cannot be computed:
+    still a bound.
 
     Under much noise the series for fractional orders takes minutes; the divergence never falls with
     the order, so the next whole order bounds it.
     """
-    known: dict[float, float] = {}
-    curve: list[float] = []
-    for order in orders:
-        if sigma > MUCH_NOISE:
-            order = float(math.ceil(order))
-        if order not in known:
-            known[order] = _divergence(sigma, rate, order)
-        curve.append(known[order])
-    return tuple(curve)
-
-
-def _divergence(sigma: float, rate: float, order: float) -> float:
-    """Return the divergence of one step; infinite where it cannot be computed: still a bound."""
     import numpy as np
     from opacus.accountants.analysis.rdp import compute_rdp
 
+    if sigma > MUCH_NOISE:
+        order = float(math.ceil(order))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
