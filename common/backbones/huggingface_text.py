@@ -62,7 +62,10 @@ class TextNetwork(nn.Module):
         drop_tables(self)
         for name, content in files.items():
             self.register_buffer(name, tensor_of(content))
-        self.classifier = nn.Linear(count_channels(self.get_submodule(self.blocks)), 2)
+        width = count_channels(self.get_submodule(self.blocks))
+        if shape.pooling == "native":
+            self.pre_classifier = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, 2)
 
     def settle(self) -> None:
         """Change what of the library's model is another layer here."""
@@ -80,6 +83,10 @@ class TextNetwork(nn.Module):
     def finish(self, states: Tensor) -> Tensor:
         """Return the last states as the library's model gives them."""
         return states
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return what stands behind the first Linear of the library's own classifier (n, width)."""
+        return torch.tanh(hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (n, length) → logits (n, 2)."""
@@ -106,6 +113,8 @@ def pool(net: Any, x: Tensor) -> Tensor:
     """States and mask (n, length, width + 1) → one vector a text (n, width)."""
     states, here = unpack(x)
     states = net.finish(states)
+    if net.pooling == "native":
+        return net.activate(net.pre_classifier(states[:, 0]))
     if net.pooling == "first":
         return states[:, 0]
     if net.pooling == "last":
@@ -206,6 +215,10 @@ class DistilBertNetwork(BertNetwork):
         """Return states (n, length, width)."""
         embeddings = self.get_submodule("embeddings")
         return embeddings(input_ids=tokens, position_ids=list_positions(tokens))
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return what stands behind the first Linear of the library's own classifier (n, width)."""
+        return F.relu(hidden)
 
 
 class Gpt2Network(TextNetwork):
@@ -316,7 +329,7 @@ BLOCK_TYPES: Mapping[str, bool] = {
 CALLS = dict.fromkeys(BLOCK_TYPES, call_block)
 USED_BY_STEPS: Mapping[Step, tuple[str, ...]] = {
     embed: ("embeddings", "wte", "wpe", "shared"),
-    pool: ("ln_f", "encoder.final_layer_norm", "final_layer_norm"),
+    pool: ("ln_f", "encoder.final_layer_norm", "final_layer_norm", "pre_classifier"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -37,7 +37,7 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length", "volume", "signal")
+    later: ClassVar[tuple[str, ...]] = ("max_length", "pool", "volume", "signal")
 
     name: Text = Field(
         description=(
@@ -62,6 +62,14 @@ class BackboneSection(Section):
         description=(
             "texts only: how many tokens of a text are read; longer ones are cut, shorter ones"
             " padded (default: 128, or as many as the network has positions)"
+        ),
+    )
+    pool: Literal["mean", "first", "last", "native"] | None = Field(
+        default=None,
+        description=(
+            "huggingface and huggingface-image only: how tokens become one vector: their mean, the"
+            " first, the last, or native: as the library's own classifier of this architecture"
+            " does, so that `fedgraft export` can write one (default: the folder's own)"
         ),
     )
     volume: VolumeSection | None = Field(
