@@ -323,6 +323,38 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="`huggingface`, the only one so far.")
+    ] = "huggingface",
+    backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+    with_: WithOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write the shared model of a run as a folder that Hugging Face's transformers opens by itself:
+    adapters merged, safetensors, its tokenizer or how images are prepared; compare the outputs
+    first.
+
+    Example: `fedgraft export runs/notes-1 --format huggingface --out notes-model`
+    """
+    from fedgraft.simulations.huggingface_export import FORMATS, export_model
+
+    if format_ not in FORMATS:
+        remedy = f"write {', '.join(FORMATS)}"
+        raise UserError(f"no format is called {format_!r}", where="--format", remedy=remedy)
+    made = export_model(run, out, backbone)
+    if json_:
+        _print_json(made)
+    else:
+        print(f"{made['path']}: {made['model']}, outputs the same to {made['difference']:.0e}")
+        print(f"open it with transformers.{made['auto']}.from_pretrained({made['path']!r})")
+        for note in made["notes"]:
+            print(f"note: {note}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A run's or a study's folder.")],
 ) -> None:

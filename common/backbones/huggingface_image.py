@@ -282,6 +282,26 @@ def read_processor(folder: Path, size: int | None) -> Preprocess:
         raise UserError(what, where=str(path), remedy=remedy) from error
 
 
+def write_processor(preparation: Preprocess) -> dict[str, Any]:
+    """Return the opposite of `read_processor`, as the library's own processor reads it."""
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
+    side = preparation.crop
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": preparation.size is not None,
+        "size": {"shortest_edge": preparation.size or side},
+        "resample": numbers[preparation.interpolation],
+        "do_center_crop": side is not None,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preparation.mean),
+        "image_std": list(preparation.std),
+    }
+
+
 def _side_of(value: Any) -> int:
     """Return the pixels of a side, as the library writes it."""
     if isinstance(value, dict):

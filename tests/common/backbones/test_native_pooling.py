@@ -158,15 +158,16 @@ def test_every_adapter_works(
         torch.testing.assert_close(exact.merge()(tokens), exact(tokens), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("method", ["head", "lora", "bottleneck", "scale-shift", "bias"])
 @pytest.mark.parametrize("architecture", TEXTS)
 def test_gradients_of_single_texts_are_those_of_a_loop(
-    architecture: str, method: str, backbones: dict[str, Backbone]
+    architecture: str, method: str, mode: str, backbones: dict[str, Backbone]
 ) -> None:
     """The first Linear of the family's own head is trained, too: a norm without it is too small."""
     model = lively(backbones[architecture], method)
     tokens = backbones[architecture].preprocess(example_texts()[:2]).only
-    check_gradients(model, "hooks", tokens, cross_entropies)
+    check_gradients(model, mode, tokens, cross_entropies)
 
 
 @pytest.mark.parametrize("architecture", TEXTS)
