@@ -60,6 +60,9 @@ _LINES = {
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
     "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "fastai-text": FamilyLine(
+        "fedgraft.common.backbones.awd_lstm:AWD_LSTM", r"fastai/awd-lstm", "text", has_folders=True
+    ),
     "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
     "huggingface-audio": FamilyLine(
         "fedgraft.common.backbones.huggingface_audio:HUGGINGFACE_AUDIO",

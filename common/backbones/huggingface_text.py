@@ -1,15 +1,11 @@
 """Transformers for texts: the layers of Hugging Face's library under its own names, called one
 after the other.
-
-Between stages a batch is one tensor `(n, tokens, width + 1)`: the hidden states, and in the last
-channel 1 where there is a token and 0 behind the end of a text. So a mask goes wherever the states
-go: into kept activations, through `vmap`, past an adapter.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +18,9 @@ from fedgraft.common.backbones.forward_steps import mean_of_places
 from fedgraft.common.backbones.huggingface_library import build_library_model, drop_tables
 from fedgraft.common.backbones.huggingface_shapes import HuggingFaceShape
 from fedgraft.common.backbones.huggingface_tensors import HEAD
+from fedgraft.common.backbones.masked_states import Run, call_block, last_token, pack, unpack
 from fedgraft.common.inputs.text import is_token
 from fedgraft.common.inputs.tokenizer_file import tensor_of
-
-Run = Callable[..., Any]
 
 
 class TextNetwork(nn.Module):
@@ -103,12 +98,6 @@ def embed(net: Any, tokens: Tensor) -> Tensor:
     return pack(net.embed(tokens.clamp(min=0), here), here)
 
 
-def call_block(net: Any, run: Run, x: Tensor) -> Tensor:
-    """Run a block, or an adapter behind one, on states and mask (n, length, width + 1)."""
-    states, here = unpack(x)
-    return pack(first_of(net.call(run, states, here)), here)
-
-
 def pool(net: Any, x: Tensor) -> Tensor:
     """States and mask (n, length, width + 1) → one vector a text (n, width)."""
     states, here = unpack(x)
@@ -120,28 +109,6 @@ def pool(net: Any, x: Tensor) -> Tensor:
     if net.pooling == "last":
         return last_token(states, here)
     return mean_of_places(states, here)
-
-
-def last_token(states: Tensor, here: Tensor) -> Tensor:
-    """Return the states at the end of each text (n, width)."""
-    follows = F.pad(here[:, 1:], (0, 1))
-    is_last = here * (1 - follows)
-    return (states * is_last[..., None]).sum(1)
-
-
-def pack(states: Tensor, here: Tensor) -> Tensor:
-    """Return states with the mask as their last channel."""
-    return torch.cat([states, here.to(states.dtype)[..., None]], dim=-1)
-
-
-def unpack(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the opposite of `pack`."""
-    return x[..., :-1].contiguous(), x[..., -1]
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the states that a block gives, alone or first of several outputs."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def list_positions(tokens: Tensor) -> Tensor:
