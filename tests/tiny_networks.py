@@ -15,6 +15,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.extensions import load_extension, offer_extension
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
+from tests.awd_lstm_folders import write_encoder
 from tests.huggingface_folders import write_audio_folder, write_folder, write_image_folder
 
 AUDIO = SignalSection(channels=("audio",), rate=1000, samples=200)
@@ -120,6 +121,13 @@ TINY_NETWORKS: dict[str, Tiny] = {
         "`fastai/…` (`resnet18`)",
         lambda folder: load_backbone("fastai/resnet18", image_size=32),
         torch.zeros(1, 3, 32, 32),
+    ),
+    "fastai-text": Tiny(
+        "`fastai/awd-lstm` (ULMFiT)",
+        lambda folder: load_backbone(
+            "fastai/awd-lstm", weights=write_encoder(folder), max_length=8
+        ),
+        torch.zeros(1, 8, dtype=torch.int64),
     ),
     "mlp": Tiny(
         "`mlp`",
