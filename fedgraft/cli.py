@@ -155,19 +155,27 @@ def convert(
         int | None,
         typer.Option(help="An image's shorter side before its centre is cut out; default: as is."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a model for texts: its tokenizer.json.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=4, max=8192, help="Tokens of a text; default 128.")
+    ] = None,
     python: Annotated[
         str | None, typer.Option(help="A Python that has Keras or TensorFlow; default: this one.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make a backbone of an ONNX, Keras or TensorFlow model, for `backbone: {name: onnx}`; compare
-    it with the original before it is written.
+    """Make a backbone of an ONNX, Keras or TensorFlow model, for `backbone: {name: onnx}`, or of an
+    ONNX model for texts, for `onnx-text`; compare it with the original before it is written.
 
     Example: `fedgraft convert mobilenet.onnx --pixels imagenet`
     """
     from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model, describe
 
-    request = ConvertRequest(model, out, input_size, resize, pixels, mean, std, python)
+    request = ConvertRequest(
+        model, out, input_size, resize, pixels, mean, std, tokenizer, max_length, python
+    )
     made = convert_model(request)
     if json_:
         _print_json(made)

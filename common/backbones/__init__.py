@@ -60,6 +60,9 @@ _LINES = {
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
     "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "onnx-text": FamilyLine(
+        "fedgraft.common.backbones.onnx_models:ONNX_TEXT", r"onnx-text", "text"
+    ),
     "fastai-text": FamilyLine(
         "fedgraft.common.backbones.awd_lstm:AWD_LSTM", r"fastai/awd-lstm", "text", has_folders=True
     ),
