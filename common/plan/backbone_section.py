@@ -43,9 +43,9 @@ class BackboneSection(Section):
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
             " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, onnx (a model that"
-            " `fedgraft convert` made), fastai/resnet34 and its kin, fastai/awd-lstm,"
-            " huggingface, huggingface-image or huggingface-audio (the model in the folder"
-            " `weights`, for texts, images or signals), or a torchvision model such as resnet18"
+            " `fedgraft convert` made; of texts onnx-text), fastai/resnet34 and its kin,"
+            " fastai/awd-lstm, huggingface, huggingface-image or huggingface-audio (the model in"
+            " the folder `weights`, for texts, images or signals), or a torchvision model such as resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(

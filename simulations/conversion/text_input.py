@@ -75,7 +75,9 @@ class TextInput:
         shape = (records, self.length)
         tokens = torch.randint(0, self.vocabulary, shape, generator=generator)
         lengths = torch.randint(1, self.length + 1, (records, 1), generator=generator)
+        # a whole text and a short one in every batch, or nothing is told of a mask
         lengths[0] = self.length
+        lengths[1] = max(1, self.length // 2)
         tokens[torch.arange(self.length) >= lengths] = PADDING
         return tokens
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,46 +24,13 @@ from fedgraft.common.tasks.classification import cross_entropies
 from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model
 from fedgraft.simulations.conversion.text_input import fit_mask
 from tests.huggingface_folders import example_texts, library_classifier, library_model
+from tests.onnx_files import INPUTS, export_texts
 from tests.tokenizers_for_tests import small_tokenizer
 
 pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 LENGTH = 14
-INPUTS = ("input_ids", "attention_mask")
-
-
-class States(torch.nn.Module):
-    """The last states of a model of the library alone."""
-
-    def __init__(self, inner: Any, names: Sequence[str]) -> None:
-        super().__init__()
-        self.inner = inner
-        self.names = names
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        output = self.inner(**dict(zip(self.names, inputs, strict=True)))
-        return output.logits if hasattr(output, "logits") else output.last_hidden_state
-
-
-def export(net: Any, path: Path, names: Sequence[str] = INPUTS, **options: Any) -> Path:
-    """Write a model of the library as an ONNX file, as torch exports it."""
-    example = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in names)
-    dynamic = {name: {0: "n", 1: "l"} for name in names}
-    options = {"dynamic_axes": dynamic, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            States(net, names).eval(),
-            example,
-            str(path),
-            input_names=list(names),
-            output_names=["output"],
-            opset_version=17,
-            dynamo=False,
-            **options,
-        )
-    return path
 
 
 def convert(path: Path, **options: Any) -> Backbone:
@@ -81,7 +47,7 @@ def convert(path: Path, **options: Any) -> Backbone:
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """A converted BERT; never written."""
     folder = tmp_path_factory.mktemp("onnx")
-    return convert(export(library_model("bert"), folder / "bert.onnx"))
+    return convert(export_texts(library_model("bert"), folder / "bert.onnx"))
 
 
 def lively(backbone: Backbone, method: str) -> GraftedModel:
@@ -98,7 +64,7 @@ def lively(backbone: Backbone, method: str) -> GraftedModel:
 def test_states_become_the_mean_of_their_tokens(names: Sequence[str], tmp_path: Path) -> None:
     """A mask that is lost, in attention or in the mean: padding would be read as words."""
     net = library_model("bert")
-    backbone = convert(export(net, tmp_path / "bert.onnx", names))
+    backbone = convert(export_texts(net, tmp_path / "bert.onnx", names))
     tokens = backbone.preprocess(example_texts()).only
     here = is_token(tokens)
     with torch.no_grad():
@@ -113,7 +79,7 @@ def test_states_become_the_mean_of_their_tokens(names: Sequence[str], tmp_path: 
 def test_a_classifier_is_left_out(architecture: str, tmp_path: Path) -> None:
     """What enters the library's own last Linear are the features."""
     net = library_classifier(architecture)
-    backbone = convert(export(net, tmp_path / "model.onnx"))
+    backbone = convert(export_texts(net, tmp_path / "model.onnx"))
     tokens = backbone.preprocess(example_texts()).only
     with torch.no_grad():
         ours = backbone.net(tokens)
@@ -182,14 +148,15 @@ def test_a_mask_that_is_not_one_number_here_and_one_there_is_none() -> None:
 def test_other_inputs_are_refused(tmp_path: Path) -> None:
     """A model that is told positions, one of fixed size, and one of images."""
     net = library_model("bert")
-    path = export(net, tmp_path / "positions.onnx", (*INPUTS, "position_ids"))
+    path = export_texts(net, tmp_path / "positions.onnx", (*INPUTS, "position_ids"))
     with pytest.raises(UserError, match=r"'position_ids'[\s\S]*export it with the inputs"):
         convert(path)
-    fixed = export(net, tmp_path / "fixed.onnx", dynamic_axes={name: {0: "n"} for name in INPUTS})
+    any_number = {name: {0: "n"} for name in INPUTS}
+    fixed = export_texts(net, tmp_path / "fixed.onnx", dynamic_axes=any_number)
     with pytest.raises(UserError, match=r"12 tokens; this model was exported for 14"):
         convert(fixed, max_length=12)
     assert convert(fixed).features == 12
-    alone = export(net, tmp_path / "alone.onnx", dynamic_axes={})
+    alone = export_texts(net, tmp_path / "alone.onnx", dynamic_axes={})
     with pytest.raises(UserError, match="for any number of texts"):
         convert(alone)
     with pytest.raises(UserError, match="leave out what is said of pixels"):
@@ -201,7 +168,7 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
 def test_roberta_is_refused_by_name(tmp_path: Path) -> None:
     """It counts its positions along the tokens."""
     with pytest.raises(UserError, match="'CumSum'"):
-        convert(export(library_model("roberta"), tmp_path / "roberta.onnx"))
+        convert(export_texts(library_model("roberta"), tmp_path / "roberta.onnx"))
 
 
 def test_texts_of_a_batch_do_not_meet(tmp_path: Path) -> None:
@@ -218,7 +185,7 @@ def test_texts_of_a_batch_do_not_meet(tmp_path: Path) -> None:
             return output
 
     with pytest.raises(UserError, match="records"):
-        convert(export(Mixing(), tmp_path / "mixing.onnx"))
+        convert(export_texts(Mixing(), tmp_path / "mixing.onnx"))
 
 
 @pytest.mark.parametrize(
