@@ -155,19 +155,27 @@ def convert(
         int | None,
         typer.Option(help="An image's shorter side before its centre is cut out; default: as is."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a model for texts: its tokenizer.json.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=4, max=8192, help="Tokens of a text; default 128.")
+    ] = None,
     python: Annotated[
         str | None, typer.Option(help="A Python that has Keras or TensorFlow; default: this one.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make a backbone of an ONNX, Keras or TensorFlow model, for `backbone: {name: onnx}`; compare
-    it with the original before it is written.
+    """Make a backbone of an ONNX, Keras or TensorFlow model, for `backbone: {name: onnx}`, or of an
+    ONNX model for texts, for `onnx-text`; compare it with the original before it is written.
 
     Example: `fedgraft convert mobilenet.onnx --pixels imagenet`
     """
     from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model, describe
 
-    request = ConvertRequest(model, out, input_size, resize, pixels, mean, std, python)
+    request = ConvertRequest(
+        model, out, input_size, resize, pixels, mean, std, tokenizer, max_length, python
+    )
     made = convert_model(request)
     if json_:
         _print_json(made)
@@ -320,6 +328,38 @@ def predict(
 
     written = run_model(run, data, out, backbone)
     print(f"{written} predictions in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="`huggingface`, the only one so far.")
+    ] = "huggingface",
+    backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+    with_: WithOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write the shared model of a run as a folder that Hugging Face's transformers opens by itself:
+    adapters merged, safetensors, its tokenizer or how images are prepared; compare the outputs
+    first.
+
+    Example: `fedgraft export runs/notes-1 --format huggingface --out notes-model`
+    """
+    from fedgraft.simulations.huggingface_export import FORMATS, export_model
+
+    if format_ not in FORMATS:
+        remedy = f"write {', '.join(FORMATS)}"
+        raise UserError(f"no format is called {format_!r}", where="--format", remedy=remedy)
+    made = export_model(run, out, backbone)
+    if json_:
+        _print_json(made)
+    else:
+        print(f"{made['path']}: {made['model']}, outputs the same to {made['difference']:.0e}")
+        print(f"open it with transformers.{made['auto']}.from_pretrained({made['path']!r})")
+        for note in made["notes"]:
+            print(f"note: {note}")
 
 
 @app.command()

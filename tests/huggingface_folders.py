@@ -134,6 +134,17 @@ TINY_IMAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 IMAGE_ARCHITECTURES = tuple(TINY_IMAGE)
+# the library's own classifiers
+CLASSIFIERS = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+}
+IMAGE_CLASSIFIERS = {
+    "vit": "ViTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+}
 TINY_AUDIO: dict[str, Any] = {
     "hidden_size": 12,
     "num_hidden_layers": 2,
@@ -164,6 +175,39 @@ def library_model(architecture: str, seed: int = 0, *, images: bool = False) -> 
         for parameter in net.parameters():
             parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
     return net
+
+
+def library_classifier(architecture: str, seed: int = 0, *, images: bool = False) -> Any:
+    """Return the library's own classifier of two classes, with lively values."""
+    import transformers
+
+    known = TINY_IMAGE if images else TINY
+    _, configuration, sizes = known[architecture]
+    name = IMAGE_CLASSIFIERS[architecture] if images else CLASSIFIERS[architecture]
+    options = {"attn_implementation": "eager", "num_labels": 2}
+    if not images:
+        options["pad_token_id"] = sizes.get("pad_token_id", 0)
+    config = getattr(transformers, configuration)(**{**sizes, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = getattr(transformers, name)(config).eval()
+        for parameter in net.parameters():
+            parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
+    return net
+
+
+def write_classifier(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """Write the folder of a tiny classifier of texts with its tokenizer."""
+    library_classifier(architecture, seed).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(small_tokenizer())
+    return folder
+
+
+def write_image_classifier(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """Write the folder of a tiny classifier of images, with how its images are prepared."""
+    write_image_folder(folder, architecture, seed)
+    library_classifier(architecture, seed, images=True).save_pretrained(folder)
+    return folder
 
 
 def write_folder(folder: Path, architecture: str = "bert", seed: int = 0) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from fedgraft.common.backbones.family import last_linear
 
 SIDE = 16
+# of a model for texts
+INPUTS = ("input_ids", "attention_mask")
 
 
 class Residual(nn.Module):
@@ -102,5 +105,41 @@ def export(net: nn.Module, path: Path, side: int = SIDE, *, any_batch: bool = Tr
             input_names=["image"],
             output_names=["logits"],
             dynamic_axes=axes,
+        )
+    return path
+
+
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
+class States(torch.nn.Module):
+    """The last states of a model of the library alone."""
+
+    def __init__(self, inner: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.names = names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        output = self.inner(**dict(zip(self.names, inputs, strict=True)))
+        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+def export_texts(
+    net: Any, path: Path, names: Sequence[str] = INPUTS, *, length: int = 14, **options: Any
+) -> Path:
+    """Write a model of the library as an ONNX file, as torch exports it."""
+    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in names)
+    dynamic = {name: {0: "n", 1: "l"} for name in names}
+    options = {"dynamic_axes": dynamic, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            States(net, names).eval(),
+            example,
+            str(path),
+            input_names=list(names),
+            output_names=["output"],
+            opset_version=17,
+            dynamo=False,
+            **options,
         )
     return path

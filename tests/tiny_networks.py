@@ -15,7 +15,14 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.extensions import load_extension, offer_extension
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
-from tests.huggingface_folders import write_audio_folder, write_folder, write_image_folder
+from tests.awd_lstm_folders import write_encoder
+from tests.huggingface_folders import (
+    library_model,
+    write_audio_folder,
+    write_folder,
+    write_image_folder,
+)
+from tests.tokenizers_for_tests import small_tokenizer
 
 AUDIO = SignalSection(channels=("audio",), rate=1000, samples=200)
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -59,6 +66,18 @@ def open_converted(folder: Path) -> Backbone:
     path = export(build(residual_net), folder / "residual.onnx")
     made = convert_model(ConvertRequest(path, pixels="imagenet"))
     return load_backbone("onnx", weights=made["path"])
+
+
+def open_converted_text(folder: Path) -> Backbone:
+    """Return a BERT that was converted from an ONNX file."""
+    from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model
+    from tests.onnx_files import export_texts
+
+    path = export_texts(library_model("bert"), folder / "bert.onnx")
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_bytes(small_tokenizer())
+    made = convert_model(ConvertRequest(path, tokenizer=tokenizer, max_length=8))
+    return load_backbone("onnx-text", weights=made["path"])
 
 
 TINY_NETWORKS: dict[str, Tiny] = {
@@ -116,10 +135,20 @@ TINY_NETWORKS: dict[str, Tiny] = {
         torch.zeros(1, 1, 200),
     ),
     "onnx": Tiny("`onnx`", open_converted, torch.zeros(1, 3, 16, 16), "onnx"),
+    "onnx-text": Tiny(
+        "`onnx-text` (BERT)", open_converted_text, torch.zeros(1, 8, dtype=torch.int64), "onnx"
+    ),
     "fastai": Tiny(
         "`fastai/…` (`resnet18`)",
         lambda folder: load_backbone("fastai/resnet18", image_size=32),
         torch.zeros(1, 3, 32, 32),
+    ),
+    "fastai-text": Tiny(
+        "`fastai/awd-lstm` (ULMFiT)",
+        lambda folder: load_backbone(
+            "fastai/awd-lstm", weights=write_encoder(folder), max_length=8
+        ),
+        torch.zeros(1, 8, dtype=torch.int64),
     ),
     "mlp": Tiny(
         "`mlp`",

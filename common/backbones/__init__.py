@@ -23,6 +23,7 @@ class FamilyLine(Line):
         scaled_by_plan: whether `task.ranges`, or a round of histograms before the steps, scale its
             inputs where it has no weights.
         has_folders: whether its weights are folders, and it is nothing without one.
+        has_pools: whether a plan may say how its tokens become one vector.
     """
 
     pattern: str
@@ -30,6 +31,7 @@ class FamilyLine(Line):
     learns: bool = False
     scaled_by_plan: bool = False
     has_folders: bool = False
+    has_pools: bool = False
 
 
 _LINES = {
@@ -44,18 +46,26 @@ _LINES = {
         r"huggingface",
         "text",
         has_folders=True,
+        has_pools=True,
     ),
     "huggingface-image": FamilyLine(
         "fedgraft.common.backbones.huggingface_image:HUGGINGFACE_IMAGE",
         r"huggingface-image",
         "image",
         has_folders=True,
+        has_pools=True,
     ),
     "monai-2d": FamilyLine(
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
     "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "onnx-text": FamilyLine(
+        "fedgraft.common.backbones.onnx_models:ONNX_TEXT", r"onnx-text", "text"
+    ),
+    "fastai-text": FamilyLine(
+        "fedgraft.common.backbones.awd_lstm:AWD_LSTM", r"fastai/awd-lstm", "text", has_folders=True
+    ),
     "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
     "huggingface-audio": FamilyLine(
         "fedgraft.common.backbones.huggingface_audio:HUGGINGFACE_AUDIO",

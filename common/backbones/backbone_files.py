@@ -22,7 +22,7 @@ from fedgraft.common.backbones.backbone import (
     randomise,
     side_of,
 )
-from fedgraft.common.backbones.family import NetworkShape, State
+from fedgraft.common.backbones.family import NetworkShape, Pooling, State
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
 from fedgraft.common.inputs.material import Preparation
@@ -46,6 +46,7 @@ class BackboneRequest:
             network's own random initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
         max_length: tokens of a text; default: the weights' own.
+        pool: how tokens become one vector; default: the weights' own.
         volume: what volumes are brought to; default: the weights' own.
         signal: what series are brought to; default: the weights' own.
         random: keep shape and preparation, throw away what was learnt (the random-backbone
@@ -61,6 +62,7 @@ class BackboneRequest:
     weights: str | Path | None = None
     image_size: int | None = None
     max_length: int | None = None
+    pool: Pooling | None = None
     volume: VolumeSection | None = None
     signal: SignalSection | None = None
     random: bool = False
@@ -145,6 +147,7 @@ def _give_values(
     shape = NetworkShape(
         image_size=side_of(preparation),
         channels=channels_of(preparation),
+        pool=request.pool,
         columns=request.columns,
         hidden=request.hidden,
         category_sizes=request.category_sizes,
@@ -196,7 +199,7 @@ def _read_weights(request: BackboneRequest) -> tuple[State | None, Preparation |
         return None, None
     path = Path(weights)
     if family.read_folder is not None and path.is_dir():
-        return family.read_folder(path, request.size)
+        return family.read_folder(path, request.size, request.pool)
     if isinstance(weights, Path) or path.suffix in SUFFIXES or "/" in weights:
         state = read_tensors(path)
         beside = _read_sidecar(path, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -18,6 +18,8 @@ State = Mapping[str, Tensor]
 # a child's dotted name, or a function of the network and its input
 Step = str | Callable[[Any, Tensor], Tensor]
 Call = Callable[[Any, Callable[..., Any], Tensor], Tensor]
+# how tokens become one vector; native: as the architecture's own classifier does
+Pooling = Literal["mean", "first", "last", "native"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class NetworkShape:
     Attributes:
         image_size: pixels; None where it does not matter.
         max_length: tokens of a text; None where it does not matter.
+        pool: how tokens become one vector, where a plan says it.
         columns: inputs of a table's row; 0: told by the weights.
         hidden: widths of the hidden layers, for networks whose name does not say them.
         category_sizes: of each column of a table, how many categories it has; 0: it holds numbers.
@@ -42,6 +45,7 @@ class NetworkShape:
 
     image_size: int | None = None
     max_length: int | None = None
+    pool: Pooling | None = None
     columns: int = 0
     hidden: tuple[int, ...] = ()
     category_sizes: tuple[int, ...] = ()
@@ -86,6 +90,9 @@ def keep_state(net: nn.Module, state: State) -> State:
     return state
 
 
+ReadFolder = Callable[[Path, int | None, Pooling | None], tuple[State, Preparation]]
+
+
 # ── the record ────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Family:
@@ -119,8 +126,9 @@ class Family:
             adapter behind it, what passes between stages) → the same with the block's output.
         places: (prepared inputs) → which positions of a block's output count, 1 or 0, `(n,
             positions)`; None: all do.
-        read_folder: (folder, size) → tensors and preparation of a model that lies in a folder;
-            raises `UserError`; None: its weights are files.
+        read_folder: (folder, size, pooling) → tensors and preparation of a model that lies in a
+            folder, size and pooling its own where they are None; raises `UserError`; None: its
+            weights are files.
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
             backbone; patterns of `fnmatch`.
         learnt: constants that nodes' histograms tell; None: it has none.
@@ -139,7 +147,7 @@ class Family:
     used_by_steps: Mapping[Step, tuple[str, ...]] = field(default_factory=dict)
     calls: Mapping[str, Call] = field(default_factory=dict)
     places: Callable[[Tensor], Tensor] | None = None
-    read_folder: Callable[[Path, int | None], tuple[State, Preparation]] | None = None
+    read_folder: ReadFolder | None = None
     kept_when_random: tuple[str, ...] = ()
     learnt: Learnt | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None

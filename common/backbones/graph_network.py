@@ -98,6 +98,7 @@ class GraphNetwork(nn.Module):
 
         net = GraphNetwork(graph)
         net(images)  # float32 (n, 3, side, side), on 0–1 → (n, 2)
+        # or of texts: int64 (n, length), −1 behind the end of a text
 
     Raises:
         UserError: steps that do not fit one another, mix records, or are too large.
@@ -121,7 +122,7 @@ class GraphNetwork(nn.Module):
             part.rows = dict(found)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, 3, H, W) → (n, outputs of the classifier)."""
+        """Images (n, 3, H, W), or tokens (n, length) → (n, outputs of the classifier)."""
         return self.classifier(self.neck(self.groups(self.stem(images))))
 
 
@@ -139,7 +140,7 @@ def trace_records(graph: Graph) -> Mapping[str, Mapping[int, Records]]:
     """
     found: dict[str, Mapping[int, Records]] = {}
     total = 0
-    x = probe_images(graph.side)
+    x = probe_inputs(graph)
     for name, part in graph.list_parts():
         trace = trace_part(name, part, x)
         x = trace.values[-1]
@@ -170,6 +171,19 @@ class Trace:
     places: list[Place]
     rows: Mapping[int, Records]
     total: int
+
+
+def probe_inputs(graph: Graph) -> Tensor:
+    """Return as many records as a network is traced with, without values."""
+    if graph.side is not None:
+        return probe_images(graph.side)
+    assert graph.length is not None
+    return probe_tokens(graph.length)
+
+
+def probe_tokens(length: int) -> Tensor:
+    """Return as many texts as a network is traced with, without values."""
+    return torch.zeros(PROBE, length, dtype=torch.int64, device="meta")
 
 
 def probe_images(side: int) -> Tensor:

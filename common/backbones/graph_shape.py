@@ -83,14 +83,16 @@ class Graph(_Described):
     """A network without its classifier.
 
     Attributes:
-        side: of the images that it takes, pixels.
+        side: of the images that it takes, pixels; None: it takes texts.
+        length: of the texts that it takes, tokens; None: it takes images.
         stem: before the first block.
         groups: blocks whose outputs are of one size.
         neck: behind the last block; its output enters the classifier.
         features: values of that output.
     """
 
-    side: Annotated[int, Field(ge=1, le=4096)]
+    side: Annotated[int, Field(ge=1, le=4096)] | None = None
+    length: Annotated[int, Field(ge=1, le=8192)] | None = None
     stem: Part
     groups: Annotated[
         tuple[Annotated[tuple[Block, ...], Field(min_length=1, max_length=1000)], ...],
@@ -106,6 +108,12 @@ class Graph(_Described):
             for place, block in enumerate(group):
                 yield f"groups.{number}.{place}", block.part
         yield "neck", self.neck
+
+    @model_validator(mode="after")
+    def _takes_one_thing(self) -> Graph:
+        if (self.side is None) == (self.length is None):
+            raise ValueError("it takes either images or texts")
+        return self
 
     @model_validator(mode="after")
     def _is_no_giant(self) -> Graph:

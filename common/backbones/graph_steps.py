@@ -38,7 +38,7 @@ Axes = Annotated[tuple[Axis, ...], Field(min_length=1, max_length=8)]
 Index = Annotated[int, Field(ge=0, le=LARGEST_SIZE)]
 Number = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
-Layer = Annotated[str, Field(pattern=r"^(conv|linear|norm)\d{1,5}$")]
+Layer = Annotated[str, Field(pattern=r"^(conv|linear|norm|table)\d{1,5}$")]
 Constant = Annotated[str, Field(pattern=r"^constant\d{1,5}$")]
 # what enters the part is 0, what its first step gives 1, and so on; or a constant's name
 Source = Annotated[int, Field(ge=0, le=100_000)] | Constant
@@ -187,6 +187,47 @@ class LayerNorm(_LayerStep):
     def follow(self, places: Sequence[Place], inputs: Sequence[Tensor], output: Tensor) -> Place:
         check_axes(places[0], [inputs[0].ndim - 1])
         return places[0]
+
+
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
+class Embedding(_LayerStep):
+    """The rows of a table that whole numbers name, (…) → (…, width)."""
+
+    op: Literal["embedding"]
+    name: Layer
+    rows: Annotated[int, Field(ge=1, le=1_000_000)]
+    width: Size
+
+    @model_validator(mode="after")
+    def _has_a_weight(self) -> Embedding:
+        _check_weight(self.rows * self.width)
+        return self
+
+    def build(self) -> nn.Module:
+        return nn.Embedding(self.rows, self.width)
+
+    def run(self, part: nn.Module, inputs: Sequence[Tensor], records: int) -> Tensor:
+        # whatever a server's tokenizer gives
+        numbers = inputs[0].long().clamp(0, self.rows - 1)
+        return super().run(part, [numbers], records)
+
+    def follow(self, places: Sequence[Place], inputs: Sequence[Tensor], output: Tensor) -> Place:
+        return places[0]
+
+
+class Tokens(Step):
+    """Of tokens (n, length), −1 where there is none: their numbers, or 1 where there is one."""
+
+    op: Literal["token-ids", "token-mask"]
+    inputs: One
+
+    def run(self, part: nn.Module, inputs: Sequence[Tensor], records: int) -> Tensor:
+        if self.op == "token-ids":
+            return inputs[0].clamp(min=0)
+        return (inputs[0] >= 0).to(torch.float32)
+
+    def follow(self, places: Sequence[Place], inputs: Sequence[Tensor], output: Tensor) -> Place:
+        return check_first(places[0], inputs[0])
 
 
 # ── value by value ────────────────────────────────────────────────────────────────────────────────
@@ -556,6 +597,8 @@ AnyStep = Annotated[
     | Linear
     | BatchNorm
     | LayerNorm
+    | Embedding
+    | Tokens
     | Function
     | Clip
     | LeakyRelu

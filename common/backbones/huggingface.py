@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fedgraft.common.backbones.family import Family, NetworkShape, State, keep_state
+from fedgraft.common.backbones.family import Family, NetworkShape, Pooling, State, keep_state
 from fedgraft.common.backbones.huggingface_folder import (
     CONFIG,
     read_folder_tensors,
@@ -23,6 +23,7 @@ from fedgraft.common.backbones.huggingface_folder import (
 from fedgraft.common.backbones.huggingface_shapes import (
     TEXT_SHAPES,
     HuggingFaceShape,
+    check_pooling,
     read_config,
     read_shape,
     write_shape,
@@ -69,21 +70,25 @@ def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
     described = read_shape(files[DESCRIPTION], TEXT_SHAPES, where)
     _check_tokens(described, files[TOKENIZER], where)
     _check_length(described, shape.max_length)
+    check_pooling(described, shape.pool, where)
     return replace(shape, files=files)
 
 
-def read_folder(folder: Path, size: int | None) -> tuple[State, TextPreparation]:
+def read_folder(
+    folder: Path, size: int | None, pool: Pooling | None
+) -> tuple[State, TextPreparation]:
     """Return the tensors of a model's folder and its preparation.
 
     Args:
         size: tokens of a text; None: the usual number, or as many as the network can read.
+        pool: how tokens become one vector; None: as the folder says, or their mean.
 
     Raises:
         UserError: what is there is no model that is known, or asks for more than data.
     """
     config = read_json(folder / CONFIG)
-    pooling = read_pooling(folder)
-    described = read_config(config, TEXT_SHAPES, pooling, str(folder / CONFIG))
+    where = str(folder / CONFIG)
+    described = read_config(config, TEXT_SHAPES, _find_pooling(folder, pool), where, pool)
     tokenizer = read_tokenizer_file(folder)
     _check_tokens(described, tokenizer, str(folder))
     if size is None:
@@ -96,6 +101,11 @@ def read_folder(folder: Path, size: int | None) -> tuple[State, TextPreparation]
     for name, content in files.items():
         state[name] = tensor_of(content)
     return state, TextPreparation(size)
+
+
+def _find_pooling(folder: Path, pool: Pooling | None) -> Pooling | None:
+    """Return how a folder's model pools; None where it does not say, or the plan says it."""
+    return None if pool else read_pooling(folder)
 
 
 def refuse_names(name: str, weights: str) -> dict[str, Tensor]:

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fedgraft.common.backbones.family import Family, NetworkShape, State, Step, keep_state
+from fedgraft.common.backbones.family import (
+    Family,
+    NetworkShape,
+    Pooling,
+    State,
+    Step,
+    keep_state,
+)
 from fedgraft.common.backbones.huggingface import refuse_names
 from fedgraft.common.backbones.huggingface_folder import CONFIG, read_folder_tensors, read_json
 from fedgraft.common.backbones.huggingface_library import build_library_model, drop_tables
@@ -143,7 +150,9 @@ def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
     return replace(shape, channels=1, files={DESCRIPTION: content})
 
 
-def read_folder(folder: Path, size: int | None) -> tuple[State, SignalPreparation]:
+def read_folder(
+    folder: Path, size: int | None, pool: Pooling | None
+) -> tuple[State, SignalPreparation]:
     """Return the tensors of a model's folder and how its audio is prepared.
 
     Raises:

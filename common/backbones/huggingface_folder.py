@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedgraft.common.backbones.huggingface_shapes import Pooling
+from fedgraft.common.backbones.family import Pooling
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import read_tensors
 from fedgraft.common.inputs.tokenizer_file import LARGEST_FILE

@@ -13,13 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import count_channels
-from fedgraft.common.backbones.family import Family, NetworkShape, State, Step, keep_state
+from fedgraft.common.backbones.family import (
+    Family,
+    NetworkShape,
+    Pooling,
+    State,
+    Step,
+    keep_state,
+)
 from fedgraft.common.backbones.huggingface import refuse_names
 from fedgraft.common.backbones.huggingface_folder import CONFIG, read_folder_tensors, read_json
 from fedgraft.common.backbones.huggingface_library import build_library_model, drop_tables
 from fedgraft.common.backbones.huggingface_shapes import (
     IMAGE_SHAPES,
     HuggingFaceShape,
+    check_pooling,
     read_config,
     read_shape,
     write_shape,
@@ -56,6 +64,7 @@ class ImageNetwork(nn.Module):
         blocks: dotted name of its blocks.
         turned: ends of the names of weights that the library keeps the other way round.
         last_norm: the child that normalises the last states.
+        has_patches: whether the mean of the patches is read, too.
     """
 
     model: ClassVar[str]
@@ -73,7 +82,9 @@ class ImageNetwork(nn.Module):
         drop_tables(self)
         for name, content in files.items():
             self.register_buffer(name, tensor_of(content))
-        self.classifier = nn.Linear(count_channels(self.get_submodule(self.blocks)), 2)
+        width = count_channels(self.get_submodule(self.blocks))
+        self.has_patches = shape.pooling == "native"
+        self.classifier = nn.Linear(2 * width if self.has_patches else width, 2)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (n, 1 + patches, width)."""
@@ -149,8 +160,13 @@ def embed_images(net: Any, images: Tensor) -> Tensor:
 
 
 def take_first(net: Any, x: Tensor) -> Tensor:
-    """Tokens (n, 1 + patches, width) → the first, normalised (n, width)."""
-    return net.get_submodule(net.last_norm)(x)[:, 0]
+    """Tokens (n, 1 + patches, width) → the first, normalised (n, width), and behind it the mean of
+    the others where the library's own classifier reads it (n, 2 · width).
+    """
+    states = net.get_submodule(net.last_norm)(x)
+    if net.has_patches:
+        return torch.cat([states[:, 0], states[:, 1:].mean(1)], dim=1)
+    return states[:, 0]
 
 
 def call_block(net: Any, run: Callable[..., Any], x: Tensor) -> Tensor:
@@ -206,21 +222,24 @@ def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
     or the images do not fit.
     """
     files = {name: take_file(state, name, where) for name in (DESCRIPTION, PREPARATION)}
-    _check_side(read_shape(files[DESCRIPTION], IMAGE_SHAPES, where), shape.image_size)
+    described = read_shape(files[DESCRIPTION], IMAGE_SHAPES, where)
+    _check_side(described, shape.image_size)
+    check_pooling(described, shape.pool, where)
     return replace(shape, files=files)
 
 
-def read_folder(folder: Path, size: int | None) -> tuple[State, Preprocess]:
+def read_folder(folder: Path, size: int | None, pool: Pooling | None) -> tuple[State, Preprocess]:
     """Return the tensors of a model's folder and how its images are prepared.
 
     Args:
         size: pixels of a side; None: the folder's own.
+        pool: how tokens become one vector; None: the first is taken.
 
     Raises:
         UserError: what is there is no model that is known, or asks for more than data.
     """
     where = str(folder / CONFIG)
-    described = read_config(read_json(folder / CONFIG), IMAGE_SHAPES, "first", where)
+    described = read_config(read_json(folder / CONFIG), IMAGE_SHAPES, "first", where, pool)
     preparation = read_processor(folder, size)
     _check_side(described, preparation.crop)
     given = read_folder_tensors(folder)
@@ -261,6 +280,26 @@ def read_processor(folder: Path, size: int | None) -> Preprocess:
         what = f"a preparation of images that is not known here ({type(error).__name__})"
         remedy = "known are a size, a crop, a mean and a deviation by channel, and two resamplings"
         raise UserError(what, where=str(path), remedy=remedy) from error
+
+
+def write_processor(preparation: Preprocess) -> dict[str, Any]:
+    """Return the opposite of `read_processor`, as the library's own processor reads it."""
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
+    side = preparation.crop
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": preparation.size is not None,
+        "size": {"shortest_edge": preparation.size or side},
+        "resample": numbers[preparation.interpolation],
+        "do_center_crop": side is not None,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preparation.mean),
+        "image_std": list(preparation.std),
+    }
 
 
 def _side_of(value: Any) -> int:

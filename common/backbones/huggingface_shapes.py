@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedgraft.common.backbones.family import Pooling
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.mistakes import shown
 
@@ -28,7 +29,8 @@ Epsilon = Annotated[float, Field(gt=0, le=0.1)]
 Activation = Literal[
     "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh"
 ]
-Pooling = Literal["mean", "first", "last"]
+# of tokens, where nothing but the last states is needed
+PLAIN: tuple[Pooling, ...] = ("mean", "first", "last")
 # of the JSON that travels, bytes
 LONGEST = 10_000
 
@@ -43,6 +45,9 @@ class HuggingFaceShape(BaseModel):
         former: how a tensor's name becomes the one that files have, by regular expressions.
         part: the key of `config.json` that holds this one of a pair of encoders; empty: none.
         pooled: how tokens become one vector where no folder says it; None: as is usual.
+        poolings: the ways in which they may.
+        native: the one in which the library's own classifier makes its last Linear's input; None:
+            it is not known here.
     """
 
     model_config = ConfigDict(
@@ -53,6 +58,8 @@ class HuggingFaceShape(BaseModel):
     former: ClassVar[tuple[tuple[str, str], ...]] = ()
     part: ClassVar[str] = ""
     pooled: ClassVar[Pooling | None] = None
+    poolings: ClassVar[tuple[Pooling, ...]] = PLAIN
+    native: ClassVar[Pooling | None] = None
 
     model_type: str
     pooling: Pooling = "mean"
@@ -71,6 +78,12 @@ class HuggingFaceShape(BaseModel):
         """Return the keys that the library's own configuration takes."""
         return self.model_dump(exclude={"model_type", "pooling"})
 
+    @model_validator(mode="after")
+    def _is_known(self) -> HuggingFaceShape:
+        if self.pooling not in self.poolings:
+            raise ValueError(f"pooling {self.pooling!r}; known are {', '.join(self.poolings)}")
+        return self
+
 
 class BertShape(HuggingFaceShape):
     """BERT (Devlin et al. 2019), MiniLM among them."""
@@ -81,6 +94,9 @@ class BertShape(HuggingFaceShape):
         "add_cross_attention": False,
     }
     prefix: ClassVar[str] = "bert."
+    former: ClassVar[tuple[tuple[str, str], ...]] = ((r"^pre_classifier\.", "pooler.dense."),)
+    poolings: ClassVar[tuple[Pooling, ...]] = (*PLAIN, "native")
+    native: ClassVar[Pooling | None] = "native"
 
     model_type: Literal["bert"]
     vocab_size: Tokens
@@ -114,6 +130,7 @@ class RobertaShape(BertShape):
     """RoBERTa (Liu et al. 2019): positions are counted from behind the number of the padding."""
 
     prefix: ClassVar[str] = "roberta."
+    former: ClassVar[tuple[tuple[str, str], ...]] = ((r"^pre_classifier\.", "classifier.dense."),)
 
     model_type: Literal["roberta"]  # pyright: ignore[reportIncompatibleVariableOverride]
     type_vocab_size: Few = 1
@@ -129,6 +146,8 @@ class DistilBertShape(HuggingFaceShape):
     """DistilBERT (Sanh et al. 2019)."""
 
     prefix: ClassVar[str] = "distilbert."
+    poolings: ClassVar[tuple[Pooling, ...]] = (*PLAIN, "native")
+    native: ClassVar[Pooling | None] = "native"
 
     model_type: Literal["distilbert"]
     vocab_size: Tokens
@@ -166,6 +185,7 @@ class Gpt2Shape(HuggingFaceShape):
         "add_cross_attention": False,
     }
     prefix: ClassVar[str] = "transformer."
+    native: ClassVar[Pooling | None] = "last"
 
     model_type: Literal["gpt2"]
     vocab_size: Tokens
@@ -239,6 +259,8 @@ class VitShape(HuggingFaceShape):
         (r"\.mlp\.fc2\.", ".output.dense."),
     )
     fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
+    poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
+    native: ClassVar[Pooling | None] = "first"
 
     model_type: Literal["vit"]
     hidden_size: Width
@@ -263,6 +285,8 @@ class Dinov2Shape(HuggingFaceShape):
     prefix: ClassVar[str] = "dinov2."
     former: ClassVar[tuple[tuple[str, str], ...]] = _ATTENTION
     fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3, "use_swiglu_ffn": False}
+    poolings: ClassVar[tuple[Pooling, ...]] = ("first", "native")
+    native: ClassVar[Pooling | None] = "native"
 
     model_type: Literal["dinov2"]
     hidden_size: Width
@@ -320,6 +344,7 @@ class ClipImageShape(HuggingFaceShape):
     fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
     prefix: ClassVar[str] = "vision_model."
     part: ClassVar[str] = "vision_config"
+    poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
 
     model_type: Literal["clip"]
     hidden_size: Width = 768
@@ -414,10 +439,18 @@ _REMEDY = "give the folder of a published model as it was downloaded"
 
 
 def read_config(
-    config: Mapping[str, Any], known: Shapes, pooling: Pooling | None, where: str
+    config: Mapping[str, Any],
+    known: Shapes,
+    pooling: Pooling | None,
+    where: str,
+    asked: Pooling | None = None,
 ) -> HuggingFaceShape:
     """Return the shape that a folder's `config.json` tells; of a pair of encoders, the one that is
     among the known ones.
+
+    Args:
+        pooling: how tokens become one vector, where the folder says it.
+        asked: where the plan does.
 
     Args:
         known: architectures by name.
@@ -442,7 +475,8 @@ def read_config(
             what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"
             raise UserError(what, where=where, remedy="give another model")
     given = {key: config[key] for key in shape.model_fields if config.get(key) is not None}
-    given |= {"model_type": kind, "pooling": pooling or shape.pooled or "mean"}
+    chosen = choose_pooling(shape, str(kind), asked) or pooling or shape.pooled or "mean"
+    given |= {"model_type": kind, "pooling": chosen}
     return _validate(shape, given, where)
 
 
@@ -458,6 +492,47 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
         if config.get(key) not in ATTENTION:
             what = f"{key} is {shown(config[key])}; attention is computed by torch's own operations"
             raise UserError(what, where=where, remedy=f"take {key!r} out of the file")
+
+
+def choose_pooling(
+    shape: type[HuggingFaceShape], kind: str, asked: Pooling | None
+) -> Pooling | None:
+    """Return how tokens become one vector where a plan says it, as it is done: what is native to a
+    GPT-2 is its last token.
+
+    Raises:
+        UserError: this architecture cannot.
+    """
+    if asked is None:
+        return None
+    if asked == "native" and shape.native is not None:
+        return shape.native
+    if asked in shape.poolings:
+        return asked
+    of_this = list(shape.poolings)
+    if shape.native is not None and "native" not in of_this:
+        of_this.append("native")
+    what = f"{asked}, and of a {kind} {', '.join(of_this)} can be had"
+    remedy = "write one of these, or leave it out"
+    if asked == "native":
+        remedy += "; native can be had of " + ", ".join(_list_native())
+    raise UserError(what, where="backbone.pool", remedy=remedy)
+
+
+def _list_native() -> list[str]:
+    """Return the architectures whose own classifier is known here."""
+    known = {**TEXT_SHAPES, **IMAGE_SHAPES}
+    return [kind for kind, shape in known.items() if shape.native is not None]
+
+
+def check_pooling(described: HuggingFaceShape, asked: Pooling | None, where: str) -> None:
+    """Raise `UserError` where tensors that were saved pool in another way than a plan says."""
+    chosen = choose_pooling(type(described), described.model_type, asked)
+    if chosen in (None, described.pooling):
+        return
+    what = f"pools by {described.pooling}, and the plan says backbone.pool: {asked}"
+    remedy = "leave backbone.pool out, or name the model's folder, from which the file was made"
+    raise UserError(what, where=where, remedy=remedy)
 
 
 def find_shape(model_type: object, known: Shapes, where: str) -> type[HuggingFaceShape]:

@@ -20,6 +20,8 @@ from fedgraft.common.inputs.tokenizer_file import bytes_of
 DESCRIPTION = "config"
 # the child that stands for the classifier
 HEAD = "classifier"
+# the child that stands before it in the library's own classifier
+NATIVE = "pre_classifier"
 # of all tensors together; no more is made for weights that are not there
 MOST_VALUES = 4_000_000_000
 # in files of 2019
@@ -66,6 +68,14 @@ def choose_tensors(
         if name.endswith(network.turned):
             tensor = tensor.T
         chosen[name] = tensor.float().contiguous()
+    if missing and all(name.startswith(f"{NATIVE}.") for name in missing):
+        *_, name = _names_in_files(missing[0], described)
+        what = f"native, and {name} is missing: it is trained with the model's own classifier"
+        remedy = (
+            f"in {where} put a sequence classifier (of AutoModelForSequenceClassification), or"
+            " write mean"
+        )
+        raise UserError(what, where="backbone.pool", remedy=remedy)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         kind = described.model_type

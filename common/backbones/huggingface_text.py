@@ -1,15 +1,11 @@
 """Transformers for texts: the layers of Hugging Face's library under its own names, called one
 after the other.
-
-Between stages a batch is one tensor `(n, tokens, width + 1)`: the hidden states, and in the last
-channel 1 where there is a token and 0 behind the end of a text. So a mask goes wherever the states
-go: into kept activations, through `vmap`, past an adapter.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +18,9 @@ from fedgraft.common.backbones.forward_steps import mean_of_places
 from fedgraft.common.backbones.huggingface_library import build_library_model, drop_tables
 from fedgraft.common.backbones.huggingface_shapes import HuggingFaceShape
 from fedgraft.common.backbones.huggingface_tensors import HEAD
+from fedgraft.common.backbones.masked_states import Run, call_block, last_token, pack, unpack
 from fedgraft.common.inputs.text import is_token
 from fedgraft.common.inputs.tokenizer_file import tensor_of
-
-Run = Callable[..., Any]
 
 
 class TextNetwork(nn.Module):
@@ -62,7 +57,10 @@ class TextNetwork(nn.Module):
         drop_tables(self)
         for name, content in files.items():
             self.register_buffer(name, tensor_of(content))
-        self.classifier = nn.Linear(count_channels(self.get_submodule(self.blocks)), 2)
+        width = count_channels(self.get_submodule(self.blocks))
+        if shape.pooling == "native":
+            self.pre_classifier = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, 2)
 
     def settle(self) -> None:
         """Change what of the library's model is another layer here."""
@@ -81,6 +79,10 @@ class TextNetwork(nn.Module):
         """Return the last states as the library's model gives them."""
         return states
 
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return what stands behind the first Linear of the library's own classifier (n, width)."""
+        return torch.tanh(hidden)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (n, length) → logits (n, 2)."""
         x = embed(self, tokens)
@@ -96,43 +98,17 @@ def embed(net: Any, tokens: Tensor) -> Tensor:
     return pack(net.embed(tokens.clamp(min=0), here), here)
 
 
-def call_block(net: Any, run: Run, x: Tensor) -> Tensor:
-    """Run a block, or an adapter behind one, on states and mask (n, length, width + 1)."""
-    states, here = unpack(x)
-    return pack(first_of(net.call(run, states, here)), here)
-
-
 def pool(net: Any, x: Tensor) -> Tensor:
     """States and mask (n, length, width + 1) → one vector a text (n, width)."""
     states, here = unpack(x)
     states = net.finish(states)
+    if net.pooling == "native":
+        return net.activate(net.pre_classifier(states[:, 0]))
     if net.pooling == "first":
         return states[:, 0]
     if net.pooling == "last":
         return last_token(states, here)
     return mean_of_places(states, here)
-
-
-def last_token(states: Tensor, here: Tensor) -> Tensor:
-    """Return the states at the end of each text (n, width)."""
-    follows = F.pad(here[:, 1:], (0, 1))
-    is_last = here * (1 - follows)
-    return (states * is_last[..., None]).sum(1)
-
-
-def pack(states: Tensor, here: Tensor) -> Tensor:
-    """Return states with the mask as their last channel."""
-    return torch.cat([states, here.to(states.dtype)[..., None]], dim=-1)
-
-
-def unpack(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the opposite of `pack`."""
-    return x[..., :-1].contiguous(), x[..., -1]
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the states that a block gives, alone or first of several outputs."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def list_positions(tokens: Tensor) -> Tensor:
@@ -206,6 +182,10 @@ class DistilBertNetwork(BertNetwork):
         """Return states (n, length, width)."""
         embeddings = self.get_submodule("embeddings")
         return embeddings(input_ids=tokens, position_ids=list_positions(tokens))
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return what stands behind the first Linear of the library's own classifier (n, width)."""
+        return F.relu(hidden)
 
 
 class Gpt2Network(TextNetwork):
@@ -316,7 +296,7 @@ BLOCK_TYPES: Mapping[str, bool] = {
 CALLS = dict.fromkeys(BLOCK_TYPES, call_block)
 USED_BY_STEPS: Mapping[Step, tuple[str, ...]] = {
     embed: ("embeddings", "wte", "wpe", "shared"),
-    pool: ("ln_f", "encoder.final_layer_norm", "final_layer_norm"),
+    pool: ("ln_f", "encoder.final_layer_norm", "final_layer_norm", "pre_classifier"),
 }
 
 

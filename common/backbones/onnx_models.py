@@ -1,4 +1,5 @@
-"""The family of networks that were converted from ONNX, and so from Keras and TensorFlow: `onnx`.
+"""The families of networks that were converted from ONNX: `onnx` for images, out of Keras and
+TensorFlow, too; `onnx-text` for texts, whose tokenizer is among the tensors.
 
 `fedgraft convert` makes one file of tensors; among them is the graph (`graph_shape.py`), so that
 one fingerprint covers both. A node needs torch alone.
@@ -15,10 +16,13 @@ from fedgraft.common.backbones.graph_network import GRAPH, GraphNetwork, ImageBl
 from fedgraft.common.backbones.graph_shape import read_graph
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
-from fedgraft.common.inputs.tokenizer_file import bytes_of
+from fedgraft.common.inputs.text import DEFAULT_LENGTH, TOKENIZER, TextPreparation, is_token
+from fedgraft.common.inputs.tokenizer_file import bytes_of, open_tokenizer, tensor_of
 
 NAME = "onnx"
+TEXT_NAME = "onnx-text"
 USUAL_SIDE = 224
+_CONVERT_TEXTS = "make them: fedgraft convert MODEL.onnx --tokenizer tokenizer.json (docs/onnx.md)"
 _CONVERT = "make one: fedgraft convert MODEL.onnx (docs/onnx.md)"
 
 
@@ -63,11 +67,52 @@ def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
         raise UserError(what, where=where, remedy=_CONVERT)
     content = bytes_of(state[GRAPH])
     side = read_graph(content, where).side
+    if side is None:
+        what = "a model for texts"
+        raise UserError(what, where=where, remedy="write backbone.name: onnx-text")
     if shape.image_size not in (None, side):
         what = f"{shape.image_size} pixels; this model was converted for {side}"
         remedy = f"write image_size: {side}, or convert it again with --input-size"
         raise UserError(what, where="backbone.image_size", remedy=remedy)
     return replace(shape, files={GRAPH: content})
+
+
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
+def build_for_texts(name: str, shape: NetworkShape) -> nn.Module:
+    """Return a network in torch's own initialisation, with its tokenizer. Raise `UserError` without
+    a graph.
+    """
+    net = build(name, shape)
+    net.register_buffer(TOKENIZER, tensor_of(shape.files[TOKENIZER]))
+    return net
+
+
+def prepare_texts(name: str, weights: str | None, size: int | None) -> TextPreparation:
+    """Return what texts go through: cut to a length."""
+    return TextPreparation(size or DEFAULT_LENGTH)
+
+
+def read_text_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:
+    """Return what graph and tokenizer among the tensors say.
+
+    Raises:
+        UserError: one of them is not there or damaged, or the graph is for texts of another length.
+    """
+    for name in (GRAPH, TOKENIZER):
+        if name not in state:
+            what = f"these are not the tensors of a converted model for texts: {name} is missing"
+            raise UserError(what, where=where, remedy=_CONVERT_TEXTS)
+    files = {name: bytes_of(state[name]) for name in (GRAPH, TOKENIZER)}
+    open_tokenizer(files[TOKENIZER])
+    length = read_graph(files[GRAPH], where).length
+    if length is None:
+        what = "a model for images"
+        raise UserError(what, where=where, remedy="write backbone.name: onnx")
+    if shape.max_length not in (None, length):
+        what = f"{shape.max_length} tokens; this model was converted for {length}"
+        remedy = f"write max_length: {length}, or convert it again with --max-length"
+        raise UserError(what, where="backbone.max_length", remedy=remedy)
+    return replace(shape, files=files)
 
 
 _NETWORK = GraphNetwork.__module__
@@ -85,4 +130,15 @@ ONNX = Family(
     order={f"{_NETWORK}.{GraphNetwork.__qualname__}": ("stem", "groups", "neck", "classifier")},
     # a random network has no other constants
     kept_when_random=(GRAPH, "*.constant*"),
+)
+# stages and blocks are those of `onnx`: the networks are of one class
+ONNX_TEXT = Family(
+    names=lambda: (TEXT_NAME,),
+    build=build_for_texts,
+    preparation=prepare_texts,
+    fetch=refuse_names,  # type: ignore[arg-type]
+    read_shape=read_text_files,
+    fit=keep_state,
+    places=is_token,
+    kept_when_random=(GRAPH, TOKENIZER, "*.constant*"),
 )

@@ -1,7 +1,8 @@
 """Texts → tokens, as a backbone's own tokenizer cuts them, always padded to one length.
 
-The tokenizer is one of the backbone's tensors (its file's bytes), so it travels with them, is under
-their fingerprint, and a hospital approves it with them. A token is a number; padding is −1, so that
+The tokenizer, or the vocabulary of one that cuts words by a rule, is one of the backbone's tensors
+(its file's bytes), so it travels with them, is under their fingerprint, and a hospital approves it
+with them. A token is a number; padding is −1, so that
 one tensor says both which tokens there are and which places count.
 """
 
@@ -19,6 +20,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation, Tensors
 from fedgraft.common.inputs.tokenizer_file import bytes_of, count_tokens, open_tokenizer
+from fedgraft.common.inputs.word_tokenizer import Vocabulary, open_vocabulary
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 # the tensor of a backbone that holds the bytes of its tokenizer.json
 TOKENIZER = "tokenizer"
+# and the one that holds the vocabulary of a network whose texts are cut into words
+VOCABULARY = "vocabulary"
 # in the place of a token where a text has ended
 PADDING = -1
 # tokens
@@ -58,7 +62,7 @@ class TextPreparation:
             raise UserError("no list of texts", remedy="give a list of texts, one a record")
         tokens = torch.full((len(raw), self.max_length), PADDING, dtype=torch.int64)
         for row, text in enumerate(raw):
-            numbers = self.tokenizer.encode(text).ids
+            numbers = self._cut(text)
             # an empty text has one place that counts, or its mean would be none
             numbers = numbers or [0]
             tokens[row, : len(numbers)] = torch.tensor(numbers)
@@ -75,20 +79,38 @@ class TextPreparation:
     @cached_property
     def vocabulary(self) -> int:
         """How many tokens there are."""
+        if self._words is not None:
+            return len(self._words.tokens)
         return count_tokens(self._shared)
+
+    def _cut(self, text: str) -> list[int]:
+        """Return the numbers of a text's tokens, at most `max_length`."""
+        if self._words is not None:
+            return self._words.number(text, self.max_length)
+        return self.tokenizer.encode(text).ids
+
+    @cached_property
+    def _words(self) -> Vocabulary | None:
+        """The vocabulary of a backbone whose texts are cut into words; None: it has a tokenizer."""
+        tensor = self._find(VOCABULARY)
+        return None if tensor is None else open_vocabulary(bytes_of(tensor))
+
+    def _find(self, name: str) -> Tensor | None:
+        """Return a tensor of the backbone's; None: it has none of this name."""
+        if self.tensors is None:
+            raise ValueError("texts are prepared with a tokenizer, and no backbone was bound")
+        return self.tensors().get(name)
 
     @property
     def _shared(self) -> Tokenizer:
-        if self.tensors is None:
-            raise ValueError("texts are prepared with a tokenizer, and no backbone was bound")
-        tensor = self.tensors().get(TOKENIZER)
+        tensor = self._find(TOKENIZER)
         if tensor is None:
             remedy = "save the backbone again"
             raise UserError("a backbone for texts without its tokenizer", remedy=remedy)
         return open_tokenizer(bytes_of(tensor))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the length; the tokenizer is among the backbone's tensors."""
+        """Return the length; tokenizer or vocabulary are among the backbone's tensors."""
         return {"max_length": self.max_length}
 
 

@@ -131,6 +131,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
     return {
         "image_size": plan.backbone.image_size,
         "max_length": plan.backbone.max_length,
+        "pool": plan.backbone.pool,
         "volume": plan.backbone.volume,
         "signal": plan.backbone.signal,
         "hidden": plan.backbone.hidden,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -37,15 +37,16 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length", "volume", "signal")
+    later: ClassVar[tuple[str, ...]] = ("max_length", "pool", "volume", "signal")
 
     name: Text = Field(
         description=(
             "cifar-resnet8/20/32/44/56, mlp, columns (a table as it is; nothing is trained"
             " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, onnx (a model that"
-            " `fedgraft convert` made), fastai/resnet34 and its kin, huggingface, huggingface-image"
-            " or huggingface-audio (the model in the folder `weights`, for texts, images or"
-            " signals), or a torchvision model such as resnet18"
+            " `fedgraft convert` made; of texts onnx-text), fastai/resnet34 and its kin,"
+            " fastai/awd-lstm, huggingface, huggingface-image or huggingface-audio (the model in"
+            " the folder `weights`, for texts, images or signals), or a torchvision model such as"
+            " resnet18"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
@@ -62,6 +63,14 @@ class BackboneSection(Section):
         description=(
             "texts only: how many tokens of a text are read; longer ones are cut, shorter ones"
             " padded (default: 128, or as many as the network has positions)"
+        ),
+    )
+    pool: Literal["mean", "first", "last", "native"] | None = Field(
+        default=None,
+        description=(
+            "huggingface and huggingface-image only: how tokens become one vector: their mean, the"
+            " first, the last, or native: as the library's own classifier of this architecture"
+            " does, so that `fedgraft export` can write one (default: the folder's own)"
         ),
     )
     volume: VolumeSection | None = Field(
@@ -93,7 +102,7 @@ class PlannedBackboneSection(BackboneSection):
         default=None,
         description=(
             "a .safetensors, .pth or .pt file, a torchvision name such as IMAGENET1K_V1, or for"
-            " huggingface a model's folder such as ./minilm; null: random"
+            " huggingface and fastai/awd-lstm a folder such as ./minilm; null: random"
         ),
     )
 

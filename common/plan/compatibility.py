@@ -34,6 +34,7 @@ def check_agreement(
     """Return what of an agreement's sections does not fit together."""
     return [
         *check_material(task, backbone, train),
+        *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
         *check_central(aggregate, privacy),
@@ -90,6 +91,14 @@ def check_material(
         what = f"{train.augment} is for images"
         problems.append(Problem("train.augment", what, "write `augment: none`"))
     return problems
+
+
+def check_pool(backbone: BackboneSection) -> list[Problem]:
+    """Return the problem of a network without tokens whose pooling could be chosen."""
+    if backbone.pool is None or family_line(backbone.name).has_pools:
+        return []
+    what = f"there, and {backbone.name} has one way to make a vector"
+    return [Problem("backbone.pool", what, "leave it out")]
 
 
 def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:

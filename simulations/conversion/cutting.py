@@ -10,12 +10,12 @@ makes images smaller. Blocks whose outputs are of one size are a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedgraft.common.backbones.graph_network import Trace, probe_images, trace_part
+from fedgraft.common.backbones.graph_network import Trace, trace_part
 from fedgraft.common.backbones.graph_shape import Block, Graph, Part
 from fedgraft.common.backbones.graph_steps import Step
 from fedgraft.common.backbones.record_axis import is_first
@@ -59,13 +59,19 @@ class Cut:
     tensors: dict[str, Tensor]
 
 
-def cut_network(steps: Sequence[FlatStep], side: int, where: str) -> Cut:
+def cut_network(
+    steps: Sequence[FlatStep], probe: Tensor, takes: Mapping[str, int], where: str
+) -> Cut:
     """Return the parts of a network whose last step gives its features (n, d).
+
+    Args:
+        probe: what it takes, without values.
+        takes: what the graph says of that.
 
     Raises:
         UserError: steps that are out of bounds, that do not fit, or that mix records.
     """
-    trace = trace_steps(steps, side, where)
+    trace = trace_steps(steps, probe, where)
     pieces = _find_pieces(steps, trace)
     stem, blocks, neck = _find_blocks(steps, pieces, trace)
     tensors: dict[str, Tensor] = {}
@@ -83,7 +89,7 @@ def cut_network(steps: Sequence[FlatStep], side: int, where: str) -> Cut:
         channels = output.shape[-1] if last else output.shape[1]
         groups[-1].append(Block(part=part, channels=channels, channels_last=last))
     graph = Graph(
-        side=side,
+        **takes,
         stem=build_part(steps, stem, "stem", tensors, where),
         groups=tuple(map(tuple, groups)),
         neck=build_part(steps, neck, "neck", tensors, where),
@@ -92,10 +98,10 @@ def cut_network(steps: Sequence[FlatStep], side: int, where: str) -> Cut:
     return Cut(graph, tensors)
 
 
-def trace_steps(steps: Sequence[FlatStep], side: int, where: str) -> Trace:
+def trace_steps(steps: Sequence[FlatStep], probe: Tensor, where: str) -> Trace:
     """Return the shapes of what all steps give, and where the records are."""
     part = build_part(steps, Piece(1, len(steps)), "", {}, where)
-    return trace_part("the network", part, probe_images(side))
+    return trace_part("the network", part, probe)
 
 
 def build_part(

@@ -44,7 +44,13 @@ class FlatStep:
 
 
 # kinds of layers, as they are called
-LAYERS = {"conv": "conv", "linear": "linear", "batch-norm": "norm", "layer-norm": "norm"}
+LAYERS = {
+    "conv": "conv",
+    "linear": "linear",
+    "batch-norm": "norm",
+    "layer-norm": "norm",
+    "embedding": "table",
+}
 
 
 def name_step(step: FlatStep, number: int, sources: Sequence[int | str], where: str) -> Step:

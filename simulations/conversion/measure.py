@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fedgraft.common.backbones.graph_network import probe_images
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.mistakes import shown
 from fedgraft.simulations.conversion.onnx_file import (
@@ -20,9 +23,11 @@ from fedgraft.simulations.conversion.onnx_file import (
     import_runtime,
     read_initializers,
 )
+from fedgraft.simulations.conversion.text_input import IDS, MASK, TextInput
 
 BATCHES = (2, 3)
 CHANNELS = 3
+IMAGES_COMPARED = 3
 # what their output tells of their input: its shape
 TELL_SHAPES = ("Shape", "Size")
 
@@ -42,12 +47,46 @@ class ModelInput:
     side: int
     channels_last: bool
     batch: int | None
+    plural: ClassVar[str] = "images"
 
-    def shape(self, records: int) -> tuple[int, ...]:
-        """Return the shape of a batch."""
+    @property
+    def reaching(self) -> tuple[str, ...]:
+        """Names of the inputs that tell an image from another."""
+        return (self.name,)
+
+    @property
+    def size(self) -> Mapping[str, int]:
+        """What the graph says of its input."""
+        return {"side": self.side}
+
+    def shapes(self, records: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of a batch, by the name of each input."""
         if self.channels_last:
-            return (records, self.side, self.side, CHANNELS)
-        return (records, CHANNELS, self.side, self.side)
+            return {self.name: (records, self.side, self.side, CHANNELS)}
+        return {self.name: (records, CHANNELS, self.side, self.side)}
+
+    def probe(self) -> Tensor:
+        """Return as many images as a network is traced with, without values."""
+        return probe_images(self.side)
+
+    def draw(self) -> Tensor:
+        """Return random images (n, 3, H, W) on 0–1."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand((IMAGES_COMPARED, CHANNELS, self.side, self.side), generator=generator)
+
+    def feed(self, records: int, inputs: Tensor | None = None) -> dict[str, np.ndarray]:
+        """Return a batch as the model takes it.
+
+        Args:
+            inputs: as the model takes them; None: normal numbers.
+        """
+        if inputs is not None:
+            return {self.name: inputs.numpy()}
+        drawn = np.random.default_rng(records).standard_normal(self.shapes(records)[self.name])
+        return {self.name: drawn.astype(np.float32)}
+
+
+Given = ModelInput | TextInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +96,16 @@ class Measured:
     Attributes:
         shapes: of each tensor.
         values: of the tensors that no pixel reaches.
-        reached: names of those that pixels reach.
+        reached: names of those that pixels, or tokens, reach.
+        of_mask: of texts, those that follow from the mask alone: their values for each batch.
+        masks: of texts, the mask of each batch.
     """
 
     shapes: tuple[Mapping[str, tuple[int, ...]], ...]
     values: tuple[Mapping[str, np.ndarray], ...]
     reached: frozenset[str]
+    of_mask: tuple[Mapping[str, np.ndarray], ...] = ()
+    masks: tuple[np.ndarray, ...] = ()
 
     def entries(self, name: str) -> list[int]:
         """Return a tensor's shape; −k where it is k times the records.
@@ -128,7 +171,7 @@ def _choose_side(sides: Sequence[int | None], side: int | None, where: str) -> i
     return fixed
 
 
-def free_batch(model: Any, given: ModelInput) -> Any:
+def free_batch(model: Any, given: Given) -> Any:
     """Return a copy of a model that takes any number of images of this size.
 
     Of one that was exported for a single image, reshapes whose first entry is 1 keep the first axis
@@ -139,8 +182,9 @@ def free_batch(model: Any, given: ModelInput) -> Any:
     graph = model.graph
     del graph.value_info[:]
     for entry in graph.input:
-        if entry.name == given.name:
-            for dim, size in zip(entry.type.tensor_type.shape.dim, given.shape(1), strict=True):
+        shape = given.shapes(1).get(entry.name)
+        if shape is not None:
+            for dim, size in zip(entry.type.tensor_type.shape.dim, shape, strict=True):
                 dim.Clear()
                 dim.dim_value = size
             entry.type.tensor_type.shape.dim[0].dim_param = "records"
@@ -148,7 +192,7 @@ def free_batch(model: Any, given: ModelInput) -> Any:
         output.type.tensor_type.ClearField("shape")
     if given.batch is None:
         return model
-    for target in _list_targets(graph, find_reached(graph, given.name)):
+    for target in _list_targets(graph, find_reached(graph, given.reaching)):
         entries = onnx.numpy_helper.to_array(target).copy()
         if entries.ndim == 1 and len(entries) and entries[0] == 1:
             entries[0] = 0
@@ -170,28 +214,36 @@ def _list_targets(graph: Any, reached: set[str]) -> list[Any]:
     return list(targets.values())
 
 
-def measure(model: Any, given: ModelInput, where: str) -> Measured:
+def measure(model: Any, given: Given, where: str) -> Measured:
     """Return every tensor of a model for two sizes of a batch.
 
     Raises:
         UserError: ONNX Runtime cannot run it on several images.
     """
-    reached = find_reached(model.graph, given.name)
+    reached = find_reached(model.graph, given.reaching)
+    masked: set[str] = set()
+    if isinstance(given, TextInput):
+        masked = reached - find_reached(model.graph, [IDS])
     runs = [run_model(model, given, batch, where) for batch in BATCHES]
     initial = read_initializers(model.graph)
     shapes: list[dict[str, tuple[int, ...]]] = []
     values: list[dict[str, np.ndarray]] = []
     for batch, run in zip(BATCHES, runs, strict=True):
         sizes = {name: array.shape for name, array in {**initial, **run}.items()}
-        shapes.append({**sizes, given.name: given.shape(batch)})
+        shapes.append({**sizes, **given.shapes(batch)})
         kept = {name: array for name, array in run.items() if name not in reached}
         values.append({**initial, **kept})
-    return Measured(tuple(shapes), tuple(values), frozenset(reached))
+    measured = Measured(tuple(shapes), tuple(values), frozenset(reached))
+    if not masked:
+        return measured
+    of_mask = [{name: run[name] for name in masked.intersection(run)} for run in runs]
+    masks = [given.feed(batch)[MASK] for batch in BATCHES]
+    return replace(measured, of_mask=tuple(of_mask), masks=tuple(masks))
 
 
-def find_reached(graph: Any, name: str) -> set[str]:
-    """Return the tensors that the pixels of an input reach: those behind a shape are not."""
-    reached = {name}
+def find_reached(graph: Any, names: Sequence[str]) -> set[str]:
+    """Return the tensors that the values of inputs reach: those behind a shape are not."""
+    reached = set(names)
     for node in graph.node:
         if node.op_type in TELL_SHAPES:
             continue
@@ -202,12 +254,12 @@ def find_reached(graph: Any, name: str) -> set[str]:
 
 
 def run_model(
-    model: Any, given: ModelInput, records: int, where: str, images: np.ndarray | None = None
+    model: Any, given: Given, records: int, where: str, inputs: Tensor | None = None
 ) -> dict[str, np.ndarray]:
     """Return every tensor that operators of a model give.
 
     Args:
-        images: as the model takes them; None: normal numbers.
+        inputs: see `feed`; None: random ones.
     """
     onnx = import_onnx()
     runtime = import_runtime()
@@ -223,8 +275,6 @@ def run_model(
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in names if name not in declared
     )
-    if images is None:
-        images = np.random.default_rng(records).standard_normal(given.shape(records))
     options = runtime.SessionOptions()
     # nothing is fused, so that every tensor is there
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -234,10 +284,10 @@ def run_model(
         session = runtime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        arrays = session.run(names, {given.name: images.astype(np.float32)})
+        arrays = session.run(names, given.feed(records, inputs))
     except Exception as error:
         first = str(error).splitlines()[0][:300]
-        what = f"ONNX Runtime cannot run it on {records} images: {first}"
+        what = f"ONNX Runtime cannot run it on {records} {given.plural}: {first}"
         remedy = "export it with a batch of any size (dynamic_axes, or a None first axis)"
         raise UserError(what, where=where, remedy=remedy) from error
     return dict(zip(names, arrays, strict=True))

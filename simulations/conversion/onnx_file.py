@@ -83,6 +83,7 @@ SHAPE_OPERATORS = (
     "Constant",
     "ConstantOfShape",
     "Equal",
+    "GatherElements",
     "Greater",
     "GreaterOrEqual",
     "Less",

@@ -16,6 +16,7 @@ from fedgraft.common.files.mistakes import shown
 from fedgraft.simulations.conversion.flat_network import FlatStep, Operand, constant_tensor
 from fedgraft.simulations.conversion.measure import Measured
 from fedgraft.simulations.conversion.onnx_file import read_attributes
+from fedgraft.simulations.conversion.text_input import MASK, fit_mask
 
 LOWEST = float(np.finfo(np.float32).min)
 # operators that are one function of one value
@@ -89,6 +90,8 @@ class Lowering:
         """Return a tensor as a step takes it: another step's, or a constant."""
         if name in self.numbers:
             return self.numbers[name]
+        if self.measured.of_mask and name in self.measured.of_mask[0]:
+            return self._follow_mask(name)
         two, three = (values[name] for values in self.measured.values)
         if two.shape == three.shape and np.array_equal(two, three, equal_nan=True):
             return two
@@ -101,6 +104,28 @@ class Lowering:
                 return self.emit("expand", [one], shape=tuple(entries))
         what = f"{shown(name)} depends on how many images there are"
         raise UserError(what, remedy="export the model for batches of any size")
+
+    def _follow_mask(self, name: str) -> int:
+        """Return the step that gives a tensor which follows from the mask of texts alone."""
+        arrays = [values[name] for values in self.measured.of_mask]
+        found = fit_mask(arrays, self.measured.masks)
+        if found is None or arrays[0].dtype == np.bool_:
+            what = f"{shown(name)} follows from the mask in a way that is not known here"
+            raise UserError(what, remedy="export the model with plain attention (eager)")
+        shape = self.shape(name)
+        narrow = [1] * len(shape)
+        narrow[0] = -1
+        narrow[found.axis] = shape[found.axis]
+        number = self.emit("reshape", [self.numbers[MASK]], shape=tuple(narrow))
+        if (found.here, found.nowhere) != (1.0, 0.0):
+            # 0 where it is nowhere, and then that number
+            rise = np.float32(found.here) - np.float32(found.nowhere)
+            number = self.emit("mul", [number, np.full(1, rise, np.float32)])
+            number = self.emit("add", [number, np.full(1, found.nowhere, np.float32)])
+        if narrow != shape:
+            number = self.emit("expand", [number], shape=tuple(shape))
+        self.numbers[name] = number
+        return number
 
     def constant(self, name: str) -> np.ndarray:
         """Return a constant. Raise `UserError` where the images reach it."""
@@ -283,10 +308,14 @@ def _same(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
 
 
 def _cast(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
+    x = _input(lowering, node)
+    # whole numbers, of tokens
+    if attributes.get("to") in (6, 7) and lowering.steps[x - 1].op == "token-ids":
+        return x
     # 1 is float32 in ONNX's numbers
     if attributes.get("to") != 1:
         raise _bad("values of another type than float32")
-    return _input(lowering, node)
+    return x
 
 
 def _clip(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
@@ -523,6 +552,9 @@ def _slice(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
 def _gather(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
     shape = lowering.shape(node.input[0])
     axis = int(attributes.get("axis", 0)) % len(shape)
+    table = lowering.operand(node.input[0])
+    if isinstance(table, np.ndarray) and node.input[1] in lowering.measured.reached:
+        return _embed(lowering, table, _input(lowering, node, 1), axis)
     indices = lowering.constant(node.input[1])
     size = shape[axis]
     if size < 0 or indices.ndim > 1:
@@ -532,6 +564,16 @@ def _gather(lowering: Lowering, node: Any, attributes: dict[str, Any]) -> int:
         return lowering.emit("select", [x], axis=axis, index=int(indices) % size)
     places = tuple(int(index) % size for index in indices)
     return lowering.emit("take", [x], axis=axis, indices=places)
+
+
+def _embed(lowering: Lowering, table: np.ndarray, numbers: int, axis: int) -> int:
+    """Return the step that takes the rows of a table which tokens name."""
+    if table.ndim != 2 or axis != 0 or lowering.steps[numbers - 1].op != "token-ids":
+        raise _bad("rows of a table that something else than tokens names")
+    rows, width = table.shape
+    return lowering.emit(
+        "embedding", [numbers], {"weight": constant_tensor(table)}, rows=rows, width=width
+    )
 
 
 def _lower_split(lowering: Lowering, node: Any) -> None:

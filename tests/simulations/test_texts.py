@@ -21,7 +21,16 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.plan.plan_file import load_plan
-from tests.huggingface_folders import ARCHITECTURES, write_folder
+from fedgraft.simulations.conversion.convert import ConvertRequest, convert_model
+from fedgraft.simulations.huggingface_export import export_model
+from tests.awd_lstm_folders import write_encoder
+from tests.huggingface_folders import (
+    ARCHITECTURES,
+    library_model,
+    write_classifier,
+    write_folder,
+)
+from tests.onnx_files import export_texts
 
 pytest.importorskip("transformers")
 SITES = ("north", "south", "west")
@@ -83,6 +92,55 @@ def test_one_round_over_all_depths(architecture: str, here: Path) -> None:
     assert run.metrics.loc["shared model", "accuracy"] > 0.8
     predicted = run.shared_model.predict(["cough and pain", "a rash"])
     assert set(predicted["class"]) <= {"lungs", "skin"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": {"rounds": 1, "batch_size": 8}}])
+def test_an_encoder_of_fastais(changes: dict[str, Any], here: Path) -> None:
+    """Words in place of subwords, all the way to predictions of a file; private as any other."""
+    write_encoder(here / "ulmfit")
+    encoder = {"name": "fastai/awd-lstm", "weights": "./ulmfit", "max_length": 24}
+    run = simulate("words", backbone=encoder, **changes)
+    if not changes:
+        assert run.metrics.loc["shared model", "accuracy"] > 0.8
+    assert len(run.shared_model.predict("north.csv")) == 40
+    privacy = {"mode": "sample", "target_epsilon": 8, "delta": 1e-3}
+    private = simulate("private", backbone=encoder, privacy=privacy, **changes)
+    assert '"epsilon"' in private.result.model_dump_json()
+
+
+@pytest.mark.parametrize("train", [{"method": "closed-form"}, {"rounds": 1, "batch_size": 8}])
+def test_a_model_that_was_converted(train: dict[str, Any], here: Path) -> None:
+    """A graph of tokens through every engine, plain and private, and opened again."""
+    pytest.importorskip("onnxruntime")
+    path = export_texts(library_model("bert"), here / "bert.onnx")
+    tokenizer = here / "model" / "tokenizer.json"
+    convert_model(ConvertRequest(path, tokenizer=tokenizer, max_length=16))
+    backbone = {"name": "onnx-text", "weights": "bert.safetensors"}
+    run = simulate("converted", backbone=backbone, train=train)
+    assert len(run.shared_model.predict("north.csv")) == 40
+    lora = {"method": "lora", "rank": 2}
+    adapter = {"method": "head"} if "method" in train else lora
+    privacy = {"mode": "sample", "target_epsilon": 8, "delta": 1e-3}
+    private = simulate("hidden", backbone=backbone, train=train, adapter=adapter, privacy=privacy)
+    assert '"epsilon"' in private.result.model_dump_json()
+
+
+@pytest.mark.parametrize("privacy", [{}, {"mode": "sample", "target_epsilon": 8, "delta": 1e-3}])
+def test_a_run_is_exported(privacy: dict[str, Any], here: Path) -> None:
+    """From notes at three sites to a folder that others open: a head of the family's own."""
+    import transformers
+
+    write_classifier(here / "own", "roberta")
+    backbone = {"name": "huggingface", "weights": "./own", "max_length": 16, "pool": "native"}
+    train = {"method": "steps", "rounds": 2, "batch_size": 8, "optimizer": {"lr": 0.02}}
+    run = simulate("native", backbone=backbone, train=train, privacy=privacy)
+    export_model(here / "native", here / "out")
+    classify: Any = transformers.pipeline("text-classification", str(here / "out"), top_k=None)
+    texts = ["no cough\ncough and pain", "a rash"]
+    predicted = run.shared_model.predict(texts)
+    for row, found in zip(predicted["p_lungs"], classify(texts), strict=True):
+        scores = {each["label"]: each["score"] for each in found}
+        assert scores["lungs"] == pytest.approx(row, abs=1e-5)
 
 
 def test_predictions_of_a_file_a_frame_and_a_list_are_the_same(here: Path) -> None:

@@ -109,6 +109,7 @@ pretrain=null backbone.weights=null backbone.name=columns adapter.method=head tr
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=1 task.ranges=[{columns: [y], low: 0, high: 1}] train.closed_form.constants=declared
 pretrain=null task.kind=text-classification task.columns=[] task.categories=[] task.text=[x] backbone.name=huggingface backbone.weights=./minilm
 pretrain=null task.kind=text-classification task.columns=[] task.categories=[] task.text=[x] backbone.name=huggingface backbone.weights=./minilm backbone.max_length=64
+pretrain=null task.kind=text-classification task.columns=[] task.categories=[] task.text=[x] backbone.name=huggingface backbone.weights=./minilm backbone.pool=native
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.size=[8, 8, 8]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.spacing=[1, 2, 3]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.window=[-100, 300]

@@ -752,6 +752,10 @@ def test_a_plan_of_texts_names_one_column_or_several(tmp_path: Path) -> None:
         ("name: huggingface", "name: resnet18", "name: huggingface"),
         ("{name: huggingface, weights: ./minilm}", "{name: mlp, weights: a/b}", "reads no folders"),
         ("weights: ./minilm", "weights: ./m, max_length: 2", "max_length"),
+        ("weights: ./minilm", "weights: ./m, pool: largest", r"backbone\.pool"),
+        ("huggingface, weights: ./minilm", "fastai/awd-lstm, weights: ./m, pool: mean", "one way"),
+        ("{name: huggingface, weights: ./minilm}", "{name: onnx-text, weights: a/b}", "no folders"),
+        (", weights: ./minilm", ", weights: ./m, pool: native, volume: {}", "reads no volumes"),
         ("{method: lora}", "{method: lora}\ntrain: {augment: flip}", "is for images"),
     ],
 )
