@@ -78,6 +78,14 @@ def approve(
         Path | None,
         typer.Option(help="The coordinator's .fab file, where it is not made from this release."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The model's folder or file, where the network's sizes are known from it alone and"
+            " it does not lie where the plan says.",
+        ),
+    ] = None,
     by: Annotated[str, typer.Option(help="Who approves; default: who is logged in.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     withdraw: Annotated[
@@ -100,7 +108,7 @@ def approve(
     from fedgraft.client.node.approve import approve as record
     from fedgraft.client.node.approve import open_bundle, propose
     from fedgraft.client.node.node_file import load_node
-    from fedgraft.common.plan.plan_file import agreement_hash, load_plan
+    from fedgraft.common.plan.plan_file import agreement_hash, find_plan, load_plan
 
     if json_ and not yes:
         raise UserError("--json asks nobody", where="--json", remedy="add --yes")
@@ -120,7 +128,8 @@ def approve(
             print(f"✓ {loaded.name} is no longer approved; entry {entry.number}")
         return
 
-    proposal = propose(opened, loaded, code)
+    base = find_plan(plan).parent
+    proposal = propose(opened, loaded, code, base=base, weights=weights)
     if not json_:
         print(in_words(opened, proposal) + "\n")
     if not yes and not typer.confirm("Approve this plan and this code for this node?"):

@@ -1,7 +1,8 @@
 """`fedgraft node approve`: what a plan would do at this hospital, and the record of who said yes.
 
 It is worked out from the plan alone, with a network of random values for the sizes: nothing is
-trained, and nobody's weights are needed to read what would leave the building.
+trained, and nobody's weights are needed to read what would leave the building. Only of a network
+that its weights describe, such as a model's folder, these are read.
 `client/node/approval_words.py` puts it in plain words.
 """
 
@@ -15,6 +16,8 @@ from typing import Any
 from fedgraft.client.node.approvals import Approvals
 from fedgraft.client.node.finding import clause_in_words
 from fedgraft.client.node.node_file import Node
+from fedgraft.common.backbones import family_line
+from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import (
@@ -25,7 +28,7 @@ from fedgraft.common.files.bundle import (
     read_bundle,
     unpacked,
 )
-from fedgraft.common.model.assembly import plan_model, shape_options
+from fedgraft.common.model.assembly import plan_backbone, plan_model, shape_options
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
@@ -62,14 +65,24 @@ class Proposal:
         return 4 * self.layout.values
 
 
-def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
+def propose(
+    node: Node,
+    plan: Plan,
+    bundle: Bundle | None = None,
+    *,
+    base: Path = Path(),
+    weights: str | None = None,
+) -> Proposal:
     """Work out what the plan would do here.
 
     Args:
         bundle: the code that would run; default: this release's own.
+        base: the folder of the plan's file, beside which weights are looked up.
+        weights: of a network that they describe: where they lie here, if not where the plan says.
 
     Raises:
-        UserError: the plan needs an extension that the bundle does not hold as the plan has it.
+        UserError: the plan needs an extension that the bundle does not hold as the plan has it, or
+            weights that are not here or not the plan's.
     """
     bundle = bundle or build_bundle()
     extensions = hash_extensions(unpacked(bundle))
@@ -79,7 +92,7 @@ def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
             what = f"the plan needs extension {needed.name} {needed.hash}, the bundle's is {held}"
             remedy = "give the coordinator's .fab file: --bundle FILE"
             raise UserError(what, where="extensions", remedy=remedy)
-    network = load_backbone(plan.backbone.name, **shape_options(plan))
+    network = _load_shape(plan, base, weights)
     sums: dict[int, int] = {}
     for number in rounds_for(plan.train, "sums"):
         sums[number] = plan_model(network, plan, number).count_features()
@@ -88,6 +101,16 @@ def propose(node: Node, plan: Plan, bundle: Bundle | None = None) -> Proposal:
     layout = Layout.of(plan_model(network, plan, first).adapter_state())
     refusals = tuple(_find_refusals(node, plan))
     return Proposal(plan, agreement_hash(plan), layout, sums, bundle, refusals, extensions)
+
+
+def _load_shape(plan: Plan, base: Path, weights: str | None) -> Backbone:
+    """Return a network of the plan's sizes."""
+    if not family_line(plan.backbone.name).described_by_weights:
+        return load_backbone(plan.backbone.name, **shape_options(plan))
+    if weights is None and plan.backbone.weights is None:
+        what = f"{plan.backbone.name} is described by its weights, and the plan names none"
+        raise UserError(what, where="backbone.weights", remedy="say where they are: --weights PATH")
+    return plan_backbone(plan, base, weights)
 
 
 def unpack_extensions(bundle: Bundle, folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ class FamilyLine(Line):
             inputs where it has no weights.
         has_folders: whether its weights are folders, and it is nothing without one.
         has_pools: whether a plan may say how its tokens become one vector.
+        described_by_weights: whether its sizes are known only from its weights.
     """
 
     pattern: str
@@ -32,6 +33,7 @@ class FamilyLine(Line):
     scaled_by_plan: bool = False
     has_folders: bool = False
     has_pools: bool = False
+    described_by_weights: bool = False
 
 
 _LINES = {
@@ -47,6 +49,7 @@ _LINES = {
         "text",
         has_folders=True,
         has_pools=True,
+        described_by_weights=True,
     ),
     "huggingface-image": FamilyLine(
         "fedgraft.common.backbones.huggingface_image:HUGGINGFACE_IMAGE",
@@ -54,17 +57,27 @@ _LINES = {
         "image",
         has_folders=True,
         has_pools=True,
+        described_by_weights=True,
     ),
     "monai-2d": FamilyLine(
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"
     ),
     "monai": FamilyLine("fedgraft.common.backbones.monai_models:MONAI", r"monai/.+", "volume"),
-    "onnx": FamilyLine("fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image"),
+    "onnx": FamilyLine(
+        "fedgraft.common.backbones.onnx_models:ONNX", r"onnx", "image", described_by_weights=True
+    ),
     "onnx-text": FamilyLine(
-        "fedgraft.common.backbones.onnx_models:ONNX_TEXT", r"onnx-text", "text"
+        "fedgraft.common.backbones.onnx_models:ONNX_TEXT",
+        r"onnx-text",
+        "text",
+        described_by_weights=True,
     ),
     "fastai-text": FamilyLine(
-        "fedgraft.common.backbones.awd_lstm:AWD_LSTM", r"fastai/awd-lstm", "text", has_folders=True
+        "fedgraft.common.backbones.awd_lstm:AWD_LSTM",
+        r"fastai/awd-lstm",
+        "text",
+        has_folders=True,
+        described_by_weights=True,
     ),
     "fastai": FamilyLine("fedgraft.common.backbones.fastai_models:FASTAI", r"fastai/.+", "image"),
     "huggingface-audio": FamilyLine(
@@ -72,6 +85,7 @@ _LINES = {
         r"huggingface-audio",
         "series",
         has_folders=True,
+        described_by_weights=True,
     ),
     "series-resnet": FamilyLine(
         "fedgraft.common.backbones.series_resnet:SERIES_RESNET", r"series-resnet", "series"

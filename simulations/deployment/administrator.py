@@ -36,14 +36,17 @@ def write_node_file(source: Path, home: Path, connection: Mapping[str, str]) -> 
     return file
 
 
-def approve_plan(file: Path, plan: Plan, who: str) -> None:
+def approve_plan(file: Path, plan: Plan, base: Path, who: str) -> None:
     """Approve a plan and this code at a node, as `fedgraft node approve` does; with it the
     extensions that this process was offered.
+
+    Args:
+        base: the folder of the plan's file.
     """
     node = load_node(file)
     bundle = build_bundle(extensions=read_offered())
     with administered(node.approvals):
-        approve(node, propose(node, plan, bundle), who)
+        approve(node, propose(node, plan, bundle, base=base), who)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from fedgraft.common.errors import RunFailed
-from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.server.site import nodes as registry
 from fedgraft.server.site.certificates import make_certificates
 from fedgraft.server.site.server_file import Server, load_server
@@ -226,8 +226,9 @@ class LocalFederation:
     def approve(self, plan: str | Path, *changes: str, only: str | None = None) -> None:
         """Approve this plan and this code, as the administrator of every hospital or of one."""
         loaded = load_plan(plan, changes)
+        base = find_plan(plan).parent
         for name in self.files if only is None else [only]:
-            approve_plan(self.files[name], loaded, f"the administrator of {name}")
+            approve_plan(self.files[name], loaded, base, f"the administrator of {name}")
 
     # ── nodes ─────────────────────────────────────────────────────────────────────────────────────
     def node_command(self, name: str) -> list[str]:

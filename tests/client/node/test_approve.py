@@ -23,7 +23,10 @@ from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.site import launcher
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.files.bundle import Bundle, build_bundle, read_bundle, unpacked
+from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.plan.plan_file import agreement_hash, load_plan
+from fedgraft.common.wire.layout import Layout
+from tests.huggingface_folders import write_folder
 
 BUNDLE = build_bundle()
 
@@ -96,6 +99,31 @@ def test_the_words_say_what_leaves(node: Node) -> None:
     words = in_words(node, propose(node, private, None))
     assert "ε at most 3 for the whole run at δ = 0.0001; it hides a single record" in words
     assert "no metrics" in words
+
+
+def test_a_network_that_its_folder_describes(node: Node, tmp_path: Path) -> None:
+    """A plan of a Hugging Face model that nobody can approve: its sizes stand in its folder."""
+    write_folder(tmp_path / "model")
+    written = """
+        name: letters
+        task: {kind: text-classification, classes: [a, b], text: text, target: label}
+        backbone: {name: huggingface, weights: ./model, max_length: 12}
+        adapter: {method: lora, rank: 2}
+    """
+    (tmp_path / "plan.yaml").write_text(textwrap.dedent(written))
+    plan = load_plan(tmp_path / "plan.yaml")
+    proposal = propose(node, plan, base=tmp_path)
+    model = plan_model(plan_backbone(plan, tmp_path), plan)
+    assert proposal.layout == Layout.of(model.adapter_state())
+    # the hospital keeps the model somewhere else
+    (tmp_path / "model").rename(tmp_path / "downloaded")
+    with pytest.raises(UserError, match="model"):
+        propose(node, plan, base=tmp_path)
+    elsewhere = propose(node, plan, base=tmp_path, weights=str(tmp_path / "downloaded"))
+    assert elsewhere.layout == proposal.layout
+    other = load_plan(tmp_path / "plan.yaml", [f"backbone.fingerprint=sha256:{'0' * 64}"])
+    with pytest.raises(UserError, match="fingerprint"):
+        propose(node, other, base=tmp_path, weights=str(tmp_path / "downloaded"))
 
 
 def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
