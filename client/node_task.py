@@ -9,6 +9,7 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.round_budget import RoundBudget
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.store.activation_cache import ActivationCache
 from fedgraft.client.store.cut_models import Cut, behind_prefix
@@ -100,6 +101,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         validation_fraction=plan.evaluate.validation_fraction,
         reading=data.reading,
         signal=plan.backbone.signal,
+        form=PixelForm.of(plan.backbone),
     )
     return open_records(source, plan.task)
 

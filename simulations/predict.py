@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.readers.archive import load_archive
+from fedgraft.client.readers.archive import check_no_windows, load_archive
 from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
+from fedgraft.client.readers.image_array_file import SUFFIX
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.nifti import is_nifti
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.recording import BrokenSignal, check_recording
 from fedgraft.client.readers.signal_archive import list_recordings, load_signals
 from fedgraft.client.readers.signal_file import is_signal, read_signals
@@ -136,10 +138,11 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         yield from _read_signals(shared, data)
         return
     _check_kind(data, IMAGES, is_right=not is_table)
+    form = PixelForm.of(shared.plan.backbone)
     if data.suffix.lower() == ".npz":
-        yield from _read_archive(data)
+        yield from _read_archive(data, form)
     else:
-        yield from _read_images(data)
+        yield from _read_images(data, form)
 
 
 def _check_kind(data: Path, needed: str, *, is_right: bool) -> None:
@@ -161,31 +164,34 @@ def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
     yield from _cut(names, values)
 
 
-def _read_archive(data: Path) -> Iterator[Batch]:
+def _read_archive(data: Path, form: PixelForm) -> Iterator[Batch]:
+    check_no_windows(data, form)
     archive, *_ = load_archive(data)
     keys = [key for key in archive if key.endswith("images")]
     if not keys:
         remedy = "name it `images`, or as MedMNIST does"
         raise UserError("no array of images", where=str(data), remedy=remedy)
     for key in keys:
-        array = as_images(archive[key], f"{data}: {key}")
+        array = as_images(archive[key], f"{data}: {key}", form)
         images = torch.from_numpy(np.ascontiguousarray(array))
         names = [f"{key}[{index}]" for index in range(len(images))]
         yield from _cut(names, images)
 
 
-def _read_images(data: Path) -> Iterator[Batch]:
+def _read_images(data: Path, form: PixelForm) -> Iterator[Batch]:
     """Yield images one by one: those of a folder may differ in size."""
     if data.is_file():
-        yield [data.name], _decode(data)
+        yield [data.name], _decode(data, form)
         return
     known = (*SUFFIXES, *DICOM_SUFFIXES)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower() in known)
+    # beside images an array is what was made of one
+    files = files or sorted(data.rglob(f"*{SUFFIX}"))
     if not files:
-        remedy = f"known: {', '.join(known)}"
+        remedy = f"known: {', '.join((*known, SUFFIX))}"
         raise UserError("no images in this folder", where=str(data), remedy=remedy)
     for file in files:
-        yield [str(file.relative_to(data))], _decode(file)
+        yield [str(file.relative_to(data))], _decode(file, form)
 
 
 def _read_volumes(data: Path) -> Iterator[Batch]:
@@ -252,8 +258,8 @@ def _cut(names: list[str], inputs: Raw) -> Iterator[Batch]:
         yield names[start:end], inputs[start:end]
 
 
-def _decode(file: Path) -> Tensor:
-    images = read_images([file])
+def _decode(file: Path, form: PixelForm) -> Tensor:
+    images = read_images([file], form=form)
     if not isinstance(images, Tensor):
         raise TypeError("images that were not prepared are a tensor")
     return images

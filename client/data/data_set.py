@@ -24,6 +24,7 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.client.data.left_out import check_left_out
 from fedgraft.client.data.owners import find_owners
 from fedgraft.client.data.shared_images import check_shared
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import (
     USUAL_NAMES,
     ManifestColumns,
@@ -66,6 +67,7 @@ class DataSource:
         cache: folder to remember there which image files were looked at already.
         reading: what a person has decided about data that look like something else than they are.
         signal: the plan's `backbone.signal`; series are read by the names of its channels.
+        form: what the plan says of the channels and windows of images.
     """
 
     path: str | Path
@@ -79,6 +81,7 @@ class DataSource:
     validation_fraction: float = 0.0
     reading: ReadingSection = UNDECIDED
     signal: SignalSection | None = None
+    form: PixelForm = AS_USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +191,7 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
         name = str(Path(name).absolute())
     table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
     channels = () if data.signal is None else data.signal.channels
-    request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
+    request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels, data.form)
     return SOURCES.open(reader, request)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.source import Label, Source, unreadable
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 
@@ -82,6 +83,7 @@ class ReadRequest:
             every file anew.
         reading: what a person has decided about the data.
         channels: names of a signal's channels, in order.
+        form: what the plan says of the channels and windows of images.
     """
 
     path: str
@@ -90,6 +92,7 @@ class ReadRequest:
     cache: Path | None = None
     reading: ReadingSection = UNDECIDED
     channels: tuple[str, ...] = ()
+    form: PixelForm = AS_USUAL
 
 
 @dataclass(frozen=True)

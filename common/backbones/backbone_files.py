@@ -25,7 +25,9 @@ from fedgraft.common.backbones.backbone import (
 from fedgraft.common.backbones.family import NetworkShape, State
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
-from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.inputs.material import PREPARATION, Preparation, write_preparation
+from fedgraft.common.inputs.tokenizer_file import tensor_of
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
 
@@ -45,6 +47,7 @@ class BackboneRequest:
             torchvision's weights (IMAGENET1K_V1; fetched once, then kept by torch), or None for the
             network's own random initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
+        channels: of an image; default: the weights' own.
         max_length: tokens of a text; default: the weights' own.
         volume: what volumes are brought to; default: the weights' own.
         signal: what series are brought to; default: the weights' own.
@@ -60,6 +63,7 @@ class BackboneRequest:
     name: str
     weights: str | Path | None = None
     image_size: int | None = None
+    channels: int | None = None
     max_length: int | None = None
     volume: VolumeSection | None = None
     signal: SignalSection | None = None
@@ -72,6 +76,13 @@ class BackboneRequest:
     learns_scales: bool = False
     seed: int = 0
     fingerprint: str | None = None
+
+    @property
+    def asked_channels(self) -> int | None:
+        """Channels of images or volumes, where a plan says that there are others than usual."""
+        if self.volume is not None and self.volume.inputs > 1:
+            return self.volume.inputs
+        return self.channels
 
     @property
     def size(self) -> int | None:
@@ -101,6 +112,8 @@ def load_backbone(name: str, **options: Any) -> Backbone:
         preparation = _bring_to(request, preparation)
     if preparation is None:
         preparation = preparation_of(name, request.weights, request.size)
+    if request.channels is not None:
+        state, preparation = _bring_to_channels(request.channels, state, preparation)
     backbone = _give_values(request, state, preparation)
     if request.fingerprint not in (None, backbone.fingerprint):
         mine = backbone.fingerprint
@@ -122,6 +135,19 @@ def _bring_to(request: BackboneRequest, learnt: Preparation | None) -> Preparati
     if isinstance(section, SignalSection) and learnt is not None:
         _check_signal(section, learnt.to_json(), str(request.weights))
     return asked
+
+
+def _bring_to_channels(
+    channels: int, state: State | None, preparation: Preparation
+) -> tuple[State | None, Preparation]:
+    """Return tensors and preparation for images of so many channels; the weights of convolutions
+    follow from it when the network is made.
+    """
+    assert isinstance(preparation, Preprocess)
+    brought = preparation.with_channels(channels)
+    if state is None or PREPARATION not in state:
+        return state, brought
+    return {**state, PREPARATION: tensor_of(write_preparation(brought))}, brought
 
 
 def _check_signal(asked: SignalSection, learnt: Mapping[str, Any], where: str) -> None:
@@ -154,7 +180,9 @@ def _give_values(
     )
     if state is None:
         return freeze_network(name, build_network(name, shape, request.seed), preparation)
-    learnt = network_with_state(name, state, shape, preparation, str(request.weights))
+    where = str(request.weights)
+    channels = request.asked_channels
+    learnt = network_with_state(name, state, shape, preparation, where, channels)
     if request.random:
         return randomise(learnt, request.seed)
     return learnt

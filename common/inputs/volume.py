@@ -59,7 +59,12 @@ class VolumePreparation:
     @property
     def channels(self) -> int:
         """Return how many images a record is made of."""
-        return self.section.channels
+        return self.section.inputs
+
+    @property
+    def read_channels(self) -> int:
+        """Return how many images a raw record has: one, where windows make several of it."""
+        return 1 if self.section.windows else self.section.inputs
 
     def __call__(self, raw: Sequence[Volume] | Tensor) -> Batch:
         """Return a prepared batch. A tensor `(n, channels, D, H, W)` has the plan's own spacing.
@@ -80,20 +85,22 @@ class VolumePreparation:
 
     def _prepare(self, volume: Any) -> Tensor:
         shape = tuple(volume.values.shape) if isinstance(volume, Volume) else None
-        if shape is None or len(shape) != 4 or shape[0] != self.channels or 0 in shape:
+        if shape is None or len(shape) != 4 or shape[0] != self.read_channels or 0 in shape:
             what = f"a record of shape {shape}"
-            remedy = f"give volumes ({self.channels}, D, H, W), as backbone.volume.channels says"
+            remedy = f"give volumes ({self.read_channels}, D, H, W), as backbone.volume says"
             raise UserError(what, remedy=remedy)
         values = volume.values.to(torch.float32)
-        window = self.section.window
-        if window is None:
+        windows = self.section.windows
+        if self.section.window is not None:
+            windows = (self.section.window,)
+        if not windows:
             lowest = values.amin(AXES, keepdim=True)
-            values = self._resample(values - lowest, volume.spacing) + lowest
-        else:
-            low, high = window
-            values = values.clamp(low, high) - low
-            values = self._resample(values, volume.spacing) / (high - low)
-        return self._scale(values)
+            return self._scale(self._resample(values - lowest, volume.spacing) + lowest)
+        shown: list[Tensor] = []
+        for low, high in windows:
+            seen = self._resample(values.clamp(low, high) - low, volume.spacing)
+            shown.append(seen / (high - low))
+        return self._scale(torch.cat(shown))
 
     def _resample(self, values: Tensor, spacing: Sides) -> Tensor:
         """Return `(channels, *size)` around the middle; what lies outside the volume is 0."""
@@ -165,7 +172,7 @@ def example_volume(preparation: Preparation, backbone: BackboneSection, task: Ta
     """Return one volume of zeros, of the size that a plan's backbone sees."""
     assert isinstance(preparation, VolumePreparation)
     section = preparation.section
-    return Batch({"volume": torch.zeros(1, section.channels, *section.size)})
+    return Batch({"volume": torch.zeros(1, section.inputs, *section.size)})
 
 
 def leave_volumes(batch: Batch, augment: str, generator: torch.Generator) -> Batch:

@@ -69,7 +69,7 @@ class SharedModel:
 
     @torch.inference_mode()
     def probabilities(self, raw: Raw) -> Tensor:
-        """Raw images `(n, 1 or 3, H, W)` uint8, tables `(n, columns)`, or n texts → class
+        """Raw images `(n, channels, H, W)` uint8, tables `(n, columns)`, or n texts → class
         probabilities `(n, classes)`.
         """
         outputs = self.model(self.preprocess(raw))

@@ -58,7 +58,7 @@ def check_material(
     task: TaskSection, backbone: BackboneSection, train: TrainSection
 ) -> list[Problem]:
     """Return what of the raw material does not suit the backbone, or is not there to be changed."""
-    problems: list[Problem] = []
+    problems = check_pixels(task, backbone)
     line = input_line(task.material)
     if family_line(backbone.name).material != task.material:
         what = f"{backbone.name} cannot take the data of {task.kind}"
@@ -89,6 +89,19 @@ def check_material(
     if train.augment != "none" and not line.has_pixels:
         what = f"{train.augment} is for images"
         problems.append(Problem("train.augment", what, "write `augment: none`"))
+    return problems
+
+
+def check_pixels(task: TaskSection, backbone: BackboneSection) -> list[Problem]:
+    """Return what of the channels of images does not suit the raw material, or the network."""
+    problems: list[Problem] = []
+    for key in ("channels", "windows"):
+        if getattr(backbone, key) and not input_line(task.material).has_pixels:
+            what = f"there, and {task.kind} reads no images"
+            problems.append(Problem(f"backbone.{key}", what, "leave it out"))
+    if backbone.image_channels not in (None, 3) and backbone.name == "onnx":
+        what = f"{backbone.image_channels}, and a converted model takes images in colour"
+        problems.append(Problem("backbone.channels", what, "leave it out"))
     return problems
 
 

@@ -91,6 +91,21 @@ def test_any_volume_is_finite_of_one_size_and_alone(sides, spacing, wanted, scal
     assert torch.equal(together[1:], prepare([other]).only)
 
 
+def test_several_windows_are_as_many_channels() -> None:
+    """Bone in the window of the brain; or windows that a hospital never sees."""
+    windows = ((0.0, 80.0), (-20.0, 180.0), (-800.0, 2000.0))
+    section = VolumeSection(size=(8, 8, 8), spacing=(1, 1, 1), windows=windows)
+    scan = Volume(torch.randn(1, 9, 8, 7) * 400, (1.0, 1.2, 1.0))
+    seen = VolumePreparation(section)([scan]).only
+    assert seen.shape == (1, 3, 8, 8, 8)
+    for number, window in enumerate(windows):
+        alone = VolumeSection(size=(8, 8, 8), spacing=(1, 1, 1), window=window)
+        assert torch.equal(seen[:, number : number + 1], VolumePreparation(alone)([scan]).only)
+    again = read_preparation(json.loads(json.dumps(VolumePreparation(section).to_json())))
+    assert again.section == section
+    assert "windows" not in VolumeSection().model_dump(mode="json")
+
+
 def test_each_channel_is_standardised_by_itself() -> None:
     """A T1 image that drowns a FLAIR image."""
     prepare = VolumePreparation(VolumeSection(size=(6, 6, 6), channels=2))
