@@ -20,6 +20,7 @@ from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.recording import BrokenSignal, check_recording
+from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.signal_archive import list_recordings, load_signals
 from fedgraft.client.readers.signal_file import is_signal, read_signals
 from fedgraft.client.readers.signal_folder import list_signals
@@ -130,7 +131,7 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         return
     if line.has_volumes:
         _check_kind(data, VOLUMES, is_right=data.is_dir() or is_nifti(name))
-        yield from _read_volumes(data)
+        yield from _read_volumes(data, ScanForm.of(shared.plan.backbone))
         return
     if line.has_signals:
         is_known = is_signal(name) or name.endswith((*SIGNAL_TABLES, ".npz"))
@@ -194,17 +195,17 @@ def _read_images(data: Path, form: PixelForm) -> Iterator[Batch]:
         yield [str(file.relative_to(data))], _decode(file, form)
 
 
-def _read_volumes(data: Path) -> Iterator[Batch]:
+def _read_volumes(data: Path, form: ScanForm) -> Iterator[Batch]:
     """Yield volumes one by one."""
     files = [data]
     if data.is_dir():
-        files, _ = list_volumes(data)
+        files, _ = list_volumes(data, form)
     if not files:
         raise UserError("no volumes in this folder", where=str(data), remedy=f"give {VOLUMES}")
     for file in files:
         # a folder of slices is its own volume
         name = data.name if file == data else str(file.relative_to(data))
-        volumes = read_volumes([file])
+        volumes = read_volumes([file], form=form)
         assert isinstance(volumes, list)
         yield [name], volumes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fedgraft.client.readers.reader import (
     TableColumns,
 )
 from fedgraft.client.readers.reader_table import PREFIX, READERS
+from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
 from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.client.readers.table_cells import raise_mistakes
@@ -68,6 +69,7 @@ class DataSource:
         reading: what a person has decided about data that look like something else than they are.
         signal: the plan's `backbone.signal`; series are read by the names of its channels.
         form: what the plan says of the channels and windows of images.
+        scan: which images its volumes are made of.
     """
 
     path: str | Path
@@ -82,6 +84,7 @@ class DataSource:
     reading: ReadingSection = UNDECIDED
     signal: SignalSection | None = None
     form: PixelForm = AS_USUAL
+    scan: ScanForm = ONE_IMAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +194,8 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
         name = str(Path(name).absolute())
     table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
     channels = () if data.signal is None else data.signal.channels
-    request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels, data.form)
+    request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
+    request = replace(request, form=data.form, scan=data.scan)
     return SOURCES.open(reader, request)
 
 

@@ -153,6 +153,28 @@ def test_privacy_by_example_can_be_had(changes: dict[str, Any]) -> None:
     assert set(run.shared_model.predict("new")["class"]) <= set(RADII)
 
 
+def test_two_sequences_of_which_one_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second sequence that never reaches the network, in training or in predictions."""
+    rng = random.Random(3)
+    for number in range(48):
+        kind = ("small", "large")[number % 2]
+        place = tmp_path / ("north", "south")[number // 2 % 2] / kind / f"p{number}"
+        if number >= 44:
+            place = tmp_path / "new" / f"{kind}-{number}"
+        spacing = (2.0, 2.0, 2.0)
+        write_nifti(place / "t1.nii.gz", body((18,) * 3, spacing, 9.0, seed=number), spacing)
+        radius = RADII[kind] + rng.gauss(0, 0.5)
+        voxels = body((18,) * 3, spacing, radius, seed=100 + number)
+        write_nifti(place / f"x_{number}_flair.nii.gz", voxels, spacing, "LPS")
+    monkeypatch.chdir(tmp_path)
+    volume = {"size": [16, 16, 16], "spacing": [2, 2, 2], "sequences": ["t1", "flair"]}
+    data = {"simulation.data": ["north", "south"], "backbone.volume": volume}
+    run = simulate("sequences", **data)
+    answers = run.shared_model.predict("new")["class"].to_dict()
+    assert len(answers) == 4
+    assert all(name.startswith(answer) for name, answer in answers.items()), answers
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
