@@ -38,6 +38,8 @@ from fedgraft.common.inputs.tokenizer_file import bytes_of
 MOST_NAMED = 3
 # the raw material whose networks are built for colour, and brought to other channels
 IMAGES = "image"
+# whose slices such networks may be given
+VOLUMES = "volume"
 _random_state = threading.Lock()
 
 
@@ -109,7 +111,11 @@ def preparation_from_json(
     Raises:
         UserError: it is none.
     """
-    preparation = INPUTS[family_line(name).material].read_preparation(data)
+    material = family_line(name).material
+    # a network over images, with how volumes are cut into them
+    if material == IMAGES and "slices" in data:
+        material = VOLUMES
+    preparation = INPUTS[material].read_preparation(data)
     if tensors is None:
         return preparation
     return bind_preparation(name, preparation, tensors)
@@ -313,6 +319,13 @@ def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
 def channels_of(preparation: Preparation) -> int | None:
     """Return the channels of prepared images, volumes or signals; None for anything else."""
     return getattr(preparation, "channels", None)
+
+
+def slices_of(preparation: Preparation) -> int | None:
+    """Return how many slices of a volume a network over images is given; None: its records are what
+    it takes.
+    """
+    return getattr(preparation, "slices", None)
 
 
 def side_of(preparation: Preparation) -> int | None:

@@ -80,8 +80,9 @@ class BackboneRequest:
     @property
     def asked_channels(self) -> int | None:
         """Channels of images or volumes, where a plan says that there are others than usual."""
-        if self.volume is not None and self.volume.inputs > 1:
-            return self.volume.inputs
+        volume = self.volume
+        if volume is not None and (volume.inputs > 1 or volume.slices is not None):
+            return volume.inputs
         return self.channels
 
     @property
@@ -113,7 +114,10 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     if preparation is None:
         preparation = preparation_of(name, request.weights, request.size)
     if request.channels is not None:
-        state, preparation = _bring_to_channels(request.channels, state, preparation)
+        assert isinstance(preparation, Preprocess)
+        preparation = preparation.with_channels(request.channels)
+    if request.asked_channels is not None:
+        state = _say_preparation(state, preparation)
     backbone = _give_values(request, state, preparation)
     if request.fingerprint not in (None, backbone.fingerprint):
         mine = backbone.fingerprint
@@ -131,23 +135,34 @@ def _bring_to(request: BackboneRequest, learnt: Preparation | None) -> Preparati
     """
     section = request.volume if request.signal is None else request.signal
     assert section is not None
+    if isinstance(section, VolumeSection) and section.slices is not None:
+        section = _scale_slices(section, request, learnt)
     asked = preparation_from_json(request.name, section.model_dump(mode="json"))
     if isinstance(section, SignalSection) and learnt is not None:
         _check_signal(section, learnt.to_json(), str(request.weights))
     return asked
 
 
-def _bring_to_channels(
-    channels: int, state: State | None, preparation: Preparation
-) -> tuple[State | None, Preparation]:
-    """Return tensors and preparation for images of so many channels; the weights of convolutions
-    follow from it when the network is made.
+def _scale_slices(
+    section: VolumeSection, request: BackboneRequest, learnt: Preparation | None
+) -> VolumeSection:
+    """Return a plan's section with mean and deviation as the weights of a network over images want
+    them, where a window brings intensities to 0–1 and nothing else scales them.
     """
-    assert isinstance(preparation, Preprocess)
-    brought = preparation.with_channels(channels)
+    if section.mean or section.is_standardised or not (section.window or section.windows):
+        return section
+    images = learnt or preparation_of(request.name, request.weights, section.size[1])
+    if not isinstance(images, Preprocess):
+        return section
+    brought = images.with_channels(section.inputs)
+    return section.model_copy(update={"mean": brought.mean, "std": brought.std})
+
+
+def _say_preparation(state: State | None, preparation: Preparation) -> State | None:
+    """Return tensors among which stands how inputs are prepared now, where it stands there."""
     if state is None or PREPARATION not in state:
-        return state, brought
-    return {**state, PREPARATION: tensor_of(write_preparation(brought))}, brought
+        return state
+    return {**state, PREPARATION: tensor_of(write_preparation(preparation))}
 
 
 def _check_signal(asked: SignalSection, learnt: Mapping[str, Any], where: str) -> None:

@@ -66,6 +66,22 @@ class VolumePreparation:
         """Return how many images a raw record has: one, where windows make several of it."""
         return 1 if self.section.windows else self.section.inputs
 
+    @property
+    def slices(self) -> int | None:
+        """Return how many slices of a volume a 2-D network is given; None: a 3-D one sees all."""
+        return self.section.slices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one prepared record: channels, slices or depth, height, width."""
+        depth, height, width = self.section.size
+        return (self.channels, self.slices or depth, height, width)
+
+    @property
+    def crop(self) -> int | None:
+        """Return the side of a slice for a 2-D network, pixels; None: there are no slices."""
+        return None if self.slices is None else self.section.size[1]
+
     def __call__(self, raw: Sequence[Volume] | Tensor) -> Batch:
         """Return a prepared batch. A tensor `(n, channels, D, H, W)` has the plan's own spacing.
 
@@ -80,7 +96,7 @@ class VolumePreparation:
             volumes = raw
         prepared = [self._prepare(volume) for volume in volumes]
         if not prepared:
-            return Batch({"volume": torch.empty(0, self.channels, *self.section.size)})
+            return Batch({"volume": torch.empty(0, *self.shape)})
         return Batch({"volume": torch.stack(prepared)})
 
     def _prepare(self, volume: Any) -> Tensor:
@@ -95,12 +111,21 @@ class VolumePreparation:
             windows = (self.section.window,)
         if not windows:
             lowest = values.amin(AXES, keepdim=True)
-            return self._scale(self._resample(values - lowest, volume.spacing) + lowest)
+            seen = self._resample(values - lowest, volume.spacing) + lowest
+            return self._pick_slices(self._scale(seen))
         shown: list[Tensor] = []
         for low, high in windows:
             seen = self._resample(values.clamp(low, high) - low, volume.spacing)
             shown.append(seen / (high - low))
-        return self._scale(torch.cat(shown))
+        return self._pick_slices(self._scale(torch.cat(shown)))
+
+    def _pick_slices(self, values: Tensor) -> Tensor:
+        """Return the slices that a 2-D network is given: the middles of as many equal parts."""
+        if self.slices is None:
+            return values
+        part = self.section.size[0] / self.slices
+        places = [int((number + 0.5) * part) for number in range(self.slices)]
+        return values[:, places]
 
     def _resample(self, values: Tensor, spacing: Sides) -> Tensor:
         """Return `(channels, *size)` around the middle; what lies outside the volume is 0."""
@@ -169,10 +194,9 @@ def read_preparation(data: Mapping[str, Any]) -> VolumePreparation:
 
 
 def example_volume(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
-    """Return one volume of zeros, of the size that a plan's backbone sees."""
+    """Return one volume of zeros, or its slices, of the size that a plan's backbone sees."""
     assert isinstance(preparation, VolumePreparation)
-    section = preparation.section
-    return Batch({"volume": torch.zeros(1, section.inputs, *section.size)})
+    return Batch({"volume": torch.zeros(1, *preparation.shape)})
 
 
 def leave_volumes(batch: Batch, augment: str, generator: torch.Generator) -> Batch:

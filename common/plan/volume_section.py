@@ -17,6 +17,7 @@ Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 # values of one prepared record, all channels together: 64 MiB
 MOST_VALUES = 2**24
 MOST_CHANNELS = 8
+MOST_SLICES = 128
 
 
 class VolumeSection(Section):
@@ -25,7 +26,7 @@ class VolumeSection(Section):
     Axes are those of the patient: from feet to head, from back to front, from left to right.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("sequences", "windows")
+    later: ClassVar[tuple[str, ...]] = ("sequences", "windows", "slices")
 
     size: tuple[Side, Side, Side] = Field(
         default=(96, 96, 96),
@@ -85,6 +86,15 @@ class VolumeSection(Section):
         ),
     )
 
+    slices: Annotated[int, Field(ge=1, le=MOST_SLICES)] | None = Field(
+        default=None,
+        description=(
+            "a 2-D network is given so many slices of each volume, the middles of as many equal"
+            " parts of `size`, from feet to head; the features of a volume are the mean over its"
+            " slices. null: a 3-D network, which sees all of it"
+        ),
+    )
+
     @property
     def inputs(self) -> int:
         """Return how many channels a network sees."""
@@ -101,6 +111,7 @@ class VolumeSection(Section):
     def _fits_together(self) -> VolumeSection:
         problems = check_windows(self.windows)
         problems += self._check_channels()
+        problems += self._check_slices()
         values = math.prod(self.size) * self.inputs
         if values > MOST_VALUES:
             what = f"{values:,} values a record, and at most {MOST_VALUES:,} are taken"
@@ -115,6 +126,20 @@ class VolumeSection(Section):
             what = "true, and there is a mean for all volumes"
             problems.append(Problem("zscore", what, "leave one of them out"))
         return check_together(self, problems)
+
+    def _check_slices(self) -> list[Problem]:
+        """Return what of a volume cannot be cut into slices for a network over images."""
+        if self.slices is None:
+            return []
+        problems: list[Problem] = []
+        depth, height, width = self.size
+        if self.slices > depth:
+            what = f"{self.slices}, and `size` has {depth} from feet to head"
+            problems.append(Problem("slices", what, f"write at most {depth}"))
+        if height != width:
+            what = f"{height} rows and {width} columns, and slices are square"
+            problems.append(Problem("size", what, "write as many columns as rows"))
+        return problems
 
     def _check_channels(self) -> list[Problem]:
         """Return what of the keys that say what channels are cannot stand together."""

@@ -175,9 +175,38 @@ def test_two_sequences_of_which_one_knows(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(name.startswith(answer) for name, answer in answers.items()), answers
 
 
+SLICED: dict[str, Any] = {
+    "backbone": {
+        "name": "cifar-resnet8",
+        "volume": {"size": [16, 16, 16], "spacing": [2, 2, 2], "window": [0, 100], "slices": 4},
+    }
+}
+
+
+def test_slices_in_a_network_over_images() -> None:
+    """A network for images, of no use to whoever has scans; in one round, and in predictions."""
+    run = simulate("slices", **SLICED)
+    must_know_the_new_ones(run)
+    again = fedgraft.load_shared_model("slices").predict("new")
+    assert again.equals(run.shared_model.predict("new"))
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_slices_under_privacy_by_example(method: str) -> None:
+    """Noise that hides a slice, and not a scan."""
+    privacy = {"mode": "sample", "target_epsilon": 8, "delta": 1e-3}
+    train = {"rounds": 1, "batch_size": 8}
+    adapter = {"method": method}
+    run = simulate(f"slices-{method}", privacy=privacy, train=train, adapter=adapter, **SLICED)
+    assert '"epsilon"' in run.result.model_dump_json()
+    assert set(run.shared_model.predict("new")["class"]) <= set(RADII)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"backbone.volume.slices": 4}, "takes no slices of volumes"),
+        ({"backbone.volume.slices": 17, "backbone.name": "resnet18"}, "has 16 from feet to head"),
         ({"backbone.image_size": 64}, "a size in voxels"),
         ({"train.augment": "flip"}, "flip is for images"),
         ({"backbone.name": "resnet18"}, "cannot take the data"),
