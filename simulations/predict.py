@@ -49,10 +49,17 @@ SIGNALS = "a .wav or .hea, a folder of them, a table of signals (.csv, .parquet)
 IMAGES = "an image, a folder of images or an .npz"
 
 
-def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> int:
+def predict(
+    run: Path, data: Path, out: Path, backbone: Path | None = None, *, sliding: bool = False
+) -> int:
     """Predict every input of `data` and write one CSV line each: input, class, a probability for
     each class, and the predictive standard deviation of the class's score, where the plan has
     `train.closed_form.variance`.
+
+    Args:
+        backbone: the backbone's file, if it does not lie in the run's folder.
+        sliding: look at volumes in overlapping crops and take the mean of their probabilities;
+            nothing is said of how far scores may be off.
 
     Returns:
         How many lines were written (without the header).
@@ -69,11 +76,11 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
             writer = csv.writer(file)
             # `p_` before it: no name begins like a formula
             head = ["input", "class", *(f"p_{name}" for name in shared.classes)]
-            if shared.variance is not None:
+            if shared.variance is not None and not sliding:
                 head.append("deviation")
             writer.writerow(head)
             for names, inputs in _read_batches(shared, data):
-                lines = _predict_batch(shared, names, inputs)
+                lines = _predict_batch(shared, names, inputs, sliding=sliding)
                 writer.writerows(lines)
                 written += len(lines)
     except OSError as error:
@@ -83,7 +90,9 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     return written
 
 
-def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]:
+def read_inputs(
+    shared: SharedModel, data: Path, *, sliding: bool = False
+) -> tuple[list[str], np.ndarray]:
     """Return the names of all inputs of `data`, and the model's probabilities `(n, classes)`.
 
     Raises:
@@ -93,17 +102,24 @@ def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]
     probabilities = [np.empty((0, len(shared.classes)), np.float32)]
     for some, inputs in _read_batches(shared, data):
         names += some
-        probabilities.append(shared.probabilities(inputs).numpy())
+        ask = shared.sliding_probabilities if sliding else shared.probabilities
+        probabilities.append(ask(inputs).numpy())
     return names, np.concatenate(probabilities)
 
 
-def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Raw) -> list[list[str]]:
+def _predict_batch(
+    shared: SharedModel, names: Sequence[str], inputs: Raw, *, sliding: bool
+) -> list[list[str]]:
     """Return a line for each input: its name, the class that is answered, all probabilities, and
     how far the score of the answer may be off, where the model knows.
     """
     lines = []
-    deviations = shared.deviations(inputs)
-    probabilities = shared.probabilities(inputs)
+    if sliding:
+        deviations = None
+        probabilities = shared.sliding_probabilities(inputs)
+    else:
+        deviations = shared.deviations(inputs)
+        probabilities = shared.probabilities(inputs)
     for at, answer in enumerate(shared.answers(probabilities).tolist()):
         line = [as_cell(names[at]), as_cell(shared.classes[answer])]
         line += [f"{value:.6f}" for value in probabilities[at].tolist()]

@@ -10,11 +10,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import fedgraft
+from fedgraft.cli import app
+from fedgraft.client.readers.volume_file import read_volumes
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.volume import Volume
 
 pytest.importorskip("monai")
 pytest.importorskip("nibabel")
@@ -173,6 +179,52 @@ def test_two_sequences_of_which_one_knows(tmp_path: Path, monkeypatch: pytest.Mo
     answers = run.shared_model.predict("new")["class"].to_dict()
     assert len(answers) == 4
     assert all(name.startswith(answer) for name, answer in answers.items()), answers
+
+
+def test_a_lesion_outside_of_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beyond the plan's size, which no prediction ever looks at."""
+    rng = random.Random(5)
+    spacing = (2.0, 2.0, 2.0)
+
+    def write(path: Path, slices: int, radius: float, seed: int, above: int = 0) -> None:
+        voxels = body((16, 16, 16), spacing, radius, seed)
+        tall = np.random.default_rng(seed).normal(0, 10, (16, 16, slices)).astype(np.float32)
+        begin = (slices - 16) // 2 + above
+        tall[:, :, begin : begin + 16] = voxels
+        write_nifti(path, tall, spacing)
+
+    for number in range(48):
+        kind = ("healthy", "lesion")[number % 2]
+        radius = 0.0 if kind == "healthy" else rng.uniform(6, 11)
+        site = ("north", "south")[number // 2 % 2]
+        write(tmp_path / site / kind / f"{number}.nii.gz", 16, radius, number)
+    write(tmp_path / "new" / "lesion.nii.gz", 32, 9.0, seed=100, above=8)
+    write(tmp_path / "new" / "healthy.nii.gz", 32, 0.0, seed=101)
+    monkeypatch.chdir(tmp_path)
+    classes = ["healthy", "lesion"]
+    task = {"kind": "volume-classification", "classes": classes, "labels": classes}
+    run = simulate("tall", task=task, **{"simulation.data": ["north", "south"]})
+
+    middle = run.shared_model.predict("new")["p_lesion"]
+    whole = run.shared_model.predict("new", sliding=True)["p_lesion"]
+    assert whole["lesion.nii.gz"] > whole["healthy.nii.gz"] + 0.2
+    assert abs(middle["lesion.nii.gz"] - middle["healthy.nii.gz"]) < 0.15
+
+    # the same by hand: three crops of 16 along the body
+    volume = read_volumes([Path("new/lesion.nii.gz")])[0]
+    assert isinstance(volume, Volume)
+    crops = [Volume(volume.values[:, at : at + 16], volume.spacing) for at in (0, 8, 16)]
+    by_hand = run.shared_model.predict(crops)["p_lesion"]
+    assert whole["lesion.nii.gz"] == pytest.approx(by_hand.mean(), abs=1e-5)
+
+    ended = CliRunner().invoke(
+        app, ["predict", "tall", "new", "--sliding", "--out", "tall.csv"], catch_exceptions=False
+    )
+    assert ended.exit_code == 0, ended.output
+    written = pandas.read_csv("tall.csv", index_col="input")["p_lesion"]
+    assert written["lesion.nii.gz"] == pytest.approx(whole["lesion.nii.gz"], abs=1e-5)
+    with pytest.raises(UserError, match="crops are of volumes"):
+        run.shared_model.predict(torch.zeros(1, 1, 16, 16, 16), sliding=True)
 
 
 SLICED: dict[str, Any] = {

@@ -43,8 +43,8 @@ def volumes(count: int = 2, slices: int = SLICES) -> Tensor:
     return torch.randn(count, 1, slices, 16, 16, generator=generator)
 
 
-def moved(method: str, **options: object) -> GraftedModel:
-    model = graft(sliced(), method=method, classes=2, rank=2, width=4, seed=1, **options)
+def moved(method: str) -> GraftedModel:
+    model = graft(sliced(), method=method, classes=2, rank=2, width=4, seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.trainable_parameters().values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
