@@ -7,7 +7,6 @@ loaded.
 
 from __future__ import annotations
 
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.readers.image_array_file import ONE_HEADER
 from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
 from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
@@ -24,9 +24,6 @@ from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
-# NumPy reads a header with `ast.literal_eval`, which fails now and then in two threads at once
-# under Python 3.11 ("AST constructor recursion depth mismatch")
-_ONE_HEADER = threading.RLock()
 _BROKEN = (
     OSError,
     ValueError,
@@ -176,7 +173,7 @@ def load_archive(
     arrays: dict[str, np.ndarray] = {}
     large: dict[str, StoredRows] = {}
     try:
-        with _ONE_HEADER, np.load(path, allow_pickle=False) as archive:
+        with ONE_HEADER, np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive")
             for name in archive.files:

@@ -205,23 +205,23 @@ def test_a_lesion_outside_of_the_middle(tmp_path: Path, monkeypatch: pytest.Monk
     task = {"kind": "volume-classification", "classes": classes, "labels": classes}
     run = simulate("tall", task=task, **{"simulation.data": ["north", "south"]})
 
-    middle = run.shared_model.predict("new")["p_lesion"]
-    whole = run.shared_model.predict("new", sliding=True)["p_lesion"]
+    middle = run.shared_model.predict("new")["p_lesion"].to_dict()
+    whole = run.shared_model.predict("new", sliding=True)["p_lesion"].to_dict()
     assert whole["lesion.nii.gz"] > whole["healthy.nii.gz"] + 0.2
     assert abs(middle["lesion.nii.gz"] - middle["healthy.nii.gz"]) < 0.15
 
     # the same by hand: three crops of 16 along the body
-    volume = read_volumes([Path("new/lesion.nii.gz")])[0]
-    assert isinstance(volume, Volume)
-    crops = [Volume(volume.values[:, at : at + 16], volume.spacing) for at in (0, 8, 16)]
-    by_hand = run.shared_model.predict(crops)["p_lesion"]
-    assert whole["lesion.nii.gz"] == pytest.approx(by_hand.mean(), abs=1e-5)
+    volume: Any = read_volumes([Path("new/lesion.nii.gz")])
+    values = volume[0].values
+    crops = [Volume(values[:, at : at + 16], spacing) for at in (0, 8, 16)]
+    by_hand = run.shared_model.predict(crops)["p_lesion"].to_numpy()
+    assert whole["lesion.nii.gz"] == pytest.approx(float(by_hand.mean()), abs=1e-5)
 
     ended = CliRunner().invoke(
         app, ["predict", "tall", "new", "--sliding", "--out", "tall.csv"], catch_exceptions=False
     )
     assert ended.exit_code == 0, ended.output
-    written = pandas.read_csv("tall.csv", index_col="input")["p_lesion"]
+    written = pandas.read_csv("tall.csv", index_col="input")["p_lesion"].to_dict()
     assert written["lesion.nii.gz"] == pytest.approx(whole["lesion.nii.gz"], abs=1e-5)
     with pytest.raises(UserError, match="crops are of volumes"):
         run.shared_model.predict(torch.zeros(1, 1, 16, 16, 16), sliding=True)

@@ -139,8 +139,20 @@ def test_a_damaged_array_is_left_out() -> None:
     assert examine(whole, FOUR).problem == ""
     for kept in (7, 60, 130, len(whole) - 1):
         assert "cut off" in examine(whole[:kept], FOUR).problem
-    claims = packed(np.zeros((4, 9, 11), np.uint8)).replace(b"(4, 9, 11)", b"(4,99999,9")
-    assert examine(claims.replace(b"(4,99999,9", b"(4,9,9999)"), FOUR).problem
+    claims = whole.replace(b"(4, 9, 11)", b"(4,9,9999)")
+    assert "cut off" in examine(claims, FOUR).problem
+    claims = whole.replace(b"(4, 9, 11)", b"(4,99999,)") + b"9"
+    assert examine(claims, FOUR).problem
+    fortran = packed(np.asfortranarray(sequences(0)))
+    assert examine(fortran, FOUR) == examine(whole, FOUR)
+
+
+def test_arrays_of_either_order_in_memory(tmp_path: Path) -> None:
+    """Rows and columns exchanged, since an array was saved as it lay."""
+    image = sequences(5).astype(">u2") * 257
+    np.save(tmp_path / "a.npy", np.asfortranarray(image))
+    read: Any = read_images([tmp_path / "a.npy"], form=FOUR)
+    np.testing.assert_array_equal(read[0].numpy(), image.astype(np.uint16))
 
 
 # ── windows ───────────────────────────────────────────────────────────────────────────────────────
