@@ -74,7 +74,7 @@ def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) ->
     def column(name: str) -> list[str]:
         return archive.column(name, prefixes, counts)
 
-    return image_source(str(path), join_images(images), labels, splits, column, bits)
+    return image_source(str(path), join_images(images), labels, splits, column, bits, form)
 
 
 def check_no_windows(path: Path, form: PixelForm) -> None:

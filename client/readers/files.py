@@ -138,6 +138,7 @@ def file_source(
         files=files,
         contents=[look.content for look in looks],
         identities=identities,
+        parts=[look.parts for look in looks],
         plural=kind.plural,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedgraft.client.readers.bit_depth import check_brightest, digests_at, spread
-from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
+from fedgraft.client.readers.pixel_form import AS_USUAL, USUAL, PixelForm
 from fedgraft.client.readers.source import (
     Label,
     Source,
@@ -94,16 +94,18 @@ def image_source(
     splits: Mapping[str, np.ndarray],
     column: Callable[[str], list[str]] | None = None,
     bits: int | None = None,
+    form: PixelForm = AS_USUAL,
 ) -> Source:
     """Return a `Source` over images `(n, C, H, W)`.
 
     Args:
         bits: how many of 16 bits they use.
+        form: what the plan says of channels.
 
     Raises:
         UserError: images of 16 bits are dark and nobody has said why, or have more than `bits`.
     """
-    seen = _look_at(images, labels)
+    seen = _look_at(images, labels, is_usual=form.is_usual)
     check_brightest(where, seen.brightest, bits)
     wide = images.dtype == np.uint16
     return Source(
@@ -128,14 +130,21 @@ class _Seen:
     brightest: list[int] = field(default_factory=list)
 
 
-def _look_at(images: Images, labels: list[Label]) -> _Seen:
+def _look_at(images: Images, labels: list[Label], *, is_usual: bool) -> _Seen:
+    """Return what was seen of each image.
+
+    Args:
+        is_usual: whether they are grey or in colour. The channels of others lie where the plan's
+            number of them says; their digests are the same wherever they were read.
+    """
     seen = _Seen()
     for begin in range(0, len(images), _AT_ONCE):
         end = min(begin + _AT_ONCE, len(images))
         some = images[np.arange(begin, end)]
         for image, label in zip(some, labels[begin:end], strict=True):
             content = image.tobytes()
-            seen.digests.append(digest(content, label))
+            values = content if is_usual else np.sort(image, axis=None).tobytes()
+            seen.digests.append(digest(values, label))
             seen.contents.append(content_digest(content))
             if image.dtype == np.uint16:
                 seen.brightest.append(int(image.max()))
@@ -162,6 +171,10 @@ def as_images(array: np.ndarray, where: str, form: PixelForm = AS_USUAL) -> np.n
 def _with_channels_first(array: np.ndarray, where: str, counts: tuple[int, ...]) -> np.ndarray:
     channels = " or ".join(map(str, counts))
     remedy = f"images are (n, H, W), (n, H, W, C) or (n, C, H, W) with {channels} channels C"
+    # or two plans would read one array in two ways, and its images were others to the ledger
+    is_colour = array.ndim == 4 and {array.shape[1], array.shape[3]} & set(USUAL)
+    if counts != USUAL and is_colour:
+        raise UserError(f"an array of shape {array.shape}", where=where, remedy=remedy)
     if array.ndim == 3 and 1 in counts:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in counts:

@@ -55,6 +55,7 @@ class Look:
         patient: the patient's pseudonym, hexadecimal; "" where the file says none.
         content: digest of the content alone.
         brightest: the highest value of an image of 16 bits; see `client/readers/bit_depth.py`.
+        parts: digests of the single images of a record that has several, with its label.
     """
 
     digest: bytes
@@ -62,6 +63,7 @@ class Look:
     patient: str = ""
     content: bytes = b""
     brightest: int = NOT_ASKED
+    parts: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

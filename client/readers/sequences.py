@@ -43,6 +43,11 @@ def find_sequences(folder: Path, names: Sequence[str]) -> list[Path]:
     return places
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Return every NIfTI file and every folder that lies in a record's folder."""
+    return [entry for entry in _list_entries(folder) if entry.is_dir() or is_nifti(entry.name)]
+
+
 def list_records(folder: Path, names: Sequence[str]) -> tuple[list[Path], int]:
     """Return the folders below a folder that hold a record each, sorted, and how many files there
     are that are none of the sequences.

@@ -17,13 +17,13 @@ from fedgraft.client.readers.looked_at import FORBIDDEN, MISSING, ImageEntry, Lo
 from fedgraft.client.readers.nifti import is_nifti, read_nifti
 from fedgraft.client.readers.orientation import BrokenVolume, Scan
 from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
-from fedgraft.client.readers.sequences import find_sequences, stack_sequences
+from fedgraft.client.readers.sequences import find_sequences, list_images, stack_sequences
 from fedgraft.client.readers.source import Prepare, content_digest, digest
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.inputs.volume import Volume
 
-# the sequences of a record by its first, or by its folder
+# files of a record by its first: its sequences, and then what else its row names
 Parts = Mapping[str, Sequence[str]]
 WHOLE: Parts = MappingProxyType({})
 
@@ -70,18 +70,40 @@ def _look_at(entry: ImageEntry, form: ScanForm, parts: Parts) -> Look:
         return Look(b"", str(error))
     except (OSError, ValueError):
         return Look(b"", MISSING)
-    # the same voxels are the same record, however they were packed
-    voxels = scan.voxels
-    shape = voxels.shape[1:] if len(voxels) == 1 else voxels.shape
-    hashed = hashlib.sha256(repr((shape, scan.spacing)).encode())
-    hashed.update(np.ascontiguousarray(voxels).data)
-    content = hashed.digest()
+    content = _hash(scan)
     return Look(
         digest=digest(content, entry.label),
         problem="",
         patient=scan.patient,
         content=content_digest(content),
+        parts=tuple(digest(part, entry.label) for part in _hash_parts(entry.file, form, parts)),
     )
+
+
+def _hash(scan: Scan) -> bytes:
+    """Return SHA-256 of a scan: the same voxels are the same record, however they were packed."""
+    voxels = scan.voxels
+    shape = voxels.shape[1:] if len(voxels) == 1 else voxels.shape
+    hashed = hashlib.sha256(repr((shape, scan.spacing)).encode())
+    hashed.update(np.ascontiguousarray(voxels).data)
+    return hashed.digest()
+
+
+def _hash_parts(path: str, form: ScanForm, parts: Parts) -> list[bytes]:
+    """Return the SHA-256 of each image that lies in a record, whether a plan picks it or not: plans
+    that pick others, or in another order, or each as a record of its own, share what was spent.
+    """
+    if not form.sequences:
+        return []
+    files = map(Path, parts.get(path, ())) if path in parts else list_images(Path(path))
+    hashes: list[bytes] = []
+    for file in files:
+        try:
+            hashes.append(_hash(_read_one(file, 1)))
+        # what is no image here is none in another plan
+        except (BrokenVolume, OSError, ValueError):
+            continue
+    return hashes
 
 
 def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
@@ -105,7 +127,7 @@ def _read(path: str, form: ScanForm, parts: Parts) -> Scan:
     """
     if not form.sequences:
         return _read_one(Path(path), form.channels)
-    files = [Path(part) for part in parts.get(path, ())]
+    files = [Path(part) for part in parts.get(path, ())][: len(form.sequences)]
     if not files:
         files = find_sequences(Path(path), form.sequences)
     scans: dict[str, Scan] = {}

@@ -110,7 +110,7 @@ def _read_manifest(request: ReadRequest) -> Source:
 
 
 def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
-    """Return the files of each row's sequences, by its first.
+    """Return the files of each row's sequences, by its first, and then others that it names.
 
     Raises:
         UserError: a column is missing, or a row says no path.
@@ -120,15 +120,25 @@ def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
     mistakes: list[UserError] = []
     parts: dict[str, list[str]] = {}
     columns = [cells.column(name) for name in sequences]
-    for line, *names in zip(cells.lines, *columns, strict=True):
+    for line, row, *names in zip(cells.lines, cells.rows, *columns, strict=True):
         files = [os.path.normpath(folder / name) for name in names]
-        parts[files[0]] = files
+        parts[files[0]] = files + _list_others(row, folder, files)
         if not all(names):
             what = f"column {sequences[names.index('')]!r}: no path"
             where = f"{cells.where}:{line}"
             mistakes.append(UserError(what, where=where, remedy="take the row out"))
     raise_mistakes(mistakes)
     return parts
+
+
+def _list_others(row: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
+    """Return volumes that a row names in other columns."""
+    others: list[str] = []
+    for cell in row:
+        file = os.path.normpath(folder / cell.strip())
+        if cell.strip() and file not in files and (is_nifti(file) or os.path.isdir(file)):
+            others.append(file)
+    return others
 
 
 VOLUME_FOLDER = Reader(

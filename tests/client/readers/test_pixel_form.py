@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fedgraft.client.data.data_set import Records
+from fedgraft.client.privacy.ledger_records import DataSet
 from fedgraft.client.readers.dicom import decode_values
 from fedgraft.client.readers.image_file import examine, read_images
 from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
@@ -77,6 +78,22 @@ def test_a_list_and_an_archive_of_four_channels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(archive.read(np.arange(8)).numpy(), images)
     with pytest.raises(UserError, match="1 or 3 channels C"):
         opened(tmp_path / "first.npz")
+
+
+def test_one_array_is_not_read_in_two_ways(tmp_path: Path) -> None:
+    """A plan that takes rows for channels, for whom the ledger begins anew."""
+    rng = np.random.default_rng(0)
+    labels = np.array(["ill", "well"] * 4)
+    colour = rng.integers(0, 256, (8, 28, 28, 3), np.uint8)
+    np.savez(tmp_path / "colour.npz", images=colour, labels=labels)
+    with pytest.raises(UserError, match="an array of shape"):
+        opened(tmp_path / "colour.npz", form=PixelForm(channels=28))
+    np.savez(tmp_path / "four.npz", images=rng.integers(0, 256, (8, 28, 28, 4)), labels=labels)
+    known = [
+        DataSet.of(opened(tmp_path / "four.npz", form=PixelForm(channels=channels))).records
+        for channels in (4, 28)
+    ]
+    assert known[0] == known[1]
 
 
 def test_a_page_is_a_channel(tmp_path: Path) -> None:

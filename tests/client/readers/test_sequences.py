@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.data_set import Records
+from fedgraft.client.privacy.ledger_records import DataSet
 from fedgraft.client.readers.orientation import BrokenVolume, orient, orient_grid
 from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.sequences import find_sequences
@@ -101,6 +102,28 @@ def test_a_list_has_a_column_a_sequence(tmp_path: Path) -> None:
     folders = ["path,label", *(f"p{n},{('ill', 'well')[n % 2]}" for n in range(8))]
     (tmp_path / "folders.csv").write_text("\n".join(folders))
     assert opened(tmp_path / "folders.csv").fingerprint == records.fingerprint
+
+
+def test_a_ledger_knows_a_record_whatever_a_plan_picks(tmp_path: Path) -> None:
+    """A budget that begins anew where the next plan picks other sequences, or another order."""
+    rows = [",".join([*NAMES, "label"])]
+    for number in range(6):
+        label = ("ill", "well")[number % 2]
+        write_record(tmp_path / "scans" / label / f"p{number}", number)
+        files = [f"scans/{label}/p{number}/{name}.nii.gz" for name in NAMES]
+        rows.append(",".join([*files, label]))
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+
+    def known(name: str, *sequences: str) -> set[bytes]:
+        form = ScanForm(sequences=sequences)
+        return set(DataSet.of(open_records(tmp_path / name, **KIND, scan=form)).records)
+
+    first = known("scans", "t1", "t2")
+    for name in ("scans", "list.csv"):
+        for other in (("t2", "t1"), ("flair",), NAMES):
+            assert len(first & known(name, *other)) >= 6
+    # each file a record of its own
+    assert len(first & known("scans")) == 6 * len(NAMES)
 
 
 def test_sequences_may_be_series_of_dicom(tmp_path: Path) -> None:
