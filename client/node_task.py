@@ -9,7 +9,9 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.round_budget import RoundBudget
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.reader import ManifestColumns
+from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.store.activation_cache import ActivationCache
 from fedgraft.client.store.cut_models import Cut, behind_prefix
 from fedgraft.client.store.error_feedback import Feedback
@@ -100,6 +102,8 @@ def open_data(node: Node, plan: Agreement) -> Records:
         validation_fraction=plan.evaluate.validation_fraction,
         reading=data.reading,
         signal=plan.backbone.signal,
+        form=PixelForm.of(plan.backbone),
+        scan=ScanForm.of(plan.backbone),
     )
     return open_records(source, plan.task)
 

@@ -318,6 +318,13 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),
     backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+    sliding: Annotated[
+        bool,
+        typer.Option(
+            "--sliding",
+            help="Volumes larger than the plan's size: the mean over overlapping crops.",
+        ),
+    ] = False,
     with_: WithOption = None,
 ) -> None:
     """Run the shared model of a run on new data and write a CSV of probabilities.
@@ -326,7 +333,7 @@ def predict(
     """
     from fedgraft.simulations.predict import predict as run_model
 
-    written = run_model(run, data, out, backbone)
+    written = run_model(run, data, out, backbone, sliding=sliding)
     print(f"{written} predictions in {out}")
 
 

@@ -55,7 +55,7 @@ class Predictor:
         """The plan that it was trained under."""
         return self._shared.plan
 
-    def predict(self, inputs: Any) -> pandas.DataFrame:
+    def predict(self, inputs: Any, *, sliding: bool = False) -> pandas.DataFrame:
         """Predict raw inputs.
 
         Args:
@@ -65,6 +65,8 @@ class Predictor:
                 plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
                 the plan's columns of text; or the path of an image, a folder of images, an .npz,
                 or a table of rows, texts or signals.
+            sliding: look at volumes that are larger than the plan's size in overlapping crops, and
+                take the mean of their probabilities.
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -81,9 +83,10 @@ class Predictor:
         if isinstance(inputs, str | Path):
             from fedgraft.simulations.predict import read_inputs
 
-            names, probabilities = read_inputs(self._shared, Path(inputs))
+            names, probabilities = read_inputs(self._shared, Path(inputs), sliding=sliding)
         else:
-            probabilities = self._shared.probabilities(self._as_raw(inputs)).numpy()
+            ask = self._shared.sliding_probabilities if sliding else self._shared.probabilities
+            probabilities = ask(self._as_raw(inputs)).numpy()
         table = pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
         answers = self._shared.answers(torch.from_numpy(probabilities)).tolist()
         table.insert(0, "class", [self.classes[number] for number in answers])

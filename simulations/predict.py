@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.readers.archive import load_archive
+from fedgraft.client.readers.archive import check_no_windows, load_archive
 from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
+from fedgraft.client.readers.image_array_file import SUFFIX
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
 from fedgraft.client.readers.nifti import is_nifti
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.recording import BrokenSignal, check_recording
+from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.signal_archive import list_recordings, load_signals
 from fedgraft.client.readers.signal_file import is_signal, read_signals
 from fedgraft.client.readers.signal_folder import list_signals
@@ -46,10 +49,17 @@ SIGNALS = "a .wav or .hea, a folder of them, a table of signals (.csv, .parquet)
 IMAGES = "an image, a folder of images or an .npz"
 
 
-def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> int:
+def predict(
+    run: Path, data: Path, out: Path, backbone: Path | None = None, *, sliding: bool = False
+) -> int:
     """Predict every input of `data` and write one CSV line each: input, class, a probability for
     each class, and the predictive standard deviation of the class's score, where the plan has
     `train.closed_form.variance`.
+
+    Args:
+        backbone: the backbone's file, if it does not lie in the run's folder.
+        sliding: look at volumes in overlapping crops and take the mean of their probabilities;
+            nothing is said of how far scores may be off.
 
     Returns:
         How many lines were written (without the header).
@@ -66,11 +76,11 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
             writer = csv.writer(file)
             # `p_` before it: no name begins like a formula
             head = ["input", "class", *(f"p_{name}" for name in shared.classes)]
-            if shared.variance is not None:
+            if shared.variance is not None and not sliding:
                 head.append("deviation")
             writer.writerow(head)
             for names, inputs in _read_batches(shared, data):
-                lines = _predict_batch(shared, names, inputs)
+                lines = _predict_batch(shared, names, inputs, sliding=sliding)
                 writer.writerows(lines)
                 written += len(lines)
     except OSError as error:
@@ -80,7 +90,9 @@ def predict(run: Path, data: Path, out: Path, backbone: Path | None = None) -> i
     return written
 
 
-def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]:
+def read_inputs(
+    shared: SharedModel, data: Path, *, sliding: bool = False
+) -> tuple[list[str], np.ndarray]:
     """Return the names of all inputs of `data`, and the model's probabilities `(n, classes)`.
 
     Raises:
@@ -90,17 +102,24 @@ def read_inputs(shared: SharedModel, data: Path) -> tuple[list[str], np.ndarray]
     probabilities = [np.empty((0, len(shared.classes)), np.float32)]
     for some, inputs in _read_batches(shared, data):
         names += some
-        probabilities.append(shared.probabilities(inputs).numpy())
+        ask = shared.sliding_probabilities if sliding else shared.probabilities
+        probabilities.append(ask(inputs).numpy())
     return names, np.concatenate(probabilities)
 
 
-def _predict_batch(shared: SharedModel, names: Sequence[str], inputs: Raw) -> list[list[str]]:
+def _predict_batch(
+    shared: SharedModel, names: Sequence[str], inputs: Raw, *, sliding: bool
+) -> list[list[str]]:
     """Return a line for each input: its name, the class that is answered, all probabilities, and
     how far the score of the answer may be off, where the model knows.
     """
     lines = []
-    deviations = shared.deviations(inputs)
-    probabilities = shared.probabilities(inputs)
+    if sliding:
+        deviations = None
+        probabilities = shared.sliding_probabilities(inputs)
+    else:
+        deviations = shared.deviations(inputs)
+        probabilities = shared.probabilities(inputs)
     for at, answer in enumerate(shared.answers(probabilities).tolist()):
         line = [as_cell(names[at]), as_cell(shared.classes[answer])]
         line += [f"{value:.6f}" for value in probabilities[at].tolist()]
@@ -128,7 +147,7 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         return
     if line.has_volumes:
         _check_kind(data, VOLUMES, is_right=data.is_dir() or is_nifti(name))
-        yield from _read_volumes(data)
+        yield from _read_volumes(data, ScanForm.of(shared.plan.backbone))
         return
     if line.has_signals:
         is_known = is_signal(name) or name.endswith((*SIGNAL_TABLES, ".npz"))
@@ -136,10 +155,11 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         yield from _read_signals(shared, data)
         return
     _check_kind(data, IMAGES, is_right=not is_table)
+    form = PixelForm.of(shared.plan.backbone)
     if data.suffix.lower() == ".npz":
-        yield from _read_archive(data)
+        yield from _read_archive(data, form)
     else:
-        yield from _read_images(data)
+        yield from _read_images(data, form)
 
 
 def _check_kind(data: Path, needed: str, *, is_right: bool) -> None:
@@ -161,44 +181,47 @@ def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
     yield from _cut(names, values)
 
 
-def _read_archive(data: Path) -> Iterator[Batch]:
+def _read_archive(data: Path, form: PixelForm) -> Iterator[Batch]:
+    check_no_windows(data, form)
     archive, *_ = load_archive(data)
     keys = [key for key in archive if key.endswith("images")]
     if not keys:
         remedy = "name it `images`, or as MedMNIST does"
         raise UserError("no array of images", where=str(data), remedy=remedy)
     for key in keys:
-        array = as_images(archive[key], f"{data}: {key}")
+        array = as_images(archive[key], f"{data}: {key}", form)
         images = torch.from_numpy(np.ascontiguousarray(array))
         names = [f"{key}[{index}]" for index in range(len(images))]
         yield from _cut(names, images)
 
 
-def _read_images(data: Path) -> Iterator[Batch]:
+def _read_images(data: Path, form: PixelForm) -> Iterator[Batch]:
     """Yield images one by one: those of a folder may differ in size."""
     if data.is_file():
-        yield [data.name], _decode(data)
+        yield [data.name], _decode(data, form)
         return
     known = (*SUFFIXES, *DICOM_SUFFIXES)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower() in known)
+    # beside images an array is what was made of one
+    files = files or sorted(data.rglob(f"*{SUFFIX}"))
     if not files:
-        remedy = f"known: {', '.join(known)}"
+        remedy = f"known: {', '.join((*known, SUFFIX))}"
         raise UserError("no images in this folder", where=str(data), remedy=remedy)
     for file in files:
-        yield [str(file.relative_to(data))], _decode(file)
+        yield [str(file.relative_to(data))], _decode(file, form)
 
 
-def _read_volumes(data: Path) -> Iterator[Batch]:
+def _read_volumes(data: Path, form: ScanForm) -> Iterator[Batch]:
     """Yield volumes one by one."""
     files = [data]
     if data.is_dir():
-        files, _ = list_volumes(data)
+        files, _ = list_volumes(data, form)
     if not files:
         raise UserError("no volumes in this folder", where=str(data), remedy=f"give {VOLUMES}")
     for file in files:
         # a folder of slices is its own volume
         name = data.name if file == data else str(file.relative_to(data))
-        volumes = read_volumes([file])
+        volumes = read_volumes([file], form=form)
         assert isinstance(volumes, list)
         yield [name], volumes
 
@@ -252,8 +275,8 @@ def _cut(names: list[str], inputs: Raw) -> Iterator[Batch]:
         yield names[start:end], inputs[start:end]
 
 
-def _decode(file: Path) -> Tensor:
-    images = read_images([file])
+def _decode(file: Path, form: PixelForm) -> Tensor:
+    images = read_images([file], form=form)
     if not isinstance(images, Tensor):
         raise TypeError("images that were not prepared are a tensor")
     return images

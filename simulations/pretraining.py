@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedgraft.client.data.data_set import DataSource, Records, open_records
 from fedgraft.client.data.split import Split
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.round import round_generator
 from fedgraft.client.training.local_steps import (
     LocalTraining,
@@ -121,7 +122,8 @@ def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     # the section's own labels are those to learn from
     reading = reading.model_copy(update={"labels_left_out": "allow"})
     path = resolve(section.data, plan_path.parent)
-    data = DataSource(path, reading=reading, signal=plan.backbone.signal)
+    form = PixelForm.of(plan.backbone)
+    data = DataSource(path, reading=reading, signal=plan.backbone.signal, form=form)
     return open_records(data, task)
 
 
@@ -129,6 +131,7 @@ def _build(plan: Plan, section: PretrainSection) -> Backbone:
     return load_backbone(
         plan.backbone.name,
         image_size=plan.backbone.image_size,
+        channels=plan.backbone.image_channels,
         signal=plan.backbone.signal,
         hidden=plan.backbone.hidden,
         columns=plan.task.inputs,

@@ -17,6 +17,8 @@ import numpy as np
 
 from fedgraft.client.data.data_set import DataSource, Records, open_records
 from fedgraft.client.data.find_reader import find_reader
+from fedgraft.client.readers.pixel_form import PixelForm
+from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
@@ -116,6 +118,8 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
         validation_fraction=plan.evaluate.validation_fraction,
         reading=_decide(simulation),
         signal=plan.backbone.signal,
+        form=PixelForm.of(plan.backbone),
+        scan=ScanForm.of(plan.backbone),
     )
     return open_records(data, plan.task)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fedgraft.client.data.find_reader import find_reader
 from fedgraft.client.data.left_out import check_left_out
 from fedgraft.client.data.owners import find_owners
 from fedgraft.client.data.shared_images import check_shared
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import (
     USUAL_NAMES,
     ManifestColumns,
@@ -31,6 +32,7 @@ from fedgraft.client.readers.reader import (
     TableColumns,
 )
 from fedgraft.client.readers.reader_table import PREFIX, READERS
+from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
 from fedgraft.client.readers.source import Source
 from fedgraft.client.readers.source_cache import SourceCache
 from fedgraft.client.readers.table_cells import raise_mistakes
@@ -66,6 +68,8 @@ class DataSource:
         cache: folder to remember there which image files were looked at already.
         reading: what a person has decided about data that look like something else than they are.
         signal: the plan's `backbone.signal`; series are read by the names of its channels.
+        form: what the plan says of the channels and windows of images.
+        scan: which images its volumes are made of.
     """
 
     path: str | Path
@@ -79,6 +83,8 @@ class DataSource:
     validation_fraction: float = 0.0
     reading: ReadingSection = UNDECIDED
     signal: SignalSection | None = None
+    form: PixelForm = AS_USUAL
+    scan: ScanForm = ONE_IMAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +195,7 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
     channels = () if data.signal is None else data.signal.channels
     request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
+    request = replace(request, form=data.form, scan=data.scan)
     return SOURCES.open(reader, request)
 
 

@@ -27,6 +27,12 @@ def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> 
                 "ghost clipping knows the norm of an example's gradient, not of a patient's; "
                 "write privacy.grad_sample_mode: hooks, or unit: example",
             )
+        if model.slices is not None:
+            raise Refused(
+                Code.MODEL,
+                "ghost clipping knows the norm of a slice's gradient, not of a volume's; "
+                "write privacy.grad_sample_mode: hooks",
+            )
         return GhostClipping(model, losses, mechanism.max_grad_norm)
     if knows_layers(model):
         return OnePass(model, losses, mechanism.max_grad_norm)

@@ -10,7 +10,7 @@ over all examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ class Rows:
     def rows(self) -> Tensor:
         """Return `(n, *shape)`."""
         return self.values
+
+    def join(self, parts: int) -> Rows:
+        """Return the gradients of examples that are so many rows after one another."""
+        if parts == 1:
+            return self
+        return Rows(self.parameter, self.values.unflatten(0, (-1, parts)).sum(1))
 
     def drop(self, which: Tensor) -> None:
         """Set the gradients of some examples `(n,)` to zero."""
@@ -82,6 +88,14 @@ class Products:
         right = right.double()
         grams = (left.transpose(-1, -2) @ left) * (right.transpose(-1, -2) @ right)
         return grams.sum((1, 2, 3)).clamp(min=0.0).to(self.left.dtype)
+
+    def join(self, parts: int) -> Products:
+        """Return the gradients of examples that are so many rows after one another: their positions
+        are all rows'.
+        """
+        if parts == 1:
+            return self
+        return replace(self, left=_join(self.left, parts), right=_join(self.right, parts))
 
     def drop(self, which: Tensor) -> None:
         """Set the gradients of some examples `(n,)` to zero."""
@@ -135,6 +149,11 @@ def mean_by_owner(gradients: Tensor, owners: Tensor) -> Tensor:
     sums = torch.zeros((count, *gradients.shape[1:]), dtype=gradients.dtype)
     sums.index_add_(0, owners, gradients)
     return sums / _beside(owners.bincount(), sums)
+
+
+def _join(values: Tensor, parts: int) -> Tensor:
+    """(n · parts, groups, a, t) → (n, groups, a, parts · t)."""
+    return values.unflatten(0, (-1, parts)).permute(0, 2, 3, 1, 4).flatten(3)
 
 
 def _beside(values: Tensor, tensor: Tensor) -> Tensor:

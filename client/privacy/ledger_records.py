@@ -44,7 +44,8 @@ class DataSet:
         """Return all records of this node's file, and whose they are.
 
         A plan picks rows by their labels and columns; a ledger of what it picks would begin anew
-        with each plan. A table's rows count with all their columns.
+        with each plan. A table's rows count with all their columns, and a record of several
+        images with each of them.
         """
         source = records.source
         digests = source.identities or source.digests
@@ -52,7 +53,11 @@ class DataSet:
         patients: list[bytes] = []
         if records.owners is not None:
             patients = [patient_digest(records.owners[row]) for row in own if records.owners[row]]
-        return cls.from_digests((digests[row] for row in own), patients)
+        known = [digests[row] for row in own]
+        if source.parts:
+            for row in own:
+                known += source.parts[row]
+        return cls.from_digests(known, patients)
 
     @classmethod
     def from_digests(cls, digests: Iterable[bytes], patients: Iterable[bytes] = ()) -> DataSet:

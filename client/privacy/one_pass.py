@@ -82,8 +82,9 @@ class OnePass:
             gradients: list[Gradient] = []
             for call, g in zip(calls, slopes, strict=True):
                 if g is not None:
-                    _check_first_axis(call, g, len(losses))
-                    gradients += call.rule(call.layer, call.x.contiguous(), g.contiguous())
+                    rows = _count_rows(call, g, len(losses), self._model.slices)
+                    own = call.rule(call.layer, call.x.contiguous(), g.contiguous())
+                    gradients += [each.join(rows) for each in own]
             if drawn.owners is not None:
                 gradients = [_by_owner(each, drawn.owners) for each in gradients]
             return clip_and_sum(gradients, self._max_norm)
@@ -103,9 +104,14 @@ class OnePass:
         self._hooks.append(layer.register_forward_hook(keep))
 
 
-def _check_first_axis(call: _Call, g: Tensor, examples: int) -> None:
-    if len(call.x) != examples or len(g) != examples:
-        raise RuntimeError("a trained layer does not have the examples as its first axis")
+def _count_rows(call: _Call, g: Tensor, examples: int, slices: int | None) -> int:
+    """Return how many rows of its first axis a trained layer has for an example: one, or its
+    slices. Raise `RuntimeError` for anything else.
+    """
+    for rows in (1, slices or 1):
+        if len(call.x) == len(g) == examples * rows:
+            return rows
+    raise RuntimeError("a trained layer does not have the examples as its first axis")
 
 
 def _by_owner(gradient: Gradient, owners: Tensor) -> Rows:

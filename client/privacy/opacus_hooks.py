@@ -37,7 +37,8 @@ class OpacusHooks:
         """
         losses = self._losses(self._model(drawn.inputs), drawn.targets)
         losses.sum().backward()
-        gradients = [_take_rows(p, len(losses)) for p in trained_parameters(self._model)]
+        slices = self._model.slices or 1
+        gradients = [_take_rows(p, len(losses), slices) for p in trained_parameters(self._model)]
         if drawn.owners is not None:
             for each in gradients:
                 each.values = mean_by_owner(each.values, drawn.owners)
@@ -55,14 +56,18 @@ def trained_parameters(model: GraftedModel) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _take_rows(parameter: Tensor, examples: int) -> Rows:
-    """Return a parameter's gradients of single examples, and leave none on it."""
+def _take_rows(parameter: Tensor, examples: int, slices: int) -> Rows:
+    """Return a parameter's gradients of single examples, and leave none on it.
+
+    Args:
+        slices: how many rows of a layer's first axis an example may be, beside one.
+    """
     parameter.grad = None
     rows = vars(parameter).get("grad_sample")
-    if rows is None or len(rows) != examples:
+    if rows is None or len(rows) not in (examples, examples * slices):
         raise RuntimeError("Opacus did not see every example once at every trained layer")
     vars(parameter)["grad_sample"] = None
-    return Rows(parameter, rows)
+    return Rows(parameter, rows).join(len(rows) // examples)
 
 
 # ── Opacus ────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,6 @@ loaded.
 
 from __future__ import annotations
 
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.readers.image_array_file import ONE_HEADER
 from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
 from fedgraft.client.readers.source import SPLITS, Label, Source, unreadable
 from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
-# NumPy reads a header with `ast.literal_eval`, which fails now and then in two threads at once
-# under Python 3.11 ("AST constructor recursion depth mismatch")
-_ONE_HEADER = threading.RLock()
 _BROKEN = (
     OSError,
     ValueError,
@@ -38,20 +36,22 @@ _BROKEN = (
 _LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
 
 
-def read_npz(path: Path, bits: int | None = None) -> Source:
+def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) -> Source:
     """Return every image of an archive, the splits in the order train, val, test.
 
-    Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3. Labels: `(n,)` or
-    `(n, 1)`.
+    Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3, or what the
+    plan says. Labels: `(n,)` or `(n, 1)`.
 
     Args:
         bits: how many of 16 bits the images use; None: nobody has said.
+        form: what the plan says of channels.
 
     Raises:
         UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
     """
     arrays, large = load_archive(path, leave=_large_images)
-    archive = _Archive(str(path), arrays, large)
+    check_no_windows(path, form)
+    archive = _Archive(str(path), arrays, large, form)
     parts = [split for split in SPLITS if archive.has(f"{split}_images")]
     prefixes = [f"{split}_" for split in parts] or [""]
     for prefix in prefixes:
@@ -74,7 +74,15 @@ def read_npz(path: Path, bits: int | None = None) -> Source:
     def column(name: str) -> list[str]:
         return archive.column(name, prefixes, counts)
 
-    return image_source(str(path), join_images(images), labels, splits, column, bits)
+    return image_source(str(path), join_images(images), labels, splits, column, bits, form)
+
+
+def check_no_windows(path: Path, form: PixelForm) -> None:
+    """Raise `UserError` where a plan has windows: images of an archive are what they show."""
+    if form.windows:
+        what = "images that are what they show, and the plan has backbone.windows"
+        remedy = "give DICOM, or .npy files with the values themselves; or leave windows out"
+        raise UserError(what, where=str(path), remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class _Archive:
     where: str
     arrays: Mapping[str, np.ndarray]
     large: Mapping[str, StoredRows]
+    form: PixelForm = AS_USUAL
 
     def has(self, name: str) -> bool:
         return name in self.arrays or name in self.large
@@ -98,8 +107,8 @@ class _Archive:
     def images(self, name: str) -> np.ndarray | LargeImages:
         where = f"{self.where}: {name}"
         if name in self.large:
-            return LargeImages(self.large[name], where)
-        return as_images(self.arrays[name], where)
+            return LargeImages(self.large[name], where, self.form)
+        return as_images(self.arrays[name], where, self.form)
 
     def labels(self, name: str, count: int) -> list[Label]:
         stated = self.arrays[name]
@@ -164,7 +173,7 @@ def load_archive(
     arrays: dict[str, np.ndarray] = {}
     large: dict[str, StoredRows] = {}
     try:
-        with _ONE_HEADER, np.load(path, allow_pickle=False) as archive:
+        with ONE_HEADER, np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an archive")
             for name in archive.files:
@@ -185,7 +194,7 @@ def load_archive(
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_npz(Path(request.path), request.reading.bits)
+    return read_npz(Path(request.path), request.reading.bits, request.form)
 
 
-NPZ = Reader("npz", has_suffix(".npz"), read=_read)
+NPZ = Reader("npz", has_suffix(".npz"), read=_read, options=lambda request: request.form)

@@ -121,6 +121,32 @@ def decode(content: bytes, bits: int | None = None) -> np.ndarray:
         raise ValueError(str(error)[:200]) from None
 
 
+def decode_values(content: bytes) -> np.ndarray:
+    """Return the values of a grey image in the modality's own units, float64 `(H, W)`: of a CT in
+    Hounsfield units. What was added around the image is the lowest value that is left.
+
+    Raises:
+        ValueError: it cannot be decoded, is in colour, or inverted; says why.
+    """
+    try:
+        data = read_dataset(content)
+        problem = problem_of(data)
+        if problem:
+            raise ValueError(problem)
+        if data.PhotometricInterpretation != "MONOCHROME2":
+            raise ValueError("DICOM in colour or inverted, and backbone.windows are for plain grey")
+        stored = data.pixel_array
+        if stored.ndim != 2:
+            raise ValueError(f"grey pixels of shape {stored.shape}")
+        values, _, _ = _modality_values(data, stored)
+        padding = _padding(data, stored)
+        if padding.any() and not padding.all():
+            values = np.where(padding, values[~padding].min(), values)
+        return values
+    except BROKEN as error:
+        raise ValueError(str(error)[:200]) from None
+
+
 # ── what is read ──────────────────────────────────────────────────────────────────────────────────
 def read_dataset(content: bytes) -> Dataset:
     """Return the data set of a file of these bytes."""

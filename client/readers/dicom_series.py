@@ -17,7 +17,7 @@ import numpy as np
 from fedgraft.client.readers import dicom
 from fedgraft.client.readers.folder_files import is_system
 from fedgraft.client.readers.nifti import CUT_OFF, MOST_VOXELS
-from fedgraft.client.readers.orientation import BrokenVolume, orient
+from fedgraft.client.readers.orientation import BrokenVolume, Scan, orient_scan
 
 MOST_SLICES = 4096
 # bytes of one slice's file
@@ -51,15 +51,6 @@ class Slice:
     patient: str
 
 
-@dataclass(frozen=True)
-class Series:
-    """A volume out of slices, and whose it is: a pseudonym, "" where the files do not say it."""
-
-    voxels: np.ndarray
-    spacing: tuple[float, float, float]
-    patient: str
-
-
 def list_slices(folder: Path) -> list[Path]:
     """Return the DICOM files that lie in a folder itself, sorted by name."""
     files: list[Path] = []
@@ -78,7 +69,7 @@ def _is_dicom(path: str) -> bool:
         return False
 
 
-def read_series(folder: Path) -> Series:
+def read_series(folder: Path) -> Scan:
     """Return the volume of a folder.
 
     Raises:
@@ -108,8 +99,8 @@ def read_series(folder: Path) -> Series:
     affine[:3, :3] = np.stack([step, ordered[0].rows, ordered[0].columns], axis=1)
     # DICOM's axes run to the patient's left and back
     affine[:2] *= -1
-    turned, spacing = orient(voxels, affine)
-    return Series(turned, spacing, ordered[0].patient)
+    affine[:3, 3] = ordered[0].place * [-1, -1, 1]
+    return orient_scan([voxels], affine, ordered[0].patient)
 
 
 def put_in_order(slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:

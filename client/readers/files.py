@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ import numpy as np
 from fedgraft.client.readers.bit_depth import check_brightest, digests_at
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.looked_at import ImageEntry, Look, look_at_files
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.source import Prepare, Source, did_you_mean
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
@@ -51,15 +54,24 @@ class FileKind:
         look: (where, entries, folder of the memory) → what looking at each file gives.
         read: (files, prepare, bits) → the records.
         singular, plural: in words for people.
+        form: what else they are read by; read in another form a file is another record.
     """
 
     look: Callable[[str, Sequence[ImageEntry], Path | None], list[Look]]
     read: Callable[[Sequence[str], Prepare | None, int | None], Any]
     singular: str
     plural: str
+    form: str = ""
 
 
-IMAGE_FILES = FileKind(look_at_files, read_images, "image", "images")
+def image_files(form: PixelForm) -> FileKind:
+    """Return image files in the form that a plan wants."""
+    look = partial(look_at_files, form=form)
+    read = partial(read_images, form=form)
+    return FileKind(look, read, "image", "images", "" if form.is_usual else str(form))
+
+
+IMAGE_FILES = image_files(AS_USUAL)
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -115,7 +127,7 @@ def file_source(
     return Source(
         where=where,
         labels=[entry.label for entry in entries],
-        digests=digests_at(reading.bits, identities),
+        digests=digests_in(kind.form, digests_at(reading.bits, identities)),
         read=read,
         place=places.__getitem__,
         splits=_splits(entries),
@@ -126,8 +138,16 @@ def file_source(
         files=files,
         contents=[look.content for look in looks],
         identities=identities,
+        parts=[look.parts for look in looks],
         plural=kind.plural,
     )
+
+
+def digests_in(form: str, digests: Sequence[bytes]) -> Sequence[bytes]:
+    """Return digests that tell what is trained on, where files are read in a form of the plan."""
+    if not form:
+        return digests
+    return [hashlib.sha256(digest + form.encode()).digest() for digest in digests]
 
 
 def _pick(values: Sequence[T], rows: Iterable[int]) -> list[T]:

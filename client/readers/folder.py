@@ -12,10 +12,11 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from fedgraft.client.readers.files import SPLIT_NAMES, file_source
+from fedgraft.client.readers.files import SPLIT_NAMES, file_source, image_files
 from fedgraft.client.readers.folder_files import is_image, is_system, may_be_dicom, sort_files, walk
 from fedgraft.client.readers.image_file import SUFFIXES
 from fedgraft.client.readers.looked_at import ImageEntry
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import Reader, ReadRequest, Stamp, stamp_of
 from fedgraft.client.readers.source import Source, unreadable
 from fedgraft.common.errors import UserError
@@ -27,13 +28,18 @@ _LOOKED_AT = 50
 
 
 def read_folder(
-    path: Path, *, cache: Path | None = None, reading: ReadingSection = UNDECIDED
+    path: Path,
+    *,
+    cache: Path | None = None,
+    reading: ReadingSection = UNDECIDED,
+    form: PixelForm = AS_USUAL,
 ) -> Source:
     """Return every usable image below a folder of class folders; the folder's name is the label.
 
     Args:
         cache: folder for the memory of what was seen, see `client/readers/files.py`.
         reading: what a person has decided about the files.
+        form: what the plan says of channels and windows.
 
     Raises:
         UserError: no such folder, no class folders, no readable image, or files of which somebody
@@ -51,11 +57,18 @@ def read_folder(
         entries += [ImageEntry(file, plain_label(label), split) for file in own]
     if not entries:
         remedy = (
-            f"put {', '.join(SUFFIXES[:3])} or DICOM files into one folder a class:"
+            f"put {', '.join(SUFFIXES[:3])}, .npy or DICOM files into one folder a class:"
             f" {path.name}/<class>/image, or list them in a manifest (.csv)"
         )
         raise UserError("no images in class folders", where=str(path), remedy=remedy)
-    return file_source(str(path), entries, cache=cache, reading=reading, beside=files.beside)
+    return file_source(
+        str(path),
+        entries,
+        cache=cache,
+        reading=reading,
+        beside=files.beside,
+        kind=image_files(form),
+    )
 
 
 def class_folders(path: Path) -> list[tuple[Path, str, str | None]]:
@@ -105,7 +118,9 @@ def stamp_folders(path: str) -> Stamp:
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_folder(Path(request.path), cache=request.cache, reading=request.reading)
+    return read_folder(
+        Path(request.path), cache=request.cache, reading=request.reading, form=request.form
+    )
 
 
 def _is_image_folder(path: str) -> bool:
@@ -116,5 +131,11 @@ def _is_dicom_folder(path: str) -> bool:
     return os.path.isdir(path) and holds_dicom(Path(path))
 
 
-IMAGE_FOLDER = Reader("image-folder", _is_image_folder, read=_read, stamp=stamp_folders)
-DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read, stamp=stamp_folders)
+def _options(request: ReadRequest) -> PixelForm:
+    return request.form
+
+
+IMAGE_FOLDER = Reader(
+    "image-folder", _is_image_folder, read=_read, stamp=stamp_folders, options=_options
+)
+DICOM_FOLDER = Reader("dicom", _is_dicom_folder, read=_read, stamp=stamp_folders, options=_options)

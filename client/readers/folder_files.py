@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from fedgraft.client.readers.dicom import is_dicom
+from fedgraft.client.readers.image_array_file import SUFFIX
 from fedgraft.client.readers.image_file import SUFFIXES
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.reading_section import to_write
@@ -79,6 +80,7 @@ def sort_files(
     """
     images: dict[str, list[str]] = {}
     dicom: dict[str, list[str]] = {}
+    arrays: dict[str, list[str]] = {}
     others = _Others()
     for folder in class_folders:
         for file in walk(folder, others.system):
@@ -86,11 +88,18 @@ def sort_files(
                 others.left_out += 1
             elif is_image(file):
                 images.setdefault(folder, []).append(file)
+            elif file.lower().endswith(SUFFIX):
+                arrays.setdefault(folder, []).append(file)
             elif may_be_dicom(file):
                 dicom.setdefault(folder, []).append(file)
             else:
                 others.endings[_ending(file)] += 1
     _count_outside(root, class_folders, others)
+    # beside images an array is what was made of one: a mask, features
+    if images or dicom:
+        others.endings[SUFFIX] += len(_all_of(arrays))
+    else:
+        images = arrays
 
     files = FolderFiles(images, dicom, others.in_words())
     if leave_out is None:
@@ -149,6 +158,7 @@ class _Others:
 
 
 def _shown(counts: Counter[str]) -> str:
+    counts = +counts
     shown = [f"{name} {count:,}" for name, count in counts.most_common(_MOST_SHOWN)]
     if len(counts) > _MOST_SHOWN:
         shown.append("…")

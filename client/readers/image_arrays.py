@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedgraft.client.readers.bit_depth import check_brightest, digests_at, spread
+from fedgraft.client.readers.pixel_form import AS_USUAL, USUAL, PixelForm
 from fedgraft.client.readers.source import (
     Label,
     Source,
@@ -26,8 +27,9 @@ _AT_ONCE = 1000
 class LargeImages:
     """Images `(n, C, H, W)` that stay in their file; rows are read when they are picked."""
 
-    def __init__(self, stored: StoredRows, where: str) -> None:
+    def __init__(self, stored: StoredRows, where: str, form: PixelForm = AS_USUAL) -> None:
         self._stored = stored
+        self._form = form
         self._where = where
         first = self[np.arange(min(1, len(stored)))]
         self.shape = (len(stored), *first.shape[1:])
@@ -38,7 +40,7 @@ class LargeImages:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         try:
-            return as_images(self._stored.take(rows), self._where)
+            return as_images(self._stored.take(rows), self._where, self._form)
         except (OSError, ValueError) as error:
             raise unreadable(self._where, error) from None
 
@@ -92,16 +94,18 @@ def image_source(
     splits: Mapping[str, np.ndarray],
     column: Callable[[str], list[str]] | None = None,
     bits: int | None = None,
+    form: PixelForm = AS_USUAL,
 ) -> Source:
     """Return a `Source` over images `(n, C, H, W)`.
 
     Args:
         bits: how many of 16 bits they use.
+        form: what the plan says of channels.
 
     Raises:
         UserError: images of 16 bits are dark and nobody has said why, or have more than `bits`.
     """
-    seen = _look_at(images, labels)
+    seen = _look_at(images, labels, is_usual=form.is_usual)
     check_brightest(where, seen.brightest, bits)
     wide = images.dtype == np.uint16
     return Source(
@@ -126,27 +130,37 @@ class _Seen:
     brightest: list[int] = field(default_factory=list)
 
 
-def _look_at(images: Images, labels: list[Label]) -> _Seen:
+def _look_at(images: Images, labels: list[Label], *, is_usual: bool) -> _Seen:
+    """Return what was seen of each image.
+
+    Args:
+        is_usual: whether they are grey or in colour. The channels of others lie where the plan's
+            number of them says; their digests are the same wherever they were read.
+    """
     seen = _Seen()
     for begin in range(0, len(images), _AT_ONCE):
         end = min(begin + _AT_ONCE, len(images))
         some = images[np.arange(begin, end)]
         for image, label in zip(some, labels[begin:end], strict=True):
             content = image.tobytes()
-            seen.digests.append(digest(content, label))
+            values = content if is_usual else np.sort(image, axis=None).tobytes()
+            seen.digests.append(digest(values, label))
             seen.contents.append(content_digest(content))
             if image.dtype == np.uint16:
                 seen.brightest.append(int(image.max()))
     return seen
 
 
-def as_images(array: np.ndarray, where: str) -> np.ndarray:
+def as_images(array: np.ndarray, where: str, form: PixelForm = AS_USUAL) -> np.ndarray:
     """Return images of any accepted shape and type as uint8, uint16 or float32 `(n, C, H, W)`.
+
+    Args:
+        form: what the plan says of channels.
 
     Raises:
         UserError: another shape, or values that are not pixel values.
     """
-    images = _with_channels_first(array, where)
+    images = _with_channels_first(array, where, form.counts)
     if images.dtype.kind not in "iuf":
         raise UserError(f"{images.dtype} values", where=where, remedy="pixels are numbers")
     if images.dtype not in (np.uint8, np.uint16):
@@ -154,13 +168,18 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def _with_channels_first(array: np.ndarray, where: str) -> np.ndarray:
-    remedy = "images are (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels C"
-    if array.ndim == 3:
+def _with_channels_first(array: np.ndarray, where: str, counts: tuple[int, ...]) -> np.ndarray:
+    channels = " or ".join(map(str, counts))
+    remedy = f"images are (n, H, W), (n, H, W, C) or (n, C, H, W) with {channels} channels C"
+    # or two plans would read one array in two ways, and its images were others to the ledger
+    is_colour = array.ndim == 4 and {array.shape[1], array.shape[3]} & set(USUAL)
+    if counts != USUAL and is_colour:
+        raise UserError(f"an array of shape {array.shape}", where=where, remedy=remedy)
+    if array.ndim == 3 and 1 in counts:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[3] in (1, 3):
+    elif array.ndim == 4 and array.shape[3] in counts:
         array = array.transpose(0, 3, 1, 2)
-    elif array.ndim != 4 or array.shape[1] not in (1, 3):
+    elif array.ndim != 4 or array.shape[1] not in counts:
         raise UserError(f"an array of shape {array.shape}", where=where, remedy=remedy)
     if 0 in array.shape[1:]:
         raise UserError(f"images without pixels: {array.shape}", where=where, remedy=remedy)

@@ -7,6 +7,7 @@ import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,15 @@ from torch import Tensor
 from fedgraft.client.readers import dicom
 from fedgraft.client.readers.bit_depth import FULL, spread
 from fedgraft.client.readers.dicom import BLANK, Examined, is_blank
+from fedgraft.client.readers.image_array_file import is_array, read_planes
+from fedgraft.client.readers.pixel_form import AS_USUAL, NotPixels, PixelForm
 from fedgraft.client.readers.source import Prepare, unreadable
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
+from fedgraft.common.plan.backbone_section import MOST_CHANNELS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 CORRUPT = "cut off or corrupt"
@@ -39,27 +46,28 @@ _HEADERS = {"JPEG": 1000}
 _LEAST_PACKED = 32
 
 
-class _NotPixels(ValueError):
-    """The values of a file are not those of an image that is read here."""
-
-
 def read_images(
-    files: Sequence[str | Path], prepare: Prepare | None = None, bits: int | None = None
+    files: Sequence[str | Path],
+    prepare: Prepare | None = None,
+    bits: int | None = None,
+    form: PixelForm = AS_USUAL,
 ) -> Tensor | Batch:
-    """Return images as `(n, C, H, W)`, uint8 or uint16, or what `prepare` makes of them.
+    """Return images as `(n, C, H, W)`, uint8, uint16 or float32 on 0–1, or what `prepare` makes of
+    them.
 
     Args:
         prepare: applied to each `(1, C, H, W)` before they are put together.
         bits: how many of 16 bits images use whose files do not say it.
+        form: what the plan says of channels and windows.
 
     Raises:
         UserError: a file cannot be decoded, or sizes differ and there is no `prepare` to make them
             equal.
     """
     if prepare is None:
-        return torch.cat(_alike([_decode(Path(file), bits) for file in files]))
+        return torch.cat(_alike([_decode(Path(file), bits, form) for file in files]))
     # one after the other: a hundred photographs in full size take a gigabyte
-    return concatenate([prepare(_decode(Path(file), bits)) for file in files])
+    return concatenate([prepare(_decode(Path(file), bits, form)) for file in files])
 
 
 def _alike(images: list[Tensor]) -> list[Tensor]:
@@ -74,8 +82,10 @@ def _alike(images: list[Tensor]) -> list[Tensor]:
     return images
 
 
-def examine(content: bytes) -> Examined:
-    """Return what a file of these bytes tells before it is used."""
+def examine(content: bytes, form: PixelForm = AS_USUAL) -> Examined:
+    """Return what a file of these bytes tells before it is used, in the form that a plan wants."""
+    if is_array(content) or not form.is_usual:
+        return _examine_in_form(content, form)
     if dicom.is_dicom(content):
         return dicom.examine(content)
     try:
@@ -84,21 +94,76 @@ def examine(content: bytes) -> Examined:
         return Examined(CORRUPT)
 
 
-def _decode(file: Path, bits: int | None) -> Tensor:
+def _decode(file: Path, bits: int | None, form: PixelForm) -> Tensor:
     """Return one image `(1, C, H, W)`, turned upright.
 
-    Grey stays grey (16 bits stay 16), anything else becomes RGB.
+    Grey stays grey (16 bits stay 16), anything else becomes RGB; where the plan has other channels
+    or windows, what it wants.
     """
     try:
-        content = file.read_bytes()
-        if dicom.is_dicom(content):
-            pixels = dicom.decode(content, bits)
-        else:
-            pixels = _on_all_bits(content, _pixels(content), bits)
+        planes = form.through_windows(_read_planes(file.read_bytes(), bits, form))
     except _broken() as error:
         raise unreadable(file, error) from None
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(planes[None].copy())
+
+
+def _read_planes(content: bytes, bits: int | None, form: PixelForm) -> np.ndarray:
+    """Return an image `(C, H, W)` before any window. Raise ValueError, and what Pillow raises."""
+    if is_array(content):
+        return read_planes(content, form)
+    if form.windows:
+        is_dicom = dicom.is_dicom(content)
+        return form.planes(dicom.decode_values(content) if is_dicom else _pixels(content))
+    if dicom.is_dicom(content):
+        return form.planes(dicom.decode(content, bits))
+    if form.is_usual:
+        return form.planes(_on_all_bits(content, _pixels(content), bits))
+    pages = [_on_all_bits(content, page, bits) for page in _pages(content)]
+    return form.planes(np.stack(pages) if len(pages) > 1 else pages[0])
+
+
+def _pages(content: bytes) -> list[np.ndarray]:
+    """Return the pages of a file, such as a TIFF with a channel a page: grey `(H, W)`, or colour.
+
+    Raises:
+        NotPixels: several pages that are not grey and of one size.
+    """
+    from PIL import Image
+
+    pages: list[np.ndarray] = []
+    with Image.open(io.BytesIO(content)) as opened:
+        count = getattr(opened, "n_frames", 1)
+        if count > MOST_CHANNELS:
+            raise NotPixels(f"more than {MOST_CHANNELS} pages")
+        for number in range(count):
+            opened.seek(number)
+            pages.append(_pixels_of(opened))
+    if count > 1 and ({page.ndim for page in pages} != {2} or len({p.shape for p in pages}) > 1):
+        raise NotPixels("several pages that are not grey, or of several sizes")
+    return pages
+
+
+def _examine_in_form(content: bytes, form: PixelForm) -> Examined:
+    """Return what an array tells, or an image whose channels or windows the plan says: it is
+    decoded.
+    """
+    patient = ""
+    if dicom.is_dicom(content):
+        seen = dicom.examine(content)
+        if seen.problem:
+            return seen
+        patient = seen.patient
+    try:
+        planes = _read_planes(content, None, form)
+    except NotPixels as error:
+        return Examined(str(error), patient)
+    except _broken():
+        return Examined(CORRUPT, patient)
+    if (planes == planes[:, :1, :1]).all():
+        return Examined(BLANK, patient)
+    if form.windows or planes.dtype != np.uint16:
+        return Examined("", patient)
+    return Examined("", patient, int(planes.max()))
 
 
 def _pixels(content: bytes) -> np.ndarray:
@@ -106,17 +171,24 @@ def _pixels(content: bytes) -> np.ndarray:
 
     Raises ValueError, and what Pillow raises.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(content)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode not in _WIDE:
-            mode = "L" if image.mode in _GREY else "RGB"
-            return np.asarray(image.convert(mode))
-        wide = np.asarray(image)
+        return _pixels_of(opened)
+
+
+def _pixels_of(opened: Image.Image) -> np.ndarray:
+    """Return the pixels of the page that is open, turned upright. Raise as `_pixels`."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(opened)
+    if image.mode not in _WIDE:
+        mode = "L" if image.mode in _GREY else "RGB"
+        return np.asarray(image.convert(mode))
+    wide = np.asarray(image)
     # a cast would wrap around in silence
     if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
-        raise _NotPixels("values that are not those of an 8- or 16-bit image")
+        raise NotPixels("values that are not those of an 8- or 16-bit image")
     return wide.astype(np.uint16)
 
 
@@ -185,7 +257,7 @@ def _examine_picture(content: bytes) -> Examined:
 
     try:
         pixels = _pixels(content)
-    except _NotPixels as error:
+    except NotPixels as error:
         return Examined(str(error))
     if is_blank(pixels):
         return Examined(BLANK)

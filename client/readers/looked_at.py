@@ -20,6 +20,7 @@ import numpy as np
 
 from fedgraft.client.readers.bit_depth import NOT_ASKED
 from fedgraft.client.readers.image_file import examine
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.source import CONTENT_BYTES, Label, content_digest, digest
 
 MISSING = "no such file"
@@ -54,6 +55,7 @@ class Look:
         patient: the patient's pseudonym, hexadecimal; "" where the file says none.
         content: digest of the content alone.
         brightest: the highest value of an image of 16 bits; see `client/readers/bit_depth.py`.
+        parts: digests of the single images of a record that has several, with its label.
     """
 
     digest: bytes
@@ -61,6 +63,7 @@ class Look:
     patient: str = ""
     content: bytes = b""
     brightest: int = NOT_ASKED
+    parts: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +75,21 @@ class _Seen:
     fresh: bool
 
 
-def look_at_files(where: str, entries: Sequence[ImageEntry], cache: Path | None) -> list[Look]:
+def look_at_files(
+    where: str, entries: Sequence[ImageEntry], cache: Path | None, form: PixelForm = AS_USUAL
+) -> list[Look]:
     """Return what looking at each file gives, from memory where the file is the same.
 
     Args:
         where: the folder or manifest; what is remembered is remembered for it.
         cache: folder for the memory; None: look at every file anew.
+        form: what the plan says of channels and windows.
     """
     memory = None
     known: dict[bytes, Look] = {}
     if cache is not None:
-        name = hashlib.sha256(where.encode()).hexdigest()[:16]
+        kind = where if form.is_usual else f"{where}\0{form}"
+        name = hashlib.sha256(kind.encode()).hexdigest()[:16]
         memory = cache / f"seen-{name}.npz"
         known = _recall(memory)
 
@@ -90,7 +97,7 @@ def look_at_files(where: str, entries: Sequence[ImageEntry], cache: Path | None)
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
-            seen += readers.map(_look_at, batch, repeat(known))
+            seen += readers.map(_look_at, batch, repeat(known), repeat(form))
     if memory is not None:
         looks = {each.key: each.look for each in seen if each.key}
         if any(each.fresh for each in seen) or len(known) != len(looks):
@@ -98,7 +105,7 @@ def look_at_files(where: str, entries: Sequence[ImageEntry], cache: Path | None)
     return [each.look for each in seen]
 
 
-def _look_at(entry: ImageEntry, known: Mapping[bytes, Look]) -> _Seen:
+def _look_at(entry: ImageEntry, known: Mapping[bytes, Look], form: PixelForm) -> _Seen:
     try:
         key = _key(entry)
         if key in known:
@@ -110,7 +117,7 @@ def _look_at(entry: ImageEntry, known: Mapping[bytes, Look]) -> _Seen:
     # ValueError: a name that no file can have
     except (OSError, ValueError):
         return _Seen(b"", Look(b"", MISSING), fresh=True)
-    seen = examine(content)
+    seen = examine(content, form)
     look = Look(
         digest=digest(content, entry.label),
         problem=seen.problem,

@@ -14,11 +14,11 @@ import os
 from pathlib import Path
 
 from fedgraft.client.readers.files import (
-    IMAGE_FILES,
     SPLIT_NAMES,
     FileKind,
     FileTexts,
     file_source,
+    image_files,
 )
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.reader import ManifestColumns, Reader, ReadRequest, has_suffix
@@ -36,7 +36,7 @@ from fedgraft.common.tasks.labels import plain_label
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
 
-def read_listed(request: ReadRequest, cells: Cells, kind: FileKind = IMAGE_FILES) -> Source:
+def read_listed(request: ReadRequest, cells: Cells, kind: FileKind) -> Source:
     """Return the records whose files a table lists, in its order; unusable ones are left out.
 
     Args:
@@ -99,12 +99,13 @@ def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[Ima
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_listed(request, read_cells(Path(request.path)))
+    cells = read_cells(Path(request.path))
+    return read_listed(request, cells, image_files(request.form))
 
 
 MANIFEST = Reader(
     "manifest",
     matches=has_suffix(".csv", ".csv.gz", *PARQUET_SUFFIXES),
     read=_read,
-    options=lambda request: request.manifest,
+    options=lambda request: (request.manifest, request.form),
 )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from fedgraft.client.readers.orientation import BrokenVolume, orient
+from fedgraft.client.readers.orientation import BrokenVolume, Scan, orient_scan
 from fedgraft.common.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -49,8 +49,11 @@ def import_nibabel() -> Any:
         ) from error
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Return float32 `(D, H, W)` on the patient's axes, and mm from voxel to voxel.
+def read_nifti(path: Path, channels: int = 1) -> Scan:
+    """Return a file's images on the patient's axes.
+
+    Args:
+        channels: how many images it has, behind the three axes of space.
 
     Raises:
         BrokenVolume: it cannot be used; says why.
@@ -59,7 +62,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     nibabel = import_nibabel()
     try:
         with _open(path) as file:
-            return _read(file, nibabel)
+            return _read(file, nibabel, channels)
     except (BrokenVolume, FileNotFoundError, PermissionError):
         raise
     except (*_BROKEN, nibabel.spatialimages.HeaderDataError) as error:
@@ -72,10 +75,10 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _read(file: BinaryIO, nibabel: Any) -> tuple[np.ndarray, tuple[float, float, float]]:
+def _read(file: BinaryIO, nibabel: Any, channels: int) -> Scan:
     begin = file.read(_SECOND)
     header = _header_of(begin, nibabel)
-    shape = _shape_of(header)
+    shape = _shape_of(header, channels)
     kind = header.get_data_dtype()
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise BrokenVolume("voxels that are no numbers, such as colours")
@@ -95,7 +98,7 @@ def _read(file: BinaryIO, nibabel: Any) -> tuple[np.ndarray, tuple[float, float,
         slope, intercept = header.get_slope_inter()
         if slope is not None:
             voxels = voxels * np.float32(slope) + np.float32(intercept)
-    return orient(voxels, affine)
+    return orient_scan([voxels[..., image] for image in range(channels)], affine)
 
 
 def _header_of(begin: bytes, nibabel: Any) -> Any:
@@ -112,13 +115,16 @@ def _header_of(begin: bytes, nibabel: Any) -> Any:
     return header
 
 
-def _shape_of(header: Any) -> tuple[int, ...]:
+def _shape_of(header: Any, channels: int) -> tuple[int, ...]:
+    """Return the sides of a volume, and how many images there are of it."""
     shape = tuple(int(side) for side in header.get_data_shape())
+    images = math.prod(shape[3:])
     # a fourth axis of one volume is none
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
+    if len(shape) < 3 or (channels == 1 and images != 1):
         raise BrokenVolume(f"{len(shape)} axes: a series or a slice; export one volume with three")
+    if images != channels:
+        raise BrokenVolume(f"another number of images than {channels}, which the plan wants")
+    shape = (*shape[:3], images)
     if min(shape) < 1:
         raise BrokenVolume(CUT_OFF)
     if math.prod(shape) > MOST_VOXELS:

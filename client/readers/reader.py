@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
+from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
 from fedgraft.client.readers.source import Label, Source, unreadable
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 
@@ -82,6 +84,8 @@ class ReadRequest:
             every file anew.
         reading: what a person has decided about the data.
         channels: names of a signal's channels, in order.
+        form: what the plan says of the channels and windows of images.
+        scan: which images its volumes are made of.
     """
 
     path: str
@@ -90,6 +94,8 @@ class ReadRequest:
     cache: Path | None = None
     reading: ReadingSection = UNDECIDED
     channels: tuple[str, ...] = ()
+    form: PixelForm = AS_USUAL
+    scan: ScanForm = ONE_IMAGE
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class Source:
         plural: what the records are called where they are counted, in words for people.
         identities: SHA-256 of each whole row, where `digests` is of the columns only that a plan
             asks for; the privacy ledger knows records by it.
+        parts: of each record digests of the images that it is made of, picked by the plan or not,
+            where these could be records themselves: the privacy ledger knows it by them, too.
     """
 
     where: str
@@ -68,6 +70,7 @@ class Source:
     files: Sequence[str] = ()
     contents: Sequence[bytes] | None = None
     identities: Sequence[bytes] | None = None
+    parts: Sequence[Sequence[bytes]] = ()
     plural: str = "images"
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 

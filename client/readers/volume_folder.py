@@ -3,6 +3,9 @@
     folder/<class>/p001.nii.gz, folder/<class>/p002/*.dcm       path,label,patient
     folder/train/<class>/…, with its own splits                  scans/p001.nii.gz,ill,p001
 
+Where a plan names sequences, a record is a folder with a file of each, or a row with a column of
+each: `client/readers/sequences.py`.
+
 Below a class folder volumes may lie as deep as they like; a folder that holds DICOM files is one.
 """
 
@@ -10,7 +13,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedgraft.client.readers.dicom_series import list_slices
@@ -26,9 +30,16 @@ from fedgraft.client.readers.reader import (
     ReadRequest,
     has_suffix,
 )
+from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
+from fedgraft.client.readers.sequences import list_records
 from fedgraft.client.readers.source import Source
-from fedgraft.client.readers.table_cells import PARQUET_SUFFIXES, read_cells
-from fedgraft.client.readers.volume_file import VOLUME_FILES
+from fedgraft.client.readers.table_cells import (
+    PARQUET_SUFFIXES,
+    Cells,
+    raise_mistakes,
+    read_cells,
+)
+from fedgraft.client.readers.volume_file import Parts, volume_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import plain_label
 
@@ -36,10 +47,12 @@ VOLUMES = Content("volume", "volumes")
 _OTHERS = "files that are no volumes"
 
 
-def list_volumes(folder: Path) -> tuple[list[Path], int]:
+def list_volumes(folder: Path, form: ScanForm = ONE_IMAGE) -> tuple[list[Path], int]:
     """Return NIfTI files and folders of DICOM slices below a folder, sorted, and how many other
-    files there are.
+    files there are; where records have several sequences, the folders with a record each.
     """
+    if form.sequences:
+        return list_records(folder, form.sequences)
     volumes: list[Path] = []
     others = 0
     for place, files in _walk(folder):
@@ -65,7 +78,7 @@ def _read_folder(request: ReadRequest) -> Source:
     entries: list[ImageEntry] = []
     beside: Counter[str] = Counter()
     for folder, label, split in class_folders(path):
-        volumes, others = list_volumes(folder)
+        volumes, others = list_volumes(folder, request.scan)
         beside[_OTHERS] += others
         entries += [ImageEntry(str(file), plain_label(label), split) for file in volumes]
     if not entries:
@@ -73,15 +86,59 @@ def _read_folder(request: ReadRequest) -> Source:
             f"put .nii or .nii.gz files, or folders of DICOM slices, into one folder a class:"
             f" {path.name}/<class>/…, or list them in a manifest (.csv)"
         )
+        if request.scan.sequences:
+            first = request.scan.sequences[0]
+            remedy = (
+                f"put a folder a record into one folder a class: {path.name}/<class>/p001/"
+                f"{first}.nii.gz, …, or list them in a manifest (.csv) with a column a sequence"
+            )
         raise UserError("no volumes in class folders", where=str(path), remedy=remedy)
-    return file_source(
-        str(path), entries, reading=request.reading, beside=+beside, kind=VOLUME_FILES
-    )
+    kind = volume_files(request.scan)
+    return file_source(str(path), entries, reading=request.reading, beside=+beside, kind=kind)
 
 
 def _read_manifest(request: ReadRequest) -> Source:
-    """Return the volumes that a manifest lists, in its order."""
-    return read_listed(request, read_cells(Path(request.path)), VOLUME_FILES)
+    """Return the volumes that a manifest lists, in its order: a column of paths, or one a
+    sequence.
+    """
+    cells = read_cells(Path(request.path))
+    sequences = request.scan.sequences
+    if not any(name in cells.header for name in sequences):
+        return read_listed(request, cells, volume_files(request.scan))
+    first = replace(request, manifest=replace(request.manifest, path=sequences[0]))
+    return read_listed(first, cells, volume_files(request.scan, list_parts(cells, sequences)))
+
+
+def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
+    """Return the files of each row's sequences, by its first, and then others that it names.
+
+    Raises:
+        UserError: a column is missing, or a row says no path.
+    """
+    cells.check_columns(sequences, remedy="; backbone.volume.sequences says them")
+    folder = Path(cells.where).parent
+    mistakes: list[UserError] = []
+    parts: dict[str, list[str]] = {}
+    columns = [cells.column(name) for name in sequences]
+    for line, row, *names in zip(cells.lines, cells.rows, *columns, strict=True):
+        files = [os.path.normpath(folder / name) for name in names]
+        parts[files[0]] = files + _list_others(row, folder, files)
+        if not all(names):
+            what = f"column {sequences[names.index('')]!r}: no path"
+            where = f"{cells.where}:{line}"
+            mistakes.append(UserError(what, where=where, remedy="take the row out"))
+    raise_mistakes(mistakes)
+    return parts
+
+
+def _list_others(row: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
+    """Return volumes that a row names in other columns."""
+    others: list[str] = []
+    for cell in row:
+        file = os.path.normpath(folder / cell.strip())
+        if cell.strip() and file not in files and (is_nifti(file) or os.path.isdir(file)):
+            others.append(file)
+    return others
 
 
 VOLUME_FOLDER = Reader(
@@ -90,11 +147,12 @@ VOLUME_FOLDER = Reader(
     read=_read_folder,
     gives=lambda _: VOLUMES,
     stamp=stamp_folders,
+    options=lambda request: request.scan,
 )
 VOLUME_MANIFEST = Reader(
     "volume-manifest",
     matches=has_suffix(".csv", ".csv.gz", *PARQUET_SUFFIXES),
     read=_read_manifest,
     gives=lambda _: VOLUMES,
-    options=lambda request: request.manifest,
+    options=lambda request: (request.manifest, request.scan),
 )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones import FAMILIES, family_line, family_of
 from fedgraft.common.backbones.family import NetworkShape, State, last_linear
+from fedgraft.common.backbones.image_channels import bring_network, bring_state
 from fedgraft.common.backbones.reference import NAME as REFERENCE
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
@@ -35,6 +36,10 @@ from fedgraft.common.inputs.tokenizer_file import bytes_of
 
 # tensors that do not fit, in one message
 MOST_NAMED = 3
+# the raw material whose networks are built for colour, and brought to other channels
+IMAGES = "image"
+# whose slices such networks may be given
+VOLUMES = "volume"
 _random_state = threading.Lock()
 
 
@@ -106,7 +111,11 @@ def preparation_from_json(
     Raises:
         UserError: it is none.
     """
-    preparation = INPUTS[family_line(name).material].read_preparation(data)
+    material = family_line(name).material
+    # a network over images, with how volumes are cut into them
+    if material == IMAGES and "slices" in data:
+        material = VOLUMES
+    preparation = INPUTS[material].read_preparation(data)
     if tensors is None:
         return preparation
     return bind_preparation(name, preparation, tensors)
@@ -145,23 +154,38 @@ def build_network(name: str, shape: NetworkShape, seed: int | None) -> nn.Module
         seed: for its own random initialisation; None gives tensors without values, for weights to
             come: no time is spent on an initialisation that they replace.
     """
-    family = family_of(name)
     if seed is None:
         try:
             with torch.device("meta"):
-                return family.build(name, shape)
+                return _build(name, shape)
         except NotImplementedError:
             # a constructor that looks at values (RegNet): they are replaced later
             seed = 0
     with _random_state, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return family.build(name, shape)
+        return _build(name, shape)
+
+
+def _build(name: str, shape: NetworkShape) -> nn.Module:
+    net = family_of(name).build(name, shape)
+    if family_line(name).material == IMAGES:
+        bring_network(name, net, shape.channels)
+    return net
 
 
 def network_with_state(
-    name: str, state: State, shape: NetworkShape, preparation: Preparation, where: str
+    name: str,
+    state: State,
+    shape: NetworkShape,
+    preparation: Preparation,
+    where: str,
+    channels: int | None = None,
 ) -> Backbone:
     """Return the network with `state` for values, classifier left out; check names and shapes.
+
+    Args:
+        channels: for which weights for colour or grey images are made to do, since a plan says so;
+            None: they must be as many already.
 
     Raises:
         UserError: tensors that are not this network's.
@@ -171,6 +195,8 @@ def network_with_state(
     shape = family.read_shape(state, _sized(shape, preparation), where)
     net = build_network(name, shape, None)
     state = family.fit(net, state)
+    if channels is not None:
+        state = bring_state(net.state_dict(), state, channels)
     head_name, _ = last_linear(net)
     expected = _without(net.state_dict(), head_name)
     given = _without(state, head_name)
@@ -291,8 +317,15 @@ def _sized(shape: NetworkShape, preparation: Preparation) -> NetworkShape:
 
 
 def channels_of(preparation: Preparation) -> int | None:
-    """Return the channels of prepared volumes or signals; None for anything else."""
+    """Return the channels of prepared images, volumes or signals; None for anything else."""
     return getattr(preparation, "channels", None)
+
+
+def slices_of(preparation: Preparation) -> int | None:
+    """Return how many slices of a volume a network over images is given; None: its records are what
+    it takes.
+    """
+    return getattr(preparation, "slices", None)
 
 
 def side_of(preparation: Preparation) -> int | None:

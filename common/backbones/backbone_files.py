@@ -25,7 +25,9 @@ from fedgraft.common.backbones.backbone import (
 from fedgraft.common.backbones.family import NetworkShape, Pooling, State
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
-from fedgraft.common.inputs.material import Preparation
+from fedgraft.common.inputs.image import Preprocess
+from fedgraft.common.inputs.material import PREPARATION, Preparation, write_preparation
+from fedgraft.common.inputs.tokenizer_file import tensor_of
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
 
@@ -45,6 +47,7 @@ class BackboneRequest:
             torchvision's weights (IMAGENET1K_V1; fetched once, then kept by torch), or None for the
             network's own random initialisation from `seed`.
         image_size: side of the (square) inputs, pixels; default: the weights' own.
+        channels: of an image; default: the weights' own.
         max_length: tokens of a text; default: the weights' own.
         pool: how tokens become one vector; default: the weights' own.
         volume: what volumes are brought to; default: the weights' own.
@@ -61,6 +64,7 @@ class BackboneRequest:
     name: str
     weights: str | Path | None = None
     image_size: int | None = None
+    channels: int | None = None
     max_length: int | None = None
     pool: Pooling | None = None
     volume: VolumeSection | None = None
@@ -74,6 +78,14 @@ class BackboneRequest:
     learns_scales: bool = False
     seed: int = 0
     fingerprint: str | None = None
+
+    @property
+    def asked_channels(self) -> int | None:
+        """Channels of images or volumes, where a plan says that there are others than usual."""
+        volume = self.volume
+        if volume is not None and (volume.inputs > 1 or volume.slices is not None):
+            return volume.inputs
+        return self.channels
 
     @property
     def size(self) -> int | None:
@@ -103,6 +115,11 @@ def load_backbone(name: str, **options: Any) -> Backbone:
         preparation = _bring_to(request, preparation)
     if preparation is None:
         preparation = preparation_of(name, request.weights, request.size)
+    if request.channels is not None:
+        assert isinstance(preparation, Preprocess)
+        preparation = preparation.with_channels(request.channels)
+    if request.asked_channels is not None:
+        state = _say_preparation(state, preparation)
     backbone = _give_values(request, state, preparation)
     if request.fingerprint not in (None, backbone.fingerprint):
         mine = backbone.fingerprint
@@ -120,10 +137,34 @@ def _bring_to(request: BackboneRequest, learnt: Preparation | None) -> Preparati
     """
     section = request.volume if request.signal is None else request.signal
     assert section is not None
+    if isinstance(section, VolumeSection) and section.slices is not None:
+        section = _scale_slices(section, request, learnt)
     asked = preparation_from_json(request.name, section.model_dump(mode="json"))
     if isinstance(section, SignalSection) and learnt is not None:
         _check_signal(section, learnt.to_json(), str(request.weights))
     return asked
+
+
+def _scale_slices(
+    section: VolumeSection, request: BackboneRequest, learnt: Preparation | None
+) -> VolumeSection:
+    """Return a plan's section with mean and deviation as the weights of a network over images want
+    them, where a window brings intensities to 0–1 and nothing else scales them.
+    """
+    if section.mean or section.is_standardised or not (section.window or section.windows):
+        return section
+    images = learnt or preparation_of(request.name, request.weights, section.size[1])
+    if not isinstance(images, Preprocess):
+        return section
+    brought = images.with_channels(section.inputs)
+    return section.model_copy(update={"mean": brought.mean, "std": brought.std})
+
+
+def _say_preparation(state: State | None, preparation: Preparation) -> State | None:
+    """Return tensors among which stands how inputs are prepared now, where it stands there."""
+    if state is None or PREPARATION not in state:
+        return state
+    return {**state, PREPARATION: tensor_of(write_preparation(preparation))}
 
 
 def _check_signal(asked: SignalSection, learnt: Mapping[str, Any], where: str) -> None:
@@ -157,7 +198,9 @@ def _give_values(
     )
     if state is None:
         return freeze_network(name, build_network(name, shape, request.seed), preparation)
-    learnt = network_with_state(name, state, shape, preparation, str(request.weights))
+    where = str(request.weights)
+    channels = request.asked_channels
+    learnt = network_with_state(name, state, shape, preparation, where, channels)
     if request.random:
         return randomise(learnt, request.seed)
     return learnt

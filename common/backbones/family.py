@@ -38,7 +38,7 @@ class NetworkShape:
         ranges: of each number of a table, low and high, where the plan declares them; None: nodes'
             histograms tell them.
         learns_scales: whether nodes' histograms tell mean and deviation of a table's numbers.
-        channels: of a volume or a signal; None where it does not matter.
+        channels: of an image, a volume or a signal; None where it does not matter.
         files: what a network is described by beside its name, bytes by the name of the tensor that
             holds them.
     """

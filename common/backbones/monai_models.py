@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedgraft.common.backbones.family import Family, NetworkShape, State, refuse_to_fetch
+from fedgraft.common.backbones.image_channels import COLOURS, KNOWN
 from fedgraft.common.backbones.monai_order import BLOCK_TYPES, ORDER
 from fedgraft.common.backbones.unet_encoder import (
     UNetEncoder,
@@ -32,7 +33,8 @@ from fedgraft.common.plan.volume_section import VolumeSection
 PREFIX = "monai/"
 # of the class module's two outputs nothing is left: the head takes their place
 OUTPUTS = 2
-COLOURS = 3
+# axes of the weights of a convolution over images
+_OF_IMAGES = 4
 # layers by depth, in each of the four groups
 RESNETS = {
     10: ("basic", (1, 1, 1, 1)),
@@ -144,24 +146,23 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
 
 # ── weights ───────────────────────────────────────────────────────────────────────────────────────
 def read_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
-    """Return the shape with the channels of the first convolution.
+    """Return the shape with the channels of the first convolution, where the plan says nothing.
 
     Raises:
-        UserError: they are not the plan's, or images of other than three.
+        UserError: weights for several sequences, and the plan has others: for grey or colour ones
+            there is a rule (`image_channels.py`).
     """
     for name in FIRST_WEIGHTS:
         weight = state.get(name)
         if weight is None or weight.ndim < 3:
             continue
         channels = weight.shape[1]
-        if weight.ndim == 4 and channels != COLOURS:
-            what = f"weights for images of {channels} channels"
-            raise UserError(what, where=where, remedy="give weights for images in colour (3)")
-        if shape.channels not in (None, channels):
-            what = f"weights for {channels} channels, and the plan's volumes have {shape.channels}"
-            remedy = f"write channels: {channels} under backbone.volume"
-            raise UserError(what, where=where, remedy=remedy)
-        return replace(shape, channels=channels)
+        if shape.channels is None:
+            return replace(shape, channels=channels)
+        if channels not in (*KNOWN, shape.channels):
+            key = "backbone" if weight.ndim == _OF_IMAGES else "backbone.volume"
+            what = f"weights for {channels} channels, and the plan has {shape.channels}"
+            raise UserError(what, where=where, remedy=f"write channels: {channels} under {key}")
     return shape
 
 

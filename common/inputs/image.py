@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation
 from fedgraft.common.inputs.public_patches import cut_patches
-from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.backbone_section import MOST_CHANNELS, BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
 # what integer pixels have at their brightest
@@ -30,6 +30,10 @@ DEFAULT_SIDE = 32
 # pixels that a crop may move by
 PADDING = 4
 INTERPOLATIONS = ("bilinear", "bicubic")
+GREY = 1
+COLOURS = 3
+# of red, green and blue (ITU-R BT.601), as Pillow makes grey images
+LUMINANCE = (0.299, 0.587, 0.114)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -40,11 +44,12 @@ class Preprocess:
 
         preprocess = Preprocess(size=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         preprocess(images)["image"].shape  # uint8 (n, 1 or 3, H, W) → (n, 3, 224, 224)
+        preprocess.with_channels(4)(sequences)["image"].shape  # (n, 4, H, W) → (n, 4, 224, 224)
 
     Attributes:
         size: length of the shorter side after resizing, pixels; None leaves it.
         crop: side of the centre crop, pixels; None crops nothing.
-        mean: subtracted from each channel, on the scale 0–1.
+        mean: subtracted from each channel, on the scale 0–1; as many as the network's channels.
         std: each channel is divided by it, on the scale 0–1.
         interpolation: bilinear or bicubic.
         antialias: smooth before shrinking.
@@ -58,18 +63,16 @@ class Preprocess:
     antialias: bool = True
 
     def __call__(self, raw: Tensor) -> Batch:
-        """Images (n, 1 or 3, H, W), uint8, uint16 or float on 0–1 → float32 (n, 3, crop, crop).
+        """Images (n, channels, H, W), uint8, uint16 or float on 0–1 → float32 (n, channels of the
+        network, crop, crop).
 
-        A grey image becomes three equal channels.
+        A grey image becomes three equal channels where the network takes colour, and one in colour
+        its luminance where it takes grey. Of other numbers an image has as many as the network.
 
         Raises:
             UserError: another shape.
         """
-        if raw.ndim != 4 or raw.shape[1] not in (1, 3):
-            raise UserError(
-                f"images of shape {tuple(raw.shape)}; 1 (grey) or 3 (RGB) channels are needed",
-                remedy="give images as (n, channels, height, width)",
-            )
+        self._check_channels(raw)
         white = WHITE.get(raw.dtype)
         pixels = raw.to(torch.float32)
         if self.size is not None:
@@ -80,8 +83,45 @@ class Preprocess:
             pixels = pixels / white
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
-        coloured = pixels.expand(-1, len(self.mean), -1, -1)
-        return Batch({"image": (coloured - mean) / std})
+        return Batch({"image": (self._bring_to_channels(pixels) - mean) / std})
+
+    @property
+    def channels(self) -> int | None:
+        """Return how many channels the network takes; None: it is not known."""
+        return len(self.mean) or None
+
+    def with_channels(self, channels: int) -> Preprocess:
+        """Return the same for a network of so many: mean and std are taken in turn, as the weights
+        of its first convolution are; for one channel they are the means over all.
+        """
+        if channels == self.channels or not self.mean:
+            return self
+        if channels == 1:
+            own = len(self.mean)
+            return replace(self, mean=(sum(self.mean) / own,), std=(sum(self.std) / own,))
+        turns = [channel % len(self.mean) for channel in range(channels)]
+        mean = tuple(self.mean[turn] for turn in turns)
+        std = tuple(self.std[turn] for turn in turns)
+        return replace(self, mean=mean, std=std)
+
+    def _check_channels(self, raw: Tensor) -> None:
+        """Raise `UserError` for images that have no channels of this network."""
+        wanted = (GREY, COLOURS)
+        words = "1 (grey) or 3 (RGB) channels are needed"
+        if self.channels not in (None, *wanted):
+            wanted = (self.channels,)
+            words = f"{self.channels} channels are needed, as backbone.channels says"
+        if raw.ndim != 4 or raw.shape[1] not in wanted:
+            raise UserError(
+                f"images of shape {tuple(raw.shape)}; {words}",
+                remedy="give images as (n, channels, height, width)",
+            )
+
+    def _bring_to_channels(self, pixels: Tensor) -> Tensor:
+        """Return images with the network's channels: grey ones repeated, or luminance."""
+        if len(self.mean) == GREY and pixels.shape[1] == COLOURS:
+            return (pixels * torch.tensor(LUMINANCE).view(1, -1, 1, 1)).sum(1, keepdim=True)
+        return pixels.expand(-1, len(self.mean), -1, -1)
 
     def _resize(self, pixels: Tensor, target: int, white: float | None) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -120,7 +160,7 @@ class Preprocess:
         has_sides = _is_side(self.size) and _is_side(self.crop)
         is_finite = all(map(math.isfinite, (*self.mean, *self.std)))
         is_positive = all(deviation > 0 for deviation in self.std)
-        has_channels = len(self.mean) == len(self.std) and len(self.mean) in (0, 3)
+        has_channels = len(self.mean) == len(self.std) and len(self.mean) <= MOST_CHANNELS
         is_known = self.interpolation in INTERPOLATIONS and isinstance(self.antialias, bool)
         return has_sides and is_finite and is_positive and has_channels and is_known
 
@@ -168,9 +208,11 @@ def _pad_around(pixels: Tensor, side: int) -> Tensor:
 def example_image(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
     """Return one black image of the size that a plan's backbone sees."""
     size = backbone.image_size or DEFAULT_SIDE
+    channels = COLOURS
     if isinstance(preparation, Preprocess):
         size = preparation.crop or preparation.size or size
-    return Batch({"image": torch.zeros(1, 3, size, size)})
+        channels = preparation.channels or channels
+    return Batch({"image": torch.zeros(1, channels, size, size)})
 
 
 def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Batch:

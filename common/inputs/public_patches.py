@@ -20,7 +20,8 @@ LARGEST = 200
 def cut_patches(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Tensor:
     """Return random squares of both photographs as raw images, as large as the backbone's inputs.
 
-    The same ones each time, uint8 `(PATCHES, 1, side, side)`.
+    The same ones each time, uint8 `(PATCHES, 1, side, side)`; where an image's channels are neither
+    grey nor colour, each channel is a square of its own, `(PATCHES, channels, side, side)`.
     """
     from sklearn.datasets import load_sample_images
 
@@ -40,4 +41,12 @@ def cut_patches(preparation: Preparation, backbone: BackboneSection, task: TaskS
         # as a camera's pixel: the mean of what falls on it
         resized = F.interpolate(square, size=(side, side), mode="area")
         patches[number] = resized[0].round().clamp(0, 255).to(torch.uint8)
-    return patches
+    return _with_channels(patches, getattr(preparation, "channels", None))
+
+
+def _with_channels(patches: Tensor, channels: int | None) -> Tensor:
+    """Return grey squares `(n, 1, side, side)` as images whose channels are squares."""
+    if channels in (None, 1, 3):
+        return patches
+    squares = [patches.roll(channel, 0) for channel in range(channels)]
+    return torch.cat(squares, 1)

@@ -7,8 +7,10 @@ no record changes another's.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from fedgraft.common.plan.volume_section import VolumeSection
 
 Sides = tuple[float, float, float]
 AXES = (1, 2, 3)
+# of one volume, where it is looked at in overlapping parts
+MOST_CROPS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,28 @@ class VolumePreparation:
     @property
     def channels(self) -> int:
         """Return how many images a record is made of."""
-        return self.section.channels
+        return self.section.inputs
+
+    @property
+    def read_channels(self) -> int:
+        """Return how many images a raw record has: one, where windows make several of it."""
+        return 1 if self.section.windows else self.section.inputs
+
+    @property
+    def slices(self) -> int | None:
+        """Return how many slices of a volume a 2-D network is given; None: a 3-D one sees all."""
+        return self.section.slices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one prepared record: channels, slices or depth, height, width."""
+        depth, height, width = self.section.size
+        return (self.channels, self.slices or depth, height, width)
+
+    @property
+    def crop(self) -> int | None:
+        """Return the side of a slice for a 2-D network, pixels; None: there are no slices."""
+        return None if self.slices is None else self.section.size[1]
 
     def __call__(self, raw: Sequence[Volume] | Tensor) -> Batch:
         """Return a prepared batch. A tensor `(n, channels, D, H, W)` has the plan's own spacing.
@@ -75,28 +100,70 @@ class VolumePreparation:
             volumes = raw
         prepared = [self._prepare(volume) for volume in volumes]
         if not prepared:
-            return Batch({"volume": torch.empty(0, self.channels, *self.section.size)})
+            return Batch({"volume": torch.empty(0, *self.shape)})
         return Batch({"volume": torch.stack(prepared)})
 
-    def _prepare(self, volume: Any) -> Tensor:
+    def crops(self, volume: Volume) -> Iterator[Batch]:
+        """Yield crops of the plan's size that cover a whole volume, one by one, each prepared as a
+        volume of its own: neighbours share about half of their voxels. One that is no larger than
+        `size` is one crop, the usual one.
+
+        Raises:
+            UserError: a plan without a spacing, which brings the whole volume to `size`; too many
+                crops.
+        """
+        wanted = self.section.spacing
+        if wanted is None:
+            what = "a plan without backbone.volume.spacing sees each volume whole"
+            raise UserError(what, where="--sliding", remedy="leave it out")
+        offsets: list[list[int]] = []
+        sides = zip(volume.values.shape[1:], volume.spacing, wanted, self.section.size, strict=True)
+        for side, step, output, size in sides:
+            offsets.append(cover_axis(side * step / output, size))
+        count = math.prod(map(len, offsets))
+        if count > MOST_CROPS:
+            what = f"a volume of {count:,} crops, and at most {MOST_CROPS} are looked at"
+            raise UserError(what, where="--sliding", remedy="give the part that matters")
+        for offset in itertools.product(*offsets):
+            yield Batch({"volume": self._prepare(volume, offset)[None]})
+
+    def _prepare(self, volume: Any, offset: tuple[int, ...] = (0, 0, 0)) -> Tensor:
+        """Return one volume as the network sees it.
+
+        Args:
+            offset: of the middle of what is seen from that of the volume, in voxels of the plan.
+        """
         shape = tuple(volume.values.shape) if isinstance(volume, Volume) else None
-        if shape is None or len(shape) != 4 or shape[0] != self.channels or 0 in shape:
+        if shape is None or len(shape) != 4 or shape[0] != self.read_channels or 0 in shape:
             what = f"a record of shape {shape}"
-            remedy = f"give volumes ({self.channels}, D, H, W), as backbone.volume.channels says"
+            remedy = f"give volumes ({self.read_channels}, D, H, W), as backbone.volume says"
             raise UserError(what, remedy=remedy)
         values = volume.values.to(torch.float32)
-        window = self.section.window
-        if window is None:
+        windows = self.section.windows
+        if self.section.window is not None:
+            windows = (self.section.window,)
+        if not windows:
             lowest = values.amin(AXES, keepdim=True)
-            values = self._resample(values - lowest, volume.spacing) + lowest
-        else:
-            low, high = window
-            values = values.clamp(low, high) - low
-            values = self._resample(values, volume.spacing) / (high - low)
-        return self._scale(values)
+            seen = self._resample(values - lowest, volume.spacing, offset) + lowest
+            return self._pick_slices(self._scale(seen))
+        shown: list[Tensor] = []
+        for low, high in windows:
+            seen = self._resample(values.clamp(low, high) - low, volume.spacing, offset)
+            shown.append(seen / (high - low))
+        return self._pick_slices(self._scale(torch.cat(shown)))
 
-    def _resample(self, values: Tensor, spacing: Sides) -> Tensor:
-        """Return `(channels, *size)` around the middle; what lies outside the volume is 0."""
+    def _pick_slices(self, values: Tensor) -> Tensor:
+        """Return the slices that a 2-D network is given: the middles of as many equal parts."""
+        if self.slices is None:
+            return values
+        part = self.section.size[0] / self.slices
+        places = [int((number + 0.5) * part) for number in range(self.slices)]
+        return values[:, places]
+
+    def _resample(self, values: Tensor, spacing: Sides, offset: tuple[int, ...]) -> Tensor:
+        """Return `(channels, *size)` around the middle, or so far from it; what lies outside the
+        volume is 0.
+        """
         size = self.section.size
         sides = tuple(values.shape[1:])
         wanted = self.section.spacing
@@ -105,7 +172,8 @@ class VolumePreparation:
             wanted = tuple(side * step / outputs for side, step, outputs in extents)
         # what shrinks most goes first: nothing in between is larger than both ends
         for axis in sorted(range(3), key=lambda axis: size[axis] / sides[axis]):
-            weights = interpolate(sides[axis], size[axis], wanted[axis] / spacing[axis])
+            step = wanted[axis] / spacing[axis]
+            weights = interpolate(sides[axis], size[axis], step, offset[axis])
             values = values.movedim(1 + axis, -1) @ weights.T
             values = values.movedim(-1, 1 + axis)
         return values.contiguous()
@@ -130,16 +198,35 @@ class VolumePreparation:
         return self.section.model_dump(mode="json")
 
 
-def interpolate(inputs: int, outputs: int, step: float) -> Tensor:
+def cover_axis(extent: float, size: int) -> list[int]:
+    """Return how far the middles of crops lie from that of a volume, along one axis: as few as
+    cover it and share half of their voxels with their neighbours.
+
+    Args:
+        extent: of the volume, in voxels of the crops.
+        size: of a crop, voxels.
+    """
+    beyond = max(0, math.ceil(extent - 1e-6) - size)
+    # an even number: then the crop in the middle is the one that is seen without others
+    beyond += beyond % 2
+    if beyond == 0:
+        return [0]
+    steps = math.ceil(beyond / (size / 2))
+    return [round(beyond * step / steps) - beyond // 2 for step in range(steps + 1)]
+
+
+def interpolate(inputs: int, outputs: int, step: float, offset: int = 0) -> Tensor:
     """Return the weights of linear interpolation along one axis, float32 `(outputs, inputs)`.
 
-    The middles of both lie on one another. An output outside the inputs has weights of 0. Where
-    outputs are farther apart than inputs, each is a mean over as many, so that nothing is skipped.
+    The middles of both lie on one another, or so many outputs apart. An output outside the inputs
+    has weights of 0. Where outputs are farther apart than inputs, each is a mean over as many, so
+    that nothing is skipped.
 
     Args:
         step: from output to output, in inputs.
+        offset: of the middle of the outputs from that of the inputs, in outputs.
     """
-    places = torch.arange(outputs, dtype=torch.float64) - (outputs - 1) / 2
+    places = torch.arange(outputs, dtype=torch.float64) - (outputs - 1) / 2 + offset
     places = places * step + (inputs - 1) / 2
     away = (places[:, None] - torch.arange(inputs, dtype=torch.float64)).abs()
     weights = (1 - away / max(1.0, step)).clamp(min=0.0)
@@ -162,10 +249,9 @@ def read_preparation(data: Mapping[str, Any]) -> VolumePreparation:
 
 
 def example_volume(preparation: Preparation, backbone: BackboneSection, task: TaskSection) -> Batch:
-    """Return one volume of zeros, of the size that a plan's backbone sees."""
+    """Return one volume of zeros, or its slices, of the size that a plan's backbone sees."""
     assert isinstance(preparation, VolumePreparation)
-    section = preparation.section
-    return Batch({"volume": torch.zeros(1, section.channels, *section.size)})
+    return Batch({"volume": torch.zeros(1, *preparation.shape)})
 
 
 def leave_volumes(batch: Batch, augment: str, generator: torch.Generator) -> Batch:

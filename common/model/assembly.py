@@ -130,6 +130,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,
+        "channels": plan.backbone.image_channels,
         "max_length": plan.backbone.max_length,
         "pool": plan.backbone.pool,
         "volume": plan.backbone.volume,

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import find_blocks, has_channels_last
 from fedgraft.common.backbones import family_of
-from fedgraft.common.backbones.backbone import Backbone
+from fedgraft.common.backbones.backbone import Backbone, slices_of
 from fedgraft.common.backbones.forward_steps import mean_of_places
 from fedgraft.common.backbones.reference import NAME
 from fedgraft.common.errors import UserError
+from fedgraft.common.model.slices import fold_slices, mean_over_slices
 
 Selection = Literal["all", "last"] | Sequence[str]
 Pool = Literal["mean", "mean-and-deviation"]
@@ -45,6 +46,8 @@ class DepthFeatures:
         stages: names of blocks, "stem" and "last", in the order of the features.
         pool: "mean" of a stage's positions, or beside it their standard deviation.
         places: prepared inputs → which positions count, see `Family`; None: all do.
+        slices: of a volume, for a network over images; the mean over them is taken. None: a record
+            is what the network takes.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class DepthFeatures:
         stages: Sequence[str],
         pool: Pool = "mean",
         places: Places = None,
+        slices: int | None = None,
     ) -> None:
+        self.slices = slices
         self.net = net
         self.head_name = head_name
         self.stages = tuple(stages)
@@ -64,11 +69,13 @@ class DepthFeatures:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Prepared inputs (n, …) → features (n, d)."""
+        if self.slices is not None:
+            x = fold_slices(x)
         with _watching(self.net, self.stages, self.head_name) as outputs:
             self.net(x)
         here = None if self.places is None else self.places(x)
         pooled = [pool_positions(*outputs[name], self.pool, here) for name in self.stages]
-        features = torch.cat(pooled, dim=1)
+        features = mean_over_slices(torch.cat(pooled, dim=1), self.slices)
         reference = self.net._modules.get(NAME)
         if reference is None:
             return features
@@ -179,6 +186,8 @@ def choose_stages(
         UserError: a name that is no stage of this network.
     """
     net = backbone.net
+    if slices_of(backbone.preprocess) is not None:
+        example = fold_slices(example)
     stages = list_stages(net)
     if selection == "last":
         return (LAST,)

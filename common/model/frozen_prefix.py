@@ -100,6 +100,9 @@ def _find_first_trained(stages: tuple[Stage, ...]) -> int:
 # ── a network as stages ───────────────────────────────────────────────────────────────────────────
 def _stages_of_model(model: GraftedModel) -> Iterator[Stage]:
     """Yield what a model does, in its order; nothing where that is not known."""
+    if model.depths is None and model.slices is not None:
+        # what would be kept between stages is no longer a row a record
+        return
     if model.depths is None:
         yield from _list_stages(model.net)
         return

@@ -22,7 +22,7 @@ from fedgraft.common.adapters.host import Adapter, merge_into
 from fedgraft.common.adapters.initial_values import new_linear
 from fedgraft.common.adapters.method import Attachment, Targets
 from fedgraft.common.backbones import family_of
-from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.backbones.backbone import Backbone, backbone_state, slices_of
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
@@ -34,6 +34,7 @@ from fedgraft.common.model.depth_features import (
     count_features,
 )
 from fedgraft.common.model.seal import Seal
+from fedgraft.common.model.slices import AcrossSlices, mean_over_slices
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
@@ -78,6 +79,8 @@ class GraftedModel(nn.Module):
         outputs: of the head.
         head_name: dotted name of the head.
         depths: the features that the head reads, where these are not the network's own last ones.
+        slices: how many images a record is, where the network is one over images and records are
+            volumes; None: a record is what the network takes.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class GraftedModel(nn.Module):
         outputs: int,
         head_name: str,
         depths: DepthFeatures | None = None,
+        slices: int | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -98,7 +102,10 @@ class GraftedModel(nn.Module):
         self.head_name = head_name
         self.depths = depths
         # others in the tail of a model, see frozen_prefix.py
+        self.slices = slices
         self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)
+        if slices is not None:
+            self.steps = (AcrossSlices(net, slices),)
         if depths is not None:
             self.steps = (depths, net.get_submodule(head_name))
         self._seal: Seal | None = None
@@ -122,6 +129,8 @@ class GraftedModel(nn.Module):
             self(inputs)
         finally:
             handle.remove()
+        if self.depths is None:
+            return mean_over_slices(read[0], self.slices)
         return read[0]
 
     def count_features(self) -> int:
@@ -307,7 +316,13 @@ def graft(
         if isinstance(module, CONVOLUTIONS) and module.weight.requires_grad:
             module.register_forward_pre_hook(_contiguous)
     return GraftedModel(
-        net, method=method, options=own, outputs=classes, head_name=head_name, depths=reading
+        net,
+        method=method,
+        options=own,
+        outputs=classes,
+        head_name=head_name,
+        depths=reading,
+        slices=slices_of(backbone.preprocess),
     )
 
 
@@ -336,6 +351,7 @@ def choose_features(backbone: Backbone, net: nn.Module, choice: DepthChoice) -> 
         stages=stages,
         pool=choice.pool,
         places=family_of(backbone.name).places,
+        slices=slices_of(backbone.preprocess),
     )
 
 

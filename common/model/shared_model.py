@@ -29,6 +29,7 @@ from fedgraft.common.backbones.backbone import (
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of, read_tensors, write_tensors
 from fedgraft.common.inputs.material import Preparation, Raw
+from fedgraft.common.inputs.volume import VolumePreparation
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
 from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
@@ -69,7 +70,7 @@ class SharedModel:
 
     @torch.inference_mode()
     def probabilities(self, raw: Raw) -> Tensor:
-        """Raw images `(n, 1 or 3, H, W)` uint8, tables `(n, columns)`, or n texts → class
+        """Raw images `(n, channels, H, W)` uint8, tables `(n, columns)`, or n texts → class
         probabilities `(n, classes)`.
         """
         outputs = self.model(self.preprocess(raw))
@@ -80,6 +81,24 @@ class SharedModel:
         if self.threshold is None:
             return probabilities.argmax(1)
         return (probabilities[:, 1] >= self.threshold).long()
+
+    @torch.inference_mode()
+    def sliding_probabilities(self, raw: Raw) -> Tensor:
+        """n volumes, of any extent → class probabilities `(n, classes)`: of each the mean over
+        overlapping crops that cover it.
+
+        Raises:
+            UserError: a model that takes no volumes, or a plan that brings them to one size.
+        """
+        if not isinstance(self.preprocess, VolumePreparation) or isinstance(raw, Tensor):
+            what = "crops are of volumes, as they lie in files"
+            raise UserError(what, where="--sliding", remedy="leave it out")
+        task = TASKS[self.plan.task.question]
+        means: list[Tensor] = []
+        for volume in raw:
+            of_crops = [task.predict(self.model(crop)) for crop in self.preprocess.crops(volume)]
+            means.append(torch.cat(of_crops).mean(0))
+        return torch.stack(means)
 
     @torch.inference_mode()
     def deviations(self, raw: Raw) -> Tensor | None:

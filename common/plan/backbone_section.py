@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from fedgraft.common.plan.section import Section, Text
+from fedgraft.common.plan.section import Problem, Section, Text, check_together
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.volume_section import VolumeSection
+from fedgraft.common.plan.window import Window, check_windows
 
+# of an image
+MOST_CHANNELS = 32
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
@@ -37,7 +40,14 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length", "pool", "volume", "signal")
+    later: ClassVar[tuple[str, ...]] = (
+        "max_length",
+        "pool",
+        "volume",
+        "signal",
+        "channels",
+        "windows",
+    )
 
     name: Text = Field(
         description=(
@@ -56,6 +66,22 @@ class BackboneSection(Section):
         default=None,
         description=(
             "height and width in pixels that images are brought to (default: the weights' own)"
+        ),
+    )
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] | None = Field(
+        default=None,
+        description=(
+            "images only: how many channels they have, such as 4 sequences of an MRI; the first"
+            " convolution is brought to it (default: as many as `windows`, if there are several,"
+            " else the network's own three; grey images are repeated)"
+        ),
+    )
+    windows: Annotated[tuple[Window, ...], Field(max_length=MOST_CHANNELS)] = Field(
+        default=(),
+        description=(
+            "images only, grey ones: lowest and highest value, such as [[0, 80]] in Hounsfield"
+            " units of a CT slice (DICOM), else in values as they are stored; several are as many"
+            " channels, such as [[0, 80], [-20, 180], [-800, 2000]]"
         ),
     )
     max_length: Annotated[int, Field(ge=4, le=8192)] | None = Field(
@@ -93,6 +119,25 @@ class BackboneSection(Section):
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = (
         Field(default=(64, 64), description="mlp only: width of each hidden layer")
     )
+
+    @property
+    def image_channels(self) -> int | None:
+        """Return how many channels images have; None: as many as the network is made for."""
+        if self.channels is None and len(self.windows) > 1:
+            return len(self.windows)
+        return self.channels
+
+    @model_validator(mode="after")
+    def _has_channels(self) -> BackboneSection:
+        problems = check_windows(self.windows)
+        windows = len(self.windows)
+        if windows > 1 and windows != self.image_channels:
+            what = f"{windows} windows are {windows} channels, and channels says {self.channels}"
+            problems.append(Problem("windows", what, "leave `channels` out"))
+        if windows == 1 and self.channels not in (None, 1, 3):
+            what = f"one window is a grey image, and channels says {self.channels}"
+            problems.append(Problem("windows", what, "write a window for each channel"))
+        return check_together(self, problems)
 
 
 class PlannedBackboneSection(BackboneSection):

@@ -59,11 +59,8 @@ def check_material(
     task: TaskSection, backbone: BackboneSection, train: TrainSection
 ) -> list[Problem]:
     """Return what of the raw material does not suit the backbone, or is not there to be changed."""
-    problems: list[Problem] = []
+    problems = [*check_network(task, backbone), *check_pixels(task, backbone)]
     line = input_line(task.material)
-    if family_line(backbone.name).material != task.material:
-        what = f"{backbone.name} cannot take the data of {task.kind}"
-        problems.append(Problem("backbone.name", what, line.example))
     if backbone.image_size is not None and not line.has_pixels:
         what = "texts have no pixels" if line.has_text else "tables have no pixels"
         remedy = "leave it out"
@@ -99,6 +96,39 @@ def check_pool(backbone: BackboneSection) -> list[Problem]:
         return []
     what = f"there, and {backbone.name} has one way to make a vector"
     return [Problem("backbone.pool", what, "leave it out")]
+
+
+def check_network(task: TaskSection, backbone: BackboneSection) -> list[Problem]:
+    """Return the problem of a network that is for another raw material than the task's."""
+    seen = family_line(backbone.name).material
+    if takes_slices(backbone) and input_line(task.material).has_volumes:
+        if input_line(seen).has_pixels and backbone.name != "onnx":
+            return []
+        what = f"{backbone.name} takes no slices of volumes"
+        remedy = "write a network for images, such as resnet18, or leave out volume.slices"
+        return [Problem("backbone.name", what, remedy)]
+    if seen == task.material:
+        return []
+    what = f"{backbone.name} cannot take the data of {task.kind}"
+    return [Problem("backbone.name", what, input_line(task.material).example)]
+
+
+def takes_slices(backbone: BackboneSection) -> bool:
+    """Return whether a network over images is given the slices of volumes."""
+    return backbone.volume is not None and backbone.volume.slices is not None
+
+
+def check_pixels(task: TaskSection, backbone: BackboneSection) -> list[Problem]:
+    """Return what of the channels of images does not suit the raw material, or the network."""
+    problems: list[Problem] = []
+    for key in ("channels", "windows"):
+        if getattr(backbone, key) and not input_line(task.material).has_pixels:
+            what = f"there, and {task.kind} reads no images"
+            problems.append(Problem(f"backbone.{key}", what, "leave it out"))
+    if backbone.image_channels not in (None, 3) and backbone.name == "onnx":
+        what = f"{backbone.image_channels}, and a converted model takes images in colour"
+        problems.append(Problem("backbone.channels", what, "leave it out"))
+    return problems
 
 
 def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:

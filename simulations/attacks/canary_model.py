@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.client.data.examples import Examples
+from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel, copy_sharing
 
@@ -83,7 +84,15 @@ class CanaryModel:
 
 
 def add_canaries(model: GraftedModel, canaries: int) -> CanaryModel:
-    """Return a copy of a model with one more input of its head for each canary."""
+    """Return a copy of a model with one more input of its head for each canary.
+
+    Raises:
+        UserError: a network over images that is given the slices of volumes.
+    """
+    if model.slices is not None:
+        what = "canaries in the slices of volumes are not known"
+        remedy = "try the attack on a plan with a 3-D network"
+        raise UserError(what, where="backbone.volume.slices", remedy=remedy)
     net = copy_sharing(model.net, lambda parameter: not parameter.requires_grad)
     linear = net.get_submodule(model.head_name)
     if not isinstance(linear, nn.Linear):

@@ -222,7 +222,12 @@ def test_files_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "data" / "normal" / "x.png").write_bytes(b"no image")
     looked: list[int] = []
     examine = looked_at.examine
-    monkeypatch.setattr(looked_at, "examine", lambda content: looked.append(1) or examine(content))
+
+    def count(*given: Any) -> Any:
+        looked.append(1)
+        return examine(*given)
+
+    monkeypatch.setattr(looked_at, "examine", count)
 
     def opened(**options: Any) -> Records:
         forget()

@@ -196,6 +196,20 @@ def test_weights_of_medicalnet(tmp_path: Path) -> None:
     assert torch.equal(backbone_state(mine)["conv1.weight"], state["conv1.weight"])
 
 
+def test_weights_for_one_sequence_are_brought_to_several(tmp_path: Path) -> None:
+    """MedicalNet's weights, of no use to whoever has four sequences."""
+    file = tmp_path / "one.safetensors"
+    one = load_backbone("monai/resnet10-3d", volume=SECTION, seed=1)
+    save_backbone(one, file, {})
+    section = VolumeSection(size=(32, 32, 32), sequences=("t1", "t1ce", "t2", "flair"))
+    four = load_backbone("monai/resnet10-3d", weights=file, volume=section)
+    scan = records("monai/resnet10-3d")
+    repeated = four.net(scan.expand(-1, 4, -1, -1, -1))
+    torch.testing.assert_close(repeated, one.net(scan), atol=1e-5, rtol=1e-4)
+    sent = backbone_from_state(four.name, backbone_state(four), four.preprocess)
+    assert sent.fingerprint == four.fingerprint
+
+
 def test_what_travels_is_the_same_network(tmp_path: Path) -> None:
     """A node that builds another network or prepares volumes otherwise."""
     section = VolumeSection(size=(32, 32, 32), channels=2, window=(-100, 300))

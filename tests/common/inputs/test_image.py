@@ -44,6 +44,26 @@ class TestPreprocess:
         with pytest.raises(UserError, match="channels"):
             same(torch.zeros(1, 2, 4, 4))
 
+    def test_networks_of_other_channels(self) -> None:
+        """Colour in the place of a sequence, or a grey image whose mean is that of red."""
+        colour = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+        grey = colour.with_channels(1)
+        images = torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
+        red, green, blue = (images.double() / 255).unbind(1)
+        luminance = 0.299 * red + 0.587 * green + 0.114 * blue
+        seen = grey(images).only
+        expected = ((luminance - 0.4) / (0.5 / 3)).float()[:, None]
+        torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+        assert grey(images[:, :1]).only.shape == (2, 1, 5, 6)
+
+        four = colour.with_channels(4)
+        assert four.mean == (0.5, 0.4, 0.3, 0.5)
+        assert Preprocess.from_json(json.loads(json.dumps(four.to_json()))) == four
+        assert four(torch.rand(2, 4, 5, 6)).only.shape == (2, 4, 5, 6)
+        for wrong in (1, 3, 5):
+            with pytest.raises(UserError, match="4 channels are needed"):
+                four(torch.rand(2, wrong, 5, 6))
+
     def test_as_json(self) -> None:
         """It travels with the backbone; what comes back must be equal, and nonsense refused."""
         for made in (

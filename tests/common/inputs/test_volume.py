@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.inputs.volume import (
     Volume,
     VolumePreparation,
+    cover_axis,
     interpolate,
     read_preparation,
 )
@@ -89,6 +91,66 @@ def test_any_volume_is_finite_of_one_size_and_alone(sides, spacing, wanted, scal
     assert bool(torch.isfinite(together).all())
     assert torch.equal(together[:1], prepare([one]).only)
     assert torch.equal(together[1:], prepare([other]).only)
+
+
+def test_several_windows_are_as_many_channels() -> None:
+    """Bone in the window of the brain; or windows that a hospital never sees."""
+    windows = ((0.0, 80.0), (-20.0, 180.0), (-800.0, 2000.0))
+    section = VolumeSection(size=(8, 8, 8), spacing=(1, 1, 1), windows=windows)
+    scan = Volume(torch.randn(1, 9, 8, 7) * 400, (1.0, 1.2, 1.0))
+    seen = VolumePreparation(section)([scan]).only
+    assert seen.shape == (1, 3, 8, 8, 8)
+    for number, window in enumerate(windows):
+        alone = VolumeSection(size=(8, 8, 8), spacing=(1, 1, 1), window=window)
+        assert torch.equal(seen[:, number : number + 1], VolumePreparation(alone)([scan]).only)
+    again = read_preparation(json.loads(json.dumps(VolumePreparation(section).to_json())))
+    assert again.section == section
+    assert "windows" not in VolumeSection().model_dump(mode="json")
+
+
+@settings(deadline=None, max_examples=200)
+@given(extent=st.floats(0.5, 900.0), size=st.integers(4, 128))
+def test_crops_cover_an_axis_and_share_halves(extent: float, size: int) -> None:
+    """A lesion between two crops, or cut by both; more crops than are needed."""
+    offsets = cover_axis(extent, size)
+    starts = [offset - size / 2 for offset in offsets]
+    assert starts[0] <= min(-size, -extent) / 2 + 1e-5 or starts == [-size / 2]
+    assert starts[0] + size / 2 == -(starts[-1] + size / 2)
+    if extent > size:
+        assert starts[0] <= -extent / 2 + 1e-5
+        assert starts[-1] + size >= extent / 2 - 1e-5
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert all(0 < gap <= size / 2 + 1 for gap in gaps)
+    assert len(offsets) <= max(1, 2 * (extent + 2 - size) / size + 2)
+
+
+def test_crops_are_parts_of_one_grid() -> None:
+    """A crop that lies elsewhere than it should, or is prepared in another way than a volume."""
+    section = VolumeSection(size=(8, 8, 8), spacing=(2.0, 1.0, 1.0), window=(-100, 300))
+    scan = Volume(torch.randn(1, 20, 13, 8) * 100, (1.5, 1.0, 0.9))
+    preparation = VolumePreparation(section)
+    crops = [crop.only[0] for crop in preparation.crops(scan)]
+    # 15, 13 and 7.2 voxels of the plan's
+    assert len(crops) == 3 * 3 * 1
+    assert torch.equal(crops[4], preparation([scan]).only[0])
+    whole = VolumeSection(size=(16, 14, 8), spacing=(2.0, 1.0, 1.0), window=(-100, 300))
+    grid = VolumePreparation(whole)([scan]).only[0]
+    starts = [(depth, row) for depth in (0, 4, 8) for row in (0, 3, 6)]
+    for crop, (depth, row) in zip(crops, starts, strict=True):
+        torch.testing.assert_close(crop, grid[:, depth : depth + 8, row : row + 8])
+    small = Volume(torch.randn(1, 3, 4, 5), (1.0, 1.0, 1.0))
+    (only,) = preparation.crops(small)
+    assert torch.equal(only.only, preparation([small]).only)
+
+
+def test_crops_that_cannot_be_are_refused() -> None:
+    """Hours, or all memory, for one scan that claims to be a kilometre long."""
+    scan = Volume(torch.randn(1, 40, 40, 40), (50.0, 50.0, 50.0))
+    section = VolumeSection(size=(8, 8, 8), spacing=(1.0, 1.0, 1.0))
+    with pytest.raises(UserError, match="at most 512 are looked at"):
+        list(VolumePreparation(section).crops(scan))
+    with pytest.raises(UserError, match="sees each volume whole"):
+        list(VolumePreparation(VolumeSection(size=(8, 8, 8))).crops(scan))
 
 
 def test_each_channel_is_standardised_by_itself() -> None:

@@ -32,6 +32,8 @@ task.labels=[9, 8, 7, 6, 5]
 backbone.name=cifar-resnet56
 backbone.fingerprint="sha256:{zeros}"
 backbone.image_size=64
+backbone.channels=4
+backbone.windows=[[0, 80], [-20, 180], [-800, 2000]]
 backbone.random=true
 backbone.hidden=[9]
 adapter.method=head
@@ -117,6 +119,9 @@ pretrain=null task.kind=volume-classification task.columns=[] task.categories=[]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={mean: [1], std: [1]} backbone.volume.std=[2]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.zscore=false
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.channels=4
+pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.sequences=[t1, t2]
+pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.windows=[[0, 80], [-20, 180]]
+pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=resnet18 backbone.volume={slices: 3} backbone.volume.slices=4
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={samples: 16}
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.samples=99
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.rate=100
