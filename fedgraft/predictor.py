@@ -61,10 +61,10 @@ class Predictor:
         Args:
             inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels,
                 D, H, W)` in the plan's spacing, or a list of `Volume`; signals `(n, channels, T)`
-                at the plan's rate, or a list of `Signal`; a data frame with the
-                plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
-                the plan's columns of text; or the path of an image, a folder of images, an .npz,
-                or a table of rows, texts or signals.
+                at the plan's rate, or a list of `Signal`; a list of `ImageWithRow`; a data frame
+                with the plan's columns, or an array `(n, columns)`; a list of texts, or a data
+                frame with the plan's columns of text; or the path of an image, a folder of images,
+                an .npz, or a table of rows, texts, signals or images.
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -99,6 +99,11 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
+        line = input_line(self.plan.task.material)
+        if line.has_columns and line.has_pixels and not isinstance(inputs, list):
+            what = "no images with rows"
+            remedy = "give the path of a .csv with a column `path`, or a list of ImageWithRow"
+            raise UserError(what, where="predict", remedy=remedy)
         if hasattr(inputs, "columns"):
             return torch.from_numpy(self._encode(inputs))
         if isinstance(inputs, list) and self._takes_lists():
@@ -106,9 +111,12 @@ class Predictor:
         return torch.from_numpy(np.ascontiguousarray(inputs))
 
     def _takes_lists(self) -> bool:
-        """Return whether raw records are volumes or signals, each of its own size."""
+        """Return whether raw records are volumes, signals or images with rows, each of its own
+        size.
+        """
         line = input_line(self.plan.task.material)
-        return line.has_volumes or line.has_signals
+        has_both = line.has_columns and line.has_pixels
+        return line.has_volumes or line.has_signals or has_both
 
     def _as_texts(self, inputs: Any) -> list[str]:
         """Return texts as they are given, or out of a data frame as out of a hospital's file."""

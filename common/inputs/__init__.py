@@ -39,6 +39,12 @@ _LINES = {
         has_pixels=True,
         example="write `name: cifar-resnet20`, or a torchvision model's name",
     ),
+    "image-and-table": InputLine(
+        "fedgraft.common.inputs.image_and_table:IMAGE_AND_TABLE",
+        has_columns=True,
+        has_pixels=True,
+        example="write `name: with-table/NAME`, NAME of an image's network, such as resnet18",
+    ),
     "tabular": InputLine(
         "fedgraft.common.inputs.table:TABLE",
         has_columns=True,

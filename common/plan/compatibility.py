@@ -209,13 +209,16 @@ def check_learning(backbone: BackboneSection, train: TrainSection) -> list[Probl
     """Return what does not go with a backbone of constants, or needs one."""
     name = backbone.name
     problems: list[Problem] = []
-    if not family_line(name).learns:
+    line = family_line(name)
+    if not line.learns:
         if not train.closed_form.hinges:
             what = f"false, and {name} has none"
             problems.append(Problem("train.closed_form.hinges", what, "leave it out"))
         if train.closed_form.constants != "counted":
             what = f"{train.closed_form.constants}, and {name} has none"
             problems.append(Problem("train.closed_form.constants", what, "leave it out"))
+        return problems
+    if not line.is_untrained:
         return problems
     if train.method == "steps":
         what = f"steps, and {name} is solved for in closed form alone"
@@ -264,6 +267,9 @@ def check_scales_counted(
         return [Problem(key, "standardise, and task.ranges scale the columns", "leave one out")]
     if not task.numbers:
         return [Problem(key, "standardise, and no column holds numbers", "leave it out")]
+    if family_line(name).learns and train.activations != "float32":
+        what = f"{train.activations}, and rows are kept as they are until their scales are told"
+        return [Problem("train.activations", what, "write `activations: float32`")]
     if train.rounds < 2:
         return [Problem("train.rounds", "1, and that one is for the scales", "write 2 or more")]
     return []
