@@ -130,8 +130,8 @@ class Family:
             backbone; patterns of `fnmatch`.
         learnt: constants that nodes' histograms tell; None: it has none.
         weights_of: (name) → the network that files of weights for it are of.
-        joins: whether something enters the classifier behind the last block's output, such as a
-            table's columns.
+        joined: (shape) → how many features enter the classifier behind the last block's, such as
+            those of a table; None: there are none.
         reference: (network) → centre `(d,)` and linear map `(d, d)` of its features that follow
             from what the plan declares, see `reference.py`; None: public records tell them.
     """
@@ -151,7 +151,7 @@ class Family:
     kept_when_random: tuple[str, ...] = ()
     learnt: Learnt | None = None
     weights_of: Callable[[str], str] = own_weights
-    joins: bool = False
+    joined: Callable[[NetworkShape], int] | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
 
 

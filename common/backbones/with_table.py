@@ -190,6 +190,11 @@ def learn_constants(histograms: TableHistograms, hinges: bool) -> dict[str, Tens
     return {f"{TABLE}.{name}": tensor for name, tensor in own.items()}
 
 
+def count_joined(shape: NetworkShape) -> int:
+    """Return how many features are the table's."""
+    return columns.count_features(shape.category_sizes, hinges=shape.hinges)
+
+
 WITH_TABLE = Family(
     names=names,
     build=build,
@@ -203,5 +208,5 @@ WITH_TABLE = Family(
     kept_when_random=(f"{TABLE}.*",),
     learnt=Learnt(f"{TABLE}.{columns.CONSTANTS}", learn_constants),
     weights_of=image_network,
-    joins=True,
+    joined=count_joined,
 )

@@ -199,7 +199,7 @@ def choose_stages(
     if len(stages) > 1:
         block = outputs[stages[-2]]
         entering = outputs[LAST][0]
-        joins = family_of(backbone.name).joins
+        joins = family_of(backbone.name).joined is not None
         if joins:
             entering = entering[:, : pooled[stages[-2]].shape[1]]
         if _says_the_same(block, entering, here):

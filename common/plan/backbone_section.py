@@ -45,7 +45,8 @@ class BackboneSection(Section):
             " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, onnx (a model that"
             " `fedgraft convert` made), fastai/resnet34 and its kin, huggingface, huggingface-image"
             " or huggingface-audio (the model in the folder `weights`, for texts, images or"
-            " signals), or a torchvision model such as resnet18"
+            " signals), a torchvision model such as resnet18, or"
+            " with-table/NAME: one of the networks for images, and a table's columns beside it"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(

@@ -89,12 +89,13 @@ class TaskSection(Section):
         description="names of the classes, in the order of outputs"
     )
     columns: Names = Field(
-        default=(), description="tables only: the feature columns, in the order of the inputs"
+        default=(),
+        description="tables, alone or beside images: the feature columns, in the order of the inputs",
     )
     categories: tuple[CategorySection, ...] = Field(
         default=(),
         description=(
-            "tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+            "of tables: the columns that hold categories, such as {column: sex, values: [f, m]}"
         ),
     )
     ranges: tuple[RangeSection, ...] = Field(
