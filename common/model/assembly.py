@@ -17,6 +17,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
 from fedgraft.common.model.public_reference import (
@@ -66,6 +67,12 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
+    agreed = section.preparation
+    if agreed is not None and hash_preparation(backbone.preprocess) != agreed:
+        mine = hash_preparation(backbone.preprocess)
+        what = f"inputs are prepared as {mine}, and the plan wants {agreed}"
+        remedy = "use the weights that were agreed on, or correct the plan"
+        raise UserError(what, where="backbone.preparation", remedy=remedy)
     if has_reference(plan.train, plan.privacy):
         return with_reference(backbone, find_reference(plan, backbone, source))
     return backbone

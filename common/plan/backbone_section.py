@@ -37,7 +37,7 @@ def is_folder(text: str) -> bool:
 class BackboneSection(Section):
     """The frozen network that the adapters are grafted onto, as all sides agree on it."""
 
-    later: ClassVar[tuple[str, ...]] = ("max_length", "volume", "signal")
+    later: ClassVar[tuple[str, ...]] = ("max_length", "volume", "signal", "preparation")
 
     name: Text = Field(
         description=(
@@ -51,6 +51,13 @@ class BackboneSection(Section):
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
         default=None, description="if given, the loaded backbone must have this one (sha256:…)"
+    )
+    preparation: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None,
+        description=(
+            "if given, inputs must be prepared in the way that has this hash; `fedgraft validate`"
+            " prints it, and a hospital refuses another"
+        ),
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
         default=None,

@@ -90,7 +90,7 @@ class TaskSection(Section):
     )
     columns: Names = Field(
         default=(),
-        description="tables, alone or beside images: the feature columns, in the order of the inputs",
+        description="tables, alone or beside images: the feature columns, in the order of inputs",
     )
     categories: tuple[CategorySection, ...] = Field(
         default=(),

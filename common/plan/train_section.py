@@ -65,15 +65,16 @@ class ClosedFormSection(Section):
     hinges: bool = Field(
         default=True,
         description=(
-            "columns and with-table/… only, and not under differential privacy: numbers are bent at the 10,"
-            " 30, 50, 70 and 90 % quantiles of all records, or at these parts of their ranges"
+            "columns and with-table/… only, and not under differential privacy: numbers are bent at"
+            " the 10, 30, 50, 70 and 90 % quantiles of all records, or at these parts of their"
+            " ranges"
         ),
     )
     constants: Literal["counted", "declared"] = Field(
         default="counted",
         description=(
-            "columns and with-table/… only: where numbers are clipped, centred and bent; counted: by"
-            " histograms, in a round of their own; declared: by task.ranges, as always under"
+            "columns and with-table/… only: where numbers are clipped, centred and bent; counted:"
+            " by histograms, in a round of their own; declared: by task.ranges, as always under"
             " differential privacy"
         ),
     )

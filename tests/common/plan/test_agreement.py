@@ -31,6 +31,7 @@ task.classes=[nine, eight, seven, six, five]
 task.labels=[9, 8, 7, 6, 5]
 backbone.name=cifar-resnet56
 backbone.fingerprint="sha256:{zeros}"
+backbone.preparation="sha256:{zeros}"
 backbone.image_size=64
 backbone.random=true
 backbone.hidden=[9]
