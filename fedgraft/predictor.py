@@ -99,15 +99,14 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
-        line = input_line(self.plan.task.material)
-        if line.has_columns and line.has_pixels and not isinstance(inputs, list):
+        if self._takes_rows_with_images() and not isinstance(inputs, list):
             what = "no images with rows"
             remedy = "give the path of a .csv with a column `path`, or a list of ImageWithRow"
             raise UserError(what, where="predict", remedy=remedy)
-        if hasattr(inputs, "columns"):
-            return torch.from_numpy(self._encode(inputs))
         if isinstance(inputs, list) and self._takes_lists():
             return inputs
+        if hasattr(inputs, "columns"):
+            return torch.from_numpy(self._encode(inputs))
         return torch.from_numpy(np.ascontiguousarray(inputs))
 
     def _takes_lists(self) -> bool:
@@ -115,8 +114,12 @@ class Predictor:
         size.
         """
         line = input_line(self.plan.task.material)
-        has_both = line.has_columns and line.has_pixels
-        return line.has_volumes or line.has_signals or has_both
+        return line.has_volumes or line.has_signals or self._takes_rows_with_images()
+
+    def _takes_rows_with_images(self) -> bool:
+        """Return whether a raw record is an image and a row."""
+        line = input_line(self.plan.task.material)
+        return line.has_columns and line.has_pixels
 
     def _as_texts(self, inputs: Any) -> list[str]:
         """Return texts as they are given, or out of a data frame as out of a hospital's file."""

@@ -86,10 +86,18 @@ def check_material(
     if backbone.max_length is not None and not line.has_text:
         what = f"there, and {task.kind} reads no texts"
         problems.append(Problem("backbone.max_length", what, "leave it out"))
-    if train.augment != "none" and not line.has_pixels:
-        what = f"{train.augment} is for images"
-        problems.append(Problem("train.augment", what, "write `augment: none`"))
+    problems += check_augmentation(task, train)
     return problems
+
+
+def check_augmentation(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of an augmentation that is another material's."""
+    known = input_line(task.material).changes
+    if train.augment in ("none", *known):
+        return []
+    what = f"{train.augment} is for {'series' if train.augment == 'jitter' else 'images'}"
+    remedy = " or ".join(f"`augment: {name}`" for name in ("none", *known))
+    return [Problem("train.augment", what, f"write {remedy}")]
 
 
 def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:

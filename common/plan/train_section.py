@@ -203,8 +203,12 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate over the rounds"
     )
-    augment: Literal["none", "flip", "flip-crop"] = Field(
-        default="none", description="images: random flips and crops"
+    augment: Literal["none", "flip", "flip-crop", "jitter"] = Field(
+        default="none",
+        description=(
+            "images: random flips and crops; series: jitter, each channel scaled at random and"
+            " noise added"
+        ),
     )
     loss: Literal["cross-entropy", "balanced"] = Field(
         default="cross-entropy",

@@ -81,7 +81,9 @@ def run(sites: Path, out: Path, changes: dict[str, Any]) -> fedgraft.Run:
     """Return a finished run of the plan with some of its sections changed."""
     data = [str(sites / path) for path in PLAN["simulation"]["data"]]
     plan = PLAN | {"simulation": PLAN["simulation"] | {"data": data}} | changes
-    return fedgraft.simulate(plan, out=out, baselines=[], progress=False)
+    done = fedgraft.simulate(plan, out=out, baselines=[], progress=False)
+    assert isinstance(done, fedgraft.Run)
+    return done
 
 
 def auroc(done: fedgraft.Run) -> float:

@@ -57,7 +57,7 @@ def plan_of(preparation: str | None = None) -> Plan:
 def offer(grid: InProcessGrid, plan: Plan, **changed: Any) -> str:
     """Return why a node refuses an offer; "" where it takes it."""
     net = network()
-    offered = {
+    offered: dict[str, Any] = {
         "plan": canonical(agreement_of(plan)),
         "plan-hash": agreement_hash(plan),
         "fingerprint": net.fingerprint,

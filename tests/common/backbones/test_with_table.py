@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ def test_both_parts_and_the_constants_are_under_the_fingerprint(tmp_path: Path) 
 
     save_backbone(pair, tmp_path / "pair.safetensors", {})
     random = declared(weights=tmp_path / "pair.safetensors", random=True, seed=5)
-    rows = slice(-random.net.table.features, None)
+    network: Any = random.net
+    rows = slice(-network.table.features, None)
     assert torch.equal(random.net(inputs)[:, rows], pair.net(inputs)[:, rows])
     with pytest.raises(UserError, match="other columns"):
         load_backbone(NAME, weights=tmp_path / "pair.safetensors", category_sizes=(0, 3, 0))

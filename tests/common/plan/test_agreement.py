@@ -119,6 +119,7 @@ pretrain=null task.kind=volume-classification task.columns=[] task.categories=[]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=monai/resnet10-3d backbone.volume={} backbone.volume.channels=4
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={samples: 16}
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.samples=99
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} train.augment=jitter
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.rate=100
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.channels=[II, V1]
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.standardise=false
