@@ -106,7 +106,8 @@ class Predictor:
         if isinstance(inputs, list) and self._takes_lists():
             return inputs
         if hasattr(inputs, "columns"):
-            return torch.from_numpy(self._encode(inputs))
+            table: Any = inputs
+            return torch.from_numpy(self._encode(table))
         return torch.from_numpy(np.ascontiguousarray(inputs))
 
     def _takes_lists(self) -> bool:
