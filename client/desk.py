@@ -214,7 +214,7 @@ class Desk:
                 example = train.inputs(torch.zeros(1, dtype=torch.int64))
                 probes = draw_probes(plan.task.material, train.preparation, example, 2)
                 check_gradients(
-                    opened.model, plan.privacy.grad_sample_mode, probes.only, losses_of(plan.task)
+                    opened.model, plan.privacy.grad_sample_mode, probes.joined, losses_of(plan.task)
                 )
             return opened
 

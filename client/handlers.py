@@ -25,6 +25,7 @@ from fedgraft.client.desk import Desk, Offer, OpenModel
 from fedgraft.client.histogram_round import HistogramOutcome, run_histogram_round
 from fedgraft.client.node.approvals import check_approved
 from fedgraft.client.node.node_file import Node
+from fedgraft.client.node.preparation_check import check_preparation
 from fedgraft.client.node_task import NodeTask
 from fedgraft.client.round import (
     Outcome,
@@ -103,6 +104,7 @@ def offer(desk: Desk, message: Message, context: Context) -> Answer:
     offered = Offer.read(content)
     plan, identity = desk.agreement(offered.agreement)
     check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
+    check_preparation(offered, plan, identity, desk.store(node))
     train, _ = desk.splits(context, offered)
     if len(train) < node.policy.min_examples:
         what = f"policy: fewer than {node.policy.min_examples} training examples"

@@ -17,6 +17,7 @@ from fedgraft.client.data.examples import Examples
 from fedgraft.client.node_task import NodeTask
 from fedgraft.client.round import check_frozen
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.inputs.image_and_table import ROW
 from fedgraft.common.inputs.input_positions import number_inputs
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.statistics.histograms import (
@@ -25,7 +26,8 @@ from fedgraft.common.statistics.histograms import (
     empty_histograms,
 )
 
-AT_ONCE = 4096  # records
+# records, of which each may have an image beside its row
+AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,6 @@ def count_split(examples: Examples, plan: Agreement) -> TableHistograms:
     total = empty_histograms(len(numbers))
     for start in range(0, len(examples), AT_ONCE):
         positions = torch.arange(start, min(start + AT_ONCE, len(examples)))
-        rows = examples.inputs(positions).only.numpy()
+        rows = examples.inputs(positions).tensors[ROW].numpy()
         total = total + count_columns(np.ascontiguousarray(rows[:, numbers], np.float32))
     return total

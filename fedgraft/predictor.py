@@ -61,10 +61,10 @@ class Predictor:
         Args:
             inputs: images `(n, 1 or 3, H, W)` uint8 as an array or tensor; volumes `(n, channels,
                 D, H, W)` in the plan's spacing, or a list of `Volume`; signals `(n, channels, T)`
-                at the plan's rate, or a list of `Signal`; a data frame with the
-                plan's columns, or an array `(n, columns)`; a list of texts, or a data frame with
-                the plan's columns of text; or the path of an image, a folder of images, an .npz,
-                or a table of rows, texts or signals.
+                at the plan's rate, or a list of `Signal`; a list of `ImageWithRow`; a data frame
+                with the plan's columns, or an array `(n, columns)`; a list of texts, or a data
+                frame with the plan's columns of text; or the path of an image, a folder of images,
+                an .npz, or a table of rows, texts, signals or images.
             sliding: look at volumes that are larger than the plan's size in overlapping crops, and
                 take the mean of their probabilities.
 
@@ -102,16 +102,28 @@ class Predictor:
             return self._as_texts(inputs)
         if isinstance(inputs, torch.Tensor):
             return inputs
-        if hasattr(inputs, "columns"):
-            return torch.from_numpy(self._encode(inputs))
+        if self._takes_rows_with_images() and not isinstance(inputs, list):
+            what = "no images with rows"
+            remedy = "give the path of a .csv with a column `path`, or a list of ImageWithRow"
+            raise UserError(what, where="predict", remedy=remedy)
         if isinstance(inputs, list) and self._takes_lists():
             return inputs
+        if hasattr(inputs, "columns"):
+            table: Any = inputs
+            return torch.from_numpy(self._encode(table))
         return torch.from_numpy(np.ascontiguousarray(inputs))
 
     def _takes_lists(self) -> bool:
-        """Return whether raw records are volumes or signals, each of its own size."""
+        """Return whether raw records are volumes, signals or images with rows, each of its own
+        size.
+        """
         line = input_line(self.plan.task.material)
-        return line.has_volumes or line.has_signals
+        return line.has_volumes or line.has_signals or self._takes_rows_with_images()
+
+    def _takes_rows_with_images(self) -> bool:
+        """Return whether a raw record is an image and a row."""
+        line = input_line(self.plan.task.material)
+        return line.has_columns and line.has_pixels
 
     def _as_texts(self, inputs: Any) -> list[str]:
         """Return texts as they are given, or out of a data frame as out of a hospital's file."""

@@ -30,13 +30,13 @@ from fedgraft.client.node_task import NodeTask, open_splits, open_validation, wo
 from fedgraft.client.round import measure, run_round
 from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.sum_round import sum_split
-from fedgraft.common.backbones import family_of
+from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.assembly import keep_adapters
 from fedgraft.common.model.solve_head import solve_head
-from fedgraft.common.plan.phases import has_depth_head, purpose_of
+from fedgraft.common.plan.phases import counts_constants, has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.tasks import TASKS
@@ -88,7 +88,12 @@ COLUMNS = ("backbone.name=columns", "train.rounds=2")
 
 def list_changes(name: str, plan: Plan) -> tuple[str, ...]:
     """Return what of a plan is changed for a baseline that is a federation of its own."""
-    if name == "one-round" and plan.train.start == "standardise":
+    if name != "one-round":
+        return VARIANTS[name]
+    learns = family_line(plan.backbone.name).learns
+    if counts_constants(plan.train, plan.privacy, learns=learns):
+        return (*VARIANTS[name], "train.rounds=2")
+    if plan.train.start == "standardise":
         return VARIANTS[name] + COLUMNS
     return VARIANTS[name]
 

@@ -1,5 +1,5 @@
 """`fedgraft predict`: the shared model on an image, a volume, a signal, a folder of them, an .npz,
-or a table of rows, texts or signals; writes a CSV of probabilities.
+or a table of rows, texts, signals or images with columns; writes a CSV of probabilities.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from fedgraft.client.readers.folder_files import DICOM_SUFFIXES
 from fedgraft.client.readers.image_array_file import SUFFIX
 from fedgraft.client.readers.image_arrays import as_images
 from fedgraft.client.readers.image_file import SUFFIXES, read_images
+from fedgraft.client.readers.image_table import SUFFIXES as LISTS
+from fedgraft.client.readers.image_table import pair, read_unlabelled
 from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.pixel_form import PixelForm
+from fedgraft.client.readers.reader import TableColumns
 from fedgraft.client.readers.recording import BrokenSignal, check_recording
 from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.signal_archive import list_recordings, load_signals
@@ -43,6 +46,7 @@ BATCH = 256
 Batch = tuple[list[str], Raw]
 
 TABLES = "a .csv, .parquet or .jsonl with the plan's columns"
+LISTED = "a .csv or .parquet with a column `path` of images, and the plan's columns"
 TEXTS = "a .csv, .parquet or .jsonl with the plan's column of texts"
 VOLUMES = "a .nii or .nii.gz, or a folder of them or of DICOM slices"
 SIGNALS = "a .wav or .hea, a folder of them, a table of signals (.csv, .parquet) or an .npz"
@@ -141,6 +145,10 @@ def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
         yield from _read_texts(shared, data)
         return
     is_table = name.endswith(TABLE_SUFFIXES)
+    if line.has_columns and line.has_pixels:
+        _check_kind(data, LISTED, is_right=name.endswith(LISTS))
+        yield from _read_list(shared, data)
+        return
     if line.has_columns:
         _check_kind(data, TABLES, is_right=is_table)
         yield from _read_table(shared, data)
@@ -179,6 +187,14 @@ def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
     values = torch.from_numpy(read_features(data, task.columns, task.encoding))
     names = [f"row {index + 1}" for index in range(len(values))]
     yield from _cut(names, values)
+
+
+def _read_list(shared: SharedModel, data: Path) -> Iterator[Batch]:
+    """Yield images and their rows one by one."""
+    task = shared.plan.task
+    columns = TableColumns.of(task.columns, task.encoding, task.target)
+    for name, file, row in read_unlabelled(data, columns):
+        yield [name], [pair(file, row)]
 
 
 def _read_archive(data: Path, form: PixelForm) -> Iterator[Batch]:

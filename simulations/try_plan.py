@@ -15,6 +15,7 @@ from fedgraft.client.node_task import open_splits, working_model
 from fedgraft.client.training.local_steps import loss_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.model.assembly import check_scales, plan_backbone
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.data_files import resolve
@@ -71,7 +72,8 @@ def _open_backbone(plan: Plan, path: Path) -> tuple[Backbone | None, Finding]:
         backbone = plan_backbone(plan.model_copy(update={"backbone": random}), path.parent)
         return backbone, skipped("backbone", f"its weights are not there yet; {error.remedy}")
     weights = plan.backbone.weights or "values drawn or learnt here"
-    return backbone, ok("backbone", f"{backbone.name}, {weights}")
+    prepared = hash_preparation(backbone.preprocess)
+    return backbone, ok("backbone", f"{backbone.name}, {weights}; preparation {prepared}")
 
 
 def _is_missing(plan: Plan, path: Path) -> bool:

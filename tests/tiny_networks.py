@@ -91,6 +91,13 @@ TINY_NETWORKS: dict[str, Tiny] = {
         lambda folder: load_backbone("resnet18", image_size=32),
         torch.zeros(1, 3, 32, 32),
     ),
+    "with-table": Tiny(
+        "`with-table/…` (`cifar-resnet8`)",
+        lambda folder: load_backbone(
+            "with-table/cifar-resnet8", image_size=16, category_sizes=(0, 2), ranges=((0, 1),)
+        ),
+        torch.zeros(1, 3 * 16 * 16 + 3),
+    ),
     "timm": Tiny(
         "`timm/…` (`convnext_atto`)",
         lambda folder: load_backbone("timm/convnext_atto", image_size=32),

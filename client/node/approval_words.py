@@ -105,7 +105,18 @@ def _what_it_learns(plan: Plan) -> list[str]:
     return [
         f"to tell apart: {question} ({task.kind.replace('-', ' ')})",
         f"on a frozen {plan.backbone.name}, which is not changed; trained is the {trained}",
+        _how_prepared(plan),
     ]
+
+
+def _how_prepared(plan: Plan) -> str:
+    agreed = plan.backbone.preparation
+    if agreed is not None:
+        return f"records are prepared as {agreed}, and in no other way"
+    return (
+        "how records are prepared for it comes with it, and stays as it was at first"
+        " (backbone.preparation names it in a plan)"
+    )
 
 
 def _how_long(plan: Plan) -> str:

@@ -50,7 +50,7 @@ def read_listed(request: ReadRequest, cells: Cells, kind: FileKind) -> Source:
     path = Path(request.path)
     names = request.manifest
     cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
-    entries = list_entries(cells, names, path.parent)
+    entries = list_entries(cells, names)
     columns = {name: cells.column(name) for name in cells.header}
     places = [f"{path}:{line}" for line in cells.lines]
     return file_source(
@@ -63,7 +63,12 @@ def read_listed(request: ReadRequest, cells: Cells, kind: FileKind) -> Source:
     )
 
 
-def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[ImageEntry]:
+def file_at(cells: Cells, name: str) -> str:
+    """Return the file that a path in a list is of: it begins at the list's own folder."""
+    return os.path.normpath(os.path.join(Path(cells.where).parent, name))
+
+
+def list_entries(cells: Cells, names: ManifestColumns) -> list[ImageEntry]:
     """Return an image for each row; raise everything that is wrong with them at once."""
     rows = len(cells.rows)
     splits = cells.column(names.split) if names.split in cells.header else [None] * rows
@@ -74,7 +79,7 @@ def list_entries(cells: Cells, names: ManifestColumns, folder: Path) -> list[Ima
     listed: dict[str, int] = {}
     for line, name, label, split in zip(*columns, strict=True):
         where = f"{cells.where}:{line}"
-        file = os.path.normpath(os.path.join(folder, name))
+        file = file_at(cells, name)
         if not name:
             what = f"column {names.path!r}: no path"
             mistakes.append(UserError(what, where=where, remedy="take the row out"))

@@ -32,6 +32,7 @@ IMAGES = Content("image", "images")
 TABLE = Content("tabular", "a table")
 TEXTS = Content("text", "texts")
 SIGNALS = Content("series", "signals")
+IMAGES_WITH_ROWS = Content("image-and-table", "images with columns")
 
 
 @dataclass(frozen=True)

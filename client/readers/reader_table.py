@@ -26,6 +26,7 @@ READERS: Registry[Reader] = Registry(
         "image-folder": "fedgraft.client.readers.folder:IMAGE_FOLDER",
         "dicom": "fedgraft.client.readers.folder:DICOM_FOLDER",
         "manifest": "fedgraft.client.readers.manifest:MANIFEST",
+        "image-table": "fedgraft.client.readers.image_table:IMAGE_TABLE",
         "volume-folder": "fedgraft.client.readers.volume_folder:VOLUME_FOLDER",
         "volume-manifest": "fedgraft.client.readers.volume_folder:VOLUME_MANIFEST",
         "signal-folder": "fedgraft.client.readers.signal_folder:SIGNAL_FOLDER",

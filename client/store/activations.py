@@ -85,5 +85,5 @@ class Activations:
             batch = self.split.prepare(rows[start : start + BLOCK])
             block = batch.empty_like(BLOCK).map(torch.zero_)
             block.write(slice(0, len(batch)), batch)
-            parts.append(self.form.flatten(self.prefix(block.only))[: len(batch)])
+            parts.append(self.form.flatten(self.prefix(block.joined))[: len(batch)])
         return np.concatenate(parts)

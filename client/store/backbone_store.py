@@ -168,6 +168,12 @@ class BackboneStore:
             raise Refused(Code.MISSING, what) from None
         return _read_offer(path, status.st_mtime_ns, status.st_ino)
 
+    def find_plan(self, plan_hash: str) -> dict[str, str] | None:
+        """Return the offer kept under a plan's hash; None where there is none."""
+        if not self._plan(plan_hash).is_file():
+            return None
+        return self.plan(plan_hash)
+
     # ── room ──────────────────────────────────────────────────────────────────────────────────────
     def _make_room(self, size: int) -> None:
         """Evict what was not used for longest until `size` more bytes fit."""

@@ -197,7 +197,7 @@ def _try_cut(
     """
     material = family_line(cut.backbone).material
     example = split.prepare(split.rows[:1])
-    draw = draw_probes(material, split.preparation, example, 1).only
+    draw = draw_probes(material, split.preparation, example, 1).joined
     block = prefix(draw.expand(BLOCK, *draw.shape[1:]).contiguous())
     shape = tuple(block.shape[1:])
     channels_last = block.ndim == 4 and not block.is_contiguous()

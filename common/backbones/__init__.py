@@ -19,9 +19,11 @@ class FamilyLine(Line):
     Attributes:
         pattern: a regular expression that all of its names match, and no earlier family's.
         material: the member of `common.inputs.INPUTS` that it takes.
-        learns: whether nodes' histograms tell constants of it, in a round of their own.
+        learns: whether nodes' histograms tell constants of it, in a round of their own before a
+            closed form; weights bring none.
         scaled_by_plan: whether `task.ranges`, or a round of histograms before the steps, scale its
-            inputs where it has no weights.
+            columns where weights do not.
+        is_untrained: whether nothing of it is trained beforehand: it has no weights, and no steps.
         has_folders: whether its weights are folders, and it is nothing without one.
         has_pools: whether a plan may say how its tokens become one vector.
         described_by_weights: whether its sizes are known only from its weights.
@@ -31,6 +33,7 @@ class FamilyLine(Line):
     material: str
     learns: bool = False
     scaled_by_plan: bool = False
+    is_untrained: bool = False
     has_folders: bool = False
     has_pools: bool = False
     described_by_weights: bool = False
@@ -40,7 +43,18 @@ _LINES = {
     "cifar": FamilyLine("fedgraft.common.backbones.cifar:CIFAR", r"cifar-resnet\d+", "image"),
     "mlp": FamilyLine("fedgraft.common.backbones.mlp:MLP", r"mlp", "tabular", scaled_by_plan=True),
     "columns": FamilyLine(
-        "fedgraft.common.backbones.columns:COLUMNS", r"columns", "tabular", learns=True
+        "fedgraft.common.backbones.columns:COLUMNS",
+        r"columns",
+        "tabular",
+        learns=True,
+        is_untrained=True,
+    ),
+    "with-table": FamilyLine(
+        "fedgraft.common.backbones.with_table:WITH_TABLE",
+        r"with-table/.+",
+        "image-and-table",
+        learns=True,
+        scaled_by_plan=True,
     ),
     "timm": FamilyLine("fedgraft.common.backbones.timm_models:TIMM", r"timm/.+", "image"),
     "huggingface": FamilyLine(

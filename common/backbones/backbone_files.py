@@ -264,11 +264,12 @@ def _read_sidecar(path: Path, name: str) -> Mapping[str, Any]:
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
         made_for = about["name"]
-        if made_for == name:
+        is_suited = made_for in (name, family_of(name).weights_of(name))
+        if is_suited:
             preparation_from_json(name, about["preprocess"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(what, where=str(beside), remedy="save the backbone again") from error
-    if made_for != name:
+    if not is_suited:
         what = f"weights of {made_for}, not of {name}"
         raise UserError(what, where=str(path), remedy=f"write backbone.name: {made_for}")
     return about

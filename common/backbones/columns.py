@@ -91,8 +91,7 @@ class Columns(nn.Module):
         self.numbers = number_inputs(category_sizes)
         self.categories = category_inputs(category_sizes)
         self.firsts = first_inputs(category_sizes)
-        knots = len(KNOTS) if hinges else 0
-        features = len(self.numbers) * (1 + knots) + len(self.categories) + len(self.firsts)
+        features = count_features(category_sizes, hinges=hinges)
         self.features = features
         # frozen: what its fingerprint covers
         self.register_buffer("category_sizes", torch.tensor(category_sizes, dtype=torch.int64))
@@ -126,6 +125,13 @@ class Columns(nn.Module):
         categories = torch.nan_to_num(x[:, self.categories], nan=0.0)
         marks = x[:, self.firsts].isnan()
         return torch.cat([part.to(x.dtype) for part in (values, categories, marks, *hinges)], dim=1)
+
+
+def count_features(category_sizes: Sequence[int], *, hinges: bool) -> int:
+    """Return how many features the columns of a table have."""
+    each = 1 + len(KNOTS) if hinges else 1
+    numbers = len(number_inputs(category_sizes))
+    return numbers * each + len(category_inputs(category_sizes)) + len(category_sizes)
 
 
 def list_percents(hinges: bool) -> tuple[int, ...]:

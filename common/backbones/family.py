@@ -85,6 +85,11 @@ def keep_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
     return shape
 
 
+def own_weights(name: str) -> str:
+    """Return the name: files of weights are this network's own."""
+    return name
+
+
 def keep_state(net: nn.Module, state: State) -> State:
     """Return the tensors as they are."""
     return state
@@ -132,6 +137,9 @@ class Family:
         kept_when_random: tensors that are preparation rather than learnt, and stay in a random
             backbone; patterns of `fnmatch`.
         learnt: constants that nodes' histograms tell; None: it has none.
+        weights_of: (name) → the network that files of weights for it are of.
+        joined: (shape) → how many features enter the classifier behind the last block's, such as
+            those of a table; None: there are none.
         reference: (network) → centre `(d,)` and linear map `(d, d)` of its features that follow
             from what the plan declares, see `reference.py`; None: public records tell them.
     """
@@ -150,6 +158,8 @@ class Family:
     read_folder: ReadFolder | None = None
     kept_when_random: tuple[str, ...] = ()
     learnt: Learnt | None = None
+    weights_of: Callable[[str], str] = own_weights
+    joined: Callable[[NetworkShape], int] | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
 
 

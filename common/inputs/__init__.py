@@ -10,6 +10,9 @@ from fedgraft.common.registry import Line, Registry
 if TYPE_CHECKING:
     from fedgraft.common.inputs.material import Input
 
+# of images
+FLIPS = ("flip", "flip-crop")
+
 
 @dataclass(frozen=True)
 class InputLine(Line):
@@ -18,6 +21,7 @@ class InputLine(Line):
     Attributes:
         has_columns: whether the plan names the columns that are the inputs.
         has_pixels: whether it has a size in pixels, and can be flipped and cropped.
+        augmentations: what `train.augment` may name for it, beside flips and crops of pixels.
         example: a backbone that takes it, to be named where another was written.
         has_text: whether the plan names the columns that hold its text.
         has_volumes: whether it is brought to a size in voxels, `backbone.volume`.
@@ -27,9 +31,15 @@ class InputLine(Line):
     has_columns: bool
     has_pixels: bool
     example: str
+    augmentations: tuple[str, ...] = ()
     has_text: bool = False
     has_volumes: bool = False
     has_signals: bool = False
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Return everything that `train.augment` may name for it."""
+        return (*FLIPS, *self.augmentations) if self.has_pixels else self.augmentations
 
 
 _LINES = {
@@ -38,6 +48,12 @@ _LINES = {
         has_columns=False,
         has_pixels=True,
         example="write `name: cifar-resnet20`, or a torchvision model's name",
+    ),
+    "image-and-table": InputLine(
+        "fedgraft.common.inputs.image_and_table:IMAGE_AND_TABLE",
+        has_columns=True,
+        has_pixels=True,
+        example="write `name: with-table/NAME`, NAME of an image's network, such as resnet18",
     ),
     "tabular": InputLine(
         "fedgraft.common.inputs.table:TABLE",
@@ -64,6 +80,7 @@ _LINES = {
         has_columns=False,
         has_pixels=False,
         example="write `name: series-resnet`",
+        augmentations=("jitter",),
         has_signals=True,
     ),
 }

@@ -39,6 +39,16 @@ class Batch:
         return tensors[0]
 
     @property
+    def joined(self) -> Tensor:
+        """Return what a network is called with: the only tensor, or of several all values of an
+        example one after the other `(n, values)`, in the batch's order.
+        """
+        tensors = list(self.tensors.values())
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+
+    @property
     def nbytes(self) -> int:
         """Return the size of all tensors, bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

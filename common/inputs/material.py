@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class Preparation(Protocol):
 def write_preparation(preparation: Preparation) -> bytes:
     """Return a preparation as it is among a backbone's tensors."""
     return json.dumps(preparation.to_json(), sort_keys=True).encode()
+
+
+def hash_preparation(preparation: Preparation) -> str:
+    """Return SHA-256 of a preparation, as a plan names it."""
+    return f"sha256:{hashlib.sha256(write_preparation(preparation)).hexdigest()}"
 
 
 Augment = Callable[[Batch, str, torch.Generator], Batch]

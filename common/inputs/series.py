@@ -32,6 +32,9 @@ MOST_RATIO = 100
 MOST_STEPS = 1000
 # samples at the lower of two rates that scipy's filter looks at to each side
 FILTER_SIDE = 10
+# deviations of noise, in those of a channel, and of what a channel is multiplied by
+JITTER = 0.05
+SCALING = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +161,21 @@ def example_signal(preparation: Preparation, backbone: BackboneSection, task: Ta
     return Batch({"series": torch.zeros(1, preparation.channels, preparation.section.samples)})
 
 
-def leave_signals(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
-    """Return the batch as it is: a signal has no side that could be the other."""
-    return batch
+def jitter_signals(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
+    """Scale each channel of signals `(n, channels, T)` at random and add noise, each signal by its
+    own draws from `generator` (jittering and scaling: Um et al. 2017, section 3).
+
+    Noise is measured in the channel's own deviation. Behind a signal's end it stays 0.
+    """
+    if augment == "none":
+        return batch
+    signals = batch.only
+    shape = (*signals.shape[:2], 1)
+    scales = 1 + SCALING * torch.randn(shape, generator=generator)
+    noise = JITTER * torch.randn(signals.shape, generator=generator)
+    deviations = signals.std(dim=2, keepdim=True, unbiased=False)
+    is_there = (signals != 0).any(dim=1, keepdim=True)
+    return batch.map(lambda tensor: (tensor * scales + noise * deviations) * is_there)
 
 
 SERIES = Input(
@@ -168,5 +183,5 @@ SERIES = Input(
     plural="signals",
     read_preparation=read_preparation,
     example=example_signal,
-    augment=leave_signals,
+    augment=jitter_signals,
 )

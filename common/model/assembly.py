@@ -17,6 +17,7 @@ from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
 from fedgraft.common.model.public_reference import (
@@ -33,6 +34,7 @@ from fedgraft.common.plan.phases import (
     has_depth_head,
     has_hinges,
     has_reference,
+    rounds_for,
 )
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
@@ -65,6 +67,12 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
+    agreed = section.preparation
+    if agreed is not None and hash_preparation(backbone.preprocess) != agreed:
+        mine = hash_preparation(backbone.preprocess)
+        what = f"inputs are prepared as {mine}, and the plan wants {agreed}"
+        remedy = "use the weights that were agreed on, or correct the plan"
+        raise UserError(what, where="backbone.preparation", remedy=remedy)
     if has_reference(plan.train, plan.privacy):
         return with_reference(backbone, find_reference(plan, backbone, source))
     return backbone
@@ -74,9 +82,10 @@ def check_scales(plan: Plan) -> None:
     """Raise `UserError` where nothing scales the columns of a table, or two things do: a network of
     random values learns little from an income beside an age. Runs that were begun so go on.
     """
-    if not family_line(plan.backbone.name).scaled_by_plan:
+    line = family_line(plan.backbone.name)
+    if not line.scaled_by_plan:
         return
-    if plan.backbone.weights is not None:
+    if plan.backbone.weights is not None and not line.learns:
         brings = f"and the weights of {plan.backbone.name} bring scales of their own"
         if plan.task.ranges:
             raise UserError(f"there, {brings}", where="task.ranges", remedy="leave them out")
@@ -86,7 +95,19 @@ def check_scales(plan: Plan) -> None:
         return
     if plan.task.ranges or not plan.task.numbers or plan.train.start == "standardise":
         return
+    if line.learns and rounds_for(plan.train, "histograms"):
+        return
     first = plan.task.numbers[0]
+    if line.learns:
+        raise UserError(
+            f"missing, and nothing scales the columns of {plan.backbone.name}",
+            where="task.ranges",
+            remedy=(
+                "write `start: standardise` under train: in a round of its own all hospitals tell"
+                " where their numbers lie; or between which values they lie,"
+                f" `task.ranges: [{{columns: [{first}], low: LEAST, high: LARGEST}}]`"
+            ),
+        )
     raise UserError(
         f"{plan.backbone.name} without weights, and nothing scales its columns",
         where="backbone.weights",
@@ -126,7 +147,7 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
     line = family_line(plan.backbone.name)
     if line.learns and not counts_constants(plan.train, plan.privacy, learns=True):
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
-    if line.scaled_by_plan and plan.task.ranges:
+    if _scales_by_ranges(plan):
         declared = tuple(plan.task.declared[name] for name in plan.task.numbers)
     return {
         "image_size": plan.backbone.image_size,
@@ -142,6 +163,16 @@ def shape_options(plan: Agreement) -> dict[str, Any]:
         "ranges": declared,
         "learns_scales": plan.train.start == "standardise",
     }
+
+
+def _scales_by_ranges(plan: Agreement) -> bool:
+    """Whether a plan's ranges scale its columns, and not histograms of a round before a closed
+    form.
+    """
+    line = family_line(plan.backbone.name)
+    if line.learns and plan.train.method == "closed-form":
+        return False
+    return line.scaled_by_plan and bool(plan.task.ranges)
 
 
 def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:
@@ -181,7 +212,7 @@ def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     material = INPUTS[plan.task.material]
     example = material.example(backbone.preprocess, plan.backbone, plan.task)
     probe = draw_probes(plan.task.material, backbone.preprocess, example, 1)
-    return DepthChoice(section.features, section.pool, probe.only)
+    return DepthChoice(section.features, section.pool, probe.joined)
 
 
 def count_outputs(plan: Agreement) -> int:

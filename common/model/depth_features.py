@@ -205,10 +205,26 @@ def choose_stages(
     places = family_of(backbone.name).places
     here = None if places is None else places(example)
     pooled = {name: pool_positions(*outputs[name], pool, here) for name in stages}
-    if len(stages) > 1 and _says_the_same(outputs[stages[-2]], outputs[LAST][0], here):
-        # the deviation is the block's alone
-        stages.remove(LAST if pool == "mean-and-deviation" else stages[-2])
+    if len(stages) > 1:
+        block = outputs[stages[-2]]
+        entering = outputs[LAST][0]
+        joins = family_of(backbone.name).joined is not None
+        if joins:
+            entering = entering[:, : pooled[stages[-2]].shape[1]]
+        if _says_the_same(block, entering, here):
+            _drop_repeated(stages, pool, joins=joins)
     return _thin_out(stages, pooled)
+
+
+def _drop_repeated(stages: list[str], pool: Pool, *, joins: bool) -> None:
+    """Leave out the last block or what enters the classifier, where the block's mean is that, or
+    the beginning of it.
+    """
+    if pool == "mean":
+        del stages[-2]
+    elif not joins:
+        # the deviation is the block's alone
+        stages.remove(LAST)
 
 
 def _says_the_same(block: tuple[Tensor, bool], entering: Tensor, here: Tensor | None) -> bool:

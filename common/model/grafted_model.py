@@ -112,9 +112,11 @@ class GraftedModel(nn.Module):
         self.eval()
 
     def forward(self, inputs: Batch | Tensor) -> Tensor:
-        """Return the outputs (n, outputs) for a prepared batch, or for its only tensor (n, …)."""
+        """Return the outputs (n, outputs) for a prepared batch, or what it
+        joins to (n, …).
+        """
         if isinstance(inputs, Batch):
-            inputs = inputs.only
+            inputs = inputs.joined
         for step in self.steps:
             inputs = step(inputs)
         return inputs

@@ -119,7 +119,7 @@ def compute_features(features: DepthFeatures, batches: Iterable[Batch]) -> Tenso
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        parts = [features(batch.only) for batch in batches]
+        parts = [features(batch.joined) for batch in batches]
     finally:
         torch.set_num_threads(threads)
     return torch.cat(parts)

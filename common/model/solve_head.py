@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.common.backbones import family_of
+from fedgraft.common.backbones.family import NetworkShape
+from fedgraft.common.model.depth_features import LAST
 from fedgraft.common.plan.agreement import Agreement
+from fedgraft.common.plan.phases import has_hinges
 from fedgraft.common.statistics.gram_sums import GramSums, Rounding
 from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution, solve_ridge, standardise
+from fedgraft.common.statistics.two_priors import solve_two_groups
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.closed_form import ClosedForm, NoisyForm
 
@@ -35,10 +40,25 @@ def solve_head(sums: GramSums, plan: Agreement, head_name: str) -> SolvedHead:
     Raises:
         ValueError: sums of no records.
     """
-    solution = solve_ridge(standardise(sums, rounding_of(plan).unit))
+    standard = standardise(sums, rounding_of(plan).unit)
+    joined = count_joined(plan)
+    if joined:
+        solution = solve_two_groups(standard, joined)
+    else:
+        solution = solve_ridge(standard)
     weights, bias = closed_form_of(plan).head(solution, plan.train.closed_form.prior)
     tensors = {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
     return SolvedHead(tensors, solution)
+
+
+def count_joined(plan: Agreement) -> int:
+    """Return how many of a plan's features are a table's beside an image's: the last ones."""
+    joined = family_of(plan.backbone.name).joined
+    selected = plan.train.closed_form.features
+    if joined is None or (selected not in ("all", "last") and LAST not in selected):
+        return 0
+    hinges = has_hinges(plan.train, plan.privacy)
+    return joined(NetworkShape(category_sizes=plan.task.category_sizes, hinges=hinges))
 
 
 def solve_noisy_head(noisy: NoisySums, plan: Agreement, head_name: str) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class BackboneSection(Section):
         "signal",
         "channels",
         "windows",
+        "preparation",
     )
 
     name: Text = Field(
@@ -55,12 +56,20 @@ class BackboneSection(Section):
             " beforehand), timm/NAME, monai/NAME-3d or -2d, series-resnet, onnx (a model that"
             " `fedgraft convert` made; of texts onnx-text), fastai/resnet34 and its kin,"
             " fastai/awd-lstm, huggingface, huggingface-image or huggingface-audio (the model in"
-            " the folder `weights`, for texts, images or signals), or a torchvision model such as"
-            " resnet18"
+            " the folder `weights`, for texts, images or signals), a torchvision model such as"
+            " resnet18, or with-table/NAME: one of the networks for images, and a table's columns"
+            " beside it"
         )
     )
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
         default=None, description="if given, the loaded backbone must have this one (sha256:…)"
+    )
+    preparation: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None,
+        description=(
+            "if given, inputs must be prepared in the way that has this hash; `fedgraft validate`"
+            " prints it, and a hospital refuses another"
+        ),
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
         default=None,

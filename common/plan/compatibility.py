@@ -84,9 +84,7 @@ def check_material(
     if backbone.max_length is not None and not line.has_text:
         what = f"there, and {task.kind} reads no texts"
         problems.append(Problem("backbone.max_length", what, "leave it out"))
-    if train.augment != "none" and not line.has_pixels:
-        what = f"{train.augment} is for images"
-        problems.append(Problem("train.augment", what, "write `augment: none`"))
+    problems += check_augmentation(task, train)
     return problems
 
 
@@ -129,6 +127,16 @@ def check_pixels(task: TaskSection, backbone: BackboneSection) -> list[Problem]:
         what = f"{backbone.image_channels}, and a converted model takes images in colour"
         problems.append(Problem("backbone.channels", what, "leave it out"))
     return problems
+
+
+def check_augmentation(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of an augmentation that is another material's."""
+    known = input_line(task.material).changes
+    if train.augment in ("none", *known):
+        return []
+    what = f"{train.augment} is for {'series' if train.augment == 'jitter' else 'images'}"
+    remedy = " or ".join(f"`augment: {name}`" for name in ("none", *known))
+    return [Problem("train.augment", what, f"write {remedy}")]
 
 
 def check_proximal(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:
@@ -248,13 +256,16 @@ def check_learning(backbone: BackboneSection, train: TrainSection) -> list[Probl
     """Return what does not go with a backbone of constants, or needs one."""
     name = backbone.name
     problems: list[Problem] = []
-    if not family_line(name).learns:
+    line = family_line(name)
+    if not line.learns:
         if not train.closed_form.hinges:
             what = f"false, and {name} has none"
             problems.append(Problem("train.closed_form.hinges", what, "leave it out"))
         if train.closed_form.constants != "counted":
             what = f"{train.closed_form.constants}, and {name} has none"
             problems.append(Problem("train.closed_form.constants", what, "leave it out"))
+        return problems
+    if not line.is_untrained:
         return problems
     if train.method == "steps":
         what = f"steps, and {name} is solved for in closed form alone"
@@ -303,6 +314,9 @@ def check_scales_counted(
         return [Problem(key, "standardise, and task.ranges scale the columns", "leave one out")]
     if not task.numbers:
         return [Problem(key, "standardise, and no column holds numbers", "leave it out")]
+    if family_line(name).learns and train.activations != "float32":
+        what = f"{train.activations}, and rows are kept as they are until their scales are told"
+        return [Problem("train.activations", what, "write `activations: float32`")]
     if train.rounds < 2:
         return [Problem("train.rounds", "1, and that one is for the scales", "write 2 or more")]
     return []

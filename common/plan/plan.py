@@ -59,7 +59,7 @@ class Plan(Agreement):
             what = f"{weights} is no file of weights, and {self.backbone.name} reads no folders"
             remedy = f"name a file ({', '.join(WEIGHT_FILES)})"
             problems.append(Problem("backbone.weights", what, remedy))
-        if self.backbone.weights is not None and line.learns:
+        if self.backbone.weights is not None and line.is_untrained:
             what = f"{weights}, and {self.backbone.name} has nothing that was trained beforehand"
             problems.append(Problem("backbone.weights", what, "leave it out"))
         if self.simulation is not None:

@@ -89,12 +89,13 @@ class TaskSection(Section):
         description="names of the classes, in the order of outputs"
     )
     columns: Names = Field(
-        default=(), description="tables only: the feature columns, in the order of the inputs"
+        default=(),
+        description="tables, alone or beside images: the feature columns, in the order of inputs",
     )
     categories: tuple[CategorySection, ...] = Field(
         default=(),
         description=(
-            "tables only: the columns that hold categories, such as {column: sex, values: [f, m]}"
+            "of tables: the columns that hold categories, such as {column: sex, values: [f, m]}"
         ),
     )
     ranges: tuple[RangeSection, ...] = Field(
@@ -126,12 +127,17 @@ class TaskSection(Section):
     @property
     def material(self) -> str:
         """Return the name of the raw material: a member of `common.inputs.INPUTS`."""
-        return self.kind.partition("-")[0]
+        return self.kind.removesuffix(f"-{self.question}")
 
     @property
     def question(self) -> str:
         """Return the name of the question: a member of `common.tasks.TASKS`."""
-        return self.kind.partition("-")[2]
+        # a raw material may have dashes, too: image-and-table
+        for question in TASKS:
+            material = self.kind.removesuffix(f"-{question}")
+            if material != self.kind and material in INPUTS:
+                return question
+        raise ValueError(f"{self.kind} is no kind of task")
 
     @property
     def encoding(self) -> Mapping[str, tuple[int | str, ...]]:

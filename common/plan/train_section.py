@@ -65,15 +65,16 @@ class ClosedFormSection(Section):
     hinges: bool = Field(
         default=True,
         description=(
-            "backbone columns only, and not under differential privacy: numbers are bent at the 10,"
-            " 30, 50, 70 and 90 % quantiles of all records, or at these parts of their ranges"
+            "columns and with-table/… only, and not under differential privacy: numbers are bent at"
+            " the 10, 30, 50, 70 and 90 % quantiles of all records, or at these parts of their"
+            " ranges"
         ),
     )
     constants: Literal["counted", "declared"] = Field(
         default="counted",
         description=(
-            "backbone columns only: where numbers are clipped, centred and bent; counted: by"
-            " histograms, in a round of their own; declared: by task.ranges, as always under"
+            "columns and with-table/… only: where numbers are clipped, centred and bent; counted:"
+            " by histograms, in a round of their own; declared: by task.ranges, as always under"
             " differential privacy"
         ),
     )
@@ -202,8 +203,12 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate over the rounds"
     )
-    augment: Literal["none", "flip", "flip-crop"] = Field(
-        default="none", description="images: random flips and crops"
+    augment: Literal["none", "flip", "flip-crop", "jitter"] = Field(
+        default="none",
+        description=(
+            "images: random flips and crops; series: jitter, each channel scaled at random and"
+            " noise added"
+        ),
     )
     loss: Literal["cross-entropy", "balanced"] = Field(
         default="cross-entropy",

@@ -71,7 +71,8 @@ def invert_gradients(
     Raises:
         UserError: no finished run there, or one of tables.
     """
-    if not input_line(plan.task.material).has_pixels:
+    line = input_line(plan.task.material)
+    if not line.has_pixels or line.has_columns:
         remedy = "leave it out for tables"
         raise UserError("inversion is for images", where="attacks", remedy=remedy)
     target = open_target(plan, run, nodes)

@@ -203,7 +203,7 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
     model = working_model(backbone, plan)
     losses = losses_of(plan.task)
     try:
-        check_gradients(model, plan.privacy.grad_sample_mode, probes.only, losses)
+        check_gradients(model, plan.privacy.grad_sample_mode, probes.joined, losses)
     except Refused as refused:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 

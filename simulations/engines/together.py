@@ -188,7 +188,7 @@ class Stack:
     def train(self) -> list[TrainedNode]:
         """Return every node's adapter after all of its steps, in the order that was given."""
         everything = [examples.inputs(torch.arange(len(examples))) for examples in self._examples]
-        inputs = torch.cat([batch.only for batch in everything])
+        inputs = torch.cat([batch.joined for batch in everything])
         labels = torch.cat([examples.labels for examples in self._examples])
         values: dict[str, Tensor] = {}
         for name, value in self._received.items():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.inputs.series import Signal, SignalPreparation, read_preparation
 from fedgraft.common.plan.signal_section import SignalSection
@@ -109,6 +110,28 @@ def test_what_travels_gives_the_same_signals() -> None:
     assert arrived == made
     assert draw_probes("series", made, made(torch.zeros(1, 2, 4)), 3).only.shape == (3, 2, 77)
     assert made([]).only.shape == (0, 2, 77)
+
+
+def test_jitter_is_each_signals_own() -> None:
+    """A draw that all share, or noise scaled by the next signal, would make one record's gradient
+    depend on another's; noise behind a signal's end would give it a length that it has not.
+    """
+    augment = INPUTS["series"].augment
+    signals = torch.randn(3, 2, 60, generator=torch.Generator().manual_seed(0))
+    signals[1, :, 40:] = 0.0
+    batch = Batch({"series": signals})
+    changed = augment(batch, "jitter", torch.Generator().manual_seed(1)).only
+    again = augment(batch, "jitter", torch.Generator().manual_seed(1)).only
+    assert torch.equal(changed, again)
+    assert torch.equal(augment(batch, "none", torch.Generator()).only, signals)
+    assert not changed[1, :, 40:].any()
+    moved = (changed - signals).abs().mean(2)
+    assert bool((moved > 0.005).all())
+    assert bool((moved < 0.5).all())
+
+    louder = Batch({"series": torch.cat([signals[:1], 1000 * signals[1:]])})
+    beside = augment(louder, "jitter", torch.Generator().manual_seed(1)).only
+    assert torch.equal(beside[0], changed[0])
 
 
 WRONG: list[dict[str, Any]] = [

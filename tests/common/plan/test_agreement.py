@@ -31,6 +31,7 @@ task.classes=[nine, eight, seven, six, five]
 task.labels=[9, 8, 7, 6, 5]
 backbone.name=cifar-resnet56
 backbone.fingerprint="sha256:{zeros}"
+backbone.preparation="sha256:{zeros}"
 backbone.image_size=64
 backbone.channels=4
 backbone.windows=[[0, 80], [-20, 180], [-800, 2000]]
@@ -124,6 +125,7 @@ pretrain=null task.kind=volume-classification task.columns=[] task.categories=[]
 pretrain=null task.kind=volume-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=resnet18 backbone.volume={slices: 3} backbone.volume.slices=4
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={samples: 16}
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.samples=99
+pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} train.augment=jitter
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.rate=100
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.channels=[II, V1]
 pretrain=null task.kind=series-classification task.columns=[] task.categories=[] backbone.weights=null backbone.name=series-resnet backbone.signal={} backbone.signal.standardise=false
