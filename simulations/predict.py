@@ -193,8 +193,9 @@ def _read_list(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield images and their rows one by one."""
     task = shared.plan.task
     columns = TableColumns.of(task.columns, task.encoding, task.target)
+    form = PixelForm.of(shared.plan.backbone)
     for name, file, row in read_unlabelled(data, columns):
-        yield [name], [pair(file, row)]
+        yield [name], [pair(file, row, form)]
 
 
 def _read_archive(data: Path, form: PixelForm) -> Iterator[Batch]:

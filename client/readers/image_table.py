@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from fedgraft.client.readers import reader
+from fedgraft.client.readers.files import image_files
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.manifest import file_at, read_listed
+from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.reader import (
     ManifestColumns,
     Reader,
@@ -50,7 +52,7 @@ def read_list(request: ReadRequest) -> Source:
     names = find_label(cells, request.manifest, request.table.target)
     allow_unknown = request.reading.unknown_categories == "missing"
     encoded = encode_rows(cells, request.table, names, allow_unknown=allow_unknown)
-    images = read_listed(replace(request, manifest=names), cells)
+    images = read_listed(replace(request, manifest=names), cells, image_files(request.form))
     listed: dict[str, int] = {}
     for row, name in enumerate(cells.column(names.path)):
         listed[file_at(cells, name)] = row
@@ -111,9 +113,9 @@ def read_unlabelled(path: Path, columns: TableColumns) -> list[tuple[str, Path, 
     return listed
 
 
-def pair(file: Path, row: torch.Tensor) -> ImageWithRow:
+def pair(file: Path, row: torch.Tensor, form: PixelForm) -> ImageWithRow:
     """Return an image file and its row as a raw record. Raise `UserError` where it is no image."""
-    images = read_images([file])
+    images = read_images([file], form=form)
     assert isinstance(images, torch.Tensor)
     return ImageWithRow(images[0], row)
 
@@ -128,5 +130,5 @@ IMAGE_TABLE = Reader(
     matches=has_suffix(*SUFFIXES),
     read=read_list,
     gives=lambda _: reader.IMAGES_WITH_ROWS,
-    options=lambda request: (request.manifest, request.table),
+    options=lambda request: (request.manifest, request.table, request.form),
 )

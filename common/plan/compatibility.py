@@ -119,9 +119,15 @@ def takes_slices(backbone: BackboneSection) -> bool:
 def check_pixels(task: TaskSection, backbone: BackboneSection) -> list[Problem]:
     """Return what of the channels of images does not suit the raw material, or the network."""
     problems: list[Problem] = []
+    line = input_line(task.material)
     for key in ("channels", "windows"):
-        if getattr(backbone, key) and not input_line(task.material).has_pixels:
+        if not getattr(backbone, key):
+            continue
+        if not line.has_pixels:
             what = f"there, and {task.kind} reads no images"
+            problems.append(Problem(f"backbone.{key}", what, "leave it out"))
+        elif line.has_columns:
+            what = "there, and an image beside a table's row is grey or in colour, as it shows"
             problems.append(Problem(f"backbone.{key}", what, "leave it out"))
     if backbone.image_channels not in (None, 3) and backbone.name == "onnx":
         what = f"{backbone.image_channels}, and a converted model takes images in colour"
