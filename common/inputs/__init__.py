@@ -48,12 +48,14 @@ _LINES = {
         has_columns=False,
         has_pixels=True,
         example="write `name: cifar-resnet20`, or a torchvision model's name",
+        augmentations=("affine",),
     ),
     "image-and-table": InputLine(
         "fedgraft.common.inputs.image_and_table:IMAGE_AND_TABLE",
         has_columns=True,
         has_pixels=True,
         example="write `name: with-table/NAME`, NAME of an image's network, such as resnet18",
+        augmentations=("affine",),
     ),
     "tabular": InputLine(
         "fedgraft.common.inputs.table:TABLE",
@@ -73,6 +75,7 @@ _LINES = {
         has_columns=False,
         has_pixels=False,
         example="write `name: monai/resnet18-3d`, or another 3-D network of MONAI",
+        augmentations=("shift-scale",),
         has_volumes=True,
     ),
     "series": InputLine(

@@ -19,6 +19,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation
 from fedgraft.common.inputs.public_patches import cut_patches
+from fedgraft.common.inputs.random_affine import draw_affine
 from fedgraft.common.plan.backbone_section import MOST_CHANNELS, BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
@@ -216,12 +217,14 @@ def example_image(preparation: Preparation, backbone: BackboneSection, task: Tas
 
 
 def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
-    """Flip, or flip and crop (4 pixels of padding), images `(n, channels, H, W)`, each by its own
-    draw from `generator`.
+    """Flip, flip and crop (4 pixels of padding), or turn, move and resize images `(n, channels, H,
+    W)`, each by its own draw from `generator`.
     """
     if augment == "none":
         return batch
     images = batch.only
+    if augment == "affine":
+        return Batch({"image": draw_affine(images, generator)})
     is_flipped = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(is_flipped[:, None, None, None], images.flip(-1), images)
     if augment == "flip":

@@ -29,6 +29,9 @@ Sides = tuple[float, float, float]
 AXES = (1, 2, 3)
 # of one volume, where it is looked at in overlapping parts
 MOST_CROPS = 512
+# of intensities, at most
+SCALING = 0.1
+SHIFT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,9 +257,20 @@ def example_volume(preparation: Preparation, backbone: BackboneSection, task: Ta
     return Batch({"volume": torch.zeros(1, *preparation.shape)})
 
 
-def leave_volumes(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
-    """Return the batch as it is: a body has no left that could be its right."""
-    return batch
+def shift_and_scale(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
+    """Multiply the intensities of volumes `(n, channels, D, H, W)` by a number around 1 and add one
+    around 0, each volume by its own draws from `generator`. None is mirrored: a body's left is not
+    its right.
+
+    As MONAI's RandScaleIntensity and RandShiftIntensity: v (1 + factor) + offset.
+    """
+    if augment == "none":
+        return batch
+    volumes = batch.only
+    shape = (len(volumes), 1, 1, 1, 1)
+    factors = SCALING * (2 * torch.rand(shape, generator=generator) - 1)
+    offsets = SHIFT * (2 * torch.rand(shape, generator=generator) - 1)
+    return batch.map(lambda tensor: tensor * (1 + factors) + offsets)
 
 
 VOLUME = Input(
@@ -264,5 +278,5 @@ VOLUME = Input(
     plural="volumes",
     read_preparation=read_preparation,
     example=example_volume,
-    augment=leave_volumes,
+    augment=shift_and_scale,
 )

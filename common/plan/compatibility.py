@@ -140,7 +140,8 @@ def check_augmentation(task: TaskSection, train: TrainSection) -> list[Problem]:
     known = input_line(task.material).changes
     if train.augment in ("none", *known):
         return []
-    what = f"{train.augment} is for {'series' if train.augment == 'jitter' else 'images'}"
+    takers = [name for name in ("image", "volume") if train.augment in input_line(name).changes]
+    what = f"{train.augment} is for {f'{takers[0]}s' if takers else 'series'}"
     remedy = " or ".join(f"`augment: {name}`" for name in ("none", *known))
     return [Problem("train.augment", what, f"write {remedy}")]
 

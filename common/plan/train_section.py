@@ -203,11 +203,12 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate over the rounds"
     )
-    augment: Literal["none", "flip", "flip-crop", "jitter"] = Field(
+    augment: Literal["none", "flip", "flip-crop", "affine", "jitter", "shift-scale"] = Field(
         default="none",
         description=(
-            "images: random flips and crops; series: jitter, each channel scaled at random and"
-            " noise added"
+            "images: random flips and crops, or affine, turned by up to 10 degrees, moved and"
+            " resized; series: jitter, each channel scaled at random and noise added; volumes:"
+            " shift-scale, brighter or darker"
         ),
     )
     loss: Literal["cross-entropy", "balanced"] = Field(

@@ -19,13 +19,27 @@ from fedgraft.simulations.results_in_words import describe_results
 from fedgraft.simulations.results_table import COLUMNS, list_models, show_cells
 
 SEEDS = 3
+# on the last block, between the head that sums give and one that sums over adapted features give
+ADAPTERS = (
+    "adapter.method=lora",
+    "adapter.targets=last-block",
+    "train.method=steps",
+    "train.start=closed-form",
+    "train.finish=closed-form",
+    "train.rounds=6",
+    "train.optimizer.lr=5e-4",
+)
 
 
 class Measured(NamedTuple):
-    """A ready plan that is measured: in which file of results, beside which baselines."""
+    """A ready plan that is measured: in which file of results, beside which baselines, with what
+    changed.
+    """
 
     file: str
     baselines: str
+    plan: str = ""
+    changes: tuple[str, ...] = ()
 
 
 PLANS = {
@@ -34,6 +48,7 @@ PLANS = {
     "heart": Measured("heart", "all"),
     "pneumonia-one-round": Measured("one-round", "none"),
     "ultrasound": Measured("families", "alone,random-backbone"),
+    "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
 
 
@@ -46,18 +61,25 @@ def main() -> None:
 def measure(name: str) -> None:
     """Run one plan over the seeds, print its table and record it."""
     measured = PLANS[name]
-    plan = load_plan(name)
+    ready = measured.plan or name
+    plan = load_plan(ready)
     if plan.pretrain is not None:
-        pretrain(plan, find_plan(name))
+        pretrain(plan, find_plan(ready))
     with tempfile.TemporaryDirectory() as folder:
         results = run_over_seeds(
-            name, (), Path(folder) / name, seeds=SEEDS, baselines=measured.baselines
+            ready,
+            measured.changes,
+            Path(folder) / name,
+            seeds=SEEDS,
+            baselines=measured.baselines,
         )
     table = ResultTable(("model", *COLUMNS))
     for model in list_models(results):
         table.add(model.name, *show_cells(model))
     print(table.to_markdown(), flush=True)
-    command = f"fedgraft simulate {name} --seeds {SEEDS} --baselines {measured.baselines}"
+    command = f"fedgraft simulate {ready} --seeds {SEEDS} --baselines {measured.baselines}"
+    for change in measured.changes:
+        command += f" --set {change}"
     record(measured.file, name, table, notes=describe_results(results), command=command)
 
 

@@ -137,6 +137,36 @@ def test_augmentation_moves_pixels_and_invents_none():
         assert torch.equal(image, flip) or torch.equal(image, flip.flip(-1))
 
 
+def test_images_are_turned_and_moved_each_by_its_own_draw():
+    """A draw that all share would make one record's gradient depend on another's; one from the
+    global state would give other bits at the next run.
+    """
+    side = 40
+    image = torch.zeros(1, 3, side, side)
+    image[..., 16:24, 10:18] = 1.0
+    batch = Batch({"image": image.expand(20, -1, -1, -1) - 0.5})
+    before = torch.random.get_rng_state()
+    changed = augment_images(batch, "affine", torch.Generator().manual_seed(0)).only
+    assert torch.equal(before, torch.random.get_rng_state())
+    again = augment_images(batch, "affine", torch.Generator().manual_seed(0)).only
+    assert torch.equal(changed, again)
+    first = augment_images(batch[:1], "affine", torch.Generator().manual_seed(0)).only
+    assert torch.equal(changed[:1], first)
+    # what comes into view is as dark as the darkest pixel
+    assert changed.min() == -0.5
+    inside = changed[:, 0] + 0.5
+    size = inside.sum((1, 2))
+    assert bool(((size > 64 * 0.79) & (size < 64 * 1.23)).all())
+    columns = torch.arange(side, dtype=torch.float32)
+    across = (inside.sum(1) * columns).sum(1) / size
+    is_mirrored = across > side / 2
+    assert 0 < int(is_mirrored.sum()) < 20
+    # at 13.5 or 25.5, less what 10 degrees, 5 % and 10 % may move it
+    at = torch.where(is_mirrored, side - 1 - across, across)
+    assert bool(((at - 13.5).abs() < 0.05 * side + 6 * 0.13 + 0.5).all())
+    assert len(set(across.tolist())) == 20
+
+
 class Two:
     """Two normal distributions on a line, at −1 and 1, in unequal numbers."""
 

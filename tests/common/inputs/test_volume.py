@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.inputs.volume import (
     Volume,
@@ -215,3 +216,25 @@ def test_a_preparation_that_lacks_a_key_is_refused(missing: str) -> None:
     data.pop(missing)
     with pytest.raises(UserError, match="cannot be"):
         read_preparation(data)
+
+
+@pytest.mark.slow
+def test_volumes_are_made_brighter_as_monai_does() -> None:
+    """A draw that all share would make one record's gradient depend on another's."""
+    from monai.transforms import ScaleIntensity, ShiftIntensity
+
+    augment = INPUTS["volume"].augment
+    volumes = torch.randn(3, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    batch = Batch({"volume": volumes})
+    changed = augment(batch, "shift-scale", torch.Generator().manual_seed(1)).only
+    assert torch.equal(augment(batch, "none", torch.Generator()).only, volumes)
+    seen = set()
+    for volume, other in zip(volumes, changed, strict=True):
+        low, high = volume.min(), volume.max()
+        factor = float((other.max() - other.min()) / (high - low)) - 1
+        offset = float(other.min() - low * (1 + factor))
+        assert max(abs(factor), abs(offset)) <= 0.1001
+        theirs = ShiftIntensity(offset)(ScaleIntensity(minv=None, maxv=None, factor=factor)(volume))
+        torch.testing.assert_close(other, torch.as_tensor(theirs), rtol=1e-4, atol=1e-5)
+        seen.add(round(factor, 5))
+    assert len(seen) == 3
