@@ -77,11 +77,16 @@ def test_the_readme_is_one_page() -> None:
 
 
 # ── examples of files ─────────────────────────────────────────────────────────────────────────────
+def yamls_of(page: str, first_key: str) -> list[dict]:
+    """Return the YAML blocks of a page that begin with a key."""
+    blocks = [block.text for block in read_blocks(read_page(page)) if block.language == "yaml"]
+    return [yaml.safe_load(text) for text in blocks if text.startswith(f"{first_key}:")]
+
+
 def yaml_of(page: str, first_key: str) -> dict:
     """Return the one YAML block of a page that begins with a key."""
-    blocks = [block.text for block in read_blocks(read_page(page)) if block.language == "yaml"]
-    (found,) = [text for text in blocks if text.startswith(f"{first_key}:")]
-    return yaml.safe_load(found)
+    (found,) = yamls_of(page, first_key)
+    return found
 
 
 def test_the_study_of_the_page_is_one() -> None:
@@ -101,11 +106,14 @@ def test_data_and_task_of_the_page_are_valid(tmp_path: Path) -> None:
     """A hospital's engineer copies them, too."""
     node = {"name": "a", "store": "store"} | yaml_of("your-data.md", "data")
     assert check_node_file(node, {}, tmp_path / "node.yaml").data.columns.label == "finding"
-    plan = {"name": "p", "backbone": {"name": "mlp"}, "adapter": {"method": "head"}}
-    plan |= yaml_of("your-data.md", "task")
-    file = tmp_path / "plan.yaml"
-    file.write_text(yaml.safe_dump(plan))
-    assert load_plan(file).task.inputs == 4
+    inputs: list[int] = []
+    for task in yamls_of("your-data.md", "task"):
+        plan = {"name": "p", "backbone": {"name": "mlp"}, "adapter": {"method": "head"}}
+        file = tmp_path / "plan.yaml"
+        file.write_text(yaml.safe_dump(plan | task))
+        inputs.append(load_plan(file).task.inputs)
+    # a category of two values is two inputs
+    assert inputs == [4, 4]
 
 
 # ── for whom ──────────────────────────────────────────────────────────────────────────────────────
