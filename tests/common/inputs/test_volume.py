@@ -221,7 +221,7 @@ def test_a_preparation_that_lacks_a_key_is_refused(missing: str) -> None:
 @pytest.mark.slow
 def test_volumes_are_made_brighter_as_monai_does() -> None:
     """A draw that all share would make one record's gradient depend on another's."""
-    from monai.transforms import ScaleIntensity, ShiftIntensity
+    from monai.transforms.intensity.array import ScaleIntensity, ShiftIntensity
 
     augment = INPUTS["volume"].augment
     volumes = torch.randn(3, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
