@@ -26,8 +26,9 @@ from fedgraft.common.statistics.histograms import (
     empty_histograms,
 )
 
-# records, of which each may have an image beside its row
-AT_ONCE = 256
+# records that are counted together, and prepared together: each may have an image beside its row
+COUNTED = 4096
+PREPARED = 256
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ def count_split(examples: Examples, plan: Agreement) -> TableHistograms:
     """Return the histograms of the numbers among a table's inputs, over all examples."""
     numbers = number_inputs(plan.task.category_sizes)
     total = empty_histograms(len(numbers))
-    for start in range(0, len(examples), AT_ONCE):
-        positions = torch.arange(start, min(start + AT_ONCE, len(examples)))
-        rows = examples.inputs(positions).tensors[ROW].numpy()
-        total = total + count_columns(np.ascontiguousarray(rows[:, numbers], np.float32))
+    for positions in torch.arange(len(examples)).split(COUNTED):
+        parts: list[np.ndarray] = []
+        for some in positions.split(PREPARED):
+            rows = examples.inputs(some).tensors[ROW].numpy()
+            parts.append(rows[:, numbers])
+        total = total + count_columns(np.concatenate(parts).astype(np.float32, copy=False))
     return total

@@ -36,6 +36,7 @@ from fedgraft.common.backbones.huggingface_shapes import (
 )
 from fedgraft.common.backbones.huggingface_tensors import DESCRIPTION, NATIVE
 from fedgraft.common.backbones.huggingface_text import NETWORKS as TEXT_NETWORKS
+from fedgraft.common.backbones.image_channels import COLOURS
 from fedgraft.common.backbones.reference import NAME as REFERENCE
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
@@ -162,6 +163,13 @@ def check_exportable(shared: SharedModel, run: Path) -> HuggingFaceShape:
         raise UserError(what, where=where, remedy=remedy)
     if shared.plan.task.question != "classification":
         what = f"it answers {shared.plan.task.question}, and the library's classifier tells classes"
+        raise UserError(what, where=where, remedy="use `fedgraft predict`")
+    if not isinstance(shared.preprocess, TextPreparation | Preprocess):
+        what = "it sees slices of volumes, and the library's classifier images"
+        raise UserError(what, where=where, remedy="use `fedgraft predict`")
+    if shared.plan.backbone.image_channels not in (None, COLOURS):
+        what = f"its images have {shared.plan.backbone.image_channels} channels, and those that the"
+        what += " library prepares are in colour"
         raise UserError(what, where=where, remedy="use `fedgraft predict`")
     depths = shared.model.depths
     if depths is not None and depths.stages != (LAST,):
@@ -342,7 +350,7 @@ def compare(shared: SharedModel, described: HuggingFaceShape, whole: Any) -> flo
         inputs, arguments = _draw_texts(shared, described, whole, generator)
     else:
         side = _preparation_of_images(shared).crop or getattr(described, "image_size", 0)
-        inputs = torch.randn(PROBES, 3, side, side, generator=generator)
+        inputs = torch.randn(PROBES, COLOURS, side, side, generator=generator)
         arguments = {"pixel_values": inputs}
     ours = shared.model(inputs)
     theirs = whole(**arguments).logits

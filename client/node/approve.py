@@ -28,7 +28,12 @@ from fedgraft.common.files.bundle import (
     read_bundle,
     unpacked,
 )
-from fedgraft.common.model.assembly import plan_backbone, plan_model, shape_options
+from fedgraft.common.model.assembly import (
+    find_weights,
+    load_network,
+    plan_model,
+    shape_options,
+)
 from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
@@ -110,7 +115,7 @@ def _load_shape(plan: Plan, base: Path, weights: str | None) -> Backbone:
     if weights is None and plan.backbone.weights is None:
         what = f"{plan.backbone.name} is described by its weights, and the plan names none"
         raise UserError(what, where="backbone.weights", remedy="say where they are: --weights PATH")
-    return plan_backbone(plan, base, weights)
+    return load_network(plan, find_weights(plan, base, weights))
 
 
 def unpack_extensions(bundle: Bundle, folder: Path) -> list[Path]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +26,8 @@ from fedgraft.common.inputs.volume import Volume
 # files of a record by its first: its sequences, and then what else its row names
 Parts = Mapping[str, Sequence[str]]
 WHOLE: Parts = MappingProxyType({})
+# (a file or a folder of slices, how many images it has) → the scan
+ReadOne = Callable[[Path, int], Scan]
 
 
 def read_volumes(
@@ -62,8 +64,10 @@ def look_at_volumes(
 
 
 def _look_at(entry: ImageEntry, form: ScanForm, parts: Parts) -> Look:
+    # a sequence's own digest is of what was read for the record
+    read_one = cache(_read_one)
     try:
-        scan = _read(entry.file, form, parts)
+        scan = _read(entry.file, form, parts, read_one)
     except PermissionError:
         return Look(b"", FORBIDDEN)
     except BrokenVolume as error:
@@ -71,12 +75,13 @@ def _look_at(entry: ImageEntry, form: ScanForm, parts: Parts) -> Look:
     except (OSError, ValueError):
         return Look(b"", MISSING)
     content = _hash(scan)
+    own = _hash_parts(entry.file, form, parts, read_one)
     return Look(
         digest=digest(content, entry.label),
         problem="",
         patient=scan.patient,
         content=content_digest(content),
-        parts=tuple(digest(part, entry.label) for part in _hash_parts(entry.file, form, parts)),
+        parts=tuple(digest(part, entry.label) for part in own),
     )
 
 
@@ -89,7 +94,7 @@ def _hash(scan: Scan) -> bytes:
     return hashed.digest()
 
 
-def _hash_parts(path: str, form: ScanForm, parts: Parts) -> list[bytes]:
+def _hash_parts(path: str, form: ScanForm, parts: Parts, read_one: ReadOne) -> list[bytes]:
     """Return the SHA-256 of each image that lies in a record, whether a plan picks it or not: plans
     that pick others, or in another order, or each as a record of its own, share what was spent.
     """
@@ -99,7 +104,7 @@ def _hash_parts(path: str, form: ScanForm, parts: Parts) -> list[bytes]:
     hashes: list[bytes] = []
     for file in files:
         try:
-            hashes.append(_hash(_read_one(file, 1)))
+            hashes.append(_hash(read_one(file, 1)))
         # what is no image here is none in another plan
         except (BrokenVolume, OSError, ValueError):
             continue
@@ -108,7 +113,7 @@ def _hash_parts(path: str, form: ScanForm, parts: Parts) -> list[bytes]:
 
 def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
     try:
-        scan = _read(path, form, parts)
+        scan = _read(path, form, parts, _read_one)
     except BrokenVolume as error:
         remedy = "mend it, or take it out"
         raise UserError(
@@ -121,18 +126,18 @@ def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
     return Volume(torch.from_numpy(np.ascontiguousarray(scan.voxels)), scan.spacing)
 
 
-def _read(path: str, form: ScanForm, parts: Parts) -> Scan:
+def _read(path: str, form: ScanForm, parts: Parts, read_one: ReadOne) -> Scan:
     """Return a record's images, each whole, finite and not blank. Raise `BrokenVolume` or
     `OSError`.
     """
     if not form.sequences:
-        return _read_one(Path(path), form.channels)
+        return read_one(Path(path), form.channels)
     files = [Path(part) for part in parts.get(path, ())][: len(form.sequences)]
     if not files:
         files = find_sequences(Path(path), form.sequences)
     scans: dict[str, Scan] = {}
     for name, file in zip(form.sequences, files, strict=True):
-        scans[name] = _read_one(file, 1)
+        scans[name] = read_one(file, 1)
     return stack_sequences(scans)
 
 

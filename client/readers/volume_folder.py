@@ -22,7 +22,7 @@ from fedgraft.client.readers.files import file_source
 from fedgraft.client.readers.folder import class_folders, stamp_folders
 from fedgraft.client.readers.folder_files import is_system
 from fedgraft.client.readers.looked_at import ImageEntry
-from fedgraft.client.readers.manifest import read_listed
+from fedgraft.client.readers.manifest import file_at, read_listed
 from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.reader import (
     Content,
@@ -116,13 +116,12 @@ def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
         UserError: a column is missing, or a row says no path.
     """
     cells.check_columns(sequences, remedy="; backbone.volume.sequences says them")
-    folder = Path(cells.where).parent
     mistakes: list[UserError] = []
     parts: dict[str, list[str]] = {}
     columns = [cells.column(name) for name in sequences]
     for line, row, *names in zip(cells.lines, cells.rows, *columns, strict=True):
-        files = [os.path.normpath(folder / name) for name in names]
-        parts[files[0]] = files + _list_others(row, folder, files)
+        files = [file_at(cells, name) for name in names]
+        parts[files[0]] = files + _list_others(cells, row, files)
         if not all(names):
             what = f"column {sequences[names.index('')]!r}: no path"
             where = f"{cells.where}:{line}"
@@ -131,11 +130,11 @@ def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
     return parts
 
 
-def _list_others(row: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
+def _list_others(cells: Cells, row: Sequence[str], files: Sequence[str]) -> list[str]:
     """Return volumes that a row names in other columns."""
     others: list[str] = []
     for cell in row:
-        file = os.path.normpath(folder / cell.strip())
+        file = file_at(cells, cell.strip())
         if cell.strip() and file not in files and (is_nifti(file) or os.path.isdir(file)):
             others.append(file)
     return others

@@ -32,7 +32,13 @@ from fedgraft.common.backbones.forward_steps import mean_of_places
 from fedgraft.common.backbones.masked_states import Run, call_block, last_token, pack, unpack
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors
-from fedgraft.common.inputs.text import DEFAULT_LENGTH, VOCABULARY, TextPreparation, is_token
+from fedgraft.common.inputs.text import (
+    DEFAULT_LENGTH,
+    VOCABULARY,
+    TextPreparation,
+    is_token,
+    prepare_texts,
+)
 from fedgraft.common.inputs.tokenizer_file import bytes_of, tensor_of
 from fedgraft.common.inputs.word_tokenizer import (
     LARGEST_FILE,
@@ -147,11 +153,6 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
     return AwdLstm(len(tokens), shape.hidden, shape.files)
 
 
-def prepare_texts(name: str, weights: str | None, size: int | None) -> TextPreparation:
-    """Return what texts go through: cut to a length."""
-    return TextPreparation(size or DEFAULT_LENGTH)
-
-
 def refuse_names(name: str, weights: str) -> dict[str, Tensor]:
     """Raise `UserError`: nothing is fetched."""
     what = f"{weights!r} is no folder here, and nothing is fetched"
@@ -168,7 +169,7 @@ def read_shape(state: State, shape: NetworkShape, where: str) -> NetworkShape:
         found = _LAYER.fullmatch(name)
         if found is not None:
             widths[int(found[1])] = tensor.shape[0] // 4
-    is_whole = list(sorted(widths)) == list(range(len(widths)))
+    is_whole = sorted(widths) == list(range(len(widths)))
     if content is None or not is_whole or not 1 <= len(widths) <= MOST_LAYERS:
         what = "these are not the tensors of an AWD-LSTM and its vocabulary"
         remedy = "give the folder of an encoder, or a file that fedgraft wrote"

@@ -37,7 +37,13 @@ from fedgraft.common.backbones.huggingface_text import (
     USED_BY_STEPS,
 )
 from fedgraft.common.errors import UserError
-from fedgraft.common.inputs.text import DEFAULT_LENGTH, TOKENIZER, TextPreparation, is_token
+from fedgraft.common.inputs.text import (
+    DEFAULT_LENGTH,
+    TOKENIZER,
+    TextPreparation,
+    is_token,
+    prepare_texts,
+)
 from fedgraft.common.inputs.tokenizer_file import count_tokens, open_tokenizer, tensor_of
 
 NAME = "huggingface"
@@ -52,11 +58,6 @@ def build(name: str, shape: NetworkShape) -> nn.Module:
         raise UserError(what, where="backbone.weights", remedy="write the folder, such as ./minilm")
     described = read_shape(shape.files[DESCRIPTION], TEXT_SHAPES, name)
     return NETWORKS[described.model_type](described, shape.files)
-
-
-def prepare_texts(name: str, weights: str | None, size: int | None) -> TextPreparation:
-    """Return what texts go through: cut to a length."""
-    return TextPreparation(size or DEFAULT_LENGTH)
 
 
 def read_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:

@@ -16,7 +16,7 @@ from fedgraft.common.backbones.graph_network import GRAPH, GraphNetwork, ImageBl
 from fedgraft.common.backbones.graph_shape import read_graph
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.image import Preprocess
-from fedgraft.common.inputs.text import DEFAULT_LENGTH, TOKENIZER, TextPreparation, is_token
+from fedgraft.common.inputs.text import TOKENIZER, is_token, prepare_texts
 from fedgraft.common.inputs.tokenizer_file import bytes_of, open_tokenizer, tensor_of
 
 NAME = "onnx"
@@ -85,11 +85,6 @@ def build_for_texts(name: str, shape: NetworkShape) -> nn.Module:
     net = build(name, shape)
     net.register_buffer(TOKENIZER, tensor_of(shape.files[TOKENIZER]))
     return net
-
-
-def prepare_texts(name: str, weights: str | None, size: int | None) -> TextPreparation:
-    """Return what texts go through: cut to a length."""
-    return TextPreparation(size or DEFAULT_LENGTH)
 
 
 def read_text_files(state: State, shape: NetworkShape, where: str) -> NetworkShape:

@@ -123,6 +123,11 @@ def read_preparation(data: Mapping[str, Any]) -> TextPreparation:
     raise UserError(what, remedy="save the backbone again")
 
 
+def prepare_texts(name: str, weights: str | None, size: int | None) -> TextPreparation:
+    """Return what a family's texts go through: cut to a length."""
+    return TextPreparation(size or DEFAULT_LENGTH)
+
+
 def bind_tokenizer(preparation: Preparation, tensors: Tensors) -> Preparation:
     """Return the preparation of texts with the tokenizer that is among a backbone's tensors."""
     if isinstance(preparation, TextPreparation):

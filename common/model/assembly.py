@@ -50,15 +50,37 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     Raises:
         UserError: weights that are missing, damaged or of another network; says what to do.
     """
+    source = find_weights(plan, base, weights)
+    backbone = load_network(plan, source)
+    if has_reference(plan.train, plan.privacy):
+        return with_reference(backbone, find_reference(plan, backbone, source))
+    return backbone
+
+
+def find_weights(plan: Plan, base: Path, weights: str | None = None) -> str | Path | None:
+    """Return where the values of a plan's backbone come from; arguments as of `plan_backbone`."""
     section = plan.backbone
-    source: str | Path | None = weights or section.weights
     if weights is None and section.weights_file is not None:
         remedy = "copy the file there, or name another as backbone.weights"
         if family_line(section.name).has_folders:
             remedy = "download the model's folder there; nothing is fetched from a hub by its name"
         if plan.pretrain is not None:
             remedy = f"make it: fedgraft pretrain {plan.name}"
-        source = resolve(section.weights_file, base, remedy=remedy)
+        return resolve(section.weights_file, base, remedy=remedy)
+    return weights or section.weights
+
+
+def load_network(plan: Plan, source: str | Path | None) -> Backbone:
+    """Return a plan's backbone without a public reference.
+
+    Args:
+        source: as `find_weights` returns it.
+
+    Raises:
+        UserError: weights that are missing, damaged, of another network, or with inputs prepared in
+            another way than was agreed on.
+    """
+    section = plan.backbone
     backbone = load_backbone(
         section.name,
         weights=source,
@@ -67,14 +89,11 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
-    agreed = section.preparation
-    if agreed is not None and hash_preparation(backbone.preprocess) != agreed:
-        mine = hash_preparation(backbone.preprocess)
-        what = f"inputs are prepared as {mine}, and the plan wants {agreed}"
+    mine = hash_preparation(backbone.preprocess)
+    if section.preparation not in (None, mine):
+        what = f"inputs are prepared as {mine}, and the plan wants {section.preparation}"
         remedy = "use the weights that were agreed on, or correct the plan"
         raise UserError(what, where="backbone.preparation", remedy=remedy)
-    if has_reference(plan.train, plan.privacy):
-        return with_reference(backbone, find_reference(plan, backbone, source))
     return backbone
 
 

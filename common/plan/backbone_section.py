@@ -138,7 +138,7 @@ class BackboneSection(Section):
 
     @model_validator(mode="after")
     def _has_channels(self) -> BackboneSection:
-        problems = check_windows(self.windows)
+        problems = check_windows("windows", self.windows)
         windows = len(self.windows)
         if windows > 1 and windows != self.image_channels:
             what = f"{windows} windows are {windows} channels, and channels says {self.channels}"

@@ -312,7 +312,8 @@ def check_scales_counted(
         return []
     key = "train.start"
     name = backbone.name
-    if not family_line(name).scaled_by_plan:
+    line = family_line(name)
+    if not line.scaled_by_plan:
         return [Problem(key, f"standardise, and {name} scales its own inputs", "leave it out")]
     if privacy.mode != "none":
         what = f"standardise, and under privacy.mode {privacy.mode} no histogram may be told"
@@ -321,7 +322,7 @@ def check_scales_counted(
         return [Problem(key, "standardise, and task.ranges scale the columns", "leave one out")]
     if not task.numbers:
         return [Problem(key, "standardise, and no column holds numbers", "leave it out")]
-    if family_line(name).learns and train.activations != "float32":
+    if line.learns and train.activations != "float32":
         what = f"{train.activations}, and rows are kept as they are until their scales are told"
         return [Problem("train.activations", what, "write `activations: float32`")]
     if train.rounds < 2:

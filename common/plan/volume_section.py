@@ -109,16 +109,15 @@ class VolumeSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> VolumeSection:
-        problems = check_windows(self.windows)
+        single = () if self.window is None else (self.window,)
+        problems = check_windows("windows", self.windows)
+        problems += check_windows("window", single)
         problems += self._check_channels()
         problems += self._check_slices()
         values = math.prod(self.size) * self.inputs
         if values > MOST_VALUES:
             what = f"{values:,} values a record, and at most {MOST_VALUES:,} are taken"
             problems.append(Problem("size", what, "write fewer voxels, or a wider spacing"))
-        if self.window is not None and not self.window[0] < self.window[1]:
-            what = f"{list(self.window)} begins where it ends, or behind"
-            problems.append(Problem("window", what, "write the lowest intensity first"))
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.inputs):
             what = f"{len(self.mean)} and std {len(self.std)}, for {self.inputs} channels"
             problems.append(Problem("mean", what, "write one of each for each channel, or none"))

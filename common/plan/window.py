@@ -14,11 +14,11 @@ Intensity = Annotated[float, Field(ge=-1e6, le=1e6)]
 Window = tuple[Intensity, Intensity]
 
 
-def check_windows(windows: Sequence[tuple[float, float]]) -> list[Problem]:
-    """Return the problem of each window that does not begin below its end."""
+def check_windows(key: str, windows: Sequence[Window]) -> list[Problem]:
+    """Return the problem of each window under a key that does not begin below its end."""
     problems: list[Problem] = []
     for window in windows:
         if not window[0] < window[1]:
             what = f"{list(window)} begins where it ends, or behind"
-            problems.append(Problem("windows", what, "write the lowest intensity first"))
+            problems.append(Problem(key, what, "write the lowest intensity first"))
     return problems

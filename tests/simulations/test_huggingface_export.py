@@ -207,6 +207,28 @@ def test_what_the_library_does_not_compute_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone": {"channels": 4}}, "its images have 4 channels"),
+        (
+            {
+                "task": {"kind": "volume-classification"},
+                "backbone": {"pool": None, "volume": {"size": [8, 16, 16], "slices": 2}},
+            },
+            "slices of volumes",
+        ),
+    ],
+)
+def test_what_the_library_prepares_otherwise_is_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """A traceback about shapes, for a network that was brought to other images than in colour."""
+    run = image_run(tmp_path, "vit", **changes)
+    with pytest.raises(UserError, match=words):
+        export_model(run, tmp_path / "out")
+
+
 def test_what_has_no_classifier_is_refused(tmp_path: Path) -> None:
     """T5's reads a decoder's states, and a ResNet is not in the library's hands."""
     plan = plan_of(TEXTS, write_folder(tmp_path / "model", "t5"), {"backbone": {"pool": None}})

@@ -10,7 +10,9 @@ import pytest
 
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.privacy.ledger_records import DataSet
-from fedgraft.client.readers.orientation import BrokenVolume, orient, orient_grid
+from fedgraft.client.readers import volume_file
+from fedgraft.client.readers.nifti import read_nifti
+from fedgraft.client.readers.orientation import BrokenVolume, Scan, orient, orient_grid
 from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.sequences import find_sequences
 from fedgraft.client.readers.volume_file import read_volumes
@@ -63,6 +65,21 @@ def test_a_record_is_a_folder_with_a_file_of_each(pattern: str, tmp_path: Path) 
     np.testing.assert_array_equal(volume.values.numpy(), seen(3))
     turned = one(tmp_path / "p1", ScanForm(sequences=("flair", "t1")))
     np.testing.assert_array_equal(turned.values.numpy(), seen(3)[[3, 0]])
+
+
+def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that begins by decompressing every scan of its patients twice."""
+    read: list[Path] = []
+
+    def count(path: Path, channels: int = 1) -> Scan:
+        read.append(path)
+        return read_nifti(path, channels)
+
+    monkeypatch.setattr(volume_file, "read_nifti", count)
+    for number in range(2):
+        write_record(tmp_path / ("ill", "well")[number] / "p", number)
+    opened(tmp_path)
+    assert sorted(read) == sorted(tmp_path.rglob("*.nii.gz"))
 
 
 def test_class_folders_with_a_folder_a_record(tmp_path: Path) -> None:
