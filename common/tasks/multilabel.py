@@ -165,5 +165,6 @@ MULTILABEL = Task(
     answered="labels",
     probes=lambda task: torch.tensor([[0], [1]]).expand(2, len(task.classes)),
     describe=describe,
+    parts=MultilabelSums.by_label,
     closed_form=LABEL_HEAD,
 )
