@@ -18,6 +18,18 @@ from fedgraft.common.plan.section import (
 )
 
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+Metric = Literal[
+    "accuracy",
+    "auroc",
+    "f1",
+    "loss",
+    "calibration_error",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "sensitivity_at_90",
+    "sensitivity_at_95",
+]
 
 
 class SubgroupsSection(Section):
@@ -82,10 +94,17 @@ class EvaluateSection(Section):
 
     every: Count = Field(default=1, description="rounds from one measurement to the next")
     metrics: Annotated[
-        tuple[Literal["accuracy", "auroc", "f1", "loss", "calibration_error"], ...],
+        tuple[Metric, ...],
         Field(min_length=1),
         AfterValidator(unique),
-    ] = Field(default=METRICS, description="what is reported")
+    ] = Field(
+        default=METRICS,
+        description=(
+            "what is reported. For rare classes: auprc, the area under precision and recall;"
+            " sensitivity and specificity of the answers (of the second class, with two);"
+            " sensitivity_at_90, the highest with a specificity of 0.90, and sensitivity_at_95"
+        ),
+    )
     subgroups: Annotated[tuple[SubgroupsSection, ...], Field(max_length=20)] = Field(
         default=(),
         description=(

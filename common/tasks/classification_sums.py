@@ -1,8 +1,8 @@
 """Metrics as sums that merge across hospitals: two nodes' sums added equal their pooled
 predictions' sums.
 
-Confusion counts, cross-entropy and calibration bins merge exactly; AUROC by the bins of
-`score_bins.py`.
+Confusion counts, cross-entropy and calibration bins merge exactly; what needs ranks (AUROC, AUPRC,
+sensitivity at a specificity) by the bins of `score_bins.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,27 @@ from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.tasks.score_bins import BINS, bins_of, log_odds
+from fedgraft.common.tasks.score_curves import (
+    average_precisions,
+    precision_errors,
+    sensitivities_at,
+)
 
 CALIBRATION_BINS = 15
 # examples in one report; keeps every sum of counts inside int64
 MOST = 2**40
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+METRICS = (
+    "accuracy",
+    "auroc",
+    "f1",
+    "loss",
+    "calibration_error",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "sensitivity_at_90",
+    "sensitivity_at_95",
+)
 # in `within`, relative and absolute: for sums of floats in another order
 ROUNDING = 1e-6
 
@@ -102,10 +118,11 @@ class ClassificationSums:
     def summary(self) -> dict[str, float | int | None]:
         """Return the metrics; None where one is undefined (no examples; AUROC of one class only).
 
-        accuracy; auroc and f1 of class 1 for two classes, else the unweighted mean over the classes
-        for which they are defined (one against the rest); loss: mean cross-entropy, nats;
-        calibration_error: expected calibration error over 15 equal bins of confidence (Guo et al.
-        2017, eq. 5); examples.
+        accuracy; loss: mean cross-entropy, nats; calibration_error: expected calibration error over
+        15 equal bins of confidence (Guo et al. 2017, eq. 5); examples. All others are of class 1
+        for two classes, else the unweighted mean over the classes for which they are defined (one
+        against the rest): auroc; f1; auprc: average precision; sensitivity and specificity of the
+        answers; sensitivity_at_90: the highest among thresholds of a specificity of 0.90 or more.
         """
         metrics: dict[str, float | int | None] = dict.fromkeys(METRICS)
         metrics["examples"] = self.examples
@@ -114,6 +131,7 @@ class ClassificationSums:
         metrics["accuracy"] = float(np.trace(self.confusion)) / self.examples
         metrics["auroc"] = self._one_or_mean(self._aurocs())
         metrics["f1"] = self._one_or_mean(self._f1s())
+        metrics |= self._summarise_thresholds()
         count, confidence, correct = self.calibration.T
         # all of the examples, or none where only confusion counts were released
         measured = float(count.sum())
@@ -130,6 +148,27 @@ class ClassificationSums:
         tied = (self.positives.astype(float) * self.negatives).sum(axis=1)
         pairs = self.positives.sum(axis=1).astype(float) * self.negatives.sum(axis=1)
         return self._one_or_mean(_ratios(0.5 * tied, pairs)) or 0.0
+
+    def auprc_resolution(self) -> float:
+        """Return the largest possible error of the AUPRC, from scores that fall into one bin."""
+        errors = precision_errors(self.positives, self.negatives)
+        return self._one_or_mean(_known(errors)) or 0.0
+
+    def _summarise_thresholds(self) -> dict[str, float | None]:
+        """Return what a rare class is judged by."""
+        hits = np.diag(self.confusion)
+        of_class = self.confusion.sum(axis=1)
+        others = self.examples - of_class
+        wrongly = self.confusion.sum(axis=0) - hits
+        scores = (self.positives, self.negatives)
+        by_class = {
+            "auprc": _known(average_precisions(*scores)),
+            "sensitivity": _ratios(hits, of_class),
+            "specificity": _ratios(others - wrongly, others),
+            "sensitivity_at_90": _known(sensitivities_at(*scores, 0.90)),
+            "sensitivity_at_95": _known(sensitivities_at(*scores, 0.95)),
+        }
+        return {name: self._one_or_mean(values) for name, values in by_class.items()}
 
     def _one_or_mean(self, by_class: list[float | None]) -> float | None:
         if self.classes == 2:
@@ -176,6 +215,14 @@ class ClassificationSums:
         flat["calibration-confidence"] = confidence.tolist()
         flat["calibration-correct"] = correct.astype(np.int64).tolist()
         return flat
+
+
+def _known(values: np.ndarray) -> list[float | None]:
+    """Return numbers by class; None where there is none (NaN)."""
+    known: list[float | None] = []
+    for value in values.tolist():
+        known.append(None if math.isnan(value) else value)
+    return known
 
 
 def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
