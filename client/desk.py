@@ -213,9 +213,9 @@ class Desk:
                 # of its shape alone: no record is looked at
                 example = train.inputs(torch.zeros(1, dtype=torch.int64))
                 probes = draw_probes(plan.task.material, train.preparation, example, 2)
-                check_gradients(
-                    opened.model, plan.privacy.grad_sample_mode, probes.joined, losses_of(plan.task)
-                )
+                losses = losses_of(plan.task, plan.train)
+                mode = plan.privacy.grad_sample_mode
+                check_gradients(opened.model, mode, probes.joined, losses)
             return opened
 
         # the head may be another in the last round

@@ -37,6 +37,7 @@ def check_agreement(
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
+        *check_class_weights(task, train, privacy),
         *check_central(aggregate, privacy),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
@@ -163,6 +164,30 @@ def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     what = "balanced, and a node's shares of the classes would enter every step without noise"
     remedy = "write `loss: cross-entropy`, or privacy.mode local or central"
     return [Problem("train.loss", what, remedy)]
+
+
+def check_class_weights(
+    task: TaskSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return the problem of weights that fit no classes, or that records decide unseen."""
+    weights = train.class_weights
+    if weights == "none":
+        return []
+    key = "train.class_weights"
+    if train.method == "closed-form":
+        what = "there, and a closed form takes no steps"
+        return [Problem(key, what, "leave it out, or write `closed_form: {prior: equal}`")]
+    if weights != "inverse" and len(weights) != len(task.classes):
+        what = f"{len(weights)} weights for {len(task.classes)} classes"
+        return [Problem(key, what, "write one for each class, in the same order")]
+    if train.loss == "balanced":
+        what = "there, and the balanced loss takes shares of classes out already"
+        return [Problem(key, what, "leave it out, or write `loss: cross-entropy`")]
+    if weights == "inverse" and privacy.mode == "sample":
+        what = "inverse, and a node's shares of the classes would enter every step without noise"
+        remedy = "state them, such as `[1, 9]`, from what is known anywhere, not from the data"
+        return [Problem(key, what, remedy)]
+    return []
 
 
 def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:

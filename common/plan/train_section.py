@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from fedgraft.common.plan.section import Count, Names, Problem, Section, check_together
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Weights = Annotated[tuple[Weight, ...], Field(min_length=2, max_length=1000)]
 
 
 class OptimizerSection(Section):
@@ -113,6 +115,17 @@ class OperatingPointSection(Section):
         return self
 
 
+class FocalSection(Section):
+    """The loss that turns to what the model is not sure of."""
+
+    gamma: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=2.0,
+        description=(
+            "an example counts (1 − p)^gamma, p what the model gives to its class; 0: cross-entropy"
+        ),
+    )
+
+
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
@@ -126,6 +139,8 @@ class TrainSection(Section):
         "choose_by",
         "calibrate",
         "operating_point",
+        "focal",
+        "class_weights",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -211,11 +226,21 @@ class TrainSection(Section):
             " shift-scale, brighter or darker"
         ),
     )
-    loss: Literal["cross-entropy", "balanced"] = Field(
+    loss: Literal["cross-entropy", "balanced", "focal"] = Field(
         default="cross-entropy",
         description=(
             "balanced: each node takes its own shares of the classes out of what it learns; for"
-            " nodes whose shares are unlike one another's"
+            " nodes whose shares are unlike one another's. focal: what the model is sure of counts"
+            " little"
+        ),
+    )
+    focal: FocalSection = Field(default=FocalSection(), description="with `loss: focal`")
+    class_weights: Literal["none", "inverse"] | Weights = Field(
+        default="none",
+        description=(
+            "how much an example counts in training by steps; inverse: at each node its classes"
+            " count alike, by its own labels; or a weight for each class, in order, such as"
+            " [1, 9]: these are public and go with differential privacy"
         ),
     )
     activations: Literal["float32", "float16"] = Field(

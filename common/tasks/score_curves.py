@@ -78,9 +78,7 @@ def _count_from(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts[:, ::-1].astype(float), axis=1)[:, ::-1]
 
 
-def _mark_undefined(
-    found: np.ndarray, positives: np.ndarray, negatives: np.ndarray
-) -> np.ndarray:
+def _mark_undefined(found: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """Return a sum over positives `(K,)` as a part of all of them; NaN where there are no
     positives, or no negatives.
     """

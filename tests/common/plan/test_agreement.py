@@ -53,6 +53,9 @@ train.proximal=0.5
 train.schedule=constant
 train.augment=flip
 train.loss=balanced
+train.loss=focal
+train.loss=focal train.focal.gamma=3
+train.class_weights=inverse
 train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
