@@ -215,15 +215,9 @@ def test_measuring_between_steps_leaves_nothing_on_the_tape():
 
 def test_weighted_and_focal_losses_are_clipped_as_all_are():
     """A weight of 1,000 that multiplies what is already clipped: ε of another sensitivity."""
-    plan = amended(
-        load_plan("digits"),
-        [
-            "task.classes=[a, b, c]",
-            "task.labels=null",
-            "train.loss=focal",
-            "train.class_weights=[1, 1000, 1]",
-        ],
-    )
+    three = ["task.classes=[a, b, c]", "task.labels=null"]
+    weighted = ["train.loss=focal", "train.class_weights=[1, 1000, 1]"]
+    plan = amended(load_plan("digits"), three + weighted)
     losses = losses_of(plan.task, plan.train)
     model = one_layer(nn.Linear(4, 5), 5)
     x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
