@@ -33,6 +33,7 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import has_depth_head
 from fedgraft.common.plan.plan_file import agreement_from_json, agreement_hash
+from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 
 MOST_BYTES = 4 * 2**30  # of opened data; what was used longest ago is opened again when asked for
@@ -213,9 +214,13 @@ class Desk:
                 # of its shape alone: no record is looked at
                 example = train.inputs(torch.zeros(1, dtype=torch.int64))
                 probes = draw_probes(plan.task.material, train.preparation, example, 2)
-                losses = losses_of(plan.task, plan.train)
-                mode = plan.privacy.grad_sample_mode
-                check_gradients(opened.model, mode, probes.joined, losses)
+                check_gradients(
+                    opened.model,
+                    plan.privacy.grad_sample_mode,
+                    probes.joined,
+                    losses_of(plan.task, plan.train),
+                    TASKS[plan.task.question].probes(plan.task),
+                )
             return opened
 
         # the head may be another in the last round

@@ -11,6 +11,7 @@ patients and the one of splits may be missing; other columns are for `partition:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedgraft.client.readers.files import (
@@ -31,7 +32,7 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.common.errors import UserError
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
@@ -49,8 +50,9 @@ def read_listed(request: ReadRequest, cells: Cells, kind: FileKind) -> Source:
     """
     path = Path(request.path)
     names = request.manifest
-    cells.check_columns((names.path, names.label), remedy=_SAY_WHICH)
-    entries = list_entries(cells, names)
+    labels = choose_label_columns(cells, names, request.table.targets)
+    cells.check_columns((names.path, *labels), remedy=_SAY_WHICH)
+    entries = list_entries(cells, names, labels)
     columns = {name: cells.column(name) for name in cells.header}
     places = [f"{path}:{line}" for line in cells.lines]
     return file_source(
@@ -68,11 +70,25 @@ def file_at(cells: Cells, name: str) -> str:
     return os.path.normpath(os.path.join(Path(cells.where).parent, name))
 
 
-def list_entries(cells: Cells, names: ManifestColumns) -> list[ImageEntry]:
+def choose_label_columns(
+    cells: Cells, names: ManifestColumns, targets: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the columns that hold a list's labels: the one that it calls so; where it has none, or
+    the plan names several, the plan's.
+    """
+    if len(targets) > 1 or (names.label not in cells.header and set(targets) & set(cells.header)):
+        return tuple(targets)
+    return (names.label,)
+
+
+def list_entries(
+    cells: Cells, names: ManifestColumns, label_columns: Sequence[str]
+) -> list[ImageEntry]:
     """Return an image for each row; raise everything that is wrong with them at once."""
     rows = len(cells.rows)
     splits = cells.column(names.split) if names.split in cells.header else [None] * rows
-    columns = (cells.lines, cells.column(names.path), cells.column(names.label), splits)
+    labels = join_labels([cells.column(name) for name in label_columns])
+    columns = (cells.lines, cells.column(names.path), labels, splits)
     entries: list[ImageEntry] = []
     mistakes: list[UserError] = []
     # file → the line that lists it
@@ -87,7 +103,7 @@ def list_entries(cells: Cells, names: ManifestColumns) -> list[ImageEntry]:
             what = f"the file of line {listed[file]} once more"
             mistakes.append(UserError(what, where=where, remedy="list each image once"))
         if not label:
-            what = f"column {names.label!r}: the label is missing"
+            what = f"column {label_columns[0]!r}: the label is missing"
             remedy = "give the image its label, or take the row out"
             mistakes.append(UserError(what, where=where, remedy=remedy))
         if split is not None and split.lower() not in SPLIT_NAMES:
@@ -98,7 +114,7 @@ def list_entries(cells: Cells, names: ManifestColumns) -> list[ImageEntry]:
             break
         listed[file] = line
         own = None if split is None else SPLIT_NAMES.get(split.lower())
-        entries.append(ImageEntry(file, plain_label(label), own))
+        entries.append(ImageEntry(file, label, own))
     raise_mistakes(mistakes)
     return entries
 

@@ -99,9 +99,10 @@ def weights_of(plan: Agreement, labels: Tensor) -> Tensor | None:
 
 def balance_of(plan: Agreement, labels: Tensor) -> Tensor | None:
     """Return what the plan's loss adds to a node's outputs; None: nothing."""
-    if plan.train.loss != "balanced":
+    balance = TASKS[plan.task.question].balance
+    if plan.train.loss != "balanced" or balance is None:
         return None
-    return TASKS[plan.task.question].balance(labels, plan.task)
+    return balance(labels, plan.task)
 
 
 def augmentation_of(plan: Agreement) -> Augment:
@@ -176,7 +177,7 @@ def evaluate(
         if silent:
             outputs = outputs.where(torch.isfinite(outputs).all(1, keepdim=True), 0.0)
         look(outputs)
-        total = total + question.sums(outputs, labels)
+        total = total + question.sums(outputs, labels, task)
     return total
 
 

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fedgraft.common.plan.section import (
     Count,
     Names,
+    OneOf,
     Problem,
     Section,
     Text,
     check_together,
     unique,
 )
+from fedgraft.common.tasks import OF_CLASSES, list_metrics
 
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
-Metric = Literal[
-    "accuracy",
-    "auroc",
-    "f1",
-    "loss",
-    "calibration_error",
-    "auprc",
-    "sensitivity",
-    "specificity",
-    "sensitivity_at_90",
-    "sensitivity_at_95",
-]
+Metric = Annotated[str, AfterValidator(OneOf(list_metrics))]
 
 
 class SubgroupsSection(Section):
@@ -98,11 +88,12 @@ class EvaluateSection(Section):
         Field(min_length=1),
         AfterValidator(unique),
     ] = Field(
-        default=METRICS,
+        default=OF_CLASSES,
         description=(
-            "what is reported. For rare classes: auprc, the area under precision and recall;"
-            " sensitivity and specificity of the answers (of the second class, with two);"
-            " sensitivity_at_90, the highest with a specificity of 0.90, and sensitivity_at_95"
+            "what is reported (default: what the question is measured by). For rare classes: auprc,"
+            " the area under precision and recall; sensitivity and specificity of the answers (of"
+            " the second class, with two); sensitivity_at_90, the highest with a specificity of"
+            " 0.90, and sensitivity_at_95"
         ),
     )
     subgroups: Annotated[tuple[SubgroupsSection, ...], Field(max_length=20)] = Field(

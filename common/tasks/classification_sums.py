@@ -17,16 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.flat_sums import MOST, write_counts
+from fedgraft.common.tasks.score_areas import area_under_roc, average_precision, ratios
 from fedgraft.common.tasks.score_bins import BINS, bins_of, log_odds
-from fedgraft.common.tasks.score_curves import (
-    average_precisions,
-    precision_errors,
-    sensitivities_at,
-)
+from fedgraft.common.tasks.score_curves import precision_errors, sensitivities_at
 
 CALIBRATION_BINS = 15
-# examples in one report; keeps every sum of counts inside int64
-MOST = 2**40
 METRICS = (
     "accuracy",
     "auroc",
@@ -129,7 +125,7 @@ class ClassificationSums:
         if self.examples == 0:
             return metrics
         metrics["accuracy"] = float(np.trace(self.confusion)) / self.examples
-        metrics["auroc"] = self._one_or_mean(self._aurocs())
+        metrics["auroc"] = self._one_or_mean(area_under_roc(self.positives, self.negatives))
         metrics["f1"] = self._one_or_mean(self._f1s())
         metrics |= self._summarise_thresholds()
         count, confidence, correct = self.calibration.T
@@ -147,7 +143,7 @@ class ClassificationSums:
         """
         tied = (self.positives.astype(float) * self.negatives).sum(axis=1)
         pairs = self.positives.sum(axis=1).astype(float) * self.negatives.sum(axis=1)
-        return self._one_or_mean(_ratios(0.5 * tied, pairs)) or 0.0
+        return self._one_or_mean(ratios(0.5 * tied, pairs)) or 0.0
 
     def auprc_resolution(self) -> float:
         """Return the largest possible error of the AUPRC, from scores that fall into one bin."""
@@ -162,9 +158,9 @@ class ClassificationSums:
         wrongly = self.confusion.sum(axis=0) - hits
         scores = (self.positives, self.negatives)
         by_class = {
-            "auprc": _known(average_precisions(*scores)),
-            "sensitivity": _ratios(hits, of_class),
-            "specificity": _ratios(others - wrongly, others),
+            "auprc": average_precision(*scores),
+            "sensitivity": ratios(hits, of_class),
+            "specificity": ratios(others - wrongly, others),
             "sensitivity_at_90": _known(sensitivities_at(*scores, 0.90)),
             "sensitivity_at_95": _known(sensitivities_at(*scores, 0.95)),
         }
@@ -178,24 +174,13 @@ class ClassificationSums:
             return None
         return math.fsum(defined) / len(defined)
 
-    def _aurocs(self) -> list[float | None]:
-        """Return P(positive above negative) + ½ P(equal), by class: the Mann–Whitney statistic over
-        bins.
-        """
-        positives = self.positives.astype(float)
-        negatives = self.negatives.astype(float)
-        below = np.cumsum(negatives, axis=1) - negatives
-        wins = (positives * (below + 0.5 * negatives)).sum(axis=1)
-        pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-        return _ratios(wins, pairs)
-
     def _f1s(self) -> list[float | None]:
         """Return 2·TP / (2·TP + FP + FN) of each class; None where it neither occurs nor is
         predicted.
         """
         hits = np.diag(self.confusion)
         occurrences = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return _ratios(2 * hits, occurrences)
+        return ratios(2 * hits, occurrences)
 
     # ── what travels ──────────────────────────────────────────────────────────────────────────────
     def to_flat(self) -> dict[str, Any]:
@@ -204,10 +189,7 @@ class ClassificationSums:
         """
         flat: dict[str, Any] = {"examples": self.examples, "loss": self.loss}
         for name in ("confusion", "positives", "negatives"):
-            counts: np.ndarray = getattr(self, name)
-            at = np.flatnonzero(counts)
-            flat[f"{name}-at"] = at.tolist()
-            flat[name] = counts.reshape(-1)[at].tolist()
+            flat |= write_counts(name, getattr(self, name))
         at = np.flatnonzero(self.calibration[:, 0])
         count, confidence, correct = self.calibration[at].T
         flat["calibration-at"] = at.tolist()
@@ -223,17 +205,6 @@ def _known(values: np.ndarray) -> list[float | None]:
     for value in values.tolist():
         known.append(None if math.isnan(value) else value)
     return known
-
-
-def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    """Return part / whole by class; None where the whole is zero."""
-    ratios: list[float | None] = []
-    for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True):
-        if whole:
-            ratios.append(part / whole)
-        else:
-            ratios.append(None)
-    return ratios
 
 
 def zero(classes: int) -> ClassificationSums:

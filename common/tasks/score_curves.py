@@ -10,23 +10,8 @@ import numpy as np
 from scipy.special import digamma
 
 
-def average_precisions(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Return the area under precision and recall of each class `(K,)`: Σ (R_i − R_{i−1}) P_i over
-    thresholds from the highest score down, not interpolated (Davis and Goadrich 2006, section 4,
-    say why); NaN for a class without records, or with all of them.
-
-    Args:
-        positives: `(K, BINS)`, counts of the class's scores over records of that class.
-        negatives: the same over all other records.
-    """
-    found = _count_from(positives)
-    answered = found + _count_from(negatives)
-    precision = found / np.maximum(answered, 1)
-    return _mark_undefined((positives * precision).sum(1), positives, negatives)
-
-
 def precision_errors(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Return how far `average_precisions` can be from those of the exact scores, `(K,)`.
+    """Return how far `score_areas.average_precision` can be from those of the exact scores, `(K,)`.
 
     In a bin with p positives and n negatives behind a positives and b negatives, the p lie best
     before all n and tied with one another, and then add p (a + p) / (a + p + b); worst, one by one

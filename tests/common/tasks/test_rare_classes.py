@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, recall_score, roc_curve
 
-from fedgraft.common.plan.evaluate_section import Metric
+from fedgraft.common.tasks import task_line
 from fedgraft.common.tasks.classification_sums import METRICS, sums_of, zero
 from fedgraft.common.tasks.score_bins import bins_of, log_odds
 from fedgraft.common.tasks.score_curves import sensitivities_at, sensitivity_errors
@@ -134,4 +132,5 @@ def test_noisy_counts_tell_sensitivity_and_nothing_of_scores() -> None:
 
 def test_a_plan_can_name_what_sums_tell() -> None:
     """A metric that a plan may name, and that the end of the run does not know."""
-    assert set(get_args(Metric)) == set(METRICS)
+    line = task_line("classification")
+    assert set(line.metrics) | set(line.asked) == set(METRICS)
