@@ -5,7 +5,7 @@ measure_of("auroc").words, measure_of("mae").is_better(0.2, than=0.3)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedgraft.common.tasks import task_line
@@ -148,6 +148,17 @@ def measure_of(key: str) -> Measure:
 def shown_measures(question: str) -> list[Measure]:
     """Return what tables of models show of a question."""
     return [measure_of(key) for key in task_line(question).shown]
+
+
+def told_measures(question: str, measured: Collection[str]) -> list[Measure]:
+    """Return the same, and behind the first what else a plan asked for.
+
+    Args:
+        measured: names of what is known of the models.
+    """
+    first, *others = shown_measures(question)
+    asked = [measure_of(key) for key in task_line(question).asked if key in measured]
+    return [first, *asked, *others]
 
 
 def main_measures(question: str) -> list[Measure]:
