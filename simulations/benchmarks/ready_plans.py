@@ -47,6 +47,8 @@ PLANS = {
     "pneumonia": Measured("medical", "alone,head"),
     "heart": Measured("heart", "all"),
     "pneumonia-one-round": Measured("one-round", "none"),
+    "icu-rare": Measured("one-round", "alone"),
+    "icu-coma": Measured("one-round", "alone"),
     "ultrasound": Measured("families", "alone,random-backbone"),
     "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
