@@ -102,7 +102,7 @@ def list_entries(
         elif file in listed:
             what = f"the file of line {listed[file]} once more"
             mistakes.append(UserError(what, where=where, remedy="list each image once"))
-        if not label:
+        if label == "":
             what = f"column {label_columns[0]!r}: the label is missing"
             remedy = "give the image its label, or take the row out"
             mistakes.append(UserError(what, where=where, remedy=remedy))
