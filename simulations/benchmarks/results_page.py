@@ -29,6 +29,7 @@ SECTIONS = (
     "medical",
     "heart",
     "one-round",
+    "icu",
     "families",
     "privacy",
     "lora",
