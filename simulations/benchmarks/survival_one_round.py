@@ -12,6 +12,7 @@ federation learns from that many fewer than Cox regression does.
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 
 import fedgraft
-from fedgraft.common.tasks.survival_sums import SurvivalSums, sums_of, zero
+from fedgraft.common.tasks.survival_sums import sums_of
 from fedgraft.common.tasks.survival_times import count_intervals
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 
@@ -51,21 +52,22 @@ def main() -> None:
     table = ResultTable(("people", "model", "concordance", "Brier score", "loss"))
     table.print_head()
     for name, people in DATA.items():
-        for model, sums in measure(people).items():
-            metrics = sums.summary()
-            cells = [f"{metrics[key]:.3f}" for key in ("concordance", "brier", "loss")]
+        for model, folds in measure(people).items():
+            cells = []
+            for key in ("concordance", "brier", "loss"):
+                cells.append(f"{np.mean([metrics[key] for metrics in folds]):.3f}")
             table.add(name, model, *cells)
             table.print_last()
     record("survival", "beside-cox", table, packages=("torch", "lifelines"))
 
 
-def measure(people: People) -> dict[str, SurvivalSums]:
-    """Return what each model's predictions of all folds add up to."""
+def measure(people: People) -> dict[str, list[dict[str, Any]]]:
+    """Return the metrics of each model in each fold."""
     import lifelines.datasets
 
     frame = getattr(lifelines.datasets, people.load)()
     folds = np.random.default_rng(0).permutation(len(frame)) % FOLDS
-    totals: dict[str, SurvivalSums] = {}
+    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fold in range(FOLDS):
         train = frame[folds != fold]
         test = frame[folds == fold]
@@ -78,8 +80,8 @@ def measure(people: People) -> dict[str, SurvivalSums]:
         }
         for model, curve in curves.items():
             sums = sums_of(logits_of(curve), torch.from_numpy(targets), people.cuts)
-            totals[model] = totals.get(model, zero(people.cuts)) + sums
-    return totals
+            measured[model].append(sums.summary())
+    return measured
 
 
 def predict_in_one_round(people: People, train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
