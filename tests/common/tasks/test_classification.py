@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +11,8 @@ from hypothesis import strategies as st
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
-from fedgraft.common.tasks.task import Label
+from fedgraft.common.tasks.labels import Label
+from tests.labelled import Source
 
 TASK = TASKS["classification"]
 
@@ -24,17 +22,6 @@ def section(**changes: object) -> TaskSection:
     return TaskSection.model_validate(
         {"kind": "image-classification", "classes": ("healthy", "sick"), **changes}
     )
-
-
-@dataclass
-class Source:
-    """Labels as a reader gives them."""
-
-    labels: Sequence[Label]
-    where: str = "north.csv"
-
-    def place(self, row: int) -> str:
-        return f"{self.where}:{row + 2}"
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 9), classes=st.integers(2, 6))
