@@ -192,11 +192,6 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     @property
-    def _measured(self) -> tuple[str, ...]:
-        """What was measured, in the plan's order, and of how many records."""
-        return (*self.plan.evaluate.metrics, "examples")
-
-    @property
     def metrics(self) -> pandas.DataFrame:
         """Metrics on all nodes' test data: a row for each seed and model."""
         import pandas

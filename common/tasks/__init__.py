@@ -106,7 +106,7 @@ _LINES = {
         section="survival",
         columns=(2, 2),
         losses=("cross-entropy",),
-        releases=(),
+        releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
     ),

@@ -9,8 +9,10 @@ from fedgraft.common.plan.survival_section import SurvivalSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.hazard_direction import solve_proportional
+from fedgraft.common.statistics.noisy_hazards import solve_noisy_hazards
+from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution
-from fedgraft.common.tasks.closed_form import ClosedForm, Head
+from fedgraft.common.tasks.closed_form import ClosedForm, Head, NoisyForm
 from fedgraft.common.tasks.life_table import LifeTable
 from fedgraft.common.tasks.survival_times import count_outcomes, number_outcomes
 
@@ -36,6 +38,19 @@ def solve_hazards(solution: RidgeSolution, task: TaskSection, prior: str) -> Hea
     return solve_proportional(solution, table.events, table.reached[1:])
 
 
+# ── under differential privacy ────────────────────────────────────────────────────────────────────
+def code_outcomes(targets: Tensor, task: TaskSection, shares: str) -> np.ndarray:
+    """Return each person's code, of norm 1, and what counts: 1 in the column of their outcome,
+    `(n, 2K + 1)`.
+    """
+    return mark_outcomes(targets, task).astype(np.float64)
+
+
+def solve_noisy(noisy: NoisySums, task: TaskSection, shares: str, prior: str) -> Head:
+    """Return the head that noisy sums give."""
+    return solve_noisy_hazards(noisy)
+
+
 def survival_of(task: TaskSection) -> SurvivalSection:
     """Return what the plan says of time. Raise `ValueError` where it says nothing."""
     if task.survival is None:
@@ -53,4 +68,10 @@ SURVIVAL_HEAD = ClosedForm(
     targets=mark_outcomes,
     check=check_outcomes,
     head=solve_hazards,
+    noisy=NoisyForm(
+        shape=lambda task, shares: (outcomes_of(task), outcomes_of(task)),
+        codes=code_outcomes,
+        counted=code_outcomes,
+        head=solve_noisy,
+    ),
 )

@@ -30,6 +30,7 @@ SECTIONS = (
     "heart",
     "one-round",
     "icu",
+    "survival",
     "families",
     "privacy",
     "lora",

@@ -94,7 +94,7 @@ def predict_in_one_round(people: People, train: pd.DataFrame, test: pd.DataFrame
             files.append(str(path))
         test.to_csv(Path(folder) / "test.csv", index=False)
         plan = make_plan(people, train, files)
-        run = fedgraft.simulate(plan, out=Path(folder) / "run", progress=False)
+        run: Any = fedgraft.simulate(plan, out=Path(folder) / "run", progress=False)
         told = run.shared_model.predict(Path(folder) / "test.csv")
     columns = [name for name in told.columns if name.startswith("without event")]
     return told[columns].to_numpy(float)

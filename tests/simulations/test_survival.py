@@ -122,6 +122,19 @@ def test_steps_and_noisy_steps_come_near(plan: Path, tmp_path: Path) -> None:
     assert read(noisy, "concordance") > 0.65
 
 
+@pytest.mark.parametrize("release", ["sums", "products"])
+def test_one_round_under_privacy(plan: Path, tmp_path: Path, release: str) -> None:
+    """A head that is mostly noise, or hazards of other people."""
+    private = {
+        "privacy": {"mode": "sample", "target_epsilon": 3},
+        "train.closed_form.release": release,
+        "task.ranges": STEPS["task.ranges"],
+    }
+    run = simulate(plan, tmp_path / "run", **private)
+    assert run.result.privacy["x"].epsilon <= 3
+    assert read(run, "concordance") > 0.62
+
+
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
@@ -154,7 +167,11 @@ def test_people_that_cannot_be(plan: Path, tmp_path: Path, cells: str, words: st
         (["train.class_weights=[1, 2]", "train.method=steps", "backbone.name=mlp"], "one class"),
         (["train.loss=focal"], "no loss"),
         (["evaluate.metrics=[accuracy]"], "cannot be measured"),
-        (["privacy={mode: sample, target_epsilon: 1}"], "no form under noise"),
+        (["privacy={mode: sample, target_epsilon: 1}"], "no histogram tells"),
+        (
+            ["privacy={mode: sample, target_epsilon: 1}", "train.closed_form.shares=equal"],
+            "no classes that could be so",
+        ),
     ],
 )
 def test_plans_that_cannot_be(plan: Path, changes: list[str], words: str) -> None:
