@@ -27,6 +27,7 @@ from fedgraft.common.plan.section import (
     check_together,
     unique,
 )
+from fedgraft.common.plan.survival_section import SurvivalSection
 from fedgraft.common.tasks import TASKS, task_line
 
 
@@ -51,6 +52,7 @@ Values = Annotated[
 # parts of a task that are one question's own, and what to write where one is missing
 OWN = {
     "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
+    "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
 }
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
@@ -86,7 +88,14 @@ class RangeSection(Section):
 class TaskSection(Section):
     """What is to be told apart."""
 
-    later: ClassVar[tuple[str, ...]] = ("ranges", "text", "targets", "number", "findings")
+    later: ClassVar[tuple[str, ...]] = (
+        "ranges",
+        "text",
+        "targets",
+        "number",
+        "findings",
+        "survival",
+    )
 
     kind: Kind = Field(description="what the data are")
     classes: Names = Field(
@@ -125,7 +134,8 @@ class TaskSection(Section):
         default=(),
         description=(
             "instead of `target`, where the answer is in several columns; multilabel: a column of"
-            " 0, 1 or nothing for each of the classes, in their order"
+            " 0, 1 or nothing for each of the classes, in their order; survival: two, the time and"
+            " whether the event happened then, 1, or the person was last seen, 0"
         ),
     )
     findings: tuple[FindingSection, ...] = Field(
@@ -140,6 +150,13 @@ class TaskSection(Section):
         description=(
             "regression only: between which values the number lies, by public knowledge, such as"
             " {low: 0, high: 60, unit: days}"
+        ),
+    )
+    survival: SurvivalSection | None = Field(
+        default=None,
+        description=(
+            "survival only: where time is cut into intervals, such as {cuts: [365, 730, 1095],"
+            " unit: days}"
         ),
     )
     labels: Labels | None = Field(

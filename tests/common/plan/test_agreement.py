@@ -53,6 +53,9 @@ train.proximal=0.5
 train.schedule=constant
 train.augment=flip
 train.loss=balanced
+train.loss=focal
+train.loss=focal train.focal.gamma=3
+train.class_weights=inverse
 train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
@@ -101,6 +104,8 @@ adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {rele
 train.finish=closed-form train.closed_form.epsilon_share=0.25
 """  # noqa: E501
 TABLES = """
+pretrain=null task.kind=tabular-survival task.classes=[] task.targets=[t, e] task.survival={cuts: [1, 2]} task.survival.cuts=[1, 3] evaluate.metrics=[loss]
+pretrain=null task.kind=tabular-survival task.classes=[] task.targets=[t, e] task.survival={cuts: [1, 2]} task.survival.unit=days evaluate.metrics=[loss]
 train.operating_point.sensitivity=0.9
 train.operating_point.specificity=0.9
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
