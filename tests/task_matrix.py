@@ -130,6 +130,13 @@ def in_grades(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def in_times(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """Return when each was last seen, and whether the event ended it."""
+    times = rng.exponential(3 * np.exp(-score(columns, rng)))
+    lost = rng.uniform(0, 6, len(times))
+    return {"days": np.minimum(times, lost).round(3), "died": (times <= lost).astype(int)}
+
+
 QUESTIONS: Mapping[str, Question] = {
     "classification": Question(
         {"task": {"kind": "tabular-classification", "classes": ["no", "yes"], **TABLE}},
@@ -153,6 +160,17 @@ QUESTIONS: Mapping[str, Question] = {
     "regression": Question(
         {"task": {"kind": "tabular-regression", "number": {"low": -5, "high": 5}, **TABLE}},
         write_table(lambda columns, rng: {"target": score(columns, rng).round(3)}),
+    ),
+    "survival": Question(
+        {
+            "task": {
+                "kind": "tabular-survival",
+                "targets": ["days", "died"],
+                "survival": {"cuts": [1, 2, 4], "unit": "days"},
+                **TABLE,
+            }
+        },
+        write_table(in_times),
     ),
 }
 REST: Mapping[str, Any] = {
