@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.programs.ready_programs import ready_programs
 
 # a machine at work is slow, not wrong
 settings.register_profile("fedgraft", deadline=None)
@@ -22,6 +26,13 @@ def as_a_node_begins() -> None:
     """
     torch.set_num_threads(1)
     logging.getLogger("fedgraft").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `fedgraft` and `python` that have their imports behind them."""
+    with ready_programs(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
 
 
 # ── what was seen, in words ───────────────────────────────────────────────────────────────────────

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -32,9 +31,9 @@ def mask(text: str) -> list[str]:
     return re.sub(r"[━─┏┓┗┛┡┩└┘┳┴╇┬┃│]+", " ", masked).split()
 
 
-def run_block(block: Block, folder: Path) -> str:
+def run_block(block: Block, folder: Path, programs: Path) -> str:
     """Run a block of commands as they are typed. Return what they print."""
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = f"{programs}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": commands, "COLUMNS": "100", "FLWR_TELEMETRY_ENABLED": "0"}
     done = subprocess.run(
         ["bash", "-e", "-c", block.text],
@@ -48,7 +47,7 @@ def run_block(block: Block, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_tutorial_works_word_by_word(tmp_path: Path) -> None:
+def test_the_tutorial_works_word_by_word(tmp_path: Path, programs: Path) -> None:
     """Whoever types what the first page says, into an empty folder, sees what it shows; and what
     the README's Python prints.
     """
@@ -57,13 +56,13 @@ def test_the_tutorial_works_word_by_word(tmp_path: Path) -> None:
         if block.title:
             (tmp_path / block.title).write_text(block.text)
         elif block.language == "sh":
-            shown = run_block(block, tmp_path)
+            shown = run_block(block, tmp_path, programs)
         elif block.language == "text":
             assert mask(shown) == mask(block.text)
 
     (script,) = [block.text for block in read_blocks(README) if block.language == "python"]
     (tmp_path / "readme.py").write_text(script)
-    shown = run_block(Block("sh", "", "python readme.py"), tmp_path)
+    shown = run_block(Block("sh", "", "python readme.py"), tmp_path, programs)
     assert shown == textwrap.dedent(README.partition(script)[2].split("\n\n")[1]) + "\n"
 
 
