@@ -456,14 +456,14 @@ def test_predict_meets_mistakes(runs, command):
 
 
 # ── a process of its own ──────────────────────────────────────────────────────────────────────────
-def test_the_installed_command(place, process):
+def test_the_installed_command(place, installed):
     """A command that works in tests only."""
-    done = process(
+    done = installed(
         "simulate", "plan.yaml", "--set", "adapter.targets=[layer9]", "--out", "run", cwd=place
     )
     refuse(place, done, "layer9")
-    assert process("simulat", cwd=place).code == 2
-    assert process("--help", cwd=place).code == 0
+    assert installed("simulat", cwd=place).code == 2
+    assert installed("--help", cwd=place).code == 0
 
 
 @pytest.mark.slow
