@@ -17,6 +17,7 @@ from fedgraft.client.node.node_file import check_node_file
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.study.study_file import Study
 from tests.docs.blocks import Block, read_blocks, read_page
+from tests.golden.test_golden import on_another_machine
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -63,7 +64,11 @@ def test_the_tutorial_works_word_by_word(tmp_path: Path, programs: Path) -> None
     (script,) = [block.text for block in read_blocks(README) if block.language == "python"]
     (tmp_path / "readme.py").write_text(script)
     shown = run_block(Block("sh", "", "python readme.py"), tmp_path, programs)
-    assert shown == textwrap.dedent(README.partition(script)[2].split("\n\n")[1]) + "\n"
+    printed = textwrap.dedent(README.partition(script)[2].split("\n\n")[1]) + "\n"
+    assert mask(shown) == mask(printed)
+    # another processor rounds otherwise
+    if not on_another_machine():
+        assert shown == printed
 
 
 def test_the_readme_is_one_page() -> None:

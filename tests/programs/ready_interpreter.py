@@ -2,9 +2,9 @@
 
     python ready_interpreter.py SOCKET
 
-`fedgraft` and `python` of `programs.py` connect to it and hand over their streams, folder, words and
-environment. A command that is forked begins where a new interpreter would be after three seconds of
-importing torch, Opacus and fedgraft; it ends as an interpreter does.
+`fedgraft` and `python` (`ordered_program.py`) connect to it and hand over their streams, folder,
+words and environment. A command that is forked begins where a new interpreter would be after three
+seconds of importing torch, Opacus and fedgraft; it ends as an interpreter does.
 """
 
 from __future__ import annotations

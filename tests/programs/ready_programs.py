@@ -1,8 +1,8 @@
-"""`fedgraft` and `python` for tests that type commands: as processes of their own, without the three
-seconds in which each imports torch, Opacus and fedgraft.
+"""`fedgraft` and `python` for tests that type commands: as processes of their own, without the
+three seconds in which each imports torch, Opacus and fedgraft.
 
-What differs from the installed command is how a process begins (`ready_interpreter.py`). A few tests
-begin it as people do: `test_the_installed_command`, Ctrl-C, and all federations.
+What differs from the installed command is how a process begins (`ready_interpreter.py`). A few
+tests begin it as people do: `test_the_installed_command`, Ctrl-C, and all federations.
 """
 
 from __future__ import annotations
