@@ -522,7 +522,7 @@ def test_a_full_disk(place, process):
         pytest.skip("mounting a small disk needs rights that this machine does not give")
     try:
         done = process(
-            "simulate", "plan.yaml", "--set", "train.rounds=200", "--out", "disk/run", cwd=place
+            "simulate", "plan.yaml", "--set", "train.rounds=60", "--out", "disk/run", cwd=place
         )
         assert done.code == 1, done.err
         assert "Traceback" not in done.err
@@ -545,7 +545,7 @@ def test_a_full_disk(place, process):
         "simulate",
         "plan.yaml",
         "--set",
-        "train.rounds=200",
+        "train.rounds=60",
         "--out",
         "saved",
         "--resume",

@@ -1,5 +1,6 @@
 """`fedgraft` or `python` as a test types it: hands itself over to the interpreter that is ready."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ with socket.socket(socket.AF_UNIX) as ready:
     # nothing: the interpreter was killed
     status = int(told.readline() or -signal.SIGKILL)
 if status < 0:
-    signal.signal(-status, signal.SIG_DFL)
+    # nobody can hear SIGKILL
+    with contextlib.suppress(OSError):
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 sys.exit(status)
