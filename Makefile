@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # what a run says at its end: the tests that took longest, seconds
 SLOWEST := --durations 40 --durations-min 5
-# in several processes: a file's tests stay together, and groups of federations (tests/order_of_files.py)
+# several processes: a file's tests stay together, federations in groups (tests/order_of_files.py)
 TOGETHER := --dist loadgroup
 
 install: $(STAMP) ## make .venv and install into it (about two minutes, 6.5 GB, most of it torch)
@@ -29,7 +29,7 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test: two processes of federations, which wait, and one of all else, then three
+test: $(STAMP) ## every test, in three processes: two begin with federations, which mostly wait
 	$(BIN)/python -m pytest $(SLOWEST) $(TOGETHER) -n 3
 
 quick: $(STAMP) ## the quick tests
