@@ -133,6 +133,8 @@ def _draw_lines(lines: Lines, measure: Measure) -> bytes | None:
             row = line.get("received")
         if row and row.get(measure.key) is not None:
             by_node[line["node"]].append((rounds, row[measure.key], row["examples"]))
-    if not by_node:
+    measured = {point[0] for points in by_node.values() for point in points}
+    # one round is no line
+    if len(measured) < 2:
         return None
     return draw_rounds(by_node, measure.words)

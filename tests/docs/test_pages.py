@@ -16,6 +16,8 @@ import yaml
 
 from fedgraft.client.node.node_file import check_node_file
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.study.study_file import Study
 from tests.docs.blocks import Block, read_blocks, read_page
 
@@ -114,6 +116,13 @@ def test_data_and_task_of_the_page_are_valid(tmp_path: Path) -> None:
         inputs.append(load_plan(file).task.inputs)
     # a category of two values is two inputs
     assert inputs == [4, 4]
+
+
+@pytest.mark.parametrize("page", ["tasks.md", "survival.md"])
+def test_questions_of_the_pages_are_valid(page: str) -> None:
+    """A question that is copied from the page, and refused."""
+    for block in yamls_of(page, "task"):
+        assert TaskSection.model_validate(block["task"]).question in TASKS
 
 
 # ── for whom ──────────────────────────────────────────────────────────────────────────────────────
