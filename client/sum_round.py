@@ -29,6 +29,7 @@ from fedgraft.common.model.solve_head import (
     noisy_form_of,
     releases_products,
     rounding_of,
+    sums_products,
 )
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
@@ -98,11 +99,12 @@ def sum_split(task: NodeTask) -> GramSums:
         raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
     model, examples = task.for_training()
     targets = closed.targets(task.train.labels, plan.task)
-    total = zero_sums(model.count_features(), closed.columns(plan.task))
+    products = sums_products(plan)
+    total = zero_sums(model.count_features(), closed.columns(plan.task), products=products)
     for start, features in list_features(model, examples):
         integers = rounding.to_integers(features)
         answers = targets[start : start + len(integers)]
-        total = total + sum_records(integers, answers, rounding.bits)
+        total = total + sum_records(integers, answers, rounding.bits, products=products)
     return total
 
 

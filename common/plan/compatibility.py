@@ -507,6 +507,7 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     if section.variance and not line.has_deviations:
         what = f"true, and the head of {task.kind} does not tell it"
         problems.append(Problem("train.closed_form.variance", what, "leave it out"))
+    problems += check_means(task, train)
     if privacy.mode == "none" or not has_sums(train):
         return problems
     if section.release not in line.releases:
@@ -515,6 +516,25 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     if section.shares == "equal" and "equal" not in line.releases:
         what = f"equal, and {task.kind} has no classes that could be so"
         problems.append(Problem("train.closed_form.shares", what, "leave it out"))
+    return problems
+
+
+def check_means(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of class means where there are none, or of what they do not tell."""
+    section = train.closed_form
+    if section.head == "ridge":
+        return []
+    problems: list[Problem] = []
+    if section.head not in task_line(task.question).heads:
+        what = f"{section.head}, and {task.kind} has none"
+        problems.append(Problem("train.closed_form.head", what, "write `head: ridge`"))
+    for key, is_asked in (
+        ("variance", section.variance),
+        ("release", section.release == "products"),
+    ):
+        if is_asked:
+            what = f"{getattr(section, key)}, and class means go by no products of features"
+            problems.append(Problem(f"train.closed_form.{key}", what, "leave it out"))
     return problems
 
 

@@ -28,7 +28,22 @@ class OptimizerSection(Section):
 class ClosedFormSection(Section):
     """A head that is solved from sums over records."""
 
-    later: ClassVar[tuple[str, ...]] = ("constants", "release", "epsilon_share", "variance")
+    later: ClassVar[tuple[str, ...]] = (
+        "constants",
+        "release",
+        "epsilon_share",
+        "variance",
+        "head",
+    )
+
+    head: Literal["ridge", "class-means"] = Field(
+        default="ridge",
+        description=(
+            "classes only; class-means: for a few records of each class, from sums of features and"
+            " of their squares, without their products with one another (under differential"
+            " privacy, release: sums is that)"
+        ),
+    )
 
     features: Literal["all", "last"] | Annotated[Names, Field(min_length=1)] = Field(
         default="all",

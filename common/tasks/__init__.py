@@ -39,6 +39,7 @@ class TaskLine(Line):
         has_sums: whether its head can be solved from sums over records.
         releases: what its sums under differential privacy can be, as `train.closed_form` names it:
             by release, and "equal" shares.
+        heads: what `train.closed_form.head` may name.
         has_deviations: whether a solved head says how far its scores may be off.
         has_point: whether another threshold than even odds can be chosen between two classes.
     """
@@ -55,6 +56,7 @@ class TaskLine(Line):
     has_weights: bool = False
     has_sums: bool = True
     releases: tuple[str, ...] = ("sums", "products", "equal")
+    heads: tuple[str, ...] = ("ridge",)
     has_deviations: bool = True
     has_point: bool = True
 
@@ -65,6 +67,7 @@ _LINES = {
         asked=OF_RARE_CLASSES,
         losses=("cross-entropy", "balanced", "focal"),
         has_weights=True,
+        heads=("ridge", "class-means"),
     ),
     "ordinal": TaskLine(
         "fedgraft.common.tasks.ordinal:ORDINAL",
