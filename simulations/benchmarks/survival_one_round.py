@@ -1,13 +1,16 @@
 """Survival in one round at three hospitals, beside Cox regression on all of their people pooled.
 
-    .venv/bin/pip install lifelines
+    .venv/bin/pip install --no-deps lifelines autograd autograd-gamma formulaic interface-meta
     .venv/bin/python -m fedgraft.simulations.benchmarks.survival_one_round
+
+lifelines asks for pandas 2, and works with what is here.
 
 Both data sets come with lifelines: breast cancer (`gbsg2`, 686 women: Schumacher et al. 1994) and
 arrests after prison (`rossi`, 432 men: Rossi et al. 1980). Five folds are tested in turn, on curves
 at the same cuts. Each hospital keeps a twentieth of its people for tests of its own, so that the
 federation learns from that many fewer than Cox regression does.
 """
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
