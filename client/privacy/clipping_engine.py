@@ -18,7 +18,7 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
-from fedgraft.common.tasks.step_losses import Losses, planned_losses
+from fedgraft.common.tasks.step_losses import Losses, clipped_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,9 @@ class Drawn:
 def losses_of(task: TaskSection, train: TrainSection) -> Losses:
     """Return a plan's loss by example. Raises `Refused` where its examples do not part.
 
-    A weight is the plan's, and bounds nothing: what it makes of an example's gradient is clipped.
+    A weight bounds nothing: what it makes of an example's gradient is clipped.
     """
-    losses = planned_losses(task, train)
+    losses = clipped_losses(task, train)
     if losses is None:
         what = f"privacy.mode: sample, and the loss of a {task.question} has no parts by example"
         raise Refused(Code.MODEL, f"{what}; write privacy.mode: local, central or none")

@@ -180,9 +180,6 @@ def check_class_weights(
     if not task_line(task.question).has_weights:
         what = f"there, and the records of {task.kind} are not each of one class"
         return [Problem(key, what, "leave it out")]
-    if train.method == "closed-form":
-        what = "there, and a closed form takes no steps"
-        return [Problem(key, what, "leave it out, or write `closed_form: {prior: equal}`")]
     if weights != "inverse" and len(weights) != len(task.classes):
         what = f"{len(weights)} weights for {len(task.classes)} classes"
         return [Problem(key, what, "write one for each class, in the same order")]

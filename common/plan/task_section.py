@@ -293,7 +293,8 @@ class TaskSection(Section):
             what = f"{len(self.targets)} columns, and the answer of {self.kind} is in one"
             remedy = "write `target: COLUMN` instead"
             if most > 1:
-                what = f"{len(self.targets)} columns, and {self.kind} has {fewest} to {most}"
+                several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+                what = f"{len(self.targets)} columns, and {self.kind} has {several}"
                 remedy = "write as many as that"
             return [Problem("targets", what, remedy)]
         if task_line(self.question).least_classes and len(self.targets) != len(self.classes):

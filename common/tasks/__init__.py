@@ -105,6 +105,7 @@ _LINES = {
         "fedgraft.common.tasks.survival:SURVIVAL",
         metrics=("concordance", "brier", "loss"),
         shown=("concordance", "brier", "loss"),
+        asked=("observed_survival", "predicted_survival"),
         least_classes=0,
         section="survival",
         columns=(2, 2),

@@ -119,6 +119,18 @@ _MEASURES = (
         lower=True,
     ),
     Measure(
+        "observed_survival",
+        "survival",
+        "the share without the event at the last cut, by Kaplan and Meier's curve",
+        in_points=True,
+    ),
+    Measure(
+        "predicted_survival",
+        "predicted survival",
+        "the mean of what is told of it",
+        in_points=True,
+    ),
+    Measure(
         "kappa",
         "weighted kappa",
         "agreement beyond chance, a mistake weighed by the square of the grades between"

@@ -20,13 +20,18 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 LEAST_DOUBT = 1e-12
 
 
-def planned_losses(task: TaskSection, train: TrainSection) -> Losses | None:
-    """Return a plan's loss by example, weighted as it states; None where examples do not part."""
+def clipped_losses(task: TaskSection, train: TrainSection) -> Losses | None:
+    """Return a plan's loss by example for steps that clip its gradient, weighted as it states; None
+    where examples do not part.
+
+    Weights are divided by the largest: one above 1 would be clipped away, and all examples whose
+    gradients reach the bound would count alike again.
+    """
     losses = losses_as_named(task, train)
     weights = stated_weights(train)
     if losses is None or weights is None:
         return losses
-    return weigh(losses, weights)
+    return weigh(losses, weights / weights.max())
 
 
 def losses_as_named(task: TaskSection, train: TrainSection) -> Losses | None:

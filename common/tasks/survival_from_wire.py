@@ -27,6 +27,7 @@ KEYS = (
     "controls",
     "dead",
     "alive",
+    "predicted",
 )
 # relative and absolute: for sums of floats in another order
 ROUNDING = 1e-9
@@ -47,8 +48,9 @@ def sums_from_flat(flat: Mapping[str, Any], cuts: Sequence[float]) -> SurvivalSu
         loss=read_loss(flat),
         cases=read_counts(flat, "cases", (count, BINS)),
         controls=read_counts(flat, "controls", (count, BINS)),
-        dead=_read_squares(flat, "dead", count * count).reshape(count, count),
-        alive=_read_squares(flat, "alive", count),
+        dead=_read_sums(flat, "dead", count * count).reshape(count, count),
+        alive=_read_sums(flat, "alive", count),
+        predicted=_read_sums(flat, "predicted", count),
     )
     check_totals(sums)
     return sums
@@ -72,22 +74,26 @@ def check_totals(sums: SurvivalSums) -> None:
         raise ValueError("a predicted survival that rises")
     if (sums.alive > survived + slack).any():
         raise ValueError("squares of more people than were alive")
+    if (sums.predicted > sums.examples + slack).any():
+        raise ValueError("predicted survival of more people than there are")
+    if (np.diff(sums.predicted) > slack).any():
+        raise ValueError("a predicted survival that rises")
     if sums.examples == 0 and sums.loss != 0:
         raise ValueError("a loss without people")
 
 
 def _has_only_counts(sums: SurvivalSums) -> bool:
     """Whether the sums are those of `SurvivalSums.only_counts`."""
-    parts = (sums.cases, sums.controls, sums.dead, sums.alive)
+    parts = (sums.cases, sums.controls, sums.dead, sums.alive, sums.predicted)
     return not (sums.loss or any(part.any() for part in parts))
 
 
-def _read_squares(flat: Mapping[str, Any], name: str, length: int) -> np.ndarray:
+def _read_sums(flat: Mapping[str, Any], name: str, length: int) -> np.ndarray:
     values = flat[name]
-    if not isinstance(values, list) or len(values) != length or not all(map(_is_square, values)):
-        raise ValueError(f"{name} is not a list of {length} sums of squares")
+    if not isinstance(values, list) or len(values) != length or not all(map(_is_sum, values)):
+        raise ValueError(f"{name} is not a list of {length} sums of what is at least 0")
     return np.array(values)
 
 
-def _is_square(value: Any) -> bool:
+def _is_sum(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value >= 0

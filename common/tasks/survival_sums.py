@@ -22,7 +22,7 @@ from fedgraft.common.tasks.life_table import LifeTable
 from fedgraft.common.tasks.score_bins import BINS, bins_of
 from fedgraft.common.tasks.survival_times import count_outcomes, number_outcomes
 
-METRICS = ("concordance", "brier", "loss")
+METRICS = ("concordance", "brier", "loss", "observed_survival", "predicted_survival")
 # in `within`, relative and absolute: for sums of floats in another order
 ROUNDING = 1e-6
 
@@ -43,6 +43,7 @@ class SurvivalSums:
         controls: `(K, BINS)` int64, the same over those who were seen to survive the interval.
         dead: `(K, K)` float64 by [interval of the event, cut]: Σ S², 0 at cuts before the event.
         alive: `(K,)` float64 by cut, over those who were seen to be alive there: Σ (1 − S)².
+        predicted: `(K,)` float64 by cut, over everybody: Σ S.
     """
 
     cuts: tuple[float, ...]
@@ -52,6 +53,7 @@ class SurvivalSums:
     controls: np.ndarray
     dead: np.ndarray
     alive: np.ndarray
+    predicted: np.ndarray
 
     def __add__(self, other: SurvivalSums) -> SurvivalSums:
         if self.cuts != other.cuts:
@@ -64,6 +66,7 @@ class SurvivalSums:
             controls=self.controls + other.controls,
             dead=self.dead + other.dead,
             alive=self.alive + other.alive,
+            predicted=self.predicted + other.predicted,
         )
 
     @property
@@ -83,7 +86,7 @@ class SurvivalSums:
 
     def within(self, other: SurvivalSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in ("outcomes", "cases", "controls", "dead", "alive", "loss"):
+        for name in ("outcomes", "cases", "controls", "dead", "alive", "predicted", "loss"):
             part = np.asarray(getattr(self, name))
             whole = np.asarray(getattr(other, name))
             slack = ROUNDING * (1 + whole)
@@ -110,10 +113,13 @@ class SurvivalSums:
         survive it, the share in which the former's survival to there was predicted lower, equal
         ones half (Antolini, Boracchi and Biganzoli 2005, eq. 7); brier: mean squared error of the
         predicted survival over the time from 0 to the last cut, see `brier_scores`; loss: mean,
-        nats.
+        nats; observed_survival and predicted_survival: the share alive at the last cut, by Kaplan
+        and Meier's curve and by the mean prediction.
         """
         metrics: dict[str, float | int | None] = dict.fromkeys(METRICS)
         metrics["examples"] = self.examples
+        if self.examples:
+            metrics["observed_survival"] = float(self.table.survival()[-1])
         if not (self.cases.any() or self.controls.any()):
             return metrics
         pairs = self._pairs()
@@ -123,6 +129,7 @@ class SurvivalSums:
             metrics["concordance"] = float((self.cases * (below + 0.5 * controls)).sum()) / pairs
         metrics["brier"] = integrate(self.brier_scores(), self.cuts)
         metrics["loss"] = self.loss / self.examples
+        metrics["predicted_survival"] = float(self.predicted[-1]) / self.examples
         return metrics
 
     def concordance_resolution(self) -> float:
@@ -162,6 +169,7 @@ class SurvivalSums:
         flat |= write_counts("controls", self.controls)
         flat["dead"] = self.dead.flatten().tolist()
         flat["alive"] = self.alive.tolist()
+        flat["predicted"] = self.predicted.tolist()
         return flat
 
 
@@ -187,6 +195,7 @@ def zero(cuts: Sequence[float]) -> SurvivalSums:
         controls=np.zeros((count, BINS), np.int64),
         dead=np.zeros((count, count)),
         alive=np.zeros(count),
+        predicted=np.zeros(count),
     )
 
 
@@ -223,4 +232,4 @@ def sums_of(outputs: Tensor, targets: Tensor, cuts: Sequence[float]) -> Survival
     numbers = number_outcomes(people.numpy())
     outcomes = np.bincount(numbers, minlength=count_outcomes(count)).astype(np.int64)
     loss = float(hazard_losses(logits, people).sum())
-    return replace(total, outcomes=outcomes, loss=loss)
+    return replace(total, outcomes=outcomes, loss=loss, predicted=curves.sum(0))

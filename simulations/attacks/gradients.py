@@ -20,7 +20,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.privacy.randomness import Randomness
-from fedgraft.common.tasks.step_losses import planned_losses
+from fedgraft.common.tasks.step_losses import clipped_losses
 from fedgraft.common.tasks.task import Task
 from fedgraft.simulations.attacks.target import Target
 from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
@@ -97,7 +97,7 @@ def observe_step(target: Target, number: int, randomness: Randomness) -> Observe
     mechanism = mechanism_of(target, number)
     plan = target.plan
     loss = loss_of(plan, target.nodes[number].train.labels)
-    task = replace(target.task, loss=loss, losses=planned_losses(plan.task, plan.train))
+    task = replace(target.task, loss=loss, losses=clipped_losses(plan.task, plan.train))
     return ObservedStep(target.model, task, mechanism, randomness)
 
 

@@ -1,13 +1,16 @@
 """Survival in one round at three hospitals, beside Cox regression on all of their people pooled.
 
-    .venv/bin/pip install lifelines
+    .venv/bin/pip install --no-deps lifelines autograd autograd-gamma formulaic interface-meta
     .venv/bin/python -m fedgraft.simulations.benchmarks.survival_one_round
+
+lifelines asks for pandas 2, and works with what is here.
 
 Both data sets come with lifelines: breast cancer (`gbsg2`, 686 women: Schumacher et al. 1994) and
 arrests after prison (`rossi`, 432 men: Rossi et al. 1980). Five folds are tested in turn, on curves
 at the same cuts. Each hospital keeps a twentieth of its people for tests of its own, so that the
 federation learns from that many fewer than Cox regression does.
 """
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -32,18 +35,50 @@ SITES = 3
 PENALTY = 0.01
 
 
+PRIVATE = {"privacy.mode": "sample", "privacy.target_epsilon": 3}
+
+
 class People(NamedTuple):
-    """A data set: its columns of time and event, and where time is cut."""
+    """A data set: its columns of time and event, where time is cut, and between which values its
+    numbers lie, as is usual and not from these people.
+    """
 
     load: str
     time: str
     event: str
     cuts: tuple[float, ...]
+    ranges: Mapping[str, tuple[float, float]]
 
 
 DATA = {
-    "gbsg2": People("load_gbsg2", "time", "cens", (365, 730, 1095, 1460, 1825)),
-    "rossi": People("load_rossi", "week", "arrest", (13, 26, 39, 52)),
+    "gbsg2": People(
+        "load_gbsg2",
+        "time",
+        "cens",
+        (365, 730, 1095, 1460, 1825),
+        {
+            "age": (25, 80),
+            "tsize": (0, 70),
+            "pnodes": (0, 20),
+            "progrec": (0, 300),
+            "estrec": (0, 300),
+        },
+    ),
+    "rossi": People(
+        "load_rossi",
+        "week",
+        "arrest",
+        (13, 26, 39, 52),
+        {
+            "fin": (0, 1),
+            "age": (17, 45),
+            "race": (0, 1),
+            "wexp": (0, 1),
+            "mar": (0, 1),
+            "paro": (0, 1),
+            "prio": (0, 15),
+        },
+    ),
 }
 
 
@@ -74,7 +109,8 @@ def measure(people: People) -> dict[str, list[dict[str, Any]]]:
         events = test[people.event].to_numpy() == 1
         targets = count_intervals(test[people.time].to_numpy(float), events, people.cuts)
         curves = {
-            "one round, three hospitals": predict_in_one_round(people, train, test),
+            "one round, three hospitals": predict_in_one_round(people, train, test, {}),
+            "the same, ε = 3 at each": predict_in_one_round(people, train, test, PRIVATE),
             "Cox regression, pooled": predict_by_cox(people, train, test),
             "Kaplan and Meier's curve, pooled": predict_without_features(people, train, test),
         }
@@ -84,7 +120,9 @@ def measure(people: People) -> dict[str, list[dict[str, Any]]]:
     return measured
 
 
-def predict_in_one_round(people: People, train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
+def predict_in_one_round(
+    people: People, train: pd.DataFrame, test: pd.DataFrame, changes: Mapping[str, Any]
+) -> np.ndarray:
     """Return the survival at each cut `(n, K)` that a federation predicts."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
@@ -94,7 +132,8 @@ def predict_in_one_round(people: People, train: pd.DataFrame, test: pd.DataFrame
             files.append(str(path))
         test.to_csv(Path(folder) / "test.csv", index=False)
         plan = make_plan(people, train, files)
-        run: Any = fedgraft.simulate(plan, out=Path(folder) / "run", progress=False)
+        out = Path(folder) / "run"
+        run: Any = fedgraft.simulate(plan, set=dict(changes), out=out, progress=False)
         told = run.shared_model.predict(Path(folder) / "test.csv")
     columns = [name for name in told.columns if name.startswith("without event")]
     return told[columns].to_numpy(float)
@@ -104,6 +143,9 @@ def make_plan(people: People, train: pd.DataFrame, files: list[str]) -> dict[str
     """Return the plan: numbers bent at quantiles, words as categories."""
     features = train.drop(columns=[people.time, people.event])
     categories: list[Mapping[str, Any]] = []
+    ranges: list[Mapping[str, Any]] = []
+    for name, (low, high) in people.ranges.items():
+        ranges.append({"columns": [name], "low": low, "high": high})
     for name in features:
         if not pd.api.types.is_numeric_dtype(features[name]):
             values = sorted(map(str, features[name].unique()))
@@ -114,6 +156,7 @@ def make_plan(people: People, train: pd.DataFrame, files: list[str]) -> dict[str
             "kind": "tabular-survival",
             "columns": list(features.columns),
             "categories": categories,
+            "ranges": ranges,
             "targets": [people.time, people.event],
             "survival": {"cuts": list(people.cuts)},
         },

@@ -1,4 +1,5 @@
 """Hazards out of sums by outcome: against Cox regression on the pooled people, and known truth."""
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

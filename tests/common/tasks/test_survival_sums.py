@@ -216,6 +216,16 @@ def test_weights_stand_for_everybody(seed: int, count: int) -> None:
         assert dead.sum() + table.reached[cut + 1] / watched[cut] == pytest.approx(count)
 
 
+def test_observed_and_predicted_survival_are_of_the_same_people() -> None:
+    """A model that is right on average, and a table that says that it is not."""
+    _, targets = draw(9, 400)
+    table = sums_of(torch.zeros(400, 4), targets, CUTS).table
+    average = torch.logit(torch.from_numpy(table.hazards())).expand(400, -1)
+    summary = sums_of(average, targets, CUTS).summary()
+    assert summary["observed_survival"] == pytest.approx(table.survival()[-1])
+    assert summary["predicted_survival"] == pytest.approx(table.survival()[-1])
+
+
 def test_knowing_more_gives_a_lower_score() -> None:
     """A Brier score that likes the average better than the truth."""
     logits, targets = draw(7, 1000)
@@ -271,6 +281,8 @@ def test_nothing_measured_is_none_everywhere() -> None:
     assert set(summary.values()) == {None}
     counted = sums_of(*draw(1), CUTS).only_counts(np.zeros(9))
     assert counted.summary()["concordance"] is None
+    assert counted.summary()["predicted_survival"] is None
+    assert counted.summary()["observed_survival"] is not None
     assert sums_from_flat(counted.to_flat(), CUTS).examples == 300
 
 
@@ -299,6 +311,9 @@ def test_a_diverged_model_is_refused_in_words() -> None:
         ("dead", lambda v: [-1.0, *v[1:]]),
         ("dead", lambda v: v[1:]),
         ("alive", lambda v: [1000.0, *v[1:]]),
+        ("predicted", lambda v: [301.0, *v[1:]]),
+        ("predicted", lambda v: [v[0], v[0] + 1.0, *v[2:]]),
+        ("predicted", lambda v: [*v[:-1], math.nan]),
         ("alive", lambda v: [1, *v[1:]]),
         ("extra", lambda v: 1),
     ],
