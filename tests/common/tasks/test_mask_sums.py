@@ -204,7 +204,7 @@ def hostile(sums: MaskSums, **changes: Any) -> dict[str, Any]:
 def test_what_no_predictions_give_is_refused(changes: dict[str, Any]) -> None:
     """One node could otherwise lift the mean of all of them, overflow it or make it NaN."""
     sums = sums_of(*blobs(2, 4, 2, (8, 8)))
-    with pytest.raises(ValueError, match="[a-z]"):
+    with pytest.raises(ValueError, match=r"[a-z]"):
         mask_sums_from_flat(hostile(sums, **changes), 2)
 
 
