@@ -79,7 +79,7 @@ class Preprocess:
         if self.size is not None:
             pixels = self._resize(pixels, self.size, white)
         if self.crop is not None:
-            pixels = _centre_crop(pixels, self.crop)
+            pixels = crop_centre(pixels, self.crop)
         if white is not None:
             pixels = pixels / white
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
@@ -126,7 +126,7 @@ class Preprocess:
 
     def _resize(self, pixels: Tensor, target: int, white: float | None) -> Tensor:
         height, width = pixels.shape[-2:]
-        shape = _shape_with_shorter_side(height, width, target)
+        shape = shape_with_shorter_side(height, width, target)
         if shape == (height, width):
             return pixels
         options = {"mode": self.interpolation, "antialias": self.antialias}
@@ -178,14 +178,15 @@ def _is_side(side: Any) -> bool:
     return side is None or (isinstance(side, int) and 1 <= side <= LARGEST_SIDE)
 
 
-def _shape_with_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
+def shape_with_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
     """Return height and width of an image whose shorter side was brought to `target`."""
     if height <= width:
         return target, int(target * width / height)
     return int(target * height / width), target
 
 
-def _centre_crop(pixels: Tensor, side: int) -> Tensor:
+def crop_centre(pixels: Tensor, side: int) -> Tensor:
+    """Return the middle of images, zeros around those that are smaller."""
     height, width = pixels.shape[-2:]
     # only where nothing was resized
     if min(height, width) < side:

@@ -21,7 +21,7 @@ from fedgraft.common.model.depth_features import LAST, STEM, list_stages, select
 from fedgraft.common.model.slices import fold_slices
 
 # a map with fewer places each way than this part of the image's says little of where
-COARSEST = 32
+COARSEST = 16
 
 
 @dataclass(frozen=True)
