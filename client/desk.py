@@ -33,6 +33,7 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import has_depth_head
 from fedgraft.common.plan.plan_file import agreement_from_json, agreement_hash
+from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.layout import Layout
 
 MOST_BYTES = 4 * 2**30  # of opened data; what was used longest ago is opened again when asked for
@@ -214,7 +215,11 @@ class Desk:
                 example = train.inputs(torch.zeros(1, dtype=torch.int64))
                 probes = draw_probes(plan.task.material, train.preparation, example, 2)
                 check_gradients(
-                    opened.model, plan.privacy.grad_sample_mode, probes.joined, losses_of(plan.task)
+                    opened.model,
+                    plan.privacy.grad_sample_mode,
+                    probes.joined,
+                    losses_of(plan.task),
+                    TASKS[plan.task.question].probes(plan.task),
                 )
             return opened
 

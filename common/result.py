@@ -273,6 +273,7 @@ class Result(Part):
         path.write_text(result.but(engine="inprocess").to_text(indent=1))
 
     Attributes:
+        question: the plan's: a member of `common.tasks.TASKS`; it says what is measured.
         confusion: of each node's test records, counts by true class and answer.
         privacy: what was spent, by node; empty without differential privacy.
         nodes: those that took part.
@@ -302,6 +303,7 @@ class Result(Part):
     validation: Validation | None = None
     calibration: Calibration | None = None
     operating_point: OperatingFacts | None = None
+    question: str = "classification"
     confusion: dict[str, list[list[int]]] = {}
     privacy: dict[str, Spending] = {}
     not_covered_by_epsilon: tuple[str, ...] = ()

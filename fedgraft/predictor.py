@@ -47,7 +47,9 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the model tells apart, in the order of its outputs."""
+        """What the model tells apart, in the order of its outputs; empty where answers are no
+        classes.
+        """
         return self._shared.classes
 
     @property
@@ -70,8 +72,8 @@ class Predictor:
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
-                `p_NAME` for every class; for paths the index is the
-            input's name.
+                `p_NAME` for every class; of other questions what `fedgraft predict` writes, too.
+                For paths the index is the input's name.
 
         Raises:
             UserError: inputs of another kind than the model takes.
@@ -83,13 +85,14 @@ class Predictor:
         if isinstance(inputs, str | Path):
             from fedgraft.simulations.predict import read_inputs
 
-            names, probabilities = read_inputs(self._shared, Path(inputs), sliding=sliding)
+            names, told = read_inputs(self._shared, Path(inputs), sliding=sliding)
         else:
-            ask = self._shared.sliding_probabilities if sliding else self._shared.probabilities
-            probabilities = ask(self._as_raw(inputs)).numpy()
-        table = pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
-        answers = self._shared.answers(torch.from_numpy(probabilities)).tolist()
-        table.insert(0, "class", [self.classes[number] for number in answers])
+            ask = self._shared.predict_sliding if sliding else self._shared.predict
+            told = ask(self._as_raw(inputs)).numpy()
+        table = pandas.DataFrame(told, columns=list(self._shared.columns))
+        answers = self._shared.answers(torch.from_numpy(told))
+        if answers is not None:
+            table.insert(0, self._shared.question.answered, answers)
         if names is not None:
             table.index = pandas.Index(names, name="input")
         return table
@@ -151,5 +154,5 @@ class Predictor:
             return read_features(file, task.columns, task.encoding)
 
     def __repr__(self) -> str:
-        classes = ", ".join(self.classes)
-        return f"Predictor({str(self.path)!r}): {classes}; {self.plan.backbone.name}"
+        question = self._shared.question.describe(self.plan.task)
+        return f"Predictor({str(self.path)!r}): {question}; {self.plan.backbone.name}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedgraft.common.extensions import offer_extensions
+from fedgraft.common.tasks import task_line
 
 server = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 nodes = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
@@ -237,7 +238,7 @@ def _print_result(result: dict[str, Any], json_: bool) -> None:
         return
     final = result["final"]["global"]
     metrics = []
-    for key in ("accuracy", "auroc"):
+    for key in task_line(result["question"]).metrics[:2]:
         if final.get(key) is not None:
             metrics.append(f"{key} {final[key]:.3f}")
     rounds = f"{result['rounds_done']} rounds"

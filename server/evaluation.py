@@ -117,8 +117,9 @@ class _Merging:
         sums = self._answer(sums)
         self._all = self._all + sums
         self.nodes[name] = chosen(sums, self.plan)
-        if sums.examples:
-            self.confusion[name] = sums.counts()
+        counts = sums.counts()
+        if sums.examples and counts:
+            self.confusion[name] = counts
         if spent is not None:
             self.spent[name] = spent
 

@@ -59,6 +59,13 @@ class Answers:
         return self.classes[int(self.by_class.argmax())]
 
 
+def question_of(result: Mapping[str, Any]) -> str:
+    """Return what a run answers: a member of `common.tasks.TASKS`; runs of before it was told are
+    about classes.
+    """
+    return result.get("question", "classification")
+
+
 def read_answers(*results: Mapping[str, Any]) -> Answers | None:
     """Return the answers at all sites, of one run or of several together; None where no site told
     of them.

@@ -40,6 +40,7 @@ from fedgraft.common.plan.phases import counts_constants, has_depth_head, purpos
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.measures import Measure, main_measures
 from fedgraft.simulations.engines.simulated_node import load_simulated_node
 
 Metrics = dict[str, Any]
@@ -148,6 +149,7 @@ def measure_alone(
     the best on all nodes' validation data where there are any, else on the tests.
     """
     plan = _drop_privacy(plan)
+    measure, _ = main_measures(plan.task.question)
     tasks = _open_tasks(plan, backbone, nodes)
     tests = [task.test for task in tasks]
     validations = [task.validation for task in tasks if task.validation]
@@ -160,17 +162,29 @@ def measure_alone(
         return tested, _measure_on(trained, state, validations)
 
     by_node: dict[str, Metrics] = {}
-    chosen_by: dict[str, float] = {}
+    chosen_by: dict[str, float | None] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for task, (tested, judged) in zip(tasks, pool.map(train_one, tasks), strict=True):
             by_node[task.node] = tested
-            chosen_by[task.node] = judged["accuracy"]
+            chosen_by[task.node] = judged[measure.key]
             on_node()
-    best = max(chosen_by, key=chosen_by.__getitem__)
+    best = _find_best(chosen_by, measure)
     chosen = {"node": best, **by_node[best]}
     if validations:
         chosen["chosen_on"] = "validation"
     return {**_average(list(by_node.values())), "best": chosen, "nodes": by_node}
+
+
+def _find_best(values: Mapping[str, float | None], measure: Measure) -> str:
+    """Return the node with the best value; the first of equals, and of nodes without any."""
+    best = next(iter(values))
+    for name, value in values.items():
+        highest = values[best]
+        if value is None:
+            continue
+        if highest is None or measure.is_better(value, highest):
+            best = name
+    return best
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> Metrics:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_data
@@ -25,10 +23,10 @@ MOST_NAMED = 5  # nodes in one note
 
 @dataclass(frozen=True)
 class NodeCounts:
-    """How many examples of each stratum a node has.
+    """How many examples of each class a node has, or of what stands for them.
 
     Attributes:
-        train, test: by stratum, in the order of the plan.
+        train, test: by class, in the order of the plan.
         fingerprint: of the node's records.
     """
 
@@ -51,8 +49,9 @@ def count_nodes(plan: Plan, nodes: Sequence[Path]) -> list[NodeCounts]:
         train = _count(plan, records, "train")
         test = _count(plan, records, "test")
         counts.append(NodeCounts(node.name, train, test, records.fingerprint))
-    for number, name in enumerate(TASKS[plan.task.question].columns(plan.task)):
-        if not any(node.train[number] for node in counts):
+    question = TASKS[plan.task.question]
+    for number, name in enumerate(question.counted(plan.task)):
+        if question.needs_each and not any(node.train[number] for node in counts):
             raise UserError(
                 f"no node has a training example of {name!r}",
                 where=f"task.classes[{number}]",
@@ -66,15 +65,14 @@ def count_nodes(plan: Plan, nodes: Sequence[Path]) -> list[NodeCounts]:
 
 def _count(plan: Plan, records: Records, split: str) -> list[int]:
     task = TASKS[plan.task.question]
-    strata = task.strata(records.labels[records.splits[split]])
-    return np.bincount(strata, minlength=len(task.columns(plan.task))).tolist()
+    return task.count(records.labels[records.splits[split]], plan.task).tolist()
 
 
 def describe_data(plan: Plan, plan_path: Path, nodes: Sequence[NodeCounts]) -> DataFacts:
     """Return what result.json says of the data."""
     return DataFacts(
         labels={node.name: node.train for node in nodes},
-        classes=list(TASKS[plan.task.question].columns(plan.task)),
+        classes=list(TASKS[plan.task.question].counted(plan.task)),
         files=_hash_files(plan, plan_path),
         fingerprints={node.name: node.fingerprint for node in nodes},
         test_labels={node.name: node.test for node in nodes},

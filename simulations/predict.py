@@ -56,9 +56,9 @@ IMAGES = "an image, a folder of images or an .npz"
 def predict(
     run: Path, data: Path, out: Path, backbone: Path | None = None, *, sliding: bool = False
 ) -> int:
-    """Predict every input of `data` and write one CSV line each: input, class, a probability for
-    each class, and the predictive standard deviation of the class's score, where the plan has
-    `train.closed_form.variance`.
+    """Predict every input of `data` and write one CSV line each: input, the answer, what is told of
+    it (a probability for each class, or a number), and the predictive standard deviation of the
+    answer's score, where the plan has `train.closed_form.variance`.
 
     Args:
         backbone: the backbone's file, if it does not lie in the run's folder.
@@ -78,8 +78,10 @@ def predict(
     try:
         with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
-            # `p_` before it: no name begins like a formula
-            head = ["input", "class", *(f"p_{name}" for name in shared.classes)]
+            head = ["input"]
+            if shared.question.answer is not None:
+                head.append(shared.question.answered)
+            head += map(as_cell, shared.columns)
             if shared.variance is not None and not sliding:
                 head.append("deviation")
             writer.writerow(head)
@@ -97,38 +99,44 @@ def predict(
 def read_inputs(
     shared: SharedModel, data: Path, *, sliding: bool = False
 ) -> tuple[list[str], np.ndarray]:
-    """Return the names of all inputs of `data`, and the model's probabilities `(n, classes)`.
+    """Return the names of all inputs of `data`, and what the model tells of each, `(n, columns)`.
 
     Raises:
         UserError: as `predict`.
     """
     names: list[str] = []
-    probabilities = [np.empty((0, len(shared.classes)), np.float32)]
+    told = [np.empty((0, len(shared.columns)), np.float32)]
     for some, inputs in _read_batches(shared, data):
         names += some
-        ask = shared.sliding_probabilities if sliding else shared.probabilities
-        probabilities.append(ask(inputs).numpy())
-    return names, np.concatenate(probabilities)
+        ask = shared.predict_sliding if sliding else shared.predict
+        told.append(ask(inputs).numpy())
+    return names, np.concatenate(told)
 
 
 def _predict_batch(
     shared: SharedModel, names: Sequence[str], inputs: Raw, *, sliding: bool
 ) -> list[list[str]]:
-    """Return a line for each input: its name, the class that is answered, all probabilities, and
-    how far the score of the answer may be off, where the model knows.
+    """Return a line for each input: its name, the answer, what is told of it, and how far the score
+    of the answer may be off, where the model knows.
     """
     lines = []
     if sliding:
         deviations = None
-        probabilities = shared.sliding_probabilities(inputs)
+        told = shared.predict_sliding(inputs)
     else:
         deviations = shared.deviations(inputs)
-        probabilities = shared.probabilities(inputs)
-    for at, answer in enumerate(shared.answers(probabilities).tolist()):
-        line = [as_cell(names[at]), as_cell(shared.classes[answer])]
-        line += [f"{value:.6f}" for value in probabilities[at].tolist()]
+        told = shared.predict(inputs)
+    answers = shared.answers(told)
+    for at, values in enumerate(told.tolist()):
+        line = [as_cell(names[at])]
+        column = 0
+        if answers is not None:
+            line.append(as_cell(answers[at]))
+            if answers[at] in shared.classes:
+                column = shared.classes.index(answers[at])
+        line += [f"{value:.6f}" for value in values]
         if deviations is not None:
-            line.append(f"{float(deviations[at, answer]):.6f}")
+            line.append(f"{float(deviations[at, column]):.6f}")
         lines.append(line)
     return lines
 
@@ -192,7 +200,7 @@ def _read_table(shared: SharedModel, data: Path) -> Iterator[Batch]:
 def _read_list(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield images and their rows one by one."""
     task = shared.plan.task
-    columns = TableColumns.of(task.columns, task.encoding, task.target)
+    columns = TableColumns.of(task.columns, task.encoding, task.answers)
     form = PixelForm.of(shared.plan.backbone)
     for name, file, row in read_unlabelled(data, columns):
         yield [name], [pair(file, row, form)]

@@ -84,8 +84,7 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
     if isinstance(backbone.net, Mlp) and isinstance(backbone.net.standardise, Standardise):
         backbone.net.standardise.fit(records.read(data.train.rows))
 
-    classes = tuple(map(str, section.labels))
-    task = plan.task.model_copy(update={"classes": classes, "labels": section.labels})
+    task = source_task(plan.task, section)
     model = _train(section, task, backbone, data.train)
     accuracy = evaluate(model, data.held_out, task).summary()["accuracy"]
     trained = replace(backbone, fingerprint=fingerprint_of(backbone_state(backbone)))
@@ -115,9 +114,22 @@ def _make_reference(plan: Plan, backbone: Backbone, split: Split, weights: Path)
     return str(path)
 
 
+def source_task(task: TaskSection, section: PretrainSection) -> TaskSection:
+    """Return what a backbone learns from its source: to tell the source's own labels apart,
+    whatever is asked of the nodes' records.
+    """
+    own = {
+        "kind": f"{task.material}-classification",
+        "classes": tuple(map(str, section.labels)),
+        "labels": section.labels,
+        "targets": (),
+        "number": None,
+    }
+    return task.model_copy(update=own)
+
+
 def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
-    classes = tuple(map(str, section.labels))
-    task = plan.task.model_copy(update={"classes": classes, "labels": section.labels})
+    task = source_task(plan.task, section)
     reading = UNDECIDED if plan.simulation is None else plan.simulation.reading
     # the section's own labels are those to learn from
     reading = reading.model_copy(update={"labels_left_out": "allow"})

@@ -9,17 +9,16 @@ import numpy as np
 
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Calibration, OperatingFacts, Validation
+from fedgraft.common.tasks.measures import Measure, main_measures
 from fedgraft.server.papers.validation_words import (
     describe_calibration,
     describe_operating_point,
     describe_validation,
 )
-from fedgraft.simulations.answers import describe_answers
+from fedgraft.simulations.answers import describe_answers, question_of
 from fedgraft.simulations.readable import show_bytes
 
 Result = Mapping[str, Any]
-
-GAINS = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 
 def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list[str]:
@@ -32,8 +31,8 @@ def describe_results(results: Sequence[Result], *, privacy: bool = True) -> list
     """
     sentences = [*describe_answers(results), *_describe_choices(results)]
     sentences.append(_describe_bytes(results[0]))
-    for metric, word in GAINS.items():
-        sentences += _describe_gain(results, metric, word)
+    for measure in main_measures(question_of(results[0])):
+        sentences += _describe_gain(results, measure)
     if privacy:
         sentences += _describe_privacy(results)
     sentences += _list_missing(results)
@@ -92,23 +91,26 @@ def _describe_bytes(result: Result) -> str:
     return f"{what} {show_bytes(size)}; {beside}{backbone} to each of {nodes} nodes"
 
 
-def _describe_gain(results: Sequence[Result], metric: str, word: str) -> list[str]:
+def _describe_gain(results: Sequence[Result], measure: Measure) -> list[str]:
     """Return what the pre-trained backbone brings over a random one, where both were measured."""
     gains = []
     for result in results:
-        ours = result["final"]["global"].get(metric)
-        theirs = result["baselines"].get("random-backbone", {}).get(metric)
+        ours = result["final"]["global"].get(measure.key)
+        theirs = result["baselines"].get("random-backbone", {}).get(measure.key)
         if ours and theirs:
             gains.append(ours - theirs)
     if not gains:
         return []
 
-    mean = 100 * np.mean(gains)
-    sentence = (
-        f"what the pre-trained backbone brings: {mean:+.1f} points of {word} over a random one"
-    )
+    least = max(gains) if measure.lower else min(gains)
+    mean = f"{np.mean(gains):+.3f} of"
+    shown_least = f"{least:+.3f}"
+    if measure.in_points:
+        mean = f"{100 * np.mean(gains):+.1f} points of"
+        shown_least = f"{100 * least:+.1f}"
+    sentence = f"what the pre-trained backbone brings: {mean} {measure.words} over a random one"
     if len(gains) > 1:
-        sentence += f" (least {100 * min(gains):+.1f} over {len(gains)} seeds)"
+        sentence += f" (least {shown_least} over {len(gains)} seeds)"
     return [sentence]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedgraft.simulations.answers import read_answers
+from fedgraft.common.tasks.measures import Measure, shown_measures
+from fedgraft.simulations.answers import question_of, read_answers
 from fedgraft.simulations.readable import show_bytes, show_spread
 from fedgraft.simulations.results_in_words import describe_results
 
@@ -19,11 +20,8 @@ Result = Mapping[str, Any]
 Metrics = Mapping[str, Any]
 Find = Callable[[Result], Metrics | None]
 
-# as wide as a terminal of 80 columns bears: some columns with their spread, some without
-# first what a rare class cannot flatter
-WITH_SPREAD = {"auroc": "AUROC", "accuracy": "accuracy"}
-MEAN_ONLY = {"loss": "loss", "calibration_error": "ECE"}
-COLUMNS = (*WITH_SPREAD.values(), *MEAN_ONLY.values(), "sent")
+# as wide as a terminal of 80 columns bears: some columns with their spread, the others without
+WITH_SPREAD = 2
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,12 @@ def print_table(results: Sequence[Result], console: Console) -> None:
     both ways.
     """
     table = Table(title=_title(results), title_justify="left")
+    measures = shown_measures(question_of(results[0]))
     table.add_column("model", no_wrap=True)
-    for head in COLUMNS:
+    for head in (*(measure.words for measure in measures), "sent"):
         table.add_column(head, justify="right", no_wrap=True)
     for model in list_models(results):
-        table.add_row(model.name, *show_cells(model))
+        table.add_row(model.name, *show_cells(model, measures))
     console.print(table)
     for line in describe_results(results):
         # names in it are no markup
@@ -97,8 +96,11 @@ def _find_commonest(result: Result) -> Metrics | None:
     answers = read_answers(result)
     if answers is None:
         return None
-    examples = int(answers.counts.sum())
-    return {"accuracy": answers.majority, "auroc": 0.5, "examples": examples}
+    known = {"accuracy": answers.majority, "examples": int(answers.counts.sum())}
+    for measure in shown_measures(question_of(result)):
+        if measure.chance is not None:
+            known[measure.key] = measure.chance
+    return known
 
 
 MODELS: dict[str, Find] = {
@@ -123,14 +125,14 @@ def _title(results: Sequence[Result]) -> str:
     return f"{name}, seeds {seeds}: mean ± standard deviation"
 
 
-def show_cells(model: MeasuredModel) -> list[str]:
+def show_cells(model: MeasuredModel, measures: Sequence[Measure]) -> list[str]:
     """Return the cells of a model's row after its name."""
     cells = []
-    for key in WITH_SPREAD:
-        cells.append(_show_metric(model, key))
-    for key in MEAN_ONLY:
-        mean, _, _ = _show_metric(model, key).partition(" ±")
-        cells.append(mean)
+    for number, measure in enumerate(measures):
+        cell = _show_metric(model, measure.key)
+        if number >= WITH_SPREAD:
+            cell, _, _ = cell.partition(" ±")
+        cells.append(cell)
     sent = model.sent
     cells.append(show_bytes(float(np.mean(sent))) if sent else "–")
     return cells

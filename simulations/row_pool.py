@@ -35,8 +35,8 @@ class RowPool:
 
     @property
     def labels(self) -> np.ndarray:
-        """The class of each row of the task."""
-        return self.records.labels
+        """The class of each row, or what stands for it; −1: it is no part of the task."""
+        return self.records.strata
 
     def first_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return the first row of each patient among rows of one split."""

@@ -23,6 +23,7 @@ from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.common.result import Result, SeedResults
+from fedgraft.common.tasks import TASKS
 from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.run_manifest import run_facts, write_manifest
@@ -289,7 +290,8 @@ def _draw_picture(plan: Plan, counts: Sequence[NodeCounts], out: Path) -> None:
 
     names = [node.name for node in counts]
     labels = [node.train for node in counts]
-    draw_labels_by_node(labels, names, plan.task.classes, out / PICTURE)
+    counted = TASKS[plan.task.question].counted(plan.task)
+    draw_labels_by_node(labels, names, counted, out / PICTURE)
 
 
 def _write_papers(job: SeedJob) -> None:

@@ -96,7 +96,7 @@ def _graft(plan: Plan, backbone: Backbone) -> tuple[GraftedModel | None, Finding
 
 
 def _describe_data(plan: Plan, counts: list[NodeCounts]) -> str:
-    names = TASKS[plan.task.question].columns(plan.task)
+    names = TASKS[plan.task.question].counted(plan.task)
     classes = []
     for number, name in enumerate(names):
         total = sum(node.train[number] for node in counts)

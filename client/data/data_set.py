@@ -95,7 +95,9 @@ class Records:
         batch = records.prepare(records.splits["train"][:32], preparation)
 
     Attributes:
-        labels: class of each row, int64 `(n,)`; −1 for rows that are not part of the task.
+        labels: the target of each row, `(n, …)`: int64, or float32 for numbers.
+        strata: by which rows are dealt, int64 `(n,)`: their classes, or what stands for them; −1
+            for rows that are not part of the task.
         splits: row numbers of "train", "val" and "test", int64, rising; together the rows of the
             task.
         fingerprint: "sha256:…" over the contents of the rows in the splits, whatever their order.
@@ -104,6 +106,7 @@ class Records:
     """
 
     labels: np.ndarray
+    strata: np.ndarray
     splits: Mapping[str, np.ndarray]
     fingerprint: str
     source: Source
@@ -158,25 +161,22 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     """
     source = _open_source(data, task)
     _check_readable(source, data.max_unreadable)
-    key = ("targets", task.question, task.classes, task.labels)
-    targets = source.derived(key, lambda: _targets(source, task))
-    owners = _check_meaning(source, data, task, targets)
+    targets, strata = source.derived(("targets", task), lambda: _targets(source, task))
+    owners = _check_meaning(source, data, task, strata)
 
     rows = LabelledRows(
-        source.where, targets, source.digests, source.splits, owners, source.contents
+        source.where, strata, source.digests, source.splits, owners, source.contents
     )
     rule = SplitRule(data.rows, data.test_fraction, seed, data.validation_fraction)
     splits = choose_splits(rows, rule)
     if not len(splits["train"]):
-        present = list_labels(source.labels)
-        planned = list_labels(task.labels or task.classes)
         raise UserError(
-            "no training examples of the plan's classes",
+            "no training examples of the plan's task",
             where=str(data.rows or source.where),
-            remedy=f"the data has labels {present}; the plan wants {planned}",
+            remedy=_compare_labels(source, task),
         )
     fingerprint = _fingerprint(source, splits)
-    return Records(targets, splits, fingerprint, source, owners, data.rows)
+    return Records(targets, strata, splits, fingerprint, source, owners, data.rows)
 
 
 def _open_source(data: DataSource, task: TaskSection) -> Source:
@@ -192,7 +192,7 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
         raise UserError(what, where=name, remedy=remedy)
     if not name.startswith(PREFIX):
         name = str(Path(name).absolute())
-    table = TableColumns.of(task.columns or task.text, task.encoding, task.target)
+    table = TableColumns.of(task.columns or task.text, task.encoding, task.answers)
     channels = () if data.signal is None else data.signal.channels
     request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
     request = replace(request, form=data.form, scan=data.scan)
@@ -200,7 +200,7 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
 
 
 def _check_meaning(
-    source: Source, data: DataSource, task: TaskSection, targets: np.ndarray
+    source: Source, data: DataSource, task: TaskSection, strata: np.ndarray
 ) -> list[str] | None:
     """Return whose each row is. Raise all at once that makes data look like something else."""
     mistakes: list[UserError] = []
@@ -211,7 +211,7 @@ def _check_meaning(
         mistakes.append(mistake)
     checks = (
         lambda: check_shared(source, data.reading.max_shared),
-        lambda: check_left_out(source, task, targets, data.reading),
+        lambda: check_left_out(source, task, strata, data.reading),
     )
     for check in checks:
         try:
@@ -235,11 +235,23 @@ def _check_readable(source: Source, most: float) -> None:
     )
 
 
-def _targets(source: Source, task: TaskSection) -> np.ndarray:
-    """Return the target of each row, read-only: the nodes of a simulation share it."""
-    targets = TASKS[task.question].targets(source, task)
+def _targets(source: Source, task: TaskSection) -> tuple[np.ndarray, np.ndarray]:
+    """Return target and stratum of each row, read-only: the nodes of a simulation share them."""
+    question = TASKS[task.question]
+    targets = question.targets(source, task)
+    strata = question.strata(targets, task)
     targets.setflags(write=False)
-    return targets
+    strata.setflags(write=False)
+    return targets, strata
+
+
+def _compare_labels(source: Source, task: TaskSection) -> str:
+    """Return what labels there are, and what the plan wants."""
+    present = list_labels(source.labels)
+    planned = task.labels or task.classes
+    if not planned:
+        return f"the data has labels {present}; see task.target"
+    return f"the data has labels {present}; the plan wants {list_labels(planned)}"
 
 
 def _fingerprint(source: Source, splits: Mapping[str, np.ndarray]) -> str:

@@ -26,7 +26,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """The targets, int64 `(n,)`."""
+        """The targets, `(n, …)`."""
         ...
 
     def __len__(self) -> int: ...

@@ -51,7 +51,7 @@ def group_sums(
             continue
         for group in choose_reported(groups, len(column.groups), least):
             members = torch.from_numpy(groups == group)
-            sums[number, group] = sums_of(outputs[members], test.labels[members])
+            sums[number, group] = sums_of(outputs[members], test.labels[members], task)
     return sums
 
 

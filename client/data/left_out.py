@@ -21,9 +21,9 @@ from fedgraft.common.tasks.labels import Label, list_labels
 _MOST_SHOWN = 8
 
 
-def count_left_out(source: Source, targets: np.ndarray) -> Counter[Label]:
+def count_left_out(source: Source, strata: np.ndarray) -> Counter[Label]:
     """Return how many records of each label are not part of the task."""
-    rows = np.flatnonzero(targets < 0).tolist()
+    rows = np.flatnonzero(strata < 0).tolist()
     return Counter(source.labels[row] for row in rows)
 
 
@@ -34,18 +34,19 @@ def describe_left_out(counts: Counter[Label]) -> str:
 
 
 def check_left_out(
-    source: Source, task: TaskSection, targets: np.ndarray, reading: ReadingSection
+    source: Source, task: TaskSection, strata: np.ndarray, reading: ReadingSection
 ) -> None:
     """Raise UserError where records would be left out for their label and nobody has allowed it, or
     where a label is one of the plan's in another spelling, allowed or not.
 
     Of data sets that everybody has nothing is asked.
     """
-    key = ("left out", task.question, task.classes, task.labels)
-    counts = source.derived(key, lambda: count_left_out(source, targets))
+    if task.labels is None:
+        return
+    counts = source.derived(("left out", task), lambda: count_left_out(source, strata))
     if not counts or source.where.startswith(PREFIX):
         return
-    planned = task.labels or task.classes
+    planned = task.labels
     what = (
         f"{counts.total():,} of {len(source):,} records have labels that the plan does not name and"
         f" would be left out: {describe_left_out(counts)}"

@@ -33,7 +33,7 @@ class Split:
         records: the hospital's data set.
         rows: row numbers of the split, int64 `(n,)`.
         preparation: the backbone's own.
-        labels: the targets, int64 `(n,)`.
+        labels: the targets, `(n, …)`.
     """
 
     records: Records = field(repr=False)
@@ -42,7 +42,8 @@ class Split:
     labels: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        labels = torch.from_numpy(self.records.labels[self.rows].astype(np.int64))
+        # picking rows copies
+        labels = torch.from_numpy(self.records.labels[self.rows])
         object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:

@@ -103,7 +103,7 @@ def _what_it_learns(plan: Plan) -> list[str]:
     method = METHODS[plan.adapter.method]
     trained = method.describe(method.read_options(plan.adapter.model_dump()))
     return [
-        f"to tell apart: {question} ({task.kind.replace('-', ' ')})",
+        f"{question} ({task.kind.replace('-', ' ')})",
         f"on a frozen {plan.backbone.name}, which is not changed; trained is the {trained}",
         _how_prepared(plan),
     ]

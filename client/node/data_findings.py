@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedgraft.client.data.data_set import Records
 from fedgraft.client.data.groups_of_people import choose_reported, find_groups
 from fedgraft.client.data.left_out import count_left_out, describe_left_out
@@ -21,6 +23,7 @@ from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.plan.chosen_by_validation import measures_validation
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks import TASKS
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ def _findings(node: Node, plan: Plan, splits: Splits) -> Iterator[Finding]:
     records = splits.train.records
     yield _count_records(records)
     yield from _count_files(records.source)
-    trained = set(splits.train.labels.tolist())
+    trained = set(np.flatnonzero(_count(plan, splits.train)).tolist())
     yield _check_classes(plan, "training", splits.train, trained)
     yield _check_classes(plan, "test", splits.test, trained)
     yield from _check_validation(plan, splits.train)
@@ -82,7 +85,7 @@ def _count_records(records: Records) -> Finding:
     """Return how many records are of the task, and what became of the others."""
     count = sum(len(rows) for rows in records.splits.values())
     detail = f"{count:,} records of the plan's task, read and checked"
-    left_out = count_left_out(records.source, records.labels)
+    left_out = count_left_out(records.source, records.strata)
     if left_out:
         detail += (
             f"; {left_out.total():,} with labels that the plan does not name are left out"
@@ -106,18 +109,25 @@ def _count_files(source: Source) -> Iterator[Finding]:
     yield ok("files", f"{total:,} files: {', '.join(counts)}")
 
 
+def _count(plan: Plan, split: Split) -> np.ndarray:
+    """Return how many records a split has of each class, or of what stands for them."""
+    return TASKS[plan.task.question].count(split.labels.numpy(), plan.task)
+
+
 def _check_classes(plan: Plan, which: str, split: Split, trained: Set[int]) -> Finding:
     """Return how many records of each class a split has.
 
     Args:
         trained: the classes that the training split has: tests lack another one because of it.
     """
-    counts = Counter(split.labels.tolist())
+    question = TASKS[plan.task.question]
+    counts = _count(plan, split).tolist()
     shares = []
     missing = []
-    for number, name in enumerate(plan.task.classes):
+    for number, name in enumerate(question.counted(plan.task)):
         shares.append(f"{name} {counts[number]:,}")
-        if not counts[number] and (which == "training" or number in trained):
+        is_missed = question.needs_each and (which == "training" or number in trained)
+        if not counts[number] and is_missed:
             missing.append(name)
     listed = ", ".join(shares)
     what = f"{which} data"

@@ -14,6 +14,7 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.privacy.randomness import Randomness
 
+TWO_CLASSES = torch.tensor([0, 1])
 # small, so that a wrong norm of a gradient changes the clipped sum
 _PROBE_NORM = 1e-3
 # how far a clipped sum may be off, as a part of its largest norm
@@ -23,7 +24,11 @@ _BROKEN = (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedEr
 
 
 def check_gradients(
-    model: GraftedModel, grad_sample_mode: str, probes: Tensor, losses: Losses
+    model: GraftedModel,
+    grad_sample_mode: str,
+    probes: Tensor,
+    losses: Losses,
+    targets: Tensor = TWO_CLASSES,
 ) -> None:
     """Compare the clipped sum with a loop over single examples, on two random inputs, in float64
     and in float32.
@@ -35,18 +40,18 @@ def check_gradients(
         grad_sample_mode: "hooks" or "ghost".
         probes: two random inputs (2, …), see `common/inputs/probes.py`.
         losses: outputs and targets → the loss of each example.
+        targets: two of them (2, …), see `Task.probes`.
 
     Raises:
         Refused: they differ, or Opacus fails; says what to write instead.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = _in_precision(probes, torch.float64)
-    targets = torch.tensor([0, 1])
     probe = copy.deepcopy(model).double()
     # at their first values some adapters have no gradient to compare
     for p in probe.trainable_parameters().values():
         p.data.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64), alpha=0.05)
-    expected = _clipped_by_loop(probe, inputs, targets, losses)
+    expected = _clipped_by_loop(probe, inputs, _in_precision(targets, torch.float64), losses)
 
     remedy = "write adapter.method: lora, bottleneck, scale-shift, bias or head"
     if grad_sample_mode == "ghost":
@@ -56,7 +61,8 @@ def check_gradients(
     for dtype, tolerance in _TOLERANCES.items():
         probe.to(dtype)
         try:
-            gradient = _released(probe, training, _in_precision(inputs, dtype), targets)
+            typed = _in_precision(targets, dtype)
+            gradient = _released(probe, training, _in_precision(inputs, dtype), typed)
         except _BROKEN as error:
             what = f"Opacus cannot take adapter {model.method} on this backbone"
             reason = f"{what} ({type(error).__name__}); {remedy}"

@@ -24,7 +24,7 @@ from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
 from fedgraft.client.readers.source import SPLITS, Label, Source, unreadable
 from fedgraft.client.readers.stored import StoredRows, stored_rows
 from fedgraft.common.errors import UserError
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 _BROKEN = (
     OSError,
@@ -47,7 +47,7 @@ def read_npz(
     """Return every image of an archive, the splits in the order train, val, test.
 
     Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3, or what the
-    plan says. Labels: `(n,)` or `(n, 1)`.
+    plan says. Labels: `(n,)`, or `(n, k)` of several.
 
     Args:
         bits: how many of 16 bits the images use; None: nobody has said.
@@ -126,15 +126,16 @@ class _Archive:
 
     def labels(self, name: str, count: int) -> list[Label]:
         stated = self.arrays[name]
-        if stated.ndim == 2 and stated.shape[1] == 1:
-            stated = stated[:, 0]
-        if stated.ndim != 1 or len(stated) != count:
+        if stated.ndim == 1:
+            stated = stated[:, None]
+        if stated.ndim != 2 or len(stated) != count or not stated.shape[1]:
             raise UserError(
                 f"{name} has shape {stated.shape} for {count} images",
                 where=self.where,
-                remedy="one label an image is needed: (n,) or (n, 1)",
+                remedy="a label an image is needed, (n,), or several of them, (n, labels)",
             )
-        return [plain_label(label) for label in stated.tolist()]
+        columns = [[str(value) for value in column] for column in stated.T.tolist()]
+        return join_labels(columns)
 
     def masks(self, name: str, images: np.ndarray | LargeImages) -> np.ndarray:
         """Return the masks of images, uint8 `(n, H, W)`. Raise `UserError`."""

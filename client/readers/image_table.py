@@ -21,7 +21,7 @@ import torch
 from fedgraft.client.readers import reader
 from fedgraft.client.readers.files import image_files
 from fedgraft.client.readers.image_file import read_images
-from fedgraft.client.readers.manifest import file_at, read_listed
+from fedgraft.client.readers.manifest import choose_label_columns, file_at, read_listed
 from fedgraft.client.readers.mask_source import image_masks
 from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.reader import (
@@ -50,14 +50,11 @@ def read_list(request: ReadRequest) -> Source:
             cell is no number, or as `manifest.read_listed`.
     """
     cells = read_cells(Path(request.path))
-    names = find_label(cells, request.manifest, request.table.target)
+    names = request.manifest
     allow_unknown = request.reading.unknown_categories == "missing"
     encoded = encode_rows(cells, request.table, names, allow_unknown=allow_unknown)
     images = read_listed(
-        replace(request, manifest=names),
-        cells,
-        image_files(request.form),
-        image_masks(request.form),
+        request, cells, image_files(request.form), image_masks(request.form)
     )
     listed: dict[str, int] = {}
     for row, name in enumerate(cells.column(names.path)):
@@ -80,20 +77,12 @@ def read_list(request: ReadRequest) -> Source:
     return replace(images, read=read, digests=digests, unknown=encoded.unknown, _derived={})
 
 
-def find_label(cells: Cells, names: ManifestColumns, target: str) -> ManifestColumns:
-    """Return the names of a list's columns; the label's is the plan's `task.target` where the list
-    has none of its own.
-    """
-    if names.label not in cells.header and target in cells.header:
-        return replace(names, label=target)
-    return names
-
-
 def encode_rows(
     cells: Cells, columns: TableColumns, names: ManifestColumns, *, allow_unknown: bool
 ) -> Encoded:
     """Return a list's feature columns as inputs, without its images. Raise as `read_list`."""
-    for name in (names.path, names.label, names.split):
+    labels = choose_label_columns(cells, names, columns.targets)
+    for name in (names.path, *labels, names.split):
         if name in columns.features:
             what = f"column {name!r} is among the features, and it is the list's own"
             raise UserError(what, where=cells.where, remedy="leave it out of task.columns")

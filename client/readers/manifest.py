@@ -33,7 +33,7 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.common.errors import UserError
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 _SAY_MASKS = "; say in node.yaml which it is: data.columns: {path: …, mask: …}"
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
@@ -53,7 +53,9 @@ def read_listed(request: ReadRequest, cells: Cells, kind: FileKind, masks: MaskK
     """
     path = Path(request.path)
     names = request.manifest
-    labels = () if request.masks else (names.label,)
+    labels: tuple[str, ...] = ()
+    if not request.masks:
+        labels = choose_label_columns(cells, names, request.table.targets)
     cells.check_columns((names.path, *labels), remedy=_SAY_WHICH)
     entries = list_entries(cells, names, labels)
     columns = {name: cells.column(name) for name in cells.header}
@@ -99,13 +101,24 @@ def file_at(cells: Cells, name: str) -> str:
     return os.path.normpath(os.path.join(Path(cells.where).parent, name))
 
 
+def choose_label_columns(
+    cells: Cells, names: ManifestColumns, targets: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the columns that hold a list's labels: the one that it calls so; where it has none, or
+    the plan names several, the plan's.
+    """
+    if len(targets) > 1 or (names.label not in cells.header and set(targets) & set(cells.header)):
+        return tuple(targets)
+    return (names.label,)
+
+
 def list_entries(
     cells: Cells, names: ManifestColumns, label_columns: Sequence[str]
 ) -> list[ImageEntry]:
     """Return an image for each row; raise everything that is wrong with them at once."""
     rows = len(cells.rows)
     splits = cells.column(names.split) if names.split in cells.header else [None] * rows
-    labels = cells.column(label_columns[0]) if label_columns else [""] * rows
+    labels = join_labels([cells.column(name) for name in label_columns]) or [""] * rows
     columns = (cells.lines, cells.column(names.path), labels, splits)
     entries: list[ImageEntry] = []
     mistakes: list[UserError] = []
@@ -132,7 +145,7 @@ def list_entries(
             break
         listed[file] = line
         own = None if split is None else SPLIT_NAMES.get(split.lower())
-        entries.append(ImageEntry(file, plain_label(label), own))
+        entries.append(ImageEntry(file, label, own))
     raise_mistakes(mistakes)
     return entries
 

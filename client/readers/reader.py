@@ -40,25 +40,28 @@ IMAGES_WITH_ROWS = Content("image-and-table", "images with columns")
 class TableColumns:
     """Which columns of a table a plan asks for.
 
-        TableColumns.of(["age", "sex"], {"sex": ["f", "m"]}, target="ill")
+        TableColumns.of(["age", "sex"], {"sex": ["f", "m"]}, ["ill"])
 
     Attributes:
         features: the input columns, or those of a text, in order.
         categories: those of them that hold categories, each with its values, in order.
-        target: the column of labels.
+        targets: the columns of labels, mostly one.
     """
 
     features: tuple[str, ...] = ()
     categories: tuple[tuple[str, tuple[Label, ...]], ...] = ()
-    target: str = "target"
+    targets: tuple[str, ...] = ("target",)
 
     @classmethod
     def of(
-        cls, features: Sequence[str], categories: Mapping[str, Sequence[Label]], target: str
+        cls,
+        features: Sequence[str],
+        categories: Mapping[str, Sequence[Label]],
+        targets: Sequence[str],
     ) -> TableColumns:
         """Return them from a plan's own lists; two that say the same are equal."""
         encoded = [(name, tuple(categories[name])) for name in sorted(categories)]
-        return cls(tuple(features), tuple(encoded), target)
+        return cls(tuple(features), tuple(encoded), tuple(targets))
 
 
 NO_TABLE = TableColumns()

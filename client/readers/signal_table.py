@@ -39,7 +39,7 @@ from fedgraft.client.readers.table_cells import (
 from fedgraft.client.readers.table_encoding import encode, mistaken_cell, read_number
 from fedgraft.client.readers.table_file import list_missing_labels
 from fedgraft.common.errors import UserError
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 SUFFIXES = (".csv", ".csv.gz", *PARQUET_SUFFIXES)
 RECORD = "record"
@@ -76,7 +76,7 @@ def read_tabled(cells: Cells, channels: Sequence[str]) -> list[Tabled]:
 # ── a row a sample ────────────────────────────────────────────────────────────────────────────────
 def _read_long(cells: Cells, channels: Sequence[str]) -> list[Tabled]:
     cells.check_columns(channels, remedy=_ADD)
-    encoded = encode(cells, TableColumns.of(channels, {}, target=""))
+    encoded = encode(cells, TableColumns.of(channels, {}, targets=()))
     times, mistakes = _read_times(cells)
     raise_mistakes([*encoded.mistakes, *mistakes])
     groups: dict[str, list[int]] = {}
@@ -151,7 +151,7 @@ def _read_wide(cells: Cells, channels: Sequence[str]) -> list[Tabled]:
     columns: list[str] = []
     for name, length in lengths.items():
         columns += [f"{name}_{number}" for number in range(length)]
-    encoded = encode(cells, TableColumns.of(columns, {}, target=""))
+    encoded = encode(cells, TableColumns.of(columns, {}, targets=()))
     raise_mistakes(encoded.mistakes)
     values = encoded.values.reshape(len(cells.rows), len(channels), -1)
     return [Tabled([row], Recording(trim(record))) for row, record in enumerate(values)]
@@ -172,20 +172,20 @@ def _read(request: ReadRequest) -> Source:
     cells = read_cells(path)
     if request.manifest.path in cells.header:
         return read_listed(request, cells, signal_files(request.channels))
-    target = request.table.target
-    cells.check_columns([target], remedy=_ADD)
+    targets = request.table.targets
+    cells.check_columns(targets, remedy=_ADD)
     records = read_tabled(cells, request.channels)
-    raise_mistakes([*list_missing_labels(cells, target), *_list_torn(cells, records, target)])
+    raise_mistakes([*list_missing_labels(cells, targets), *_list_torn(cells, records, targets)])
 
     firsts = [record.rows[0] for record in records]
-    labels = cells.column(target)
+    labels = join_labels([cells.column(name) for name in targets])
     beside = Beside(
         places=[f"{path}:{cells.lines[row]}" for row in firsts],
         columns={name: partial(_texts_at, cells, name, firsts) for name in cells.header},
         identities=[_identity(cells, record) for record in records],
     )
     recordings = [record.recording for record in records]
-    own = [plain_label(labels[row]) for row in firsts]
+    own = [labels[row] for row in firsts]
     return signal_source(str(path), recordings, own, beside)
 
 
@@ -200,10 +200,10 @@ def _identity(cells: Cells, record: Tabled) -> bytes:
     return hashlib.sha256(b"".join(rows)).digest()
 
 
-def _list_torn(cells: Cells, records: Sequence[Tabled], target: str) -> list[UserError]:
+def _list_torn(cells: Cells, records: Sequence[Tabled], targets: Sequence[str]) -> list[UserError]:
     """Return what to say of records whose rows are of several classes or patients."""
     mistakes: list[UserError] = []
-    for name in (target, "patient"):
+    for name in (*targets, "patient"):
         if name not in cells.header:
             continue
         texts = cells.column(name)

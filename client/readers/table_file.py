@@ -21,7 +21,7 @@ from fedgraft.client.readers.source import (
 from fedgraft.client.readers.table_cells import PARQUET_SUFFIXES, Cells, raise_mistakes, read_cells
 from fedgraft.client.readers.table_encoding import encode
 from fedgraft.common.errors import UserError
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 NO_CATEGORIES: Mapping[str, Sequence[Label]] = MappingProxyType({})
 _ADD = "; add the column (it may be empty) or change task.columns or task.target"
@@ -38,11 +38,11 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
             with line and column.
     """
     cells = read_cells(path)
-    cells.check_columns((*columns.features, columns.target), remedy=_ADD)
+    cells.check_columns((*columns.features, *columns.targets), remedy=_ADD)
     encoded = encode(cells, columns, allow_unknown=allow_unknown)
-    raise_mistakes([*encoded.mistakes, *list_missing_labels(cells, columns.target)])
+    raise_mistakes([*encoded.mistakes, *list_missing_labels(cells, columns.targets)])
 
-    labels = [plain_label(label) for label in cells.column(columns.target)]
+    labels = join_labels([cells.column(name) for name in columns.targets])
     return Source(
         where=str(path),
         labels=labels,
@@ -55,9 +55,14 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
     )
 
 
-def list_missing_labels(cells: Cells, target: str) -> list[UserError]:
-    """Return what to say of rows without a label."""
-    mistakes = []
+def list_missing_labels(cells: Cells, targets: Sequence[str]) -> list[UserError]:
+    """Return what to say of rows without a label; where it is in several columns, the question says
+    what may be missing.
+    """
+    mistakes: list[UserError] = []
+    if len(targets) != 1:
+        return mistakes
+    (target,) = targets
     for line, label in zip(cells.lines, cells.column(target), strict=True):
         if not label:
             what = f"column {target!r}: the label is missing"
@@ -76,7 +81,7 @@ def read_features(
     """
     cells = read_cells(path)
     cells.check_columns(columns, remedy=_ADD)
-    asked = TableColumns.of(columns, categories, target="")
+    asked = TableColumns.of(columns, categories, targets=())
     encoded = encode(cells, asked, allow_unknown=True)
     raise_mistakes(encoded.mistakes)
     return encoded.values

@@ -28,7 +28,7 @@ from fedgraft.client.readers.table_cells import (
     read_cells,
 )
 from fedgraft.client.readers.table_file import list_missing_labels, read_column
-from fedgraft.common.tasks.labels import plain_label
+from fedgraft.common.tasks.labels import join_labels
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", *PARQUET_SUFFIXES, *JSON_SUFFIXES)
 _ADD = "; add the column (it may be empty) or change task.text or task.target"
@@ -55,11 +55,11 @@ def join_columns(cells: Cells, columns: Sequence[str]) -> list[str]:
 def read_labelled_texts(path: Path, columns: TableColumns) -> Source:
     """Return texts and labels. Raise `UserError` as `read_texts`, and for rows without a label."""
     cells = read_cells(path)
-    cells.check_columns((*columns.features, columns.target), remedy=_ADD)
-    raise_mistakes(list_missing_labels(cells, columns.target))
+    cells.check_columns((*columns.features, *columns.targets), remedy=_ADD)
+    raise_mistakes(list_missing_labels(cells, columns.targets))
 
     texts = join_columns(cells, columns.features)
-    labels = [plain_label(label) for label in cells.column(columns.target)]
+    labels = join_labels([cells.column(name) for name in columns.targets])
     contents = [text.encode() for text in texts]
     digests = []
     for content, label in zip(contents, labels, strict=True):

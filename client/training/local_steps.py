@@ -72,9 +72,10 @@ def loss_of(plan: Agreement, labels: Tensor) -> Loss:
 
 def balance_of(plan: Agreement, labels: Tensor) -> Tensor | None:
     """Return what the plan's loss adds to a node's outputs; None: nothing."""
-    if plan.train.loss == "cross-entropy":
+    balance = TASKS[plan.task.question].balance
+    if plan.train.loss != "balanced" or balance is None:
         return None
-    return TASKS[plan.task.question].balance(labels, plan.task)
+    return balance(labels, plan.task)
 
 
 def augmentation_of(plan: Agreement) -> Augment:
@@ -149,7 +150,7 @@ def evaluate(
         if silent:
             outputs = outputs.where(torch.isfinite(outputs).all(1, keepdim=True), 0.0)
         look(outputs)
-        total = total + question.sums(outputs, labels)
+        total = total + question.sums(outputs, labels, task)
     return total
 
 

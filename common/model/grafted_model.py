@@ -295,9 +295,9 @@ def graft(
         UserError: an unknown method, targets that match nothing, an adapter that the backbone
             cannot take, or a number out of its range.
     """
-    if classes < 2:
+    if classes < 1:
         what = f"{classes} is too small"
-        raise UserError(what, where="task.classes", remedy="give 2 or more")
+        raise UserError(what, where="outputs of the head", remedy="give 1 or more")
     chosen = METHODS[method]
     own = chosen.read_options(options)
     net = copy_sharing(backbone.net, lambda parameter: True)

@@ -38,6 +38,7 @@ from fedgraft.common.plan.plan_file import canonical, plan_from_json
 from fedgraft.common.run_files import SHARED_MODEL, VARIANCE
 from fedgraft.common.statistics.predictive_variance import PredictiveVariance
 from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.task import Task
 
 BACKBONE = "backbone.safetensors"
 ABOUT = "model.json"
@@ -49,13 +50,13 @@ class SharedModel:
     """A shared model that is ready to use.
 
         shared = load_shared_model("runs/pneumonia-20261123-221500")
-        shared.probabilities(images)  # uint8 (n, 1 or 3, H, W) → (n, classes)
+        shared.predict(images)  # uint8 (n, 1 or 3, H, W) → (n, classes)
 
     Attributes:
         model: backbone, adapters and head.
         preprocess: what raw records go through first.
         plan: that it was trained by.
-        classes: what the columns of `probabilities` are called.
+        classes: what is told apart; empty where answers are no classes.
         variance: how sure a head is that was solved for, where the plan asks for it.
         threshold: the probability from which on the second of two classes is answered; None: the
             likeliest is.
@@ -68,23 +69,35 @@ class SharedModel:
     variance: PredictiveVariance | None = None
     threshold: float | None = None
 
+    @property
+    def question(self) -> Task:
+        """What it answers."""
+        return TASKS[self.plan.task.question]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return what the columns of what is told are called, such as `p_NAME` of each class."""
+        return self.question.columns(self.plan.task)
+
     @torch.inference_mode()
-    def probabilities(self, raw: Raw) -> Tensor:
-        """Raw images `(n, channels, H, W)` uint8, tables `(n, columns)`, or n texts → class
-        probabilities `(n, classes)`.
+    def predict(self, raw: Raw) -> Tensor:
+        """Raw images `(n, channels, H, W)` uint8, tables `(n, columns)`, or n texts → what is told
+        of each, `(n, columns)`: probabilities of classes, or numbers in their unit.
         """
-        outputs = self.model(self.preprocess(raw))
-        return TASKS[self.plan.task.question].predict(outputs)
+        return self.question.predict(self.model(self.preprocess(raw)), self.plan.task)
 
-    def answers(self, probabilities: Tensor) -> Tensor:
-        """Class probabilities `(n, classes)` → the number of the class that is answered `(n,)`."""
-        if self.threshold is None:
-            return probabilities.argmax(1)
-        return (probabilities[:, 1] >= self.threshold).long()
+    def answers(self, told: Tensor) -> list[str] | None:
+        """What is told `(n, columns)` → the answer for each record, in words; None where what is
+        told is the answer.
+        """
+        answer = self.question.answer
+        if answer is None:
+            return None
+        return answer(told, self.plan.task, self.threshold)
 
     @torch.inference_mode()
-    def sliding_probabilities(self, raw: Raw) -> Tensor:
-        """n volumes, of any extent → class probabilities `(n, classes)`: of each the mean over
+    def predict_sliding(self, raw: Raw) -> Tensor:
+        """n volumes, of any extent → what is told of each, `(n, columns)`: the mean over
         overlapping crops that cover it.
 
         Raises:
@@ -93,17 +106,20 @@ class SharedModel:
         if not isinstance(self.preprocess, VolumePreparation) or isinstance(raw, Tensor):
             what = "crops are of volumes, as they lie in files"
             raise UserError(what, where="--sliding", remedy="leave it out")
-        task = TASKS[self.plan.task.question]
+        task = self.plan.task
         means: list[Tensor] = []
         for volume in raw:
-            of_crops = [task.predict(self.model(crop)) for crop in self.preprocess.crops(volume)]
-            means.append(torch.cat(of_crops).mean(0))
+            told: list[Tensor] = []
+            for crop in self.preprocess.crops(volume):
+                told.append(self.question.predict(self.model(crop), task))
+            means.append(torch.cat(told).mean(0))
         return torch.stack(means)
 
     @torch.inference_mode()
     def deviations(self, raw: Raw) -> Tensor | None:
         """Return the predictive standard deviation of each regression score `(n, classes)`, on the
-        scale of the targets 0 and 1; None where the plan does not ask for it.
+        scale of the targets 0 and 1, or of a number in its unit, `(n, 1)`; None where the plan does
+        not ask for it.
 
         Much more than the others' says that a record is unlike those of the training.
         """

@@ -46,7 +46,7 @@ def solve_head(sums: GramSums, plan: Agreement, head_name: str) -> SolvedHead:
         solution = solve_two_groups(standard, joined)
     else:
         solution = solve_ridge(standard)
-    weights, bias = closed_form_of(plan).head(solution, plan.train.closed_form.prior)
+    weights, bias = closed_form_of(plan).head(solution, plan.task, plan.train.closed_form.prior)
     tensors = {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
     return SolvedHead(tensors, solution)
 

@@ -22,6 +22,7 @@ from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
+from fedgraft.common.tasks import task_line
 
 
 class Agreement(Section):
@@ -55,6 +56,7 @@ class Agreement(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Agreement:
         self._fill_rounds()
+        self._fill_question()
         return check_together(self, self.problems())
 
     def _fill_rounds(self) -> None:
@@ -67,6 +69,18 @@ class Agreement(Section):
             counts = counts_constants(train, self.privacy, learns=learns)
             rounds = closed_form_rounds(counts=counts)
             object.__setattr__(train, "rounds", rounds)
+
+    def _fill_question(self) -> None:
+        """Write into the plan what its question measures, and its loss, where it says nothing of
+        them and the question is not about classes.
+        """
+        line = task_line(self.task.question)
+        if "metrics" not in self.evaluate.model_fields_set:
+            evaluate = self.evaluate.model_copy(update={"metrics": line.metrics})
+            object.__setattr__(self, "evaluate", evaluate)
+        if "loss" not in self.train.model_fields_set and self.train.loss not in line.losses:
+            train = self.train.model_copy(update={"loss": line.losses[0]})
+            object.__setattr__(self, "train", train)
 
     def problems(self) -> list[Problem]:
         """Return what of the sections does not fit together."""

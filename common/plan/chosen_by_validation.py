@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.train_section import TrainSection
+from fedgraft.common.tasks.measures import measure_of
 
 
 def chooses_round(train: TrainSection) -> bool:
@@ -41,9 +42,5 @@ def is_validated_after(train: TrainSection, evaluate: EvaluateSection, round_: i
 
 
 def is_better(value: float, than: float, measure: str) -> bool:
-    """Whether one value of a measure is better than another: a loss the lower, all else the
-    higher.
-    """
-    if measure == "loss":
-        return value < than
-    return value > than
+    """Whether one value of a measure is better than another."""
+    return measure_of(measure).is_better(value, than)

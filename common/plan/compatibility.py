@@ -16,6 +16,7 @@ from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
+from fedgraft.common.tasks import task_line
 
 # columns in one message
 MOST_NAMED = 5
@@ -34,6 +35,8 @@ def check_agreement(
     """Return what of an agreement's sections does not fit together."""
     return [
         *check_material(task, backbone, train),
+        *check_measures(task, train, evaluate),
+        *check_answers(task, train, privacy),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
@@ -439,9 +442,64 @@ def check_validation(
     return problems
 
 
+def check_measures(
+    task: TaskSection, train: TrainSection, evaluate: EvaluateSection
+) -> list[Problem]:
+    """Return the problem of metrics, or of a loss, that are another question's."""
+    line = task_line(task.question)
+    problems: list[Problem] = []
+    foreign = [name for name in evaluate.metrics if name not in line.metrics]
+    if foreign:
+        what = f"{', '.join(foreign)} cannot be measured of {task.kind}"
+        remedy = f"write some of {', '.join(line.metrics)}, or leave it out"
+        problems.append(Problem("evaluate.metrics", what, remedy))
+    if train.choose_by not in line.metrics:
+        what = f"{train.choose_by} cannot be measured of {task.kind}"
+        remedy = f"write one of {', '.join(line.metrics)}"
+        problems.append(Problem("train.choose_by", what, remedy))
+    if train.loss not in line.losses:
+        what = f"{train.loss} is no loss of {task.kind}"
+        remedy = f"write {' or '.join(line.losses)}, or leave it out"
+        problems.append(Problem("train.loss", what, remedy))
+    return problems
+
+
+def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return what cannot be done with the answers of a question, or with its sums."""
+    line = task_line(task.question)
+    section = train.closed_form
+    problems: list[Problem] = []
+    if calibrates(train) and not line.has_logits:
+        what = f"temperature, and the outputs of {task.kind} are no logits"
+        problems.append(Problem("train.calibrate", what, "leave it out"))
+    if has_sums(train) and not line.has_sums:
+        key = "train.method" if train.method == "closed-form" else "train.start"
+        if train.finish == "closed-form":
+            key = "train.finish"
+        what = f"closed-form, and {task.kind} has no sums that a head is solved from"
+        problems.append(Problem(key, what, "leave it out: it is trained by steps"))
+    if section.variance and not line.has_deviations:
+        what = f"true, and the head of {task.kind} does not tell it"
+        problems.append(Problem("train.closed_form.variance", what, "leave it out"))
+    if privacy.mode == "none" or not has_sums(train):
+        return problems
+    if section.release not in line.releases:
+        what = f"{section.release}, and {task.kind} releases {' or '.join(line.releases)}"
+        problems.append(Problem("train.closed_form.release", what, "leave it out"))
+    if section.shares == "equal" and "equal" not in line.releases:
+        what = f"equal, and {task.kind} has no classes that could be so"
+        problems.append(Problem("train.closed_form.shares", what, "leave it out"))
+    return problems
+
+
 def check_operating_point(task: TaskSection, train: TrainSection) -> list[Problem]:
     """Return the problem of a point between two classes where there are more."""
-    if not chooses_point(train) or len(task.classes) == 2:
+    if not chooses_point(train):
+        return []
+    if not task_line(task.question).has_point:
+        what = f"chosen, and the answers of {task.kind} have none"
+        return [Problem("train.operating_point", what, "leave it out")]
+    if len(task.classes) == 2:
         return []
     what = f"chosen, and among {len(task.classes)} classes the likeliest is answered"
     return [Problem("train.operating_point", what, "leave it out, or name two classes")]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fedgraft.common.plan.section import (
     Count,
     Names,
+    OneOf,
     Problem,
     Section,
     Text,
     check_together,
     unique,
 )
+from fedgraft.common.tasks import OF_CLASSES, list_metrics
 
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+Metric = Annotated[str, AfterValidator(OneOf(list_metrics))]
 
 
 class SubgroupsSection(Section):
@@ -82,10 +84,13 @@ class EvaluateSection(Section):
 
     every: Count = Field(default=1, description="rounds from one measurement to the next")
     metrics: Annotated[
-        tuple[Literal["accuracy", "auroc", "f1", "loss", "calibration_error"], ...],
+        tuple[Metric, ...],
         Field(min_length=1),
         AfterValidator(unique),
-    ] = Field(default=METRICS, description="what is reported")
+    ] = Field(
+        default=OF_CLASSES,
+        description="what is reported (default: everything that the question measures)",
+    )
     subgroups: Annotated[tuple[SubgroupsSection, ...], Field(max_length=20)] = Field(
         default=(),
         description=(

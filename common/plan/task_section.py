@@ -15,6 +15,7 @@ from pydantic import (
 
 from fedgraft.common.inputs import INPUTS, input_line
 from fedgraft.common.inputs.input_positions import count_inputs
+from fedgraft.common.plan.number_section import Bound, NumberSection
 from fedgraft.common.plan.section import (
     Labels,
     Names,
@@ -25,7 +26,7 @@ from fedgraft.common.plan.section import (
     check_together,
     unique,
 )
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
 
 
 def kinds() -> tuple[str, ...]:
@@ -46,8 +47,10 @@ def as_names(value: object) -> object:
 Values = Annotated[
     tuple[int | Text, ...], Field(min_length=1, max_length=1000), AfterValidator(unique)
 ]
-# float32 holds it, and the difference of two
-Bound = Annotated[float, Field(ge=-1e30, le=1e30)]
+# parts of a task that are one question's own, and what to write where one is missing
+OWN = {
+    "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
+}
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
 NARROWEST = 1e-6
@@ -82,11 +85,12 @@ class RangeSection(Section):
 class TaskSection(Section):
     """What is to be told apart."""
 
-    later: ClassVar[tuple[str, ...]] = ("ranges", "text")
+    later: ClassVar[tuple[str, ...]] = ("ranges", "text", "targets", "number")
 
     kind: Kind = Field(description="what the data are")
-    classes: Annotated[Names, Field(min_length=2)] = Field(
-        description="names of the classes, in the order of outputs"
+    classes: Names = Field(
+        default=(),
+        description="names of the classes, grades or labels, in the order of outputs",
     )
     columns: Names = Field(
         default=(),
@@ -116,6 +120,20 @@ class TaskSection(Section):
     target: Text = Field(
         default="target", description="tables, texts and series: the column that holds the label"
     )
+    targets: Names = Field(
+        default=(),
+        description=(
+            "instead of `target`, where the answer is in several columns; multilabel: a column of"
+            " 0, 1 or nothing for each of the classes, in their order"
+        ),
+    )
+    number: NumberSection | None = Field(
+        default=None,
+        description=(
+            "regression only: between which values the number lies, by public knowledge, such as"
+            " {low: 0, high: 60, unit: days}"
+        ),
+    )
     labels: Labels | None = Field(
         default=None,
         description=(
@@ -138,6 +156,11 @@ class TaskSection(Section):
             if material != self.kind and material in INPUTS:
                 return question
         raise ValueError(f"{self.kind} is no kind of task")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Return the columns that hold a record's answer."""
+        return self.targets or (self.target,)
 
     @property
     def encoding(self) -> Mapping[str, tuple[int | str, ...]]:
@@ -179,12 +202,65 @@ class TaskSection(Section):
             *self._check_text(),
             *self._check_categories(),
             *self._check_ranges(),
+            *self._check_classes(),
+            *self._check_targets(),
+            *self._check_own(),
         ]
         if self.labels is not None and len(self.labels) != len(self.classes):
             what = f"{len(self.labels)} labels for {len(self.classes)} classes"
             remedy = "write one label for each class, in the same order"
             problems.append(Problem("labels", what, remedy))
         return check_together(self, problems)
+
+    def _check_classes(self) -> list[Problem]:
+        least = task_line(self.question).least_classes
+        if not least:
+            if self.classes or self.labels:
+                what = f"there, and the answer of {self.kind} is no class"
+                return [Problem("classes", what, "leave classes and labels out")]
+            return []
+        if len(self.classes) >= least:
+            return []
+        what = f"{len(self.classes)} of them, and {self.kind} needs at least {least}"
+        remedy = "write their names, in the order of outputs: `classes: [normal, sick]`"
+        return [Problem("classes", what, remedy)]
+
+    def _check_targets(self) -> list[Problem]:
+        fewest, most = task_line(self.question).columns
+        if not self.targets:
+            if fewest == 1:
+                return []
+            what = f"missing, and the answer of {self.kind} is in {fewest} columns"
+            return [Problem("targets", what, f"write {fewest} of them, see docs/tasks.md")]
+        if not fewest <= len(self.targets) <= most or most == 1:
+            what = f"{len(self.targets)} columns, and the answer of {self.kind} is in one"
+            remedy = "write `target: COLUMN` instead"
+            if most > 1:
+                what = f"{len(self.targets)} columns, and {self.kind} has {fewest} to {most}"
+                remedy = "write as many as that"
+            return [Problem("targets", what, remedy)]
+        if task_line(self.question).least_classes and len(self.targets) != len(self.classes):
+            what = f"{len(self.targets)} columns for {len(self.classes)} classes"
+            return [Problem("targets", what, "write one for each class, in the same order")]
+        return []
+
+    def _check_own(self) -> list[Problem]:
+        """Return the problem of a part that is another question's, or is missing."""
+        needed = task_line(self.question).section
+        problems: list[Problem] = []
+        for key, example in OWN.items():
+            given = getattr(self, key)
+            if key == needed and given is None:
+                problems.append(Problem(key, f"missing, and {self.kind} needs it", example))
+            if key != needed and given is not None:
+                what = f"there, and {self.kind} does not read it"
+                problems.append(Problem(key, what, "leave it out"))
+        line = task_line(self.question)
+        if line.materials and self.material not in line.materials:
+            what = f"{self.kind}: {self.question} is for {' and '.join(line.materials)}"
+            remedy = f"write `kind: {line.materials[0]}-{self.question}`"
+            problems.append(Problem("kind", what, remedy))
+        return problems
 
     def _check_columns(self) -> list[Problem]:
         line = input_line(self.material)
@@ -201,8 +277,10 @@ class TaskSection(Section):
                 what = "there, and channels of series are named by `backbone.signal`"
                 remedy = "write `signal: {channels: […]}` under backbone: instead"
             return [Problem("columns", what, remedy)]
-        if self.target in self.columns:
-            what = f"the label column {self.target!r} is among the features"
+        for name in self.answers:
+            if name not in self.columns:
+                continue
+            what = f"the label column {name!r} is among the features"
             remedy = "leave it out of `columns`, or name another `target`"
             return [Problem("columns", what, remedy)]
         return []
@@ -215,8 +293,10 @@ class TaskSection(Section):
         if self.text and not has_text:
             what = f"there, and {self.kind} reads no texts"
             return [Problem("text", what, "leave it out, or write `kind: text-classification`")]
-        if self.target in self.text:
-            what = f"the label column {self.target!r} is among the texts"
+        for name in self.answers:
+            if name not in self.text:
+                continue
+            what = f"the label column {name!r} is among the texts"
             remedy = "leave it out of `text`, or name another `target`"
             return [Problem("text", what, remedy)]
         return []

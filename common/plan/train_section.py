@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedgraft.common.plan.section import Count, Names, Problem, Section, check_together
+from fedgraft.common.plan.section import Count, Names, OneOf, Problem, Section, check_together
+from fedgraft.common.tasks import list_losses, list_metrics
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -170,7 +171,7 @@ class TrainSection(Section):
             " records; null: after all rounds"
         ),
     )
-    choose_by: Literal["loss", "accuracy", "auroc", "f1"] = Field(
+    choose_by: Annotated[str, AfterValidator(OneOf(list_metrics))] = Field(
         default="loss", description="the measure that `keep` and `patience` go by"
     )
     calibrate: Literal["none", "temperature"] = Field(
@@ -211,11 +212,11 @@ class TrainSection(Section):
             " shift-scale, brighter or darker"
         ),
     )
-    loss: Literal["cross-entropy", "balanced"] = Field(
+    loss: Annotated[str, AfterValidator(OneOf(list_losses))] = Field(
         default="cross-entropy",
         description=(
-            "balanced: each node takes its own shares of the classes out of what it learns; for"
-            " nodes whose shares are unlike one another's"
+            "squared-error: of numbers; balanced: each node takes its own shares of the classes out"
+            " of what it learns; for nodes whose shares are unlike one another's"
         ),
     )
     activations: Literal["float32", "float16"] = Field(

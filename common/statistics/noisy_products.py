@@ -30,7 +30,7 @@ def solve_products(noisy: NoisySums, prior: str) -> tuple[np.ndarray, np.ndarray
     sums = noisy.sums / SCALE
     centre = sums.sum(1) / records
     apart = (sums / counts).T - centre
-    scatter = _read_products(noisy) - records * np.outer(centre, centre)
+    scatter = read_products(noisy) - records * np.outer(centre, centre)
     scatter -= (apart * counts[:, None]).T @ apart
 
     deviation = noisy.product_deviation
@@ -55,7 +55,7 @@ def solve_products(noisy: NoisySums, prior: str) -> tuple[np.ndarray, np.ndarray
     return weights, shift - weights @ centre
 
 
-def _read_products(noisy: NoisySums) -> np.ndarray:
+def read_products(noisy: NoisySums) -> np.ndarray:
     """Return Σ φ φᵀ `(d, d)`, symmetric."""
     features = len(noisy.sums)
     whole = np.zeros((features, features))

@@ -46,12 +46,16 @@ class PredictiveVariance:
         return {"mean": self.mean, "root": self.root, "noise": self.noise}
 
 
-def describe_variance(solution: RidgeSolution) -> PredictiveVariance:
-    """Return the predictive variance of a ridge solution."""
+def describe_variance(solution: RidgeSolution, unit: float = 1.0) -> PredictiveVariance:
+    """Return the predictive variance of a ridge solution.
+
+    Args:
+        unit: what one step of a target is worth, where scores are told.
+    """
     sums = solution.sums
     scaled = solution.basis / np.sqrt(solution.eigenvalues + solution.ridge)
     root = scaled.T / sums.deviation
-    noise = solution.noise * np.array([[1 + 1 / sums.records], [1.0]])
+    noise = unit**2 * solution.noise * np.array([[1 + 1 / sums.records], [1.0]])
     return PredictiveVariance(
         mean=torch.from_numpy(sums.mean).float(),
         root=torch.from_numpy(np.ascontiguousarray(root)).float(),

@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from fedgraft.common.statistics.gram_sums import GramSums
 
+# eigenvalues and basis of a Gram matrix
+Spectrum = tuple[np.ndarray, np.ndarray]
 # ridge constants that are tried, on features of variance 1
 RIDGES = 10.0 ** np.arange(-2.0, 6.0, 0.1)
 # of a feature, in integer steps: what varies less is left out, its rounding would be most of it
@@ -109,15 +111,19 @@ class RidgeSolution:
         return weights, self.sums.target_mean - weights @ self.sums.mean
 
 
-def solve_ridge(sums: StandardSums, ridge: float | None = None) -> RidgeSolution:
+def solve_ridge(
+    sums: StandardSums, ridge: float | None = None, spectrum: Spectrum | None = None
+) -> RidgeSolution:
     """Return the ridge solution, on one thread: the same bits for the same sums.
 
     Args:
         ridge: λ; None: the one of `RIDGES` with the largest evidence.
+        spectrum: of the scaled Gram matrix, where it is known.
     """
     with threadpool_limits(1):
-        eigenvalues, basis = np.linalg.eigh(sums.gram)
-        eigenvalues = np.maximum(eigenvalues, 0.0)
+        if spectrum is None:
+            spectrum = decompose(sums.gram)
+        eigenvalues, basis = spectrum
         rotated = basis.T @ sums.cross
         if ridge is None:
             evidences = [_evidence(sums, eigenvalues, rotated, each) for each in RIDGES]
@@ -134,6 +140,12 @@ def solve_ridge(sums: StandardSums, ridge: float | None = None) -> RidgeSolution
         eigenvalues=eigenvalues,
         basis=basis,
     )
+
+
+def decompose(gram: np.ndarray) -> Spectrum:
+    """Return eigenvalues `(d,)`, not below 0, and basis `(d, d)` of a Gram matrix."""
+    eigenvalues, basis = np.linalg.eigh(gram)
+    return np.maximum(eigenvalues, 0.0), basis
 
 
 def _noise(

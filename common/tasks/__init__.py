@@ -2,17 +2,112 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedgraft.common.registry import Registry
+from fedgraft.common.registry import Line, Registry
 
 if TYPE_CHECKING:
     from fedgraft.common.tasks.task import Task
 
-TASKS: Registry[Task] = Registry(
-    "task.kind",
-    "question",
-    {
-        "classification": "fedgraft.common.tasks.classification:CLASSIFICATION",
-    },
-)
+OF_CLASSES = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+
+
+@dataclass(frozen=True)
+class TaskLine(Line):
+    """A question, and what a plan must know of it without importing it.
+
+    Attributes:
+        metrics: names of what is measured, a plan's default; see `measures.py`. Models are ranked
+            by the first; it and the second are told of each site.
+        shown: those of them that tables of models show, in their order.
+        least_classes: how many classes the plan names at least; 0: it names none.
+        section: the key of `task` that holds what is this question's own; None: there is none.
+        columns: how many columns hold a record's answer: 1, or fewest and most.
+        materials: the raw materials that it can be put to; empty: all of them.
+        has_logits: whether its outputs are logits, which a temperature may divide.
+        losses: what `train.loss` may name.
+        has_sums: whether its head can be solved from sums over records.
+        releases: what its sums under differential privacy can be, as `train.closed_form` names it:
+            by release, and "equal" shares.
+        has_deviations: whether a solved head says how far its scores may be off.
+        has_point: whether another threshold than even odds can be chosen between two classes.
+    """
+
+    metrics: tuple[str, ...] = OF_CLASSES
+    shown: tuple[str, ...] = ("auroc", "accuracy", "loss", "calibration_error")
+    least_classes: int = 2
+    section: str | None = None
+    columns: tuple[int, int] = (1, 1)
+    materials: tuple[str, ...] = ()
+    has_logits: bool = True
+    losses: tuple[str, ...] = ("cross-entropy", "balanced")
+    has_sums: bool = True
+    releases: tuple[str, ...] = ("sums", "products", "equal")
+    has_deviations: bool = True
+    has_point: bool = True
+
+
+_LINES = {
+    "classification": TaskLine("fedgraft.common.tasks.classification:CLASSIFICATION"),
+    "ordinal": TaskLine(
+        "fedgraft.common.tasks.ordinal:ORDINAL",
+        metrics=("kappa", "grades_off", "accuracy", "loss"),
+        shown=("kappa", "accuracy", "grades_off", "loss"),
+        least_classes=3,
+        losses=("cross-entropy",),
+        releases=("sums",),
+        has_deviations=False,
+        has_point=False,
+    ),
+    "multilabel": TaskLine(
+        "fedgraft.common.tasks.multilabel:MULTILABEL",
+        metrics=("auroc", "auprc", "f1", "accuracy", "loss"),
+        shown=("auroc", "auprc", "f1", "loss"),
+        least_classes=1,
+        columns=(1, 1000),
+        losses=("cross-entropy",),
+        releases=("sums",),
+        has_deviations=False,
+        has_point=False,
+    ),
+    "regression": TaskLine(
+        "fedgraft.common.tasks.regression:REGRESSION",
+        metrics=("mae", "r2", "rmse", "loss"),
+        shown=("r2", "mae", "rmse", "loss"),
+        least_classes=0,
+        section="number",
+        has_logits=False,
+        losses=("squared-error",),
+        releases=("sums", "products"),
+        has_point=False,
+    ),
+}
+TASKS: Registry[Task] = Registry("task.kind", "question", _LINES)
+
+
+def task_line(question: str) -> TaskLine:
+    """Return the line of a question. Raise `UserError` for a name that is none."""
+    if question not in TASKS:
+        raise TASKS.unknown(question)
+    line = TASKS.lines[question]
+    if isinstance(line, TaskLine):
+        return line
+    # an addition that says nothing of itself is about classes
+    return TaskLine(line)
+
+
+def list_metrics() -> tuple[str, ...]:
+    """Return the names of everything that any question measures, each once."""
+    names: dict[str, None] = {}
+    for question in TASKS:
+        names |= dict.fromkeys(task_line(question).metrics)
+    return tuple(names)
+
+
+def list_losses() -> tuple[str, ...]:
+    """Return the names of every loss, each once."""
+    names: dict[str, None] = {}
+    for question in TASKS:
+        names |= dict.fromkeys(task_line(question).losses)
+    return tuple(names)

@@ -20,7 +20,7 @@ def one_hot(labels: Tensor, task: TaskSection) -> np.ndarray:
     return np.eye(len(task.classes), dtype=np.int64)[labels.numpy()]
 
 
-def check_counts(sums: GramSums) -> None:
+def check_counts(sums: GramSums, task: TaskSection) -> None:
     """Raise `ValueError` where classes are not counted once for every record."""
     counts = sums.targets
     if (counts < 0).any() or int(counts.sum()) != sums.records or (sums.squares != counts).any():
@@ -29,7 +29,7 @@ def check_counts(sums: GramSums) -> None:
         raise ValueError("sums of the classes that do not add up to the sum of all records")
 
 
-def solve_classes(solution: RidgeSolution, prior: str) -> Head:
+def solve_classes(solution: RidgeSolution, task: TaskSection, prior: str) -> Head:
     """Return a head whose softmax is the probability of each class.
 
     Args:

@@ -104,14 +104,44 @@ def zero_of(task: TaskSection) -> ClassificationSums:
     return zero(count_classes(task))
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def class_sums(logits: Tensor, labels: Tensor, task: TaskSection) -> ClassificationSums:
+    """Return the sums of a batch of predictions. Raise `Refused` as `sums_of`."""
+    return sums_of(logits, labels)
+
+
+def strata_of(labels: np.ndarray, task: TaskSection) -> np.ndarray:
+    """Return the classes themselves: splits and partitions deal each of them."""
+    return labels
+
+
+def count_labels(labels: np.ndarray, task: TaskSection) -> np.ndarray:
+    """Return how many records each class has, `(classes,)`."""
+    return np.bincount(labels, minlength=count_classes(task))
+
+
+def probabilities(logits: Tensor, task: TaskSection) -> Tensor:
     """Return the probability of each class, `(n, classes)`."""
     return logits.softmax(dim=1)
 
 
+def probability_columns(task: TaskSection) -> tuple[str, ...]:
+    """Return what probabilities of classes are called where they are written."""
+    return tuple(f"p_{name}" for name in task.classes)
+
+
+def name_classes(told: Tensor, task: TaskSection, threshold: float | None) -> list[str]:
+    """Return the class that is answered of each record: the likeliest, or of two the second one
+    from a threshold on.
+    """
+    numbers = told.argmax(1)
+    if threshold is not None:
+        numbers = (told[:, 1] >= threshold).long()
+    return [task.classes[number] for number in numbers.tolist()]
+
+
 def describe(task: TaskSection) -> str:
-    """Return the classes in one line."""
-    return ", ".join(task.classes)
+    """Return the question for people."""
+    return f"to tell apart: {', '.join(task.classes)}"
 
 
 CLASSIFICATION = Task(
@@ -120,15 +150,19 @@ CLASSIFICATION = Task(
     outputs=count_classes,
     loss=F.cross_entropy,
     losses=cross_entropies,
-    balance=log_shares,
     zero=zero_of,
-    sums=sums_of,
+    sums=class_sums,
     read_sums=read_classification_sums,
     targets=class_numbers,
-    strata=lambda targets: targets,
+    strata=strata_of,
+    counted=lambda task: task.classes,
+    count=count_labels,
     predict=probabilities,
-    columns=lambda task: task.classes,
+    columns=probability_columns,
+    answer=name_classes,
+    probes=lambda task: torch.tensor([0, 1]),
     describe=describe,
+    balance=log_shares,
     operating_point=Threshold(choose_point, answer_from),
     closed_form=CLASS_HEAD,
 )

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.flat_sums import MOST, write_counts
 from fedgraft.common.tasks.score_bins import BINS, bins_of, log_odds
 
 CALIBRATION_BINS = 15
-# examples in one report; keeps every sum of counts inside int64
-MOST = 2**40
 METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
 # in `within`, relative and absolute: for sums of floats in another order
 ROUNDING = 1e-6
@@ -165,10 +164,7 @@ class ClassificationSums:
         """
         flat: dict[str, Any] = {"examples": self.examples, "loss": self.loss}
         for name in ("confusion", "positives", "negatives"):
-            counts: np.ndarray = getattr(self, name)
-            at = np.flatnonzero(counts)
-            flat[f"{name}-at"] = at.tolist()
-            flat[name] = counts.reshape(-1)[at].tolist()
+            flat |= write_counts(name, getattr(self, name))
         at = np.flatnonzero(self.calibration[:, 0])
         count, confidence, correct = self.calibration[at].T
         flat["calibration-at"] = at.tolist()

@@ -42,18 +42,21 @@ class ClosedForm:
 
         closed = TASKS["classification"].closed_form
         sums = sum_records(features, closed.targets(labels, section), bits)
-        weights, bias = closed.head(solve_ridge(standardise(sums, unit)), "shares")
+        weights, bias = closed.head(solve_ridge(standardise(sums, unit)), section, "shares")
 
     Attributes:
         columns: how many targets a record has.
         targets: (each record's target, section) → integers that are regressed on, `(n, columns)`.
-        check: raises `ValueError` for sums of targets that no records have.
-        head: (solution, prior) → the head on features as they are.
+        check: (sums, section) → nothing; raises `ValueError` for sums of targets that no records
+            have.
+        head: (solution, section, prior) → the head on features as they are.
         noisy: the same under differential privacy; None: there is none.
+        unit: (section) → what one step of the targets is worth where a record's score is told.
     """
 
     columns: Callable[[TaskSection], int]
     targets: Callable[[Tensor, TaskSection], np.ndarray]
-    check: Callable[[GramSums], None]
-    head: Callable[[RidgeSolution, str], Head]
+    check: Callable[[GramSums, TaskSection], None]
+    head: Callable[[RidgeSolution, TaskSection, str], Head]
     noisy: NoisyForm | None = None
+    unit: Callable[[TaskSection], float] = lambda _: 1.0

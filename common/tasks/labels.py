@@ -7,6 +7,8 @@ from collections.abc import Sequence
 Label = int | str
 # labels in one message
 MOST_SHOWN = 12
+# between the parts of a label that has several
+BETWEEN = "|"
 
 
 def plain_label(value: object) -> Label:
@@ -19,6 +21,16 @@ def plain_label(value: object) -> Label:
     if number.is_integer():
         return int(number)
     return text
+
+
+def join_labels(columns: Sequence[Sequence[str]]) -> list[Label]:
+    """Return the label of each row of some columns: of one its cell, of several all cells with `|`
+    between them.
+    """
+    if len(columns) == 1:
+        return [plain_label(cell) for cell in columns[0]]
+    rows = zip(*columns, strict=True)
+    return [BETWEEN.join(cell.strip() for cell in row) for row in rows]
 
 
 def list_labels(values: Sequence[Label]) -> str:

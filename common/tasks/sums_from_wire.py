@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fedgraft.common.tasks.classification_sums import CALIBRATION_BINS, MOST, ClassificationSums
+from fedgraft.common.tasks.classification_sums import CALIBRATION_BINS, ClassificationSums
+from fedgraft.common.tasks.flat_sums import (
+    Flat,
+    check_keys,
+    read_count,
+    read_count_list,
+    read_counts,
+    read_loss,
+    read_positions,
+)
 from fedgraft.common.tasks.score_bins import BINS
 
-# so that no sum of many nodes' losses overflows
-LARGEST_LOSS = 1e30
 KEYS = {
     "examples",
     "loss",
@@ -27,7 +33,6 @@ KEYS = {
     "calibration-confidence",
     "calibration-correct",
 }
-Flat = Mapping[str, Any]
 
 
 def sums_from_flat(flat: Flat, classes: int) -> ClassificationSums:
@@ -37,16 +42,14 @@ def sums_from_flat(flat: Flat, classes: int) -> ClassificationSums:
         ValueError: keys, types, sizes or values that no predictions could give, or totals that
             disagree.
     """
-    if set(flat) != KEYS:
-        odd = sorted(KEYS.symmetric_difference(map(str, flat)))
-        raise ValueError(f"keys missing or unknown: {', '.join(odd)[:200]}")
+    check_keys(flat, KEYS)
     sums = ClassificationSums(
         classes=classes,
-        confusion=_read_counts(flat, "confusion", (classes, classes)),
-        loss=_read_loss(flat["loss"]),
-        examples=_read_examples(flat["examples"]),
-        positives=_read_counts(flat, "positives", (classes, BINS)),
-        negatives=_read_counts(flat, "negatives", (classes, BINS)),
+        confusion=read_counts(flat, "confusion", (classes, classes)),
+        loss=read_loss(flat),
+        examples=read_count(flat, "examples"),
+        positives=read_counts(flat, "positives", (classes, BINS)),
+        negatives=read_counts(flat, "negatives", (classes, BINS)),
         calibration=_read_calibration(flat),
     )
     check_totals(sums)
@@ -96,53 +99,13 @@ def check_calibration(sums: ClassificationSums) -> None:
 
 
 # ── numbers and lists of them ─────────────────────────────────────────────────────────────────────
-def _read_examples(value: Any) -> int:
-    if not _is_count(value, least=0):
-        raise ValueError(f"examples is {value!r}; a count was agreed on")
-    return value
-
-
-def _read_loss(value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= LARGEST_LOSS:
-        raise ValueError(f"loss is {value!r}; a finite sum of cross-entropies was agreed on")
-    return float(value)
-
-
-def _read_counts(flat: Flat, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return the counts of a histogram that travelled as positions and what is not zero there."""
-    size = math.prod(shape)
-    at = _read_positions(flat, f"{name}-at", size)
-    counts = np.zeros(size, np.int64)
-    counts[at] = _read_list(flat, name, len(at), least=1)
-    return counts.reshape(shape)
-
-
 def _read_calibration(flat: Flat) -> np.ndarray:
-    at = _read_positions(flat, "calibration-at", CALIBRATION_BINS)
+    at = read_positions(flat, "calibration-at", CALIBRATION_BINS)
     table = np.zeros((CALIBRATION_BINS, 3))
-    table[at, 0] = _read_list(flat, "calibration-count", len(at), least=1)
+    table[at, 0] = read_count_list(flat, "calibration-count", len(at), least=1)
     table[at, 1] = _read_confidences(flat["calibration-confidence"], len(at))
-    table[at, 2] = _read_list(flat, "calibration-correct", len(at), least=0)
+    table[at, 2] = read_count_list(flat, "calibration-correct", len(at), least=0)
     return table
-
-
-def _read_positions(flat: Flat, name: str, size: int) -> np.ndarray:
-    """Return a strictly rising list of positions below `size`."""
-    values = flat[name]
-    if not _is_list_of_counts(values, least=0):
-        raise ValueError(f"{name} is not a list of positions")
-    at = np.array(values, np.int64)
-    if len(at) and (at[-1] >= size or (np.diff(at) <= 0).any()):
-        raise ValueError(f"{name} has positions out of order or beyond {size - 1}")
-    return at
-
-
-def _read_list(flat: Flat, name: str, length: int, least: int) -> np.ndarray:
-    values = flat[name]
-    if not _is_list_of_counts(values, least) or len(values) != length:
-        raise ValueError(f"{name} is not a list of {length} counts")
-    return np.array(values, np.int64)
 
 
 def _read_confidences(values: Any, length: int) -> list[float]:
@@ -154,12 +117,3 @@ def _read_confidences(values: Any, length: int) -> list[float]:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_list_of_counts(values: Any, least: int) -> bool:
-    return isinstance(values, list) and all(_is_count(value, least=least) for value in values)
-
-
-def _is_count(value: Any, *, least: int) -> bool:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and least <= value <= MOST

@@ -94,7 +94,7 @@ class Task:
 
         task = TASKS["classification"]
         losses = task.losses(model(batch), targets)  # (n,)
-        sums = task.zero(section) + task.sums(outputs, targets)
+        sums = task.zero(section) + task.sums(outputs, targets, section)
         sums.summary()["accuracy"]
 
     Attributes:
@@ -103,16 +103,29 @@ class Task:
         outputs: how many values the head gives for one record.
         loss: (outputs `(n, …)`, targets `(n, …)`) → the mean loss of a batch, nats.
         losses: the same → loss of each example `(n,)`; None where examples do not part.
-        balance: (targets, section) → what the loss `balanced` adds to the outputs at a node.
         zero: sums of no predictions.
-        sums: sums of a batch of predictions; raises `Refused` for outputs that are not finite.
+        sums: (outputs, targets, section) → sums of a batch of predictions; raises `Refused` for
+            outputs that are not finite.
         read_sums: `Sums.to_flat` → sums; raises `ValueError` for what no predictions could give.
-        targets: each record's target, int64 `(n,)`, −1 for records that are no part of the task;
-            raises `UserError` for a label that is none.
-        strata: (targets) → the stratum of each record `(n,)`, by which splits and partitions deal.
-        predict: outputs `(n, …)` → what is told of each record, `(n, columns)`.
-        columns: what those columns are called.
-        describe: the question in words for people, such as "normal and pneumonia apart".
+        targets: each record's target, `(n, …)`, int64 or float32; raises `UserError` for a label
+            that is none.
+        strata: (targets, section) → the stratum of each record, int64 `(n,)`, by which splits and
+            partitions deal; −1 for records that are no part of the task.
+        counted: what records are counted by, in words, such as the names of the classes.
+        count: (targets, section) → how many records there are of each, int64 `(len(counted),)`; a
+            record may be of several, or of none.
+        predict: (outputs `(n, …)`, section) → what is told of each record, `(n, columns)`.
+        columns: what those columns are called where they are written; no name of a class may begin
+            one, which might begin like a formula.
+        answer: (told `(n, columns)`, section, threshold) → the answer in words, for each record;
+            None: what is told is the answer.
+        answered: what the answers are called where they are written.
+        probes: (section) → two targets `(2, …)`, for trying gradients out before any record.
+        describe: the question in words for people, after "It learns", such as "to tell apart:
+            normal, pneumonia".
+        needs_each: whether a federation without a record of one of `counted` is a mistake.
+        balance: (targets, section) → what the loss `balanced` adds to the outputs at a node; None:
+            there is no such loss.
         operating_point: its sums with another threshold between two classes, and how one is
             chosen; None: its answers have none.
         closed_form: how its head is solved from sums over records; None: it has no such sums.
@@ -123,14 +136,20 @@ class Task:
     outputs: Callable[[TaskSection], int]
     loss: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor] | None
-    balance: Callable[[Tensor, TaskSection], Tensor]
     zero: Callable[[TaskSection], Any]
-    sums: Callable[[Tensor, Tensor], Any]
+    sums: Callable[[Tensor, Tensor, TaskSection], Any]
     read_sums: Callable[[Mapping[str, Any], TaskSection], Any]
     targets: Callable[[LabelledSource, TaskSection], np.ndarray]
-    strata: Callable[[np.ndarray], np.ndarray]
-    predict: Callable[[Tensor], Tensor]
+    strata: Callable[[np.ndarray, TaskSection], np.ndarray]
+    counted: Callable[[TaskSection], tuple[str, ...]]
+    count: Callable[[np.ndarray, TaskSection], np.ndarray]
+    predict: Callable[[Tensor, TaskSection], Tensor]
     columns: Callable[[TaskSection], tuple[str, ...]]
+    answer: Callable[[Tensor, TaskSection, float | None], list[str]] | None
+    probes: Callable[[TaskSection], Tensor]
     describe: Callable[[TaskSection], str]
+    answered: str = "class"
+    needs_each: bool = True
+    balance: Callable[[Tensor, TaskSection], Tensor] | None = None
     operating_point: Threshold | None = None
     closed_form: ClosedForm | None = None

@@ -14,6 +14,8 @@ from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.measures import Measure, main_measures
 from fedgraft.server.papers.validation_words import (
     describe_calibration,
     describe_operating_point,
@@ -50,7 +52,6 @@ NOT_COVERED_BY_MODE = {
         "what other runs of the same nodes give away: this ε is of one run",
     ),
 }
-RULER = "|---|---|---|---|---|"
 UNKNOWN = "–"
 
 
@@ -92,7 +93,6 @@ def model_card(plan: Plan, result: Result, preprocess: Mapping[str, Any]) -> str
 
 # ── its parts, in their order ─────────────────────────────────────────────────────────────────────
 def _details(plan: Plan, result: Result) -> list[str]:
-    classes = plan.task.classes
     train = plan.train
     sizes = result.bytes
     versions = [f"{name} {number}" for name, number in result.versions.items()]
@@ -108,8 +108,8 @@ def _details(plan: Plan, result: Result) -> list[str]:
     rounds = f"{result.rounds_done} of {train.rounds} rounds"
     return [
         *_heading("## Model details"),
-        f"- What: `{result.backbone.name}`, frozen, with a {method} adapter and a head for",
-        f"  {len(classes)} classes: {', '.join(map(as_markdown, classes))}",
+        f"- What: `{result.backbone.name}`, frozen, with a {method} adapter and a head",
+        f"- Question: {as_markdown(TASKS[plan.task.question].describe(plan.task))}",
         f"- Size: {result.adapter.values:,} trained values ({sizes.adapter:,} bytes) on a backbone"
         " of",
         f"  {sizes.backbone:,} bytes",
@@ -126,7 +126,7 @@ def _details(plan: Plan, result: Result) -> list[str]:
 def _intended_use(plan: Plan) -> list[str]:
     return [
         *_heading("## Intended use"),
-        f"- Primary use: {plan.task.kind} of the classes above, on inputs of the kind the nodes"
+        f"- Primary use: {plan.task.kind}, the question above, on inputs of the kind the nodes"
         " trained on",
         "- Users: those who can compare its answers with their own before relying on them",
         "- Out of scope: clinical decisions. It has not been validated for clinical use, nor on any"
@@ -147,11 +147,10 @@ def _factors(plan: Plan, result: Result) -> list[str]:
 def _metrics(plan: Plan, result: Result) -> list[str]:
     return [
         *_heading("## Metrics"),
-        f"- Measures: {', '.join(plan.evaluate.metrics)}; AUROC from histograms of scores, which"
-        " merge across sites",
+        f"- Measures: {_list_measures(plan)}",
         f"- Decision threshold: {_describe_threshold(plan, result)}",
-        "- Variation: accuracy with 95 % score intervals (Wilson 1927) over test examples; of one"
-        " run and one seed",
+        "- Variation: shares of test examples with 95 % score intervals (Wilson 1927); of one run"
+        " and one seed",
     ]
 
 
@@ -165,10 +164,20 @@ def _choice(result: Result) -> list[str]:
     return [f"- {sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
 
 
+def _list_measures(plan: Plan) -> str:
+    """Return what is measured, and how areas under curves merge across sites."""
+    measured = ", ".join(plan.evaluate.metrics)
+    if {"auroc", "auprc"}.isdisjoint(plan.evaluate.metrics):
+        return f"{measured}, from sums that merge across sites"
+    return f"{measured}; areas under curves from histograms of scores, which merge across sites"
+
+
 def _describe_threshold(plan: Plan, result: Result) -> str:
     point = result.operating_point
+    if not plan.task.classes:
+        return "none: the answer is what is told"
     if point is None:
-        return "the most probable class; none was tuned"
+        return "even odds, or the most probable class; none was tuned"
     return describe_operating_point(point, as_markdown(plan.task.classes[1]))
 
 
@@ -195,16 +204,16 @@ def _training_data(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
 
 
 def _analyses(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
+    measures = main_measures(result.question)
     return [
         *_heading("## Quantitative analyses"),
-        "| node | examples | accuracy | 95 % interval | AUROC |",
-        RULER,
-        _row("all nodes together", result.final.global_),
-        *(_row(name, row) for name, row in nodes.items()),
+        *_head("node", measures),
+        _row("all nodes together", result.final.global_, measures),
+        *(_row(name, row, measures) for name, row in nodes.items()),
         "",
-        _gap(nodes),
+        _gap(nodes, measures[0]),
         "",
-        *_groups(result.final.subgroups),
+        *_groups(result.final.subgroups, measures),
     ]
 
 
@@ -235,17 +244,32 @@ def _heading(text: str) -> list[str]:
     return ["", text, ""]
 
 
-def _row(name: str, metrics: Metrics) -> str:
-    accuracy = metrics.get("accuracy")
+def _head(what: str, measures: Sequence[Measure]) -> list[str]:
+    """Return a table's head: shares have an interval beside them."""
+    cells = [what, "examples"]
+    for measure in measures:
+        cells.append(measure.words)
+        if measure.is_share:
+            cells.append("95 % interval")
+    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+
+
+def _row(name: str, metrics: Metrics, measures: Sequence[Measure]) -> str:
     count = metrics.get("examples")
-    interval = UNKNOWN
-    if accuracy is not None and count:
-        low, high = wilson(accuracy, count)
-        interval = f"{low:.3f}–{high:.3f}"
-    examples = UNKNOWN if count is None else f"{count:,}"
-    cells = [as_markdown(name), examples, _number(accuracy), interval]
-    cells.append(_number(metrics.get("auroc")))
+    cells = [as_markdown(name), UNKNOWN if count is None else f"{count:,}"]
+    for measure in measures:
+        value = metrics.get(measure.key)
+        cells.append(_number(value))
+        if measure.is_share:
+            cells.append(_interval(value, count))
     return f"| {' | '.join(cells)} |"
+
+
+def _interval(share: float | None, count: int | None) -> str:
+    if share is None or not count:
+        return UNKNOWN
+    low, high = wilson(share, count)
+    return f"{low:.3f}–{high:.3f}"
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -256,19 +280,22 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _gap(nodes: Mapping[str, Metrics]) -> str:
+def _gap(nodes: Mapping[str, Metrics], measure: Measure) -> str:
     """Return the worst site, and how far it is from the best."""
     known = {}
     for name, row in nodes.items():
-        if row.get("accuracy") is not None:
-            known[name] = row["accuracy"]
+        if row.get(measure.key) is not None:
+            known[name] = row[measure.key]
     if len(known) < 2:
         return "Differences between sites: not known."
     worst = min(known, key=known.__getitem__)
     best = max(known, key=known.__getitem__)
-    gap = 100 * (known[best] - known[worst])
-    apart = f"{gap:.1f} points of accuracy below the best, {as_markdown(best)}"
-    return f"Worst site: {as_markdown(worst)}; {apart}."
+    if measure.lower:
+        worst, best = best, worst
+    apart = f"{measure.show_gap(abs(known[best] - known[worst]))} from the best"
+    if not measure.lower:
+        apart = f"{measure.show_gap(known[best] - known[worst])} below the best"
+    return f"Worst site: {as_markdown(worst)}; {apart}, {as_markdown(best)}."
 
 
 def _people(plan: Plan, result: Result) -> str:
@@ -286,16 +313,17 @@ def _people(plan: Plan, result: Result) -> str:
     return f"{', '.join(names)}; {results}"
 
 
-def _groups(subgroups: Mapping[str, Mapping[str, Metrics]]) -> list[str]:
+def _groups(
+    subgroups: Mapping[str, Mapping[str, Metrics]], measures: Sequence[Measure]
+) -> list[str]:
     """Return a table of the groups that nodes told of."""
     rows = []
     for column, groups in subgroups.items():
         for name, row in groups.items():
-            rows.append(_row(f"{column}: {name}", row))
+            rows.append(_row(f"{column}: {name}", row, measures))
     if not rows:
         return ["Groups of people across sites: not known, see Factors."]
-    head = "| group, over the nodes that told of it | examples | accuracy | 95 % interval | AUROC |"
-    return [head, RULER, *rows]
+    return [*_head("group, over the nodes that told of it", measures), *rows]
 
 
 def _left_out(result: Result) -> list[str]:

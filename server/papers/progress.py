@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks.measures import main_measures
 from fedgraft.server.papers.metric_lines import read_lines
 
 # seconds between two looks at the file
@@ -94,21 +95,24 @@ class Progress:
             lines = read_lines(run)
             done = max((line["round"] for line in lines), default=0)
             unit = "rounds"
-            accuracy = _accuracy(lines, done)
-            if accuracy is not None:
-                unit = f"rounds, accuracy {accuracy:.3f}"
+            measure, _ = main_measures(self._plan.task.question)
+            value = _mean(lines, done, measure.key)
+            if value is not None:
+                unit = f"rounds, {measure.words} {value:.3f}"
             self._bars.update(bar, completed=done, unit=unit)
 
 
-def _accuracy(lines: Sequence[dict[str, Any]], number: int) -> float | None:
-    """Return the accuracy over all nodes' test records in a round, where any was measured."""
+def _mean(lines: Sequence[dict[str, Any]], number: int, key: str) -> float | None:
+    """Return the mean of a metric over all nodes' test records in a round, where any was
+    measured.
+    """
     examples = 0
-    right = 0.0
+    total = 0.0
     for line in lines:
         measured = line.get("received")
         if line["round"] != number or not measured:
             continue
         examples += measured["examples"]
-        if measured["accuracy"] is not None:
-            right += measured["accuracy"] * measured["examples"]
-    return right / examples if examples else None
+        if measured.get(key) is not None:
+            total += measured[key] * measured["examples"]
+    return total / examples if examples else None

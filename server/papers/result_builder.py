@@ -244,6 +244,7 @@ def opening_result(federation: Federation, layout: Layout) -> Result:
         schema_=1,
         status=Status.RUNNING,
         name=plan.name,
+        question=plan.task.question,
         plan_hash=plan_hash(plan),
         seed=plan.seed,
         versions=versions,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fedgraft.common.result import Calibration, Metrics, OperatingFacts, Validation
-
-MEASURES = {"loss": "loss", "accuracy": "accuracy", "auroc": "AUROC", "f1": "F1"}
+from fedgraft.common.tasks.measures import measure_of
 
 
 def describe_validation(validation: Validation, rounds_done: int) -> list[str]:
@@ -16,8 +15,9 @@ def describe_validation(validation: Validation, rounds_done: int) -> list[str]:
     """
     sentences = []
     best = validation.best
-    measure = MEASURES[validation.by]
-    better = "lowest" if validation.by == "loss" else "highest"
+    by = measure_of(validation.by)
+    measure = by.words
+    better = "lowest" if by.lower else "highest"
     records = f"{validation.metrics_of(best)['examples']:,} validation records"
     if validation.keep == "best":
         value = f"{validation.value_of(best):.3f}"
@@ -60,7 +60,7 @@ def describe_operating_point(point: OperatingFacts, answered: str) -> str:
 
 def _list_values(metrics: Metrics) -> str:
     values = []
-    for key, word in MEASURES.items():
-        if metrics.get(key) is not None:
-            values.append(f"{word} {metrics[key]:.3f}")
+    for key, value in metrics.items():
+        if value is not None and key != "examples":
+            values.append(f"{measure_of(key).words} {value:.3f}")
     return ", ".join(values)

@@ -46,7 +46,7 @@ class ExactSums:
         )
         sums, seconds = read_sums_record(content, expected)
         try:
-            self._closed.check(sums)
+            self._closed.check(sums, self._round.plan.task)
         except ValueError as error:
             raise BadUpdate(str(error)) from None
         if self.total.records + sums.records > self._rounding.most_records:
@@ -60,7 +60,7 @@ class ExactSums:
         check_head(solved.tensors)
         variance = None
         if plan.train.closed_form.variance:
-            variance = describe_variance(solved.solution)
+            variance = describe_variance(solved.solution, self._closed.unit(plan.task))
         facts = ClosedFormFacts(
             records=self.total.records,
             features=len(self.total.total),

@@ -31,6 +31,7 @@ from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_yaml
 from fedgraft.common.result import Result
+from fedgraft.common.tasks import TASKS
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.simulations.simulated_nodes import NO_CLAUSES, write_nodes
 
@@ -191,7 +192,7 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
     Raises:
         UserError: a model whose layers do not give gradients of single examples.
     """
-    if plan.privacy.mode != "sample":
+    if plan.privacy.mode != "sample" or plan.train.method != "steps":
         return
     from fedgraft.client.node_task import working_model
     from fedgraft.client.privacy.clipping_engine import losses_of
@@ -203,7 +204,8 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
     model = working_model(backbone, plan)
     losses = losses_of(plan.task)
     try:
-        check_gradients(model, plan.privacy.grad_sample_mode, probes.joined, losses)
+        targets = TASKS[plan.task.question].probes(plan.task)
+        check_gradients(model, plan.privacy.grad_sample_mode, probes.joined, losses, targets)
     except Refused as refused:
         raise UserError(refused.reason, where="privacy.mode: sample", remedy="") from None
 

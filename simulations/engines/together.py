@@ -222,7 +222,7 @@ class Stack:
             positions = schedule.positions[:active, step]
             share = schedule.shares[:active, step]
             outputs = forward(leaves, inputs[positions]) + added[:active]
-            losses = losses_of(outputs.flatten(0, 1), labels[positions].flatten())
+            losses = losses_of(outputs.flatten(0, 1), labels[positions].flatten(0, 1))
             # an empty place may be at infinity
             losses = torch.where(share > 0, losses.view(positions.shape), 0.0)
             loss = (losses * share).sum(1)

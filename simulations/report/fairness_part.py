@@ -4,12 +4,13 @@ from the best.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgraft.common.plan.evaluate_section import SubgroupsSection
 from fedgraft.common.plan.plan import Plan
-from fedgraft.simulations.answers import Answers, read_site_answers
+from fedgraft.common.tasks.measures import Measure, main_measures
+from fedgraft.simulations.answers import Answers, question_of, read_site_answers
 from fedgraft.simulations.readable import show_spread
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.intervals import Interval, estimate_share, show_interval
@@ -36,18 +37,19 @@ OVERLAP = " Their 95 % intervals overlap: it may be chance."
 
 
 def show_fairness(plan: Plan, result: Result) -> list[str]:
-    """Return accuracy at each site and of each group; nothing where no site told of any."""
-    sites = _select_measured(dict(sorted(result["final"]["nodes"].items())))
+    """Return what matters most at each site and of each group; nothing where no site told of it."""
+    measures = main_measures(question_of(result))
+    sites = _select_measured(dict(sorted(result["final"]["nodes"].items())), measures[0])
     if not sites:
         return []
-    worst, gap = describe_gap(_balance(sites, read_site_answers(result)))
+    worst, gap = describe_gap(_balance(sites, read_site_answers(result)), measures[0])
     subgroups = result["final"].get("subgroups", {})
     return [
         page.heading("Does it serve every site?"),
         page.paragraph(f"Worst site: {gap}"),
-        _sites_table(sites, result["baselines"], worst),
+        _sites_table(sites, result["baselines"], measures, worst),
         page.heading("And every group of people?", 3),
-        *_show_groups(plan, subgroups, len(sites)),
+        *_show_groups(plan, subgroups, measures, len(sites)),
     ]
 
 
@@ -63,26 +65,32 @@ def _balance(sites: Rows, answers: Mapping[str, Answers]) -> Rows:
     return balanced
 
 
-def describe_gap(rows: Rows) -> tuple[str, str]:
-    """Return which row has the lowest accuracy, balanced over classes where that is known of all,
-    and the words for how far below the highest that is.
+def describe_gap(rows: Rows, measure: Measure) -> tuple[str, str]:
+    """Return which row is worst, by accuracy balanced over classes where that is known of all, and
+    the words for how far from the best that is.
     """
-    key = "accuracy"
+    key = measure.key
     if all("balanced_accuracy" in row for row in rows.values()):
         key = "balanced_accuracy"
 
-    def accuracy_of(name: str) -> float:
+    def value_of(name: str) -> float:
         return rows[name][key]
 
-    worst = min(rows, key=accuracy_of)
-    best = max(rows, key=accuracy_of)
+    lowest = min(rows, key=value_of)
+    highest = max(rows, key=value_of)
+    worst, best = lowest, highest
+    if measure.lower:
+        worst, best = highest, lowest
     if len(rows) == 1:
         return worst, f"{worst}, the only one."
 
-    low = accuracy_of(worst)
-    points = 100 * (accuracy_of(best) - low)
-    words = f"{worst}, {key.replace('_', ' ')} {low:.3f}; {points:.1f} points below {best}."
-    if _overlap(_accuracy(rows[worst]), _accuracy(rows[best])):
+    apart = value_of(highest) - value_of(lowest)
+    gap = f"{100 * apart:.1f} points below {best}"
+    if not measure.in_points:
+        gap = f"{apart:.3f} from {best}"
+    name = measure.words if key == measure.key else key.replace("_", " ")
+    words = f"{worst}, {name} {value_of(worst):.3f}; {gap}."
+    if _overlap(_estimate(rows[worst], measure), _estimate(rows[best], measure)):
         words += OVERLAP
     return worst, words
 
@@ -93,37 +101,43 @@ def _overlap(lower: Interval, higher: Interval) -> bool:
     return lower.high >= higher.low
 
 
-def _accuracy(row: Measured) -> Interval:
-    return estimate_share(row["accuracy"], row["examples"])
+def _estimate(row: Measured, measure: Measure) -> Interval:
+    if measure.is_share:
+        return estimate_share(row[measure.key], row["examples"])
+    return Interval(row[measure.key])
 
 
-def _select_measured(rows: Rows) -> dict[str, Measured]:
-    return {name: row for name, row in rows.items() if row.get("accuracy") is not None}
+def _select_measured(rows: Rows, measure: Measure) -> dict[str, Measured]:
+    return {name: row for name, row in rows.items() if row.get(measure.key) is not None}
 
 
 # ── sites ─────────────────────────────────────────────────────────────────────────────────────────
-def _sites_table(sites: Rows, baselines: Mapping[str, Any], worst: str) -> str:
+def _sites_table(
+    sites: Rows, baselines: Mapping[str, Any], measures: Sequence[Measure], worst: str
+) -> str:
     alone = baselines.get("alone", {}).get("nodes", {})
-    head = ["site", "test examples", "accuracy there", "AUROC there"]
+    head = ["site", "test examples", *(f"{measure.words} there" for measure in measures)]
     if alone:
         head.append("its own model, on everybody's tests")
     rows = []
     for name, row in sites.items():
-        cells = _site_cells(name, row)
+        cells = _site_cells(name, row, measures)
         if name in alone:
-            own = alone[name]["accuracy"]
-            cells.append(f"{own:.3f}")
+            cells.append(show_spread([alone[name][measures[0].key]]))
         rows.append(cells)
     return page.table(head, rows, strong=list(sites).index(worst))
 
 
-def _site_cells(name: str, row: Measured) -> list[str]:
-    accuracy = show_interval(_accuracy(row), 2)
-    return [name, str(row["examples"]), accuracy, show_spread([row.get("auroc")])]
+def _site_cells(name: str, row: Measured, measures: Sequence[Measure]) -> list[str]:
+    first, second = measures
+    value = show_interval(_estimate(row, first), 2)
+    return [name, str(row["examples"]), value, show_spread([row.get(second.key)])]
 
 
 # ── groups of people ──────────────────────────────────────────────────────────────────────────────
-def _show_groups(plan: Plan, subgroups: Mapping[str, Rows], sites: int) -> list[str]:
+def _show_groups(
+    plan: Plan, subgroups: Mapping[str, Rows], measures: Sequence[Measure], sites: int
+) -> list[str]:
     """Return each group that the plan names: measured, or why not."""
     if not plan.evaluate.subgroups:
         return [page.paragraph(NO_GROUPS, "quiet")]
@@ -134,17 +148,18 @@ def _show_groups(plan: Plan, subgroups: Mapping[str, Rows], sites: int) -> list[
     rows: list[list[str]] = []
     missing: list[str] = []
     for column in plan.evaluate.subgroups:
-        measured = _select_measured(subgroups.get(column.column, {}))
+        measured = _select_measured(subgroups.get(column.column, {}), measures[0])
         missing += _missing_groups(column, measured)
         for name, row in measured.items():
-            rows.append(_group_cells(f"{column.column}: {name}", row, sites))
+            rows.append(_group_cells(f"{column.column}: {name}", row, measures, sites))
         if len(measured) > 1:
-            _, gap = describe_gap(measured)
+            _, gap = describe_gap(measured, measures[0])
             gaps.append(f"Worst by {column.column}: {gap}")
 
     parts = [page.bullets(gaps)]
     if rows:
-        head = ["group", "test examples", "told by sites", "accuracy", "AUROC"]
+        names = [measure.words for measure in measures]
+        head = ["group", "test examples", "told by sites", *names]
         parts.append(page.table(head, rows))
     if missing:
         parts.append(page.paragraph(f"No site told of: {', '.join(missing)}.", "quiet"))
@@ -156,11 +171,12 @@ def _missing_groups(column: SubgroupsSection, measured: Rows) -> list[str]:
     return [f"{column.column}: {name}" for name in column.groups if name not in measured]
 
 
-def _group_cells(name: str, row: Measured, sites: int) -> list[str]:
+def _group_cells(name: str, row: Measured, measures: Sequence[Measure], sites: int) -> list[str]:
+    first, second = measures
     return [
         name,
         str(row["examples"]),
         f"{row['nodes']} of {sites}",
-        show_interval(_accuracy(row)),
-        show_spread([row.get("auroc")]),
+        show_interval(_estimate(row, first)),
+        show_spread([row.get(second.key)]),
     ]

@@ -25,32 +25,33 @@ NAMED_CLASSES = 12
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def draw_accuracy(by_node: Mapping[str, Sequence[tuple[int, float, int]]]) -> bytes:
-    """Draw the shared model's accuracy after each round: each node in grey, all their test examples
-    together in colour.
+def draw_rounds(by_node: Mapping[str, Sequence[tuple[int, float, int]]], words: str) -> bytes:
+    """Draw a metric of the shared model after each round: each node in grey, the mean over all
+    their test examples in colour.
 
     Args:
-        by_node: for each node `(rounds behind the model, accuracy, test examples)`.
+        by_node: for each node `(rounds behind the model, value, test examples)`.
+        words: what the metric is called.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = open_canvas()
-    correct: dict[int, float] = defaultdict(float)
+    added: dict[int, float] = defaultdict(float)
     total: dict[int, int] = defaultdict(int)
     for points in by_node.values():
         ordered = sorted(points)
-        for number, accuracy, examples in ordered:
-            correct[number] += accuracy * examples
+        for number, value, examples in ordered:
+            added[number] += value * examples
             total[number] += examples
         rounds = [point[0] for point in ordered]
-        accuracies = [point[1] for point in ordered]
-        axes.plot(rounds, accuracies, color="0.78", linewidth=0.9)
+        values = [point[1] for point in ordered]
+        axes.plot(rounds, values, color="0.78", linewidth=0.9)
 
     together = sorted(total)
-    shares = [correct[number] / total[number] for number in together]
-    axes.plot(together, shares, color=COLOURS[0], linewidth=2.4, label="all together")
+    means = [added[number] / total[number] for number in together]
+    axes.plot(together, means, color=COLOURS[0], linewidth=2.4, label="all together")
     axes.plot([], [], color="0.78", label="each hospital's own test data")
-    axes.set(xlabel="rounds", ylabel="accuracy")
+    axes.set(xlabel="rounds", ylabel=words)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="lower right")
     return render_svg(figure)

@@ -6,15 +6,23 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedgraft.common.tasks import task_line
+from fedgraft.common.tasks.measures import (
+    Measure,
+    explain,
+    main_measures,
+    measure_of,
+    shown_measures,
+)
+from fedgraft.simulations.answers import question_of
 from fedgraft.simulations.readable import show_bytes, show_spread
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.intervals import (
-    Interval,
     estimate_area,
     estimate_share,
     show_interval,
 )
-from fedgraft.simulations.report.pictures import draw_accuracy
+from fedgraft.simulations.report.pictures import draw_rounds
 from fedgraft.simulations.results_in_words import describe_results
 from fedgraft.simulations.results_table import MeasuredModel, list_models
 
@@ -22,14 +30,11 @@ Result = Mapping[str, Any]
 # lines of a run's metrics.jsonl
 Lines = Sequence[Mapping[str, Any]]
 
-HEAD = ("model", "AUROC", "accuracy", "F1", "loss", "calibration error", "sent in all rounds")
 READING = (
     "In brackets: 95 % intervals, for what other test examples of the same kind would show. One run"
-    " tells nothing of another seed; a study does. AUROC: how often a case of one class is scored"
-    " above one of another (guessing: 0.5). Calibration error: how far the stated certainty is from"
-    " how often it is right."
+    " tells nothing of another seed; a study does."
 )
-CAPTION = "Accuracy of the shared model, round by round, on the sites' own test data."
+CAPTION = "{} of the shared model, round by round, on the sites' own test data."
 
 
 def show_quality(result: Result, lines: Lines) -> list[str]:
@@ -40,25 +45,38 @@ def show_quality(result: Result, lines: Lines) -> list[str]:
         lines: of its metrics.jsonl.
     """
     tests = _count_test_labels(result)
-    rows = [_model_cells(model, tests) for model in list_models([result])]
+    measures = list_measures(result)
+    rows = [_model_cells(model, measures, tests) for model in list_models([result])]
+    main, _ = main_measures(question_of(result))
+    head = ["model", *(measure.words for measure in measures), "sent in all rounds"]
     examples = result["final"]["global"].get("examples", 0)
     measured = (
         f"Every row is measured on the same {examples} test examples, those of all sites together."
     )
     return [
         page.heading("How good is the shared model?"),
-        page.paragraph(f"{measured} {READING}"),
-        page.table(HEAD, rows, strong=0),
+        page.paragraph(f"{measured} {READING} {explain(measures)}"),
+        page.table(head, rows, strong=0),
         page.bullets(describe_results([result], privacy=False)),
-        page.figure(_draw_rounds(lines), CAPTION),
+        page.figure(_draw_lines(lines, main), CAPTION.format(main.title)),
     ]
 
 
-def _model_cells(model: MeasuredModel, tests: Sequence[int]) -> list[str]:
+def list_measures(result: Result) -> list[Measure]:
+    """Return everything that was measured, in the order of tables."""
+    question = question_of(result)
+    shown = shown_measures(question)
+    others = [measure_of(key) for key in task_line(question).metrics]
+    return [*shown, *(measure for measure in others if measure not in shown)]
+
+
+def _model_cells(
+    model: MeasuredModel, measures: Sequence[Measure], tests: Sequence[int]
+) -> list[str]:
     (row,) = model.metrics
-    cells = [model.name, _show_area(row, tests), _show_accuracy(row)]
-    for key in ("f1", "loss", "calibration_error"):
-        cells.append(show_spread([row.get(key)]))
+    cells = [model.name]
+    for measure in measures:
+        cells.append(_show_value(row, measure, tests))
     if model.sent:
         cells.append(show_bytes(model.sent[0]))
     else:
@@ -66,22 +84,19 @@ def _model_cells(model: MeasuredModel, tests: Sequence[int]) -> list[str]:
     return cells
 
 
-def _show_accuracy(row: Mapping[str, Any]) -> str:
-    accuracy = row.get("accuracy")
-    if accuracy is None:
+def _show_value(row: Mapping[str, Any], measure: Measure, tests: Sequence[int]) -> str:
+    """Return a metric: a share with its interval, an AUROC with its own where there are two
+    classes.
+    """
+    value = row.get(measure.key)
+    if value is None:
         return "–"
-    return show_interval(estimate_share(accuracy, row["examples"]))
-
-
-def _show_area(row: Mapping[str, Any], tests: Sequence[int]) -> str:
-    """Return the AUROC, with its interval where there are two classes."""
-    area = row.get("auroc")
-    if area is None:
-        return "–"
-    if len(tests) != 2:
-        return show_interval(Interval(area))
-    negatives, positives = tests
-    return show_interval(estimate_area(area, positives, negatives))
+    if measure.is_share:
+        return show_interval(estimate_share(value, row["examples"]))
+    if measure.key == "auroc" and len(tests) == 2:
+        negatives, positives = tests
+        return show_interval(estimate_area(value, positives, negatives))
+    return show_spread([value])
 
 
 def _count_test_labels(result: Result) -> list[int]:
@@ -92,7 +107,7 @@ def _count_test_labels(result: Result) -> list[int]:
     return [sum(column) for column in zip(*by_node.values(), strict=True)]
 
 
-def _draw_rounds(lines: Lines) -> bytes | None:
+def _draw_lines(lines: Lines, measure: Measure) -> bytes | None:
     """Draw after how many rounds each site measured what."""
     by_node: dict[str, list[tuple[int, float, int]]] = defaultdict(list)
     for line in lines:
@@ -102,8 +117,8 @@ def _draw_rounds(lines: Lines) -> bytes | None:
             # the model that a site received is that of the round before
             rounds -= 1
             row = line.get("received")
-        if row and row.get("accuracy") is not None:
-            by_node[line["node"]].append((rounds, row["accuracy"], row["examples"]))
+        if row and row.get(measure.key) is not None:
+            by_node[line["node"]].append((rounds, row[measure.key], row["examples"]))
     if not by_node:
         return None
-    return draw_accuracy(by_node)
+    return draw_rounds(by_node, measure.words)

@@ -18,7 +18,9 @@ from fedgraft.common.inputs import INPUTS
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
-from fedgraft.simulations.answers import read_answers
+from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.measures import Measure, shown_measures
+from fedgraft.simulations.answers import question_of, read_answers
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import AttackResults, read_attack_results
@@ -42,10 +44,6 @@ Result = Mapping[str, Any]
 NO_ATTACK = (
     "No attack was run against this model. `fedgraft study membership` runs some on a plan like"
     " this."
-)
-AREA = (
-    "how well it tells cases apart (AUROC: how often one of a class is scored above one of another;"
-    " guessing: 0.5)"
 )
 BEST_ATTACK = (
     "how well the best attack tells who was in the data (AUC; guessing: 0.50, always right: 1)"
@@ -119,14 +117,14 @@ def _describe_status(result: Result) -> str:
 
 def _describe_federation(plan: Plan, result: Result) -> str:
     nodes = len(result["final"]["nodes"])
-    classes = page.listed(plan.task.classes)
+    question = TASKS[plan.task.question].describe(plan.task)
     material = INPUTS[plan.task.material].plural
     travelled = "a small adapter"
     if plan.train.method == "closed-form":
         travelled = "sums over them"
     return (
-        f"{nodes} sites trained one model together to tell {classes} apart. Their {material} stayed"
-        f" where they are; {travelled} travelled."
+        f"{nodes} sites trained one model together: {question}. Their {material} stayed where they"
+        f" are; {travelled} travelled."
     )
 
 
@@ -139,12 +137,10 @@ def _describe_length(result: Result) -> str:
 def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card]:
     cards = []
     final = result["final"]["global"]
-    area = final.get("auroc")
-    if area is not None:
-        cards.append(Card(f"{area:.3f}", AREA, warn=area <= 0.5))
-    accuracy = final.get("accuracy")
-    if accuracy is not None:
-        cards.append(_make_accuracy_card(accuracy, result))
+    for measure in shown_measures(question_of(result))[:2]:
+        value = final.get(measure.key)
+        if value is not None:
+            cards.append(_make_measure_card(measure, value, result))
 
     spent = [row["epsilon"] for row in result["privacy"].values()]
     cards.append(make_privacy_card(spent))
@@ -159,6 +155,14 @@ def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card
         area = strongest["auc"]
         cards.append(Card(f"{area:.2f}", BEST_ATTACK, warn=is_leak(strongest)))
     return cards
+
+
+def _make_measure_card(measure: Measure, value: float, result: Result) -> Card:
+    """Return a metric with what it means; a warning where a model that knows nothing has it."""
+    if measure.key == "accuracy":
+        return _make_accuracy_card(value, result)
+    is_chance = measure.chance is not None and value <= measure.chance
+    return Card(f"{value:.3f}", f"{measure.words}: {measure.meaning}", warn=is_chance)
 
 
 def _make_accuracy_card(accuracy: float, result: Result) -> Card:

@@ -8,6 +8,7 @@ from typing import Any
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.plan.phases import has_sums
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.pictures import draw_label_counts
@@ -77,7 +78,7 @@ def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
         ("what was trained", f"{_describe_adapter(plan)}: {values:,} numbers"),
         ("training", _describe_rounds(plan, result)),
         ("combined by", _describe_combining(plan)),
-        ("classes", ", ".join(plan.task.classes)),
+        ("question", TASKS[plan.task.question].describe(plan.task)),
         ("sites", str(sites)),
     ]
 

@@ -15,6 +15,7 @@ from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.report import page
 from fedgraft.simulations.report.attack_results import AttackResults
 from fedgraft.simulations.report.membership_part import show_membership
@@ -82,12 +83,12 @@ def render_study_page(folder: Path) -> str:
 # ── in short ──────────────────────────────────────────────────────────────────────────────────────
 def _show_summary(study: Study, groups: Sequence[Group], folder: Path) -> list[str]:
     plan = load_plan(folder / "cells" / groups[0].rows[0]["cell"] / run_files.PLAN)
-    classes = page.listed(plan.task.classes)
+    question = TASKS[plan.task.question].describe(plan.task)
     trained = "adapters"
     if plan.train.method == "closed-form":
         trained = "a head solved from sums"
     lead = (
-        f"The plan {plan.name}: {plan.backbone.name} with {trained}, to tell {classes} apart. Each"
+        f"The plan {plan.name}: {plan.backbone.name} with {trained}: {question}. Each"
         " cell of the study is a whole federation on one machine; no cell saw another's data or"
         " model."
     )

@@ -67,7 +67,7 @@ def test_under_privacy_one_release_leaves_and_it_learns(table: Path, tmp_path: P
     assert set(shared.model.adapter_state()) == {"depth_head.weight", "depth_head.bias"}
     nan = float("nan")
     rows = torch.tensor([[nan] * 7, [-9e9, 0, 0, 1, 9e9, 3.0, 1.0], [3, 0, 0, 1, 4e6, nan, 7.5]])
-    told = shared.probabilities(rows)
+    told = shared.predict(rows)
     assert told.isfinite().all()
     assert told[2, 1] > told[0, 1]
 

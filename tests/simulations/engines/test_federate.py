@@ -697,7 +697,7 @@ def test_the_shared_model_reloads_and_its_metrics_are_those_of_pooled_prediction
     for path in federation.nodes:
         _, test = open_splits(load_node(path), plan, backbone.preprocess)
         raw = test.records.read(test.rows)
-        ours = shared.probabilities(raw)
+        ours = shared.predict(raw)
         with torch.inference_mode():
             assert torch.equal(ours, in_memory(raw).softmax(dim=1))
         probabilities.append(ours.double().numpy())

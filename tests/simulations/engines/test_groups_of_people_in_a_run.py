@@ -84,7 +84,7 @@ def test_groups_are_those_of_the_pooled_predictions(tmp_path: Path) -> None:
                     continue
                 mine = of == group
                 inputs = split.records.read(split.rows[mine])
-                scores.append(model.probabilities(inputs)[:, 1].numpy())
+                scores.append(model.predict(inputs)[:, 1].numpy())
                 truth.append(split.labels.numpy()[mine])
                 sites += 1
             found = told[column.column].get(name)

@@ -124,14 +124,14 @@ def test_the_shared_model_is_opened_and_predicts_as_the_nodes_measured(
             [-9e9, 0, 0, 1, 9e9, 3.0, 1.0],
         ]
     )
-    told = shared.probabilities(rows)
-    assert torch.equal(told, again.probabilities(rows))
+    told = shared.predict(rows)
+    assert torch.equal(told, again.predict(rows))
     assert told.isfinite().all()
     assert shared.model.adapter_state()["constants.exponent"].any()
     # a value where nobody ever had one, and another constant, say nothing
     plain = rows.clone()
     plain[2, 6] = 7.5
-    assert torch.equal(told, shared.probabilities(plain))
+    assert torch.equal(told, shared.predict(plain))
 
 
 def test_cut_off_between_its_rounds_it_resumes_to_the_same_bits(

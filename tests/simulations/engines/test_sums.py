@@ -125,7 +125,7 @@ def test_a_shared_model_of_all_depths_opens_and_predicts_the_same(
     shared = load_shared_model(tmp_path / "run")
     again = load_shared_model(tmp_path / "run")
     rows = torch.randn(5, 3)
-    assert torch.equal(shared.probabilities(rows), again.probabilities(rows))
+    assert torch.equal(shared.predict(rows), again.predict(rows))
     assert shared.model.depths is not None
     about = json.loads((tmp_path / "run" / "shared_model" / "model.json").read_text())
     assert about["plan"]["train"]["method"] == "closed-form"

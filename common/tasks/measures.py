@@ -1,0 +1,126 @@
+"""What is measured of answers, in words for people: how a number is read, and which way is better.
+
+measure_of("auroc").words, measure_of("mae").is_better(0.2, than=0.3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedgraft.common.tasks import task_line
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric.
+
+    Attributes:
+        key: its name in plans and results.
+        words: what a table calls it.
+        meaning: what it says, for a reader who does not know it, in half a sentence.
+        lower: whether less is better.
+        is_share: whether it is a share of records, which has a score interval.
+        in_points: whether differences are told in points, hundredths of 1.
+        chance: what a model that knows nothing has; None: that depends.
+    """
+
+    key: str
+    words: str
+    meaning: str = ""
+    lower: bool = False
+    is_share: bool = False
+    in_points: bool = False
+    chance: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Return its words at the beginning of a sentence."""
+        return self.words[0].upper() + self.words[1:]
+
+    def show_gap(self, gap: float) -> str:
+        """Return a difference in words."""
+        if self.in_points:
+            return f"{100 * gap:.1f} points of {self.words}"
+        return f"{gap:.3f} of {self.words}"
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        if self.lower:
+            return value < than
+        return value > than
+
+
+_MEASURES = (
+    Measure(
+        "auroc",
+        "AUROC",
+        "how often a case of one class is scored above one of another (guessing: 0.5)",
+        in_points=True,
+        chance=0.5,
+    ),
+    Measure(
+        "accuracy",
+        "accuracy",
+        "the share of answers that are right",
+        is_share=True,
+        in_points=True,
+    ),
+    Measure("f1", "F1", "the harmonic mean of precision and sensitivity", in_points=True),
+    Measure("loss", "loss", "the mean loss of a record", lower=True),
+    Measure(
+        "calibration_error",
+        "ECE",
+        "how far the stated certainty is from how often it is right",
+        lower=True,
+    ),
+    Measure(
+        "auprc",
+        "AUPRC",
+        "the mean precision over all sensitivities; guessing has the share of the positives",
+        in_points=True,
+    ),
+    Measure(
+        "kappa",
+        "weighted kappa",
+        "agreement beyond chance, a mistake weighed by the square of the grades between"
+        " (guessing: 0)",
+        chance=0.0,
+    ),
+    Measure("grades_off", "grades off", "how many grades an answer is off, on average", lower=True),
+    Measure("mae", "MAE", "how far an answer is off, on average", lower=True),
+    Measure("rmse", "RMSE", "the root of the mean square of what an answer is off", lower=True),
+    Measure(
+        "r2",
+        "R²",
+        "the part of the variance that is explained (always the mean: 0)",
+        chance=0.0,
+    ),
+)
+MEASURES: Mapping[str, Measure] = {measure.key: measure for measure in _MEASURES}
+
+
+def measure_of(key: str) -> Measure:
+    """Return a metric by its name; one of an extension, of which nothing is known, by its name
+    alone.
+    """
+    return MEASURES.get(key) or Measure(key, key.replace("_", " "))
+
+
+def shown_measures(question: str) -> list[Measure]:
+    """Return what tables of models show of a question."""
+    return [measure_of(key) for key in task_line(question).shown]
+
+
+def main_measures(question: str) -> list[Measure]:
+    """Return what is told of each site: the first is what models are ranked by."""
+    return [measure_of(key) for key in task_line(question).metrics[:2]]
+
+
+def explain(measures: Sequence[Measure]) -> str:
+    """Return what measures say, in sentences."""
+    sentences = []
+    for measure in measures:
+        if measure.meaning:
+            sentences.append(f"{measure.words}: {measure.meaning}.")
+    return " ".join(sentences)
