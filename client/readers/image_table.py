@@ -53,9 +53,7 @@ def read_list(request: ReadRequest) -> Source:
     names = request.manifest
     allow_unknown = request.reading.unknown_categories == "missing"
     encoded = encode_rows(cells, request.table, names, allow_unknown=allow_unknown)
-    images = read_listed(
-        request, cells, image_files(request.form), image_masks(request.form)
-    )
+    images = read_listed(request, cells, image_files(request.form), image_masks(request.form))
     listed: dict[str, int] = {}
     for row, name in enumerate(cells.column(names.path)):
         listed[file_at(cells, name)] = row

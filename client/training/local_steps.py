@@ -17,10 +17,11 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import OptimizerSection
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Batch, torch.Generator], Batch]
+AugmentPairs = Callable[[Batch, Tensor, torch.Generator], tuple[Batch, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class LocalTraining:
         batch_size: examples in a step.
         loss: (outputs, targets) → the mean loss of a batch, nats.
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
-        augment: (batch, generator) → the batch, changed at random.
+        augment: (batch, targets, generator) → both, changed at random.
     """
 
     epochs: int
     batch_size: int
     loss: Loss
     proximal: float = 0.0
-    augment: Augment = lambda batch, generator: batch
+    augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
 
 
 def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
@@ -57,7 +58,7 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
         batch_size=plan.train.batch_size,
         loss=loss_of(plan, labels),
         proximal=plan.train.proximal,
-        augment=augmentation_of(plan),
+        augment=augmentation_with_targets(plan),
     )
 
 
@@ -84,6 +85,17 @@ def augmentation_of(plan: Agreement) -> Augment:
     return lambda batch, generator: augment(batch, plan.train.augment, generator)
 
 
+def augmentation_with_targets(plan: Agreement) -> AugmentPairs:
+    """Return the same with the records' targets: masks are changed as their records are, any other
+    target is as it was.
+    """
+    change = augmentation_of(plan)
+    pairs = INPUTS[plan.task.material].augment_pairs
+    if pairs is None or not task_line(plan.task.question).has_masks:
+        return lambda batch, targets, generator: (change(batch, generator), targets)
+    return lambda batch, masks, generator: pairs(batch, masks, plan.train.augment, generator)
+
+
 def train(
     model: nn.Module,
     examples: Examples,
@@ -108,8 +120,8 @@ def train(
     loss_sum = 0.0
     for _ in range(training.epochs):
         for batch, labels in shuffle_batches(examples, training.batch_size, generator):
-            outputs = model(training.augment(batch, generator))
-            loss = training.loss(outputs, labels)
+            batch, targets = training.augment(batch, labels, generator)
+            loss = training.loss(model(batch), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.

@@ -311,4 +311,9 @@ VOLUME = Input(
     read_preparation=read_preparation,
     example=example_volume,
     augment=shift_and_scale,
+    # brighter or darker, a mask is as it was
+    augment_pairs=lambda batch, masks, augment, generator: (
+        shift_and_scale(batch, augment, generator),
+        masks,
+    ),
 )

@@ -7,6 +7,7 @@ nothing of the full width is ever made to predict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -42,6 +43,11 @@ class PixelHead(nn.Linear):
         self.weight = nn.Parameter(torch.zeros(classes, self.in_features))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.layouts = index_layouts((layout, *more))
+        self.grid = layout.grid
+
+    def count_places(self, stride: int) -> int:
+        """Return how many places of an example `read_pixels` takes."""
+        return math.prod(len(range(side)[pick_places(side, stride)]) for side in self.grid)
 
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""
@@ -77,6 +83,13 @@ def count_of_place(layout: MapLayout) -> int:
 def pick_places(side: int, stride: int) -> slice:
     """Return which of a side's places are taken."""
     return slice(min(stride // 2, side - 1), None, stride)
+
+
+def pick_answers(mask: Tensor, stride: int) -> Tensor:
+    """Return the answers `(m,)` of those places of a mask `(*grid,)` that `read_pixels` takes, in
+    its order.
+    """
+    return mask[tuple(pick_places(side, stride) for side in mask.shape)].flatten()
 
 
 def describe_places(maps: list[Tensor]) -> list[Tensor]:

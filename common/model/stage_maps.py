@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.backbones.backbone import Backbone, slices_of
+from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.depth_features import LAST, STEM, list_stages, select_stages, watching
 from fedgraft.common.model.slices import fold_slices
@@ -138,7 +138,7 @@ def choose_map_stages(backbone: Backbone, selection: Any, example: Tensor) -> tu
     leaves out maps that are coarser than `COARSEST`; "last" is the last of these.
 
     Args:
-        example: a prepared batch of one.
+        example: one record as the network takes it, of a volume in slices one slice.
 
     Raises:
         UserError: a name that is no stage of this network, or a network without maps.
@@ -152,9 +152,7 @@ def choose_map_stages(backbone: Backbone, selection: Any, example: Tensor) -> tu
         raise UserError(what, where="backbone.name", remedy=remedy)
     if selection not in ("all", "last"):
         return select_stages(stages, selection)
-    reading = StageMaps(
-        net, head_name=backbone.head_name, stages=stages, slices=slices_of(backbone.preprocess)
-    )
+    reading = StageMaps(net, head_name=backbone.head_name, stages=stages)
     layout = layout_of(reading, example)
     sides = dict(zip(stages, [min(shape[-2:]) for shape in layout.shapes[1:]], strict=True))
     least = min(layout.grid[-2:]) / COARSEST

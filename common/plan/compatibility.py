@@ -10,6 +10,7 @@ from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.mask_compatibility import check_masks
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
@@ -37,6 +38,7 @@ def check_agreement(
         *check_material(task, backbone, train),
         *check_measures(task, train, evaluate),
         *check_answers(task, train, privacy),
+        *check_masks(task, train, privacy),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),

@@ -204,13 +204,16 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate over the rounds"
     )
-    augment: Literal["none", "flip", "flip-crop", "affine", "jitter", "shift-scale"] = Field(
-        default="none",
-        description=(
-            "images: random flips and crops, or affine, turned by up to 10 degrees, moved and"
-            " resized; series: jitter, each channel scaled at random and noise added; volumes:"
-            " shift-scale, brighter or darker"
-        ),
+    augment: Literal["none", "flip", "flip-crop", "affine", "patches", "jitter", "shift-scale"] = (
+        Field(
+            default="none",
+            description=(
+                "images: random flips and crops, or affine, turned by up to 10 degrees, moved and"
+                " resized; with masks, patches: half of each side, anywhere, mirrored and turned by"
+                " quarters; series: jitter, each channel scaled at random and noise added; volumes:"
+                " shift-scale, brighter or darker"
+            ),
+        )
     )
     loss: Annotated[str, AfterValidator(OneOf(list_losses))] = Field(
         default="cross-entropy",

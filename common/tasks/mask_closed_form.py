@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.ridge import RidgeSolution
-from fedgraft.common.tasks.closed_form import Head
+from fedgraft.common.tasks.class_head import check_counts, one_hot
+from fedgraft.common.tasks.closed_form import ClosedForm, Head
 
 # of a cut: a class that is hardly told needs no cut at nothing, and no score is certain
 LEAST_CUT = 0.05
 MOST_CUT = 0.5
 
 
-def solve_masks(solution: RidgeSolution) -> Head:
+def solve_masks(solution: RidgeSolution, task: TaskSection, prior: str) -> Head:
     """Return a head whose largest logit is the answer of a place.
 
     The background has a logit of 0; another class the log-odds of its score against the cut, to
-    first order around the cut.
+    first order around the cut. `prior` says nothing here: Dice is of the shares that there are.
     """
     weights, bias = solution.head()
     cuts = choose_cuts(solution)
@@ -51,3 +53,11 @@ def soft_dice(solution: RidgeSolution) -> np.ndarray:
     share = sums.target_mean
     together = (sums.cross * solution.weights).sum(0) / sums.records
     return (together + share**2) / np.maximum(share, 1e-12)
+
+
+MASK_HEAD = ClosedForm(
+    columns=lambda task: len(task.classes),
+    targets=one_hot,
+    check=check_counts,
+    head=solve_masks,
+)

@@ -42,7 +42,7 @@ class ExactSums:
             bits=self._rounding.bits,
             round=self._round.number,
             digest=self._round.layout.digest,
-            records=offered,
+            records=offered * self._round.places,
         )
         sums, seconds = read_sums_record(content, expected)
         try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.aligned_masks import align_mask
-from fedgraft.common.inputs.augment_masks import augment_images_and_masks
+from fedgraft.common.inputs.augment_images import augment_images_and_masks
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.image import Preprocess
 from fedgraft.common.inputs.volume import Volume, VolumePreparation

@@ -1,16 +1,44 @@
-"""Images and their masks changed at random together: every pixel keeps its class."""
+"""Images changed at random, and their masks with them: every pixel keeps its class."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.inputs.batch import Batch
-from fedgraft.common.inputs.image import augment_images
-from fedgraft.common.inputs.random_affine import draw_affine_pairs
+from fedgraft.common.inputs.random_affine import draw_affine, draw_affine_pairs
 
+# pixels that a crop may move by
+PADDING = 4
 # of a side that a patch keeps: 1 / PATCH
 PATCH = 2
+
+
+def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
+    """Flip, flip and crop (4 pixels of padding), or turn, move and resize images `(n, channels, H,
+    W)`, each by its own draw from `generator`.
+    """
+    if augment == "none":
+        return batch
+    images = batch.only
+    if augment == "affine":
+        return Batch({"image": draw_affine(images, generator)})
+    is_flipped = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(is_flipped[:, None, None, None], images.flip(-1), images)
+    if augment == "flip":
+        return Batch({"image": images})
+    return Batch({"image": _crop_at_random(images, generator)})
+
+
+def _crop_at_random(images: Tensor, generator: torch.Generator) -> Tensor:
+    size = images.shape[-1]
+    padded = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
+    corners = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
+    crops: list[Tensor] = []
+    for image, (top, left) in zip(padded, corners.tolist(), strict=True):
+        crops.append(image[:, top : top + size, left : left + size])
+    return torch.stack(crops)
 
 
 def augment_images_and_masks(
