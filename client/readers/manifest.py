@@ -133,7 +133,7 @@ def list_entries(
         elif file in listed:
             what = f"the file of line {listed[file]} once more"
             mistakes.append(UserError(what, where=where, remedy="list each image once"))
-        if label_columns and not label:
+        if label_columns and label == "":
             what = f"column {label_columns[0]!r}: the label is missing"
             remedy = "give the image its label, or take the row out"
             mistakes.append(UserError(what, where=where, remedy=remedy))

@@ -151,7 +151,7 @@ def _average_predictions(target: Target) -> Tensor:
     for number, data in enumerate(target.nodes):
         outputs.append(target.outputs(number, target.first, data.others))
         labels.append(data.others.labels)
-    predictions = target.task.predict(torch.cat(outputs))
+    predictions = target.task.predict(torch.cat(outputs), target.plan.task)
     classes_of = torch.cat(labels)
     of_all = predictions.mean(0)
     averages = []

@@ -94,7 +94,8 @@ def choose_sizes(features: int, records: int) -> list[int]:
 
 
 def _fewest_of_a_class(target: SolvedTarget, labels: torch.Tensor) -> int:
-    counts = np.unique(target.run.task.strata(labels.numpy()), return_counts=True)[1]
+    strata = target.run.task.strata(labels.numpy(), target.plan.task)
+    counts = np.unique(strata, return_counts=True)[1]
     return int(counts.min())
 
 
@@ -180,9 +181,10 @@ class RecordPool:
     def _ask(self, drawn: FeatureRows, rng: np.random.Generator) -> tuple[FeatureRows, FeatureRows]:
         """Return some of the records drawn, and others with the same classes."""
         asked = drawn[np.arange(min(len(drawn), MOST_ASKED))]
+        task = self.target.plan.task
         strata = self.target.run.task.strata
         mine, theirs = match_strata(
-            strata(asked.labels.numpy()), strata(self.others.labels.numpy()), rng
+            strata(asked.labels.numpy(), task), strata(self.others.labels.numpy(), task), rng
         )
         return asked[mine], self.others[theirs]
 

@@ -20,6 +20,7 @@ from fedgraft.common.files.mistakes import KeyPath
 from fedgraft.common.files.yaml_file import read_yaml, validate
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash
+from fedgraft.simulations.attacks import ATTACKS, explain_not_applying
 from fedgraft.simulations.study.study_file import Study, find_study, write_value
 
 MOST_MISTAKES = 50
@@ -118,6 +119,8 @@ def list_cells(study: Study, plan_file: Path, source: Source) -> list[Cell]:
         if twin is not None:
             mistake = _report_twins(twin, cell, source.file or study.name)
             mistakes[str(mistake)] = mistake
+        for mistake in _list_idle_attacks(study, cell, source):
+            mistakes[str(mistake)] = mistake
         by_hash[cell.plan_hash] = cell
         cells.append(cell)
     if mistakes:
@@ -154,6 +157,18 @@ def _walk_grid(study: Study) -> Iterator[tuple[Change, ...]]:
     for key, values in study.grid.items():
         axes.append([Change(key, value, ("grid", key, n)) for n, value in enumerate(values)])
     yield from itertools.product(*axes)
+
+
+def _list_idle_attacks(study: Study, cell: Cell, source: Source) -> Iterator[UserError]:
+    """Give each attack that says nothing of a cell's question."""
+    question = cell.plan.task.question
+    applying = [name for name in ATTACKS if not explain_not_applying(name, question)]
+    for number, name in enumerate(study.attacks):
+        why = explain_not_applying(name, question)
+        if why:
+            where = source.locate(("attacks", number))
+            remedy = f"leave it out; of {question} there are {', '.join(applying)}"
+            yield UserError(why, where=where, remedy=remedy)
 
 
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────────

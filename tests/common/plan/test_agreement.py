@@ -107,6 +107,10 @@ task.kind=image-classification task.columns=[] task.categories=[] backbone.name=
 task.columns=[z, x, y]
 task.categories=[{column: x, values: [f, n]}]
 task.target=z
+task.kind=tabular-multilabel evaluate.metrics=[loss] task.targets=[u, v]
+pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.low=1
+pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.high=8
+pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.unit=days
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 train.closed_form.hinges=false
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=2 task.ranges=[{columns: [y], low: 0, high: 1}]
 pretrain=null backbone.weights=null backbone.name=columns adapter.method=head train.method=closed-form train.rounds=1 task.ranges=[{columns: [y], low: 0, high: 1}] train.closed_form.constants=declared

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.files.yaml_file import parse_yaml, validate
 from fedgraft.common.plan.data_files import resolve
-from fedgraft.common.plan.evaluate_section import METRICS
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import (
     READY_PLANS,
@@ -34,6 +33,7 @@ from fedgraft.common.plan.plan_file import (
     ready_plans,
 )
 from fedgraft.common.plan.plan_keys import describe_keys
+from fedgraft.common.tasks import OF_CLASSES
 
 PLAN = """\
 name: small
@@ -117,7 +117,9 @@ def plans(draw: st.DrawFn) -> Plan:
             "proximal": draw(st.sampled_from([0, 0.0, -0.0, 1, 0.25])),
             "optimizer": {"lr": draw(positive)},
         },
-        "evaluate": {"metrics": draw(st.lists(st.sampled_from(METRICS), min_size=1, unique=True))},
+        "evaluate": {
+            "metrics": draw(st.lists(st.sampled_from(OF_CLASSES), min_size=1, unique=True))
+        },
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
     if draw(st.booleans()):
@@ -287,8 +289,8 @@ def test_unknown_plans_are_refused_with_the_nearest_name(
         (
             PLAN.replace("[a, b]", "[a]"),
             "plan.yaml:2",
-            "a list of at least 2",
-            "names of the classes",
+            "1 of them, and image-classification needs at least 2",
+            "classes: [normal, sick]",
         ),
         (
             PLAN.replace("[a, b]", "[a, a]"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +11,8 @@ from hypothesis import strategies as st
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks import TASKS
-from fedgraft.common.tasks.task import Label
+from fedgraft.common.tasks.labels import Label
+from tests.labelled import Source
 
 TASK = TASKS["classification"]
 
@@ -24,17 +22,6 @@ def section(**changes: object) -> TaskSection:
     return TaskSection.model_validate(
         {"kind": "image-classification", "classes": ("healthy", "sick"), **changes}
     )
-
-
-@dataclass
-class Source:
-    """Labels as a reader gives them."""
-
-    labels: Sequence[Label]
-    where: str = "north.csv"
-
-    def place(self, row: int) -> str:
-        return f"{self.where}:{row + 2}"
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 9), classes=st.integers(2, 6))
@@ -53,6 +40,7 @@ def test_the_loss_is_the_mean_of_the_examples_losses(seed: int, n: int, classes:
 def test_the_shares_of_a_nodes_own_classes() -> None:
     """Shares of another order or length, added to the wrong outputs."""
     three = section(classes=("a", "b", "c"))
+    assert TASK.balance is not None
     shares = TASK.balance(torch.tensor([0, 0, 0, 1]), three).exp()
     assert shares.tolist() == pytest.approx([0.75, 0.25, 0.0])
     # a node without records: no share of anything, and no division by zero
@@ -76,7 +64,7 @@ def test_targets(
     numbers = TASK.targets(Source(given_labels), section(labels=labels))
     assert numbers.dtype == np.int64
     assert numbers.tolist() == targets
-    assert TASK.strata(numbers).tolist() == targets
+    assert TASK.strata(numbers, section(labels=labels)).tolist() == targets
 
 
 def test_a_label_that_is_none_is_shown_with_its_place() -> None:
@@ -94,17 +82,21 @@ def test_outputs_and_predictions_belong_together() -> None:
     """Probabilities that do not add up, or columns in another order than the head's outputs."""
     task = section()
     assert TASK.outputs(task) == len(TASK.columns(task)) == 2
-    assert TASK.columns(task) == ("healthy", "sick")
-    assert TASK.describe(task) == "healthy, sick"
-    told = TASK.predict(torch.tensor([[0.0, 3.0], [1.0, 1.0]]))
+    assert TASK.columns(task) == ("p_healthy", "p_sick")
+    assert TASK.counted(task) == ("healthy", "sick")
+    assert TASK.describe(task) == "to tell apart: healthy, sick"
+    told = TASK.predict(torch.tensor([[0.0, 3.0], [1.0, 1.0]]), task)
     torch.testing.assert_close(told.sum(dim=1), torch.ones(2))
     assert told[0, 1] > 0.9
+    assert TASK.answer is not None
+    assert TASK.answer(told, task, None) == ["sick", "healthy"]
+    assert TASK.answer(told, task, 0.5) == ["sick", "sick"]
 
 
 def test_sums_come_back_from_the_wire_by_the_plans_classes() -> None:
     """Sums of a batch, of nothing, and of another plan's classes."""
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
-    sums = TASK.zero(section()) + TASK.sums(logits, torch.tensor([0, 1, 1]))
+    sums = TASK.zero(section()) + TASK.sums(logits, torch.tensor([0, 1, 1]), section())
     assert sums.examples == 3
     back = TASK.read_sums(sums.to_flat(), section())
     assert back.to_flat() == sums.to_flat()
@@ -124,15 +116,16 @@ def test_a_part_is_within_the_whole(seed: int, part: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(12, classes, generator=generator)
     labels = torch.randint(0, classes, (12,), generator=generator)
-    some = TASK.sums(logits[:part], labels[:part])
-    everybody = TASK.sums(logits, labels)
+    task = section(classes=tuple("abcd"[:classes]))
+    some = TASK.sums(logits[:part], labels[:part], task)
+    everybody = TASK.sums(logits, labels, task)
     assert some.within(everybody)
     assert everybody.within(some) == (part == 12)
 
 
 def test_counts_alone_with_noise() -> None:
     """Counts below zero, or anything beside the counts, released without noise."""
-    sums = TASK.sums(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    sums = TASK.sums(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), section())
     assert sums.cells == 4
     noisy = sums.only_counts(np.array([0.4, 2.6, -7.0, -0.6]))
     assert noisy.confusion.tolist() == [[1, 3], [0, 0]]

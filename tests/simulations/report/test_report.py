@@ -15,6 +15,7 @@ from scipy import stats
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.tasks.measures import measure_of
 from fedgraft.server.papers.model_card import not_covered
 from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.report import page
@@ -215,13 +216,15 @@ def test_a_gap_is_called_chance_where_intervals_overlap():
     excused.
     """
     rows = {"a": {"accuracy": 0.9, "examples": 20}, "b": {"accuracy": 0.7, "examples": 20}}
-    assert describe_gap(rows) == (
+    assert describe_gap(rows, measure_of("accuracy")) == (
         "b",
         "b, accuracy 0.700; 20.0 points below a. Their 95 % intervals overlap: it may be chance.",
     )  # Wilson: 0.481 to 0.855 and 0.699 to 0.972
     sure = {name: row | {"examples": 2000} for name, row in rows.items()}
-    assert describe_gap(sure)[1] == "b, accuracy 0.700; 20.0 points below a."
-    assert describe_gap({"a": rows["a"]})[1] == "a, the only one."
+    assert (
+        describe_gap(sure, measure_of("accuracy"))[1] == "b, accuracy 0.700; 20.0 points below a."
+    )
+    assert describe_gap({"a": rows["a"]}, measure_of("accuracy"))[1] == "a, the only one."
 
 
 # ── pages ─────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,19 @@
+"""Labels as a reader gives them, for tests of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedgraft.common.tasks.labels import Label
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labels of the rows of a file."""
+
+    labels: Sequence[Label]
+    where: str = "north.csv"
+
+    def place(self, row: int) -> str:
+        return f"{self.where}:{row + 2}"
