@@ -83,6 +83,8 @@ evaluate.metrics=[loss]
 evaluate.validation_fraction=0.2
 evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
+pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.stride=2
+pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.width=8
 """
 PRIVATE = """
 privacy.mode=local privacy.unit=node
