@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class LocalTraining:
 
     Attributes:
         epochs: passes over its data.
+        steps: in place of passes; None: passes are counted.
         batch_size: examples in a step.
         loss: (outputs, targets) → the mean loss of a batch, nats.
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
@@ -49,6 +51,17 @@ class LocalTraining:
     loss: Loss
     proximal: float = 0.0
     augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
+    steps: int | None = None
+
+    def batches(
+        self, examples: Examples, generator: torch.Generator
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches of all passes, each in an order of its own."""
+        passes = range(self.epochs) if self.steps is None else itertools.count()
+        batches = itertools.chain.from_iterable(
+            shuffle_batches(examples, self.batch_size, generator) for _ in passes
+        )
+        return itertools.islice(batches, self.steps)
 
 
 def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
@@ -59,6 +72,7 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
         loss=loss_of(plan, labels),
         proximal=plan.train.proximal,
         augment=augmentation_with_targets(plan),
+        steps=plan.train.local_steps,
     )
 
 
@@ -118,20 +132,19 @@ def train(
     steps = 0
     seen = 0
     loss_sum = 0.0
-    for _ in range(training.epochs):
-        for batch, labels in shuffle_batches(examples, training.batch_size, generator):
-            batch, targets = training.augment(batch, labels, generator)
-            loss = training.loss(model(batch), targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
-            for parameter, start in zip(trainable, received, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
-            optimizer.step()
-            steps += 1
-            loss_sum += float(loss.detach()) * len(labels)
-            seen += len(labels)
+    for drawn, labels in training.batches(examples, generator):
+        batch, targets = training.augment(drawn, labels, generator)
+        loss = training.loss(model(batch), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
+        for parameter, start in zip(trainable, received, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
+        optimizer.step()
+        steps += 1
+        loss_sum += float(loss.detach()) * len(labels)
+        seen += len(labels)
     return Trained(steps=steps, loss=loss_sum / max(seen, 1))
 
 

@@ -55,6 +55,7 @@ def check_agreement(
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
         *check_scales_counted(task, backbone, train, privacy),
+        *check_local_steps(train, privacy),
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
         *check_operating_point(task, train),
@@ -409,6 +410,22 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
     if privacy.mode != "none":
         what = "true, and under differential privacy no exact products of features are there"
         return [Problem(key, what, "leave it out")]
+    return []
+
+
+def check_local_steps(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of steps that are counted where passes have to be."""
+    if train.local_steps is None:
+        return []
+    key = "train.local_steps"
+    if privacy.mode != "none":
+        what = f"there, and under privacy.mode {privacy.mode} what is spent is counted by passes"
+        return [Problem(key, what, "write local_epochs instead")]
+    if "local_epochs" in train.model_fields_set and train.local_epochs != 1:
+        what = f"there, and local_epochs is {train.local_epochs}, too"
+        return [Problem(key, what, "write one of them")]
+    if train.method == "closed-form":
+        return [Problem(key, "there, and a closed form takes no steps", "leave it out")]
     return []
 
 

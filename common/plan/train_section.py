@@ -127,6 +127,7 @@ class TrainSection(Section):
         "choose_by",
         "calibrate",
         "operating_point",
+        "local_steps",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -192,6 +193,14 @@ class TrainSection(Section):
     )
     local_epochs: Count = Field(
         default=1, description="passes over a node's own data in each round"
+    )
+    local_steps: Count | None = Field(
+        default=None,
+        description=(
+            "in place of local_epochs: every node takes so many steps in each round, over its data"
+            " again and again; for sites of very unlike sizes, of which the small ones take hardly"
+            " a step otherwise"
+        ),
     )
     batch_size: Count = Field(default=32, description="examples in a step")
     optimizer: OptimizerSection = Field(

@@ -60,6 +60,7 @@ train.finish=closed-form
 train.calibrate=temperature
 train.keep=best
 train.patience=3
+train.local_steps=3
 train.keep=best train.choose_by=auroc
 train.closed_form.features=last
 train.closed_form.pool=mean-and-deviation
