@@ -96,7 +96,7 @@ def open_data(node: Node, plan: Agreement) -> Records:
         rows=data.rows_path,
         test_fraction=data.test_fraction,
         patient=data.patient,
-        manifest=ManifestColumns(names.path, names.label, names.split),
+        manifest=ManifestColumns(names.path, names.label, names.split, names.mask),
         max_unreadable=data.max_unreadable,
         cache=node.store / "seen",
         validation_fraction=plan.evaluate.validation_fraction,

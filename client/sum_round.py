@@ -24,6 +24,7 @@ from fedgraft.client.store.activations import BLOCK
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.model.pixel_head import pick_answers
 from fedgraft.common.model.solve_head import (
     closed_form_of,
     noisy_form_of,
@@ -94,18 +95,39 @@ def sum_split(task: NodeTask) -> GramSums:
     plan = task.plan
     closed = closed_form_of(plan)
     rounding = rounding_of(plan)
-    if len(task.train) > rounding.most_records:
-        what = f"more than {rounding.most_records:,} records, with {rounding.bits} bits"
+    stride = plan.task.mask_section.stride
+    if len(task.train) * task.model.count_places(stride) > rounding.most_records:
+        what = f"more than {rounding.most_records:,} records or places, with {rounding.bits} bits"
         raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
     model, examples = task.for_training()
-    targets = closed.targets(task.train.labels, plan.task)
+    labels = task.train.labels
     products = sums_products(plan)
     total = zero_sums(model.count_features(), closed.columns(plan.task), products=products)
     for start, features in list_features(model, examples):
-        integers = rounding.to_integers(features)
-        answers = targets[start : start + len(integers)]
-        total = total + sum_records(integers, answers, rounding.bits, products=products)
+        for places, answers in list_places(model, features, labels[start:], stride):
+            integers = rounding.to_integers(places)
+            targets = closed.targets(answers, plan.task)
+            total = total + sum_records(integers, targets, rounding.bits, products=products)
     return total
+
+
+def list_places(
+    model: GraftedModel, features: np.ndarray, labels: Tensor, stride: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield the rows that sums are taken over, `(m, d)`, and their answers: the records, or the
+    places of one record after another.
+
+    Args:
+        features: what the head reads of some records, `(n, …)`.
+        labels: their targets come first.
+        stride: every so many-th place each way is read.
+    """
+    if model.count_places(stride) == 1:
+        yield features, labels[: len(features)]
+        return
+    for number in range(len(features)):
+        places = model.read_places(torch.from_numpy(features[number : number + 1]), stride)
+        yield places.numpy(), pick_answers(labels[number], stride)
 
 
 def release_sums(task: NodeTask, round_: int) -> NoisySums:
@@ -173,8 +195,10 @@ def list_features(
         silent: features that are not finite are no error: under differential privacy a refusal
             would tell of a record.
     """
-    for start in range(0, len(examples), AT_ONCE):
-        end = min(start + AT_ONCE, len(examples))
+    # maps of a record are megabytes
+    at_once = AT_ONCE if model.count_places(stride=1) == 1 else BLOCK
+    for start in range(0, len(examples), at_once):
+        end = min(start + at_once, len(examples))
         blocks = []
         for first in range(start, end, BLOCK):
             positions = torch.arange(first, min(first + BLOCK, end))

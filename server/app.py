@@ -141,7 +141,16 @@ def federate(
             cohort = aggregation.choose_cohort(list(roster.nodes), number)
             model, state = with_head_of(model, state, federation, number)
             layout = Layout.of(state, model.drawn_state())
-            round_ = Round(plan, number, layout, state, cohort, aggregation.clip, model.head_name)
+            round_ = Round(
+                plan,
+                number,
+                layout,
+                state,
+                cohort,
+                clip=aggregation.clip,
+                head=model.solved_name,
+                places=model.count_places(plan.task.mask_section.stride),
+            )
             if purpose_of(plan.train, number) != "steps":
                 intake = SumIntake(round_, roster.examples)
                 answers = intake.close(train(grid, roster, round_, intake.read))
@@ -199,8 +208,7 @@ def with_head_of(
     """Return the model of a round with its adapter: another where the plan changes the head, the
     adapters as they are.
     """
-    reads_depths = model.depths is not None
-    if reads_depths == has_depth_head(federation.plan.train, number):
+    if model.has_solved_head == has_depth_head(federation.plan.train, number):
         return model, state
     other = plan_model(federation.backbone, federation.plan, number)
     return other, keep_adapters(state, other)

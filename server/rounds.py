@@ -21,6 +21,7 @@ class Round:
         cohort: names of the nodes that are asked, in their order.
         clip: L2 norm that updates are clipped to, where the server sets one.
         head: dotted name of the model's head among the adapter's tensors.
+        places: of a record that sums are taken over, where a head answers for each.
     """
 
     plan: Plan
@@ -30,6 +31,7 @@ class Round:
     cohort: Sequence[str]
     clip: float | None = None
     head: str = ""
+    places: int = 1
 
     @property
     def head_features(self) -> int:

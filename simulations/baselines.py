@@ -283,7 +283,7 @@ def _train_alone(task: NodeTask, backbone: Backbone) -> tuple[NodeTask, dict[str
     task = replace(task, model=working_model(backbone, task.plan, 1))
     state = task.model.adapter_state()
     for round_ in range(1, train.rounds + 1):
-        if has_depth_head(train, round_) != (task.model.depths is not None):
+        if has_depth_head(train, round_) != task.model.has_solved_head:
             task = replace(task, model=working_model(backbone, task.plan, round_))
             state = keep_adapters(state, task.model)
         state = _train_round(task, state, round_)
@@ -307,7 +307,7 @@ def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[
         return state | learn_alone(task)
     task.model.load_adapter_state(state)
     sums = sum_split(task)
-    return state | solve_head(sums, task.plan, task.model.head_name).tensors
+    return state | solve_head(sums, task.plan, task.model.solved_name).tensors
 
 
 def learn_alone(task: NodeTask) -> dict[str, Tensor]:

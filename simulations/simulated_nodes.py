@@ -27,6 +27,7 @@ from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.simulation_section import SimulationSection
+from fedgraft.common.tasks import task_line
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 from fedgraft.simulations.shots import keep_shots, list_splits
 
@@ -175,7 +176,8 @@ def _describe_data(
     plan: Plan, simulation: SimulationSection, share: _Share, rows_file: Path
 ) -> dict[str, Any]:
     """Return the `data` of a node's file; write its rows where nodes share a file."""
-    reader = find_reader(share.file, None, plan.task.material)
+    masks = task_line(plan.task.question).has_masks
+    reader = find_reader(share.file, None, plan.task.material, masks=masks)
     data: dict[str, Any] = {
         "path": share.file,
         "format": reader.name,

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedgraft.client.data.choose_splits import (
     LabelledRows,
@@ -42,7 +44,7 @@ from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.plan.reading_section import UNDECIDED, ReadingSection
 from fedgraft.common.plan.signal_section import SignalSection
 from fedgraft.common.plan.task_section import TaskSection
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
 from fedgraft.common.tasks.labels import list_labels
 
 MAX_UNREADABLE = 0.01
@@ -103,6 +105,8 @@ class Records:
         fingerprint: "sha256:…" over the contents of the rows in the splits, whatever their order.
         owners: whose each row is; None where the data does not say.
         rows_file: .npz that says which rows of the file are this node's; None: all are.
+        task: the plan's, where targets lie in the grid of prepared records, such as masks; None:
+            `labels` are all there is.
     """
 
     labels: np.ndarray
@@ -112,6 +116,7 @@ class Records:
     source: Source
     owners: list[str] | None = None
     rows_file: Path | None = None
+    task: TaskSection | None = None
 
     @property
     def rows(self) -> np.ndarray:
@@ -134,6 +139,17 @@ class Records:
     def prepare(self, rows: np.ndarray, preparation: Preparation) -> Batch:
         """Return these rows as a backbone takes them; image by image where they are files."""
         return self.source.read(np.asarray(rows, np.int64), preparation)
+
+    def targets(self, rows: np.ndarray, preparation: Preparation) -> Tensor:
+        """Return the targets of these rows, `(n, …)`; where they lie in the records' own grid,
+        prepared as these are.
+        """
+        if self.task is not None:
+            aligned = TASKS[self.task.question].aligned
+            if aligned is not None:
+                return aligned(self.source, np.asarray(rows, np.int64), preparation, self.task)
+        # picking rows copies
+        return torch.from_numpy(self.labels[rows])
 
     def column(self, name: str) -> list[str]:
         """Return each row's text in one column of a table, or array of an archive.
@@ -176,12 +192,13 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
             remedy=_compare_labels(source, task),
         )
     fingerprint = _fingerprint(source, splits)
-    return Records(targets, strata, splits, fingerprint, source, owners, data.rows)
+    return Records(targets, strata, splits, fingerprint, source, owners, data.rows, task)
 
 
 def _open_source(data: DataSource, task: TaskSection) -> Source:
     name = str(data.path)
-    reader = find_reader(name, data.format, task.material)
+    masks = task_line(task.question).has_masks
+    reader = find_reader(name, data.format, task.material, masks=masks)
     content = reader.gives(name)
     if content.material != task.material:
         what = f"{content.words}, but the plan's task is {task.kind}"
@@ -195,7 +212,7 @@ def _open_source(data: DataSource, task: TaskSection) -> Source:
     table = TableColumns.of(task.columns or task.text, task.encoding, task.answers)
     channels = () if data.signal is None else data.signal.channels
     request = ReadRequest(name, table, data.manifest, data.cache, data.reading, channels)
-    request = replace(request, form=data.form, scan=data.scan)
+    request = replace(request, form=data.form, scan=data.scan, masks=masks)
     return SOURCES.open(reader, request)
 
 

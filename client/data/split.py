@@ -33,18 +33,20 @@ class Split:
         records: the hospital's data set.
         rows: row numbers of the split, int64 `(n,)`.
         preparation: the backbone's own.
-        labels: the targets, `(n, …)`.
     """
 
     records: Records = field(repr=False)
     rows: np.ndarray = field(repr=False)
     preparation: Preparation
-    labels: Tensor = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        # picking rows copies
-        labels = torch.from_numpy(self.records.labels[self.rows])
-        object.__setattr__(self, "labels", labels)
+    @property
+    def labels(self) -> Tensor:
+        """The targets, `(n, …)`."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return self.records.targets(self.rows, self.preparation)
 
     def __len__(self) -> int:
         return len(self.rows)

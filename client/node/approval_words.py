@@ -124,6 +124,8 @@ def _how_long(plan: Plan) -> str:
     if train.method == "closed-form":
         return "one round: this hospital's training data are read once"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
+    if train.local_steps is not None:
+        passes = f"{train.local_steps} steps"
     each = f"in each, {passes} over this hospital's training data"
     histograms = rounds_for(train, "histograms")
     sums = rounds_for(train, "sums")

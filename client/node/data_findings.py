@@ -111,7 +111,7 @@ def _count_files(source: Source) -> Iterator[Finding]:
 
 def _count(plan: Plan, split: Split) -> np.ndarray:
     """Return how many records a split has of each class, or of what stands for them."""
-    return TASKS[plan.task.question].count(split.labels.numpy(), plan.task)
+    return TASKS[plan.task.question].count(split.records.labels[split.rows], plan.task)
 
 
 def _check_classes(plan: Plan, which: str, split: Split, trained: Set[int]) -> Finding:

@@ -51,6 +51,7 @@ class Manifest(Section):
         default="path", description="the image's file, from the manifest's own folder"
     )
     label: Text = Field(default="label", description="its label")
+    mask: Text = Field(default="mask", description="its mask's file, where a plan asks for masks")
     split: Text = Field(
         default="split", description="train, val or test; the column may be missing"
     )

@@ -17,6 +17,8 @@ import numpy as np
 
 from fedgraft.client.readers.image_array_file import ONE_HEADER
 from fedgraft.client.readers.image_arrays import LargeImages, as_images, image_source, join_images
+from fedgraft.client.readers.mask_file import as_numbers
+from fedgraft.client.readers.mask_source import add_mask_arrays
 from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.reader import Reader, ReadRequest, has_suffix
 from fedgraft.client.readers.source import SPLITS, Label, Source, unreadable
@@ -33,10 +35,15 @@ _BROKEN = (
     zlib.error,
     NotImplementedError,
 )
-_LAYOUT = "write arrays train_images, train_labels (and val_…, test_…), or images and labels"
+_LAYOUT = (
+    "write arrays train_images, train_labels (and val_…, test_…), or images and labels; where a"
+    " plan asks for masks, train_masks or masks in place of labels"
+)
 
 
-def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) -> Source:
+def read_npz(
+    path: Path, bits: int | None = None, form: PixelForm = AS_USUAL, *, masks: bool = False
+) -> Source:
     """Return every image of an archive, the splits in the order train, val, test.
 
     Images: `(n, H, W)` grey, `(n, H, W, C)` or `(n, C, H, W)` with C 1 or 3, or what the
@@ -45,6 +52,7 @@ def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) ->
     Args:
         bits: how many of 16 bits the images use; None: nobody has said.
         form: what the plan says of channels.
+        masks: whether images have masks `(n, H, W)` in place of labels.
 
     Raises:
         UserError: the file is missing or corrupt, holds pickled objects, or has another layout.
@@ -54,15 +62,16 @@ def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) ->
     archive = _Archive(str(path), arrays, large, form)
     parts = [split for split in SPLITS if archive.has(f"{split}_images")]
     prefixes = [f"{split}_" for split in parts] or [""]
+    answers = "masks" if masks else "labels"
     for prefix in prefixes:
-        archive.check_names(f"{prefix}images", f"{prefix}labels")
+        archive.check_names(f"{prefix}images", f"{prefix}{answers}")
 
     images = []
     labels: list[Label] = []
     for prefix in prefixes:
         batch = archive.images(f"{prefix}images")
         images.append(batch)
-        labels += archive.labels(f"{prefix}labels", len(batch))
+        labels += [""] * len(batch) if masks else archive.labels(f"{prefix}labels", len(batch))
     _check_alike(images, str(path))
 
     counts = [len(batch) for batch in images]
@@ -74,7 +83,12 @@ def read_npz(path: Path, bits: int | None = None, form: PixelForm = AS_USUAL) ->
     def column(name: str) -> list[str]:
         return archive.column(name, prefixes, counts)
 
-    return image_source(str(path), join_images(images), labels, splits, column, bits, form)
+    source = image_source(str(path), join_images(images), labels, splits, column, bits, form)
+    if not masks:
+        return source
+    pairs = zip(prefixes, images, strict=True)
+    parts_of_masks = [archive.masks(f"{prefix}masks", batch) for prefix, batch in pairs]
+    return add_mask_arrays(source, np.concatenate(parts_of_masks))
 
 
 def check_no_windows(path: Path, form: PixelForm) -> None:
@@ -123,6 +137,18 @@ class _Archive:
         columns = [[str(value) for value in column] for column in stated.T.tolist()]
         return join_labels(columns)
 
+    def masks(self, name: str, images: np.ndarray | LargeImages) -> np.ndarray:
+        """Return the masks of images, uint8 `(n, H, W)`. Raise `UserError`."""
+        stated = self.arrays[name]
+        where = f"{self.where}: {name}"
+        wanted = (len(images), *images.shape[-2:])
+        if stated.shape == (*wanted, 1):
+            stated = stated[..., 0]
+        if stated.shape != wanted:
+            what = f"masks of shape {stated.shape} for images of shape {images.shape}"
+            raise UserError(what, where=where, remedy=f"give one number a pixel: {wanted}")
+        return as_numbers(stated, where)
+
     def column(self, name: str, prefixes: Sequence[str], counts: Sequence[int]) -> list[str]:
         """Return the text of one more array with a value for each image."""
         names = [f"{prefix}{name}" for prefix in prefixes]
@@ -137,8 +163,10 @@ class _Archive:
         return [str(value) for value in values]
 
     def _beside(self, name: str) -> np.ndarray:
-        """Return an array that is neither images nor labels, flat; empty where there is none."""
-        if name.endswith(("images", "labels")) or name not in self.arrays:
+        """Return an array that is neither images nor labels nor masks, flat; empty where there is
+        none.
+        """
+        if name.endswith(("images", "labels", "masks")) or name not in self.arrays:
             return np.empty(0)
         return self.arrays[name].reshape(-1)
 
@@ -195,7 +223,14 @@ def load_archive(
 
 
 def _read(request: ReadRequest) -> Source:
-    return read_npz(Path(request.path), request.reading.bits, request.form)
+    bits = request.reading.bits
+    return read_npz(Path(request.path), bits, request.form, masks=request.masks)
 
 
-NPZ = Reader("npz", has_suffix(".npz"), read=_read, options=lambda request: request.form)
+NPZ = Reader(
+    "npz",
+    has_suffix(".npz"),
+    read=_read,
+    options=lambda request: (request.form, request.masks),
+    has_masks="asked",
+)

@@ -22,6 +22,7 @@ from fedgraft.client.readers import reader
 from fedgraft.client.readers.files import image_files
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.manifest import choose_label_columns, file_at, read_listed
+from fedgraft.client.readers.mask_source import image_masks
 from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.reader import (
     ManifestColumns,
@@ -52,7 +53,7 @@ def read_list(request: ReadRequest) -> Source:
     names = request.manifest
     allow_unknown = request.reading.unknown_categories == "missing"
     encoded = encode_rows(cells, request.table, names, allow_unknown=allow_unknown)
-    images = read_listed(request, cells, image_files(request.form))
+    images = read_listed(request, cells, image_files(request.form), image_masks(request.form))
     listed: dict[str, int] = {}
     for row, name in enumerate(cells.column(names.path)):
         listed[file_at(cells, name)] = row

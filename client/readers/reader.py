@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedgraft.client.readers.pixel_form import AS_USUAL, PixelForm
 from fedgraft.client.readers.scan_form import ONE_IMAGE, ScanForm
@@ -73,6 +74,7 @@ class ManifestColumns:
     path: str = "path"
     label: str = "label"
     split: str = "split"
+    mask: str = "mask"
 
 
 USUAL_NAMES = ManifestColumns()
@@ -90,6 +92,7 @@ class ReadRequest:
         channels: names of a signal's channels, in order.
         form: what the plan says of the channels and windows of images.
         scan: which images its volumes are made of.
+        masks: whether each record has a mask in place of a label.
     """
 
     path: str
@@ -100,6 +103,7 @@ class ReadRequest:
     channels: tuple[str, ...] = ()
     form: PixelForm = AS_USUAL
     scan: ScanForm = ONE_IMAGE
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Reader:
         gives: path → which raw material.
         stamp: path → what changes when the data does. Raises `UserError`.
         options: what of a request `read` depends on, beside the path and what was decided.
+        has_masks: whether it reads records with masks in place of labels: "always", or "asked",
+            where a request asks for them; "never".
     """
 
     name: str
@@ -123,6 +129,7 @@ class Reader:
     gives: Callable[[str], Content] = lambda _: IMAGES
     stamp: Callable[[str], Stamp] = lambda path: stamp_of([path])
     options: Callable[[ReadRequest], Hashable] = lambda _: None
+    has_masks: Literal["always", "asked", "never"] = "never"
 
 
 def stamp_of(paths: Sequence[str]) -> Stamp:

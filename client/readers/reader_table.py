@@ -32,6 +32,8 @@ READERS: Registry[Reader] = Registry(
         "signal-folder": "fedgraft.client.readers.signal_folder:SIGNAL_FOLDER",
         "signal-table": "fedgraft.client.readers.signal_table:SIGNAL_TABLE",
         "signal-npz": "fedgraft.client.readers.signal_archive:SIGNAL_ARCHIVE",
+        "mask-folder": "fedgraft.client.readers.mask_folder:MASK_FOLDER",
+        "volume-mask-folder": "fedgraft.client.readers.mask_folder:VOLUME_MASK_FOLDER",
         "sklearn": "fedgraft.client.readers.bundled:SKLEARN",
     },
 )

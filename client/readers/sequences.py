@@ -77,7 +77,7 @@ def stack_sequences(scans: Mapping[str, Scan]) -> Scan:
     """
     first, *others = scans.values()
     for name, scan in list(scans.items())[1:]:
-        if not _is_on_grid(scan, first):
+        if not is_on_grid(scan, first):
             raise BrokenVolume(
                 f"its sequence {name} does not lie on the grid of the first (size, spacing and"
                 " place); resample it there"
@@ -89,7 +89,8 @@ def stack_sequences(scans: Mapping[str, Scan]) -> Scan:
     return Scan(voxels, first.spacing, first.grid, "".join(patients))
 
 
-def _is_on_grid(scan: Scan, first: Scan) -> bool:
+def is_on_grid(scan: Scan, first: Scan) -> bool:
+    """Whether voxels lie where those of another scan do, to a tenth of one."""
     sides = first.voxels.shape[1:]
     if scan.voxels.shape[1:] != sides:
         return False

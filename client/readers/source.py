@@ -16,6 +16,23 @@ from fedgraft.common.files.mistakes import nearest
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.tasks.labels import Label
 
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """The masks of a source's records.
+
+        masks.read(7)  # uint8 (H, W), or a Volume (1, D, H, W)
+        masks.values[7]  # (0, 1)
+
+    Attributes:
+        values: which numbers each mask holds, rising.
+        read: row → the mask with the numbers of its file.
+    """
+
+    values: Sequence[tuple[int, ...]]
+    read: Callable[[int], Any]
+
+
 T = TypeVar("T")
 Prepare = Callable[[Any], Batch]
 SPLITS = ("train", "val", "test")
@@ -54,6 +71,7 @@ class Source:
             asks for; the privacy ledger knows records by it.
         parts: of each record digests of the images that it is made of, picked by the plan or not,
             where these could be records themselves: the privacy ledger knows it by them, too.
+        masks: the mask of each record, where a plan asks for them.
     """
 
     where: str
@@ -72,6 +90,7 @@ class Source:
     identities: Sequence[bytes] | None = None
     parts: Sequence[Sequence[bytes]] = ()
     plural: str = "images"
+    masks: Masks | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -112,8 +112,18 @@ def _hash_parts(path: str, form: ScanForm, parts: Parts, read_one: ReadOne) -> l
 
 
 def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
+    return as_volume(read_scan_at(path, form, parts))
+
+
+def as_volume(scan: Scan) -> Volume:
+    """Return a scan as a raw record, without where it lies."""
+    return Volume(torch.from_numpy(np.ascontiguousarray(scan.voxels)), scan.spacing)
+
+
+def read_scan_at(path: str, form: ScanForm, parts: Parts) -> Scan:
+    """Return a record's images with where they lie. Raise `UserError`, which names the path."""
     try:
-        scan = _read(path, form, parts, _read_one)
+        return _read(path, form, parts, _read_one)
     except BrokenVolume as error:
         remedy = "mend it, or take it out"
         raise UserError(
@@ -123,7 +133,6 @@ def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
         remedy = "give a .nii, a .nii.gz or a folder of DICOM slices that the node may read"
         what = f"cannot be read ({type(error).__name__})"
         raise UserError(what, where=str(path), remedy=remedy) from error
-    return Volume(torch.from_numpy(np.ascontiguousarray(scan.voxels)), scan.spacing)
 
 
 def _read(path: str, form: ScanForm, parts: Parts, read_one: ReadOne) -> Scan:

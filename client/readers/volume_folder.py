@@ -23,6 +23,7 @@ from fedgraft.client.readers.folder import class_folders, stamp_folders
 from fedgraft.client.readers.folder_files import is_system
 from fedgraft.client.readers.looked_at import ImageEntry
 from fedgraft.client.readers.manifest import file_at, read_listed
+from fedgraft.client.readers.mask_source import volume_masks
 from fedgraft.client.readers.nifti import is_nifti
 from fedgraft.client.readers.reader import (
     Content,
@@ -104,9 +105,12 @@ def _read_manifest(request: ReadRequest) -> Source:
     cells = read_cells(Path(request.path))
     sequences = request.scan.sequences
     if not any(name in cells.header for name in sequences):
-        return read_listed(request, cells, volume_files(request.scan))
+        return read_listed(request, cells, volume_files(request.scan), volume_masks(request.scan))
     first = replace(request, manifest=replace(request.manifest, path=sequences[0]))
-    return read_listed(first, cells, volume_files(request.scan, list_parts(cells, sequences)))
+    parts = list_parts(cells, sequences)
+    return read_listed(
+        first, cells, volume_files(request.scan, parts), volume_masks(request.scan, parts)
+    )
 
 
 def list_parts(cells: Cells, sequences: Sequence[str]) -> Parts:
@@ -153,5 +157,6 @@ VOLUME_MANIFEST = Reader(
     matches=has_suffix(".csv", ".csv.gz", *PARQUET_SUFFIXES),
     read=_read_manifest,
     gives=lambda _: VOLUMES,
-    options=lambda request: (request.manifest, request.scan),
+    options=lambda request: (request.manifest, request.scan, request.masks),
+    has_masks="asked",
 )

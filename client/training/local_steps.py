@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import OptimizerSection
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
 from fedgraft.common.tasks.step_losses import (
     inverse_shares,
     losses_as_named,
@@ -28,6 +29,7 @@ from fedgraft.common.tasks.step_losses import (
 # outputs and targets → the mean loss of a batch
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Batch, torch.Generator], Batch]
+AugmentPairs = Callable[[Batch, Tensor, torch.Generator], tuple[Batch, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,29 @@ class LocalTraining:
 
     Attributes:
         epochs: passes over its data.
+        steps: in place of passes; None: passes are counted.
         batch_size: examples in a step.
         loss: (outputs, targets) → the mean loss of a batch, nats.
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
-        augment: (batch, generator) → the batch, changed at random.
+        augment: (batch, targets, generator) → both, changed at random.
     """
 
     epochs: int
     batch_size: int
     loss: Loss
     proximal: float = 0.0
-    augment: Augment = lambda batch, generator: batch
+    augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
+    steps: int | None = None
+
+    def batches(
+        self, examples: Examples, generator: torch.Generator
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches of all passes, each in an order of its own."""
+        passes = range(self.epochs) if self.steps is None else itertools.count()
+        batches = itertools.chain.from_iterable(
+            shuffle_batches(examples, self.batch_size, generator) for _ in passes
+        )
+        return itertools.islice(batches, self.steps)
 
 
 def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
@@ -64,7 +78,8 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
         batch_size=plan.train.batch_size,
         loss=loss_of(plan, labels),
         proximal=plan.train.proximal,
-        augment=augmentation_of(plan),
+        augment=augmentation_with_targets(plan),
+        steps=plan.train.local_steps,
     )
 
 
@@ -111,6 +126,17 @@ def augmentation_of(plan: Agreement) -> Augment:
     return lambda batch, generator: augment(batch, plan.train.augment, generator)
 
 
+def augmentation_with_targets(plan: Agreement) -> AugmentPairs:
+    """Return the same with the records' targets: masks are changed as their records are, any other
+    target is as it was.
+    """
+    change = augmentation_of(plan)
+    pairs = INPUTS[plan.task.material].augment_pairs
+    if pairs is None or not task_line(plan.task.question).has_masks:
+        return lambda batch, targets, generator: (change(batch, generator), targets)
+    return lambda batch, masks, generator: pairs(batch, masks, plan.train.augment, generator)
+
+
 def train(
     model: nn.Module,
     examples: Examples,
@@ -133,20 +159,19 @@ def train(
     steps = 0
     seen = 0
     loss_sum = 0.0
-    for _ in range(training.epochs):
-        for batch, labels in shuffle_batches(examples, training.batch_size, generator):
-            outputs = model(training.augment(batch, generator))
-            loss = training.loss(outputs, labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
-            for parameter, start in zip(trainable, received, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
-            optimizer.step()
-            steps += 1
-            loss_sum += float(loss.detach()) * len(labels)
-            seen += len(labels)
+    for drawn, labels in training.batches(examples, generator):
+        batch, targets = training.augment(drawn, labels, generator)
+        loss = training.loss(model(batch), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
+        for parameter, start in zip(trainable, received, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
+        optimizer.step()
+        steps += 1
+        loss_sum += float(loss.detach()) * len(labels)
+        seen += len(labels)
     return Trained(steps=steps, loss=loss_sum / max(seen, 1))
 
 

@@ -48,7 +48,7 @@ _LINES = {
         has_columns=False,
         has_pixels=True,
         example="write `name: cifar-resnet20`, or a torchvision model's name",
-        augmentations=("affine",),
+        augmentations=("affine", "patches"),
     ),
     "image-and-table": InputLine(
         "fedgraft.common.inputs.image_and_table:IMAGE_AND_TABLE",

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.augment_images import augment_images, augment_images_and_masks
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation
 from fedgraft.common.inputs.public_patches import cut_patches
-from fedgraft.common.inputs.random_affine import draw_affine
 from fedgraft.common.plan.backbone_section import MOST_CHANNELS, BackboneSection
 from fedgraft.common.plan.task_section import TaskSection
 
@@ -28,8 +28,6 @@ WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 # pixels
 LARGEST_SIDE = 4096
 DEFAULT_SIDE = 32
-# pixels that a crop may move by
-PADDING = 4
 INTERPOLATIONS = ("bilinear", "bicubic")
 GREY = 1
 COLOURS = 3
@@ -79,7 +77,7 @@ class Preprocess:
         if self.size is not None:
             pixels = self._resize(pixels, self.size, white)
         if self.crop is not None:
-            pixels = _centre_crop(pixels, self.crop)
+            pixels = crop_centre(pixels, self.crop)
         if white is not None:
             pixels = pixels / white
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
@@ -126,7 +124,7 @@ class Preprocess:
 
     def _resize(self, pixels: Tensor, target: int, white: float | None) -> Tensor:
         height, width = pixels.shape[-2:]
-        shape = _shape_with_shorter_side(height, width, target)
+        shape = shape_with_shorter_side(height, width, target)
         if shape == (height, width):
             return pixels
         options = {"mode": self.interpolation, "antialias": self.antialias}
@@ -178,14 +176,15 @@ def _is_side(side: Any) -> bool:
     return side is None or (isinstance(side, int) and 1 <= side <= LARGEST_SIDE)
 
 
-def _shape_with_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
+def shape_with_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
     """Return height and width of an image whose shorter side was brought to `target`."""
     if height <= width:
         return target, int(target * width / height)
     return int(target * height / width), target
 
 
-def _centre_crop(pixels: Tensor, side: int) -> Tensor:
+def crop_centre(pixels: Tensor, side: int) -> Tensor:
+    """Return the middle of images, zeros around those that are smaller."""
     height, width = pixels.shape[-2:]
     # only where nothing was resized
     if min(height, width) < side:
@@ -216,30 +215,13 @@ def example_image(preparation: Preparation, backbone: BackboneSection, task: Tas
     return Batch({"image": torch.zeros(1, channels, size, size)})
 
 
-def augment_images(batch: Batch, augment: str, generator: torch.Generator) -> Batch:
-    """Flip, flip and crop (4 pixels of padding), or turn, move and resize images `(n, channels, H,
-    W)`, each by its own draw from `generator`.
+def see_whole(preparation: Preparation) -> Preparation:
+    """Return a preparation that brings the shorter side to what a network sees: no margin is cut
+    off.
     """
-    if augment == "none":
-        return batch
-    images = batch.only
-    if augment == "affine":
-        return Batch({"image": draw_affine(images, generator)})
-    is_flipped = torch.rand(len(images), generator=generator) < 0.5
-    images = torch.where(is_flipped[:, None, None, None], images.flip(-1), images)
-    if augment == "flip":
-        return Batch({"image": images})
-    return Batch({"image": _crop_at_random(images, generator)})
-
-
-def _crop_at_random(images: Tensor, generator: torch.Generator) -> Tensor:
-    size = images.shape[-1]
-    padded = F.pad(images, (PADDING, PADDING, PADDING, PADDING))
-    corners = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
-    crops: list[Tensor] = []
-    for image, (top, left) in zip(padded, corners.tolist(), strict=True):
-        crops.append(image[:, top : top + size, left : left + size])
-    return torch.stack(crops)
+    if isinstance(preparation, Preprocess) and preparation.crop is not None:
+        return replace(preparation, size=preparation.crop)
+    return preparation
 
 
 IMAGE = Input(
@@ -249,4 +231,6 @@ IMAGE = Input(
     example=example_image,
     augment=augment_images,
     public=cut_patches,
+    whole=see_whole,
+    augment_pairs=augment_images_and_masks,
 )

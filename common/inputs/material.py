@@ -45,6 +45,8 @@ def hash_preparation(preparation: Preparation) -> str:
 
 
 Augment = Callable[[Batch, str, torch.Generator], Batch]
+# (records, the targets in their grid, the plan's `train.augment`, generator) → both
+AugmentPairs = Callable[[Batch, Tensor, str, torch.Generator], tuple[Batch, Tensor]]
 # gives a backbone's tensors by name; asked when the first record is prepared
 Tensors = Callable[[], Mapping[str, Tensor]]
 
@@ -58,6 +60,11 @@ def draw_normal(
         return torch.randn((count, *tensor.shape[1:]), generator=generator)
 
     return example.map(draw)
+
+
+def keep_whole(preparation: Preparation) -> Preparation:
+    """Return the preparation as it is: it cuts nothing off."""
+    return preparation
 
 
 def keep_preparation(preparation: Preparation, tensors: Tensors) -> Preparation:
@@ -85,6 +92,10 @@ class Input:
             drawn at random: a network is tried with them before any record of a hospital.
         bind: (preparation, tensors) → the preparation with what it needs of its backbone's tensors,
             such as a tokenizer that travels among them.
+        whole: a preparation → the same without a margin that it cuts off, for questions about
+            places.
+        augment_pairs: as `augment`, for records with targets in their own grid, such as masks;
+            None: there is none.
     """
 
     name: str
@@ -95,3 +106,5 @@ class Input:
     public: Callable[[Preparation, BackboneSection, TaskSection], Raw] | None = None
     draw: Callable[[Preparation, Batch, int, torch.Generator], Batch] = draw_normal
     bind: Callable[[Preparation, Tensors], Preparation] = keep_preparation
+    whole: Callable[[Preparation], Preparation] = keep_whole
+    augment_pairs: AugmentPairs | None = None

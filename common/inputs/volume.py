@@ -115,10 +115,20 @@ class VolumePreparation:
             UserError: a plan without a spacing, which brings the whole volume to `size`; too many
                 crops.
         """
-        wanted = self.section.spacing
-        if wanted is None:
+        if self.section.spacing is None:
             what = "a plan without backbone.volume.spacing sees each volume whole"
             raise UserError(what, where="--sliding", remedy="leave it out")
+        for _, crop in self.cover(volume):
+            yield crop
+
+    def cover(self, volume: Volume) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """Yield the same crops with how far their middles lie from the volume's, in voxels of the
+        plan; one crop, where a plan brings the whole volume to `size`. Raise as `crops`.
+        """
+        wanted = self.section.spacing
+        if wanted is None:
+            yield (0, 0, 0), Batch({"volume": self._prepare(volume)[None]})
+            return
         offsets: list[list[int]] = []
         sides = zip(volume.values.shape[1:], volume.spacing, wanted, self.section.size, strict=True)
         for side, step, output, size in sides:
@@ -128,7 +138,26 @@ class VolumePreparation:
             what = f"a volume of {count:,} crops, and at most {MOST_CROPS} are looked at"
             raise UserError(what, where="--sliding", remedy="give the part that matters")
         for offset in itertools.product(*offsets):
-            yield Batch({"volume": self._prepare(volume, offset)[None]})
+            yield offset, Batch({"volume": self._prepare(volume, offset)[None]})
+
+    def find_outputs(self, volume: Volume, axis: int, offset: int) -> tuple[Tensor, Tensor]:
+        """Return the prepared slice, row or column that is nearest to each of a raw volume's along
+        an axis, int64 `(side,)`, and whether the crop reaches there.
+
+        Args:
+            offset: of the crop's middle from that of the volume, in voxels of the plan.
+        """
+        sides = volume.values.shape[1:]
+        outputs = self.section.size[axis]
+        step = self.step(sides, volume.spacing)[axis]
+        raw = torch.arange(sides[axis], dtype=torch.float64) - (sides[axis] - 1) / 2
+        places = raw / step + (outputs - 1) / 2 - offset
+        is_inside = (places >= -0.5) & (places <= outputs - 0.5)
+        nearest = places.round().clamp(0, outputs - 1).to(torch.int64)
+        if axis == 0 and self.slices is not None:
+            seen = torch.tensor(self.slice_places())
+            nearest = (seen[None] - nearest[:, None]).abs().argmin(1)
+        return nearest, is_inside
 
     def _prepare(self, volume: Any, offset: tuple[int, ...] = (0, 0, 0)) -> Tensor:
         """Return one volume as the network sees it.
@@ -159,9 +188,29 @@ class VolumePreparation:
         """Return the slices that a 2-D network is given: the middles of as many equal parts."""
         if self.slices is None:
             return values
-        part = self.section.size[0] / self.slices
-        places = [int((number + 0.5) * part) for number in range(self.slices)]
-        return values[:, places]
+        return values[:, self.slice_places()]
+
+    def slice_places(self) -> list[int]:
+        """Return which slices a 2-D network is given."""
+        slices = self.slices or self.section.size[0]
+        part = self.section.size[0] / slices
+        return [int((number + 0.5) * part) for number in range(slices)]
+
+    def step(self, sides: Sequence[int], spacing: Sides) -> Sides:
+        """Return how far prepared voxels are apart, in voxels of a raw volume.
+
+        Args:
+            sides: of the raw volume, voxels.
+            spacing: of its voxels, mm.
+        """
+        steps: list[float] = []
+        for axis in range(3):
+            # the whole volume, whatever its extent
+            wanted = sides[axis] * spacing[axis] / self.section.size[axis]
+            if self.section.spacing is not None:
+                wanted = self.section.spacing[axis]
+            steps.append(wanted / spacing[axis])
+        return (steps[0], steps[1], steps[2])
 
     def _resample(self, values: Tensor, spacing: Sides, offset: tuple[int, ...]) -> Tensor:
         """Return `(channels, *size)` around the middle, or so far from it; what lies outside the
@@ -169,14 +218,10 @@ class VolumePreparation:
         """
         size = self.section.size
         sides = tuple(values.shape[1:])
-        wanted = self.section.spacing
-        if wanted is None:
-            extents = zip(sides, spacing, size, strict=True)
-            wanted = tuple(side * step / outputs for side, step, outputs in extents)
+        steps = self.step(sides, spacing)
         # what shrinks most goes first: nothing in between is larger than both ends
         for axis in sorted(range(3), key=lambda axis: size[axis] / sides[axis]):
-            step = wanted[axis] / spacing[axis]
-            weights = interpolate(sides[axis], size[axis], step, offset[axis])
+            weights = interpolate(sides[axis], size[axis], steps[axis], offset[axis])
             values = values.movedim(1 + axis, -1) @ weights.T
             values = values.movedim(-1, 1 + axis)
         return values.contiguous()
@@ -218,6 +263,23 @@ def cover_axis(extent: float, size: int) -> list[int]:
     return [round(beyond * step / steps) - beyond // 2 for step in range(steps + 1)]
 
 
+def place_outputs(inputs: int, outputs: int, step: float, offset: int = 0) -> Tensor:
+    """Return where each output lies among the inputs along one axis, float64 `(outputs,)`: their
+    middles on one another, or `offset` outputs apart.
+    """
+    places = torch.arange(outputs, dtype=torch.float64) - (outputs - 1) / 2 + offset
+    return places * step + (inputs - 1) / 2
+
+
+def find_places(inputs: int, outputs: int, step: float, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the input that is nearest to each output along one axis, int64 `(outputs,)`, and
+    whether the output lies inside at all; arguments as of `interpolate`.
+    """
+    places = place_outputs(inputs, outputs, step, offset)
+    is_inside = (places >= -0.5) & (places <= inputs - 0.5)
+    return places.round().clamp(0, inputs - 1).to(torch.int64), is_inside
+
+
 def interpolate(inputs: int, outputs: int, step: float, offset: int = 0) -> Tensor:
     """Return the weights of linear interpolation along one axis, float32 `(outputs, inputs)`.
 
@@ -229,8 +291,7 @@ def interpolate(inputs: int, outputs: int, step: float, offset: int = 0) -> Tens
         step: from output to output, in inputs.
         offset: of the middle of the outputs from that of the inputs, in outputs.
     """
-    places = torch.arange(outputs, dtype=torch.float64) - (outputs - 1) / 2 + offset
-    places = places * step + (inputs - 1) / 2
+    places = place_outputs(inputs, outputs, step, offset)
     away = (places[:, None] - torch.arange(inputs, dtype=torch.float64)).abs()
     weights = (1 - away / max(1.0, step)).clamp(min=0.0)
     is_inside = (places >= -0.5) & (places <= inputs - 0.5)
@@ -279,4 +340,9 @@ VOLUME = Input(
     read_preparation=read_preparation,
     example=example_volume,
     augment=shift_and_scale,
+    # brighter or darker, a mask is as it was
+    augment_pairs=lambda batch, masks, augment, generator: (
+        shift_and_scale(batch, augment, generator),
+        masks,
+    ),
 )

@@ -5,6 +5,7 @@ wire.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
+from fedgraft.common.model.map_heads import MapChoice
 from fedgraft.common.model.public_reference import (
     bring_to_norm,
     fit_public,
@@ -37,7 +39,7 @@ from fedgraft.common.plan.phases import (
     rounds_for,
 )
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
 
 
 def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbone:
@@ -89,6 +91,9 @@ def load_network(plan: Plan, source: str | Path | None) -> Backbone:
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
+    if task_line(plan.task.question).has_masks:
+        whole = INPUTS[plan.task.material].whole(backbone.preprocess)
+        backbone = replace(backbone, preprocess=whole)
     mine = hash_preparation(backbone.preprocess)
     if section.preparation not in (None, mine):
         what = f"inputs are prepared as {mine}, and the plan wants {section.preparation}"
@@ -203,8 +208,11 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
     """
     adapter = plan.adapter
     options = adapter.model_dump(exclude={"method", "targets"})
+    number = round_ or plan.train.rounds
     depths = None
-    if has_depth_head(plan.train, round_ or plan.train.rounds):
+    if TASKS[plan.task.question].takes == "maps":
+        depths = choose_maps(backbone, plan, number)
+    elif has_depth_head(plan.train, number):
         depths = choose_depths(backbone, plan)
     return graft(
         backbone,
@@ -232,6 +240,22 @@ def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     example = material.example(backbone.preprocess, plan.backbone, plan.task)
     probe = draw_probes(plan.task.material, backbone.preprocess, example, 1)
     return DepthChoice(section.features, section.pool, probe.joined)
+
+
+def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
+    """Return which maps the plan's head for places reads in a round, and which head it is."""
+    material = INPUTS[plan.task.material]
+    example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    width = None
+    if not has_depth_head(plan.train, round_):
+        width = plan.task.mask_section.width
+    return MapChoice(
+        features=plan.train.closed_form.features,
+        example=example.joined,
+        width=width,
+        solved=plan.train.start == "closed-form",
+        patches=plan.train.augment == "patches",
+    )
 
 
 def count_outputs(plan: Agreement) -> int:

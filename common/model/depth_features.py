@@ -71,7 +71,7 @@ class DepthFeatures:
         """Prepared inputs (n, …) → features (n, d)."""
         if self.slices is not None:
             x = fold_slices(x)
-        with _watching(self.net, self.stages, self.head_name) as outputs:
+        with watching(self.net, self.stages, self.head_name) as outputs:
             self.net(x)
         here = None if self.places is None else self.places(x)
         pooled = [pool_positions(*outputs[name], self.pool, here) for name in self.stages]
@@ -112,7 +112,7 @@ def _pool_places(output: Tensor, pool: Pool, here: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watching(
+def watching(
     net: nn.Module, stages: Sequence[str], head_name: str
 ) -> Iterator[dict[str, tuple[Tensor, bool]]]:
     """Give the outputs of stages, and whether their channels are last, as the network runs."""
@@ -192,15 +192,8 @@ def choose_stages(
     if selection == "last":
         return (LAST,)
     if selection != "all":
-        unknown = [name for name in selection if name not in stages]
-        if unknown:
-            raise UserError(
-                f"{unknown[0]!r} is no stage of this network",
-                where="train.closed_form.features",
-                remedy=f"write all, last, or some of {', '.join(stages)}",
-            )
-        return tuple(name for name in stages if name in selection)
-    with torch.no_grad(), _watching(net, stages, backbone.head_name) as outputs:
+        return select_stages(stages, selection)
+    with torch.no_grad(), watching(net, stages, backbone.head_name) as outputs:
         net(example)
     places = family_of(backbone.name).places
     here = None if places is None else places(example)
@@ -214,6 +207,20 @@ def choose_stages(
         if _says_the_same(block, entering, here):
             _drop_repeated(stages, pool, joins=joins)
     return _thin_out(stages, pooled)
+
+
+def select_stages(stages: Sequence[str], selection: Sequence[str]) -> tuple[str, ...]:
+    """Return the stages that are named, in the network's order. Raise `UserError` for a name that
+    is none.
+    """
+    unknown = [name for name in selection if name not in stages]
+    if unknown:
+        raise UserError(
+            f"{unknown[0]!r} is no stage of this network",
+            where="train.closed_form.features",
+            remedy=f"write all, last, or some of {', '.join(stages)}",
+        )
+    return tuple(name for name in stages if name in selection)
 
 
 def _drop_repeated(stages: list[str], pool: Pool, *, joins: bool) -> None:

@@ -33,8 +33,12 @@ from fedgraft.common.model.depth_features import (
     choose_stages,
     count_features,
 )
+from fedgraft.common.model.map_decoder import MapDecoder
+from fedgraft.common.model.map_heads import MapChoice, linear_part, new_map_head, open_maps
+from fedgraft.common.model.pixel_head import PixelHead
 from fedgraft.common.model.seal import Seal
 from fedgraft.common.model.slices import AcrossSlices, mean_over_slices
+from fedgraft.common.model.stage_maps import StageMaps
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
@@ -78,7 +82,8 @@ class GraftedModel(nn.Module):
         options: the method's own.
         outputs: of the head.
         head_name: dotted name of the head.
-        depths: the features that the head reads, where these are not the network's own last ones.
+        depths: the features that the head reads, where these are not the network's own last ones;
+            or maps, where it answers for each place.
         slices: how many images a record is, where the network is one over images and records are
             volumes; None: a record is what the network takes.
     """
@@ -91,7 +96,7 @@ class GraftedModel(nn.Module):
         options: Any,
         outputs: int,
         head_name: str,
-        depths: DepthFeatures | None = None,
+        depths: DepthFeatures | StageMaps | None = None,
         slices: int | None = None,
     ) -> None:
         super().__init__()
@@ -135,9 +140,36 @@ class GraftedModel(nn.Module):
             return mean_over_slices(read[0], self.slices)
         return read[0]
 
+    @property
+    def has_solved_head(self) -> bool:
+        """Whether the head is one that is solved from sums."""
+        if isinstance(self.depths, StageMaps):
+            return isinstance(self.net.get_submodule(self.head_name), PixelHead)
+        return self.depths is not None
+
+    @property
+    def solved_name(self) -> str:
+        """Return the dotted name of what sums solve for: the head, or the linear part of one."""
+        head = self.net.get_submodule(self.head_name)
+        if isinstance(head, MapDecoder) and head.solved is not None:
+            return f"{self.head_name}.solved"
+        return self.head_name
+
+    def count_places(self, stride: int) -> int:
+        """Return how many places of a record sums are taken over; 1 where a record is one."""
+        linear = linear_part(self.net.get_submodule(self.head_name))
+        return 1 if linear is None else linear.count_places(stride)
+
+    def read_places(self, features: Tensor, stride: int) -> Tensor:
+        """Return of what the head reads `(n, …)` a row for each of `count_places`, `(m, d)`."""
+        linear = linear_part(self.net.get_submodule(self.head_name))
+        if linear is None:
+            return features
+        return linear.read_pixels(features, stride).movedim(1, -1).flatten(0, -2)
+
     def count_features(self) -> int:
         """Return how many features the head reads."""
-        head = self.net.get_submodule(self.head_name)
+        head = self.net.get_submodule(self.solved_name)
         return int(head.in_features)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> GraftedModel:
@@ -273,7 +305,7 @@ def graft(
     targets: Targets = "auto",
     seed: int = 0,
     freeze_a: bool = False,
-    depths: DepthChoice | None = None,
+    depths: DepthChoice | MapChoice | None = None,
     **options: Any,
 ) -> GraftedModel:
     """Put adapters and a fresh head on a backbone; the backbone is not touched and its tensors are
@@ -288,7 +320,7 @@ def graft(
         targets: "auto", "last-block", or `fnmatch` patterns of module names.
         seed: of the initial values.
         freeze_a: values that the seed draws stay so and do not travel (A of LoRA updates).
-        depths: the head reads these features, and begins with zeros.
+        depths: the head reads these features, and begins with zeros; or these maps.
         options: the method's own, such as `rank=8`; those of other methods are passed over.
 
     Raises:
@@ -304,8 +336,12 @@ def graft(
     chosen.attach(net, Attachment(own, targets, seed, freeze_drawn=freeze_a))
     free_constants(net, backbone)
     head_name = backbone.head_name
-    reading: DepthFeatures | None = None
-    if depths is None:
+    reading: DepthFeatures | StageMaps | None = None
+    if isinstance(depths, MapChoice):
+        reading = open_maps(backbone, net, depths)
+        head_name = DEPTH_HEAD
+        net.add_module(head_name, new_map_head(reading, depths, classes, seed))
+    elif depths is None:
         head = new_linear(backbone.features, classes, bias=True, seed=seed, name=head_name)
         net.set_submodule(head_name, head)
     else:

@@ -10,6 +10,7 @@ from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.evaluate_section import EvaluateSection
+from fedgraft.common.plan.mask_compatibility import check_masks
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
@@ -37,6 +38,7 @@ def check_agreement(
         *check_material(task, backbone, train),
         *check_measures(task, train, evaluate),
         *check_answers(task, train, privacy),
+        *check_masks(task, train, privacy),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
@@ -45,6 +47,7 @@ def check_agreement(
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
         *check_closed_form(adapter, train, aggregate),
+        *check_sums_of_changed(task, train),
         *check_noisy_sums(train, privacy),
         *check_shares(train, privacy),
         *check_release(train, privacy),
@@ -53,6 +56,7 @@ def check_agreement(
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
         *check_scales_counted(task, backbone, train, privacy),
+        *check_local_steps(train, privacy),
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
         *check_operating_point(task, train),
@@ -261,9 +265,6 @@ def check_closed_form(
             key = "train.start" if train.start != "drawn" else "train.finish"
             what = "closed-form, and so is all of the training"
             problems.append(Problem(key, what, "leave it out, or write `method: steps`"))
-    if train.augment != "none":
-        what = f"{train.augment}, and sums are taken over every record once, as it is"
-        problems.append(Problem("train.augment", what, "write `augment: none`"))
     if not STRATEGIES[aggregate.strategy].is_plain_mean:
         what = f"{aggregate.strategy}, and sums are added: no rule chooses among them"
         problems.append(Problem("aggregate.strategy", what, "write `strategy: fedavg`"))
@@ -271,6 +272,18 @@ def check_closed_form(
         what = f"{aggregate.encoding}, and rounded sums would not be those of the pooled records"
         problems.append(Problem("aggregate.encoding", what, "write `encoding: none`"))
     return problems
+
+
+def check_sums_of_changed(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of records that are changed at random, where sums are taken over them; a
+    decoder of masks learns by its own steps what a solved head lacks, and may see other patches.
+    """
+    if train.augment == "none" or not has_sums(train):
+        return []
+    if task_line(task.question).has_masks and train.method == "steps":
+        return []
+    what = f"{train.augment}, and sums are taken over every record once, as it is"
+    return [Problem("train.augment", what, "write `augment: none`")]
 
 
 def check_rounds(
@@ -425,6 +438,22 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
     return []
 
 
+def check_local_steps(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of steps that are counted where passes have to be."""
+    if train.local_steps is None:
+        return []
+    key = "train.local_steps"
+    if privacy.mode != "none":
+        what = f"there, and under privacy.mode {privacy.mode} what is spent is counted by passes"
+        return [Problem(key, what, "write local_epochs instead")]
+    if "local_epochs" in train.model_fields_set and train.local_epochs != 1:
+        what = f"there, and local_epochs is {train.local_epochs}, too"
+        return [Problem(key, what, "write one of them")]
+    if train.method == "closed-form":
+        return [Problem(key, "there, and a closed form takes no steps", "leave it out")]
+    return []
+
+
 def check_choice(train: TrainSection) -> list[Problem]:
     """Return the problem of a choice among rounds where there is none."""
     if not chooses_round(train):
@@ -510,7 +539,10 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     problems += check_means(task, train)
     if privacy.mode == "none" or not has_sums(train):
         return problems
-    if section.release not in line.releases:
+    if not line.releases:
+        what = f"{privacy.mode}, and no noise was made for the sums of {task.kind}"
+        problems.append(Problem("privacy.mode", what, "train by steps: `method: steps`"))
+    elif section.release not in line.releases:
         what = f"{section.release}, and {task.kind} releases {' or '.join(line.releases)}"
         problems.append(Problem("train.closed_form.release", what, "leave it out"))
     if section.shares == "equal" and "equal" not in line.releases:

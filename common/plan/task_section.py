@@ -16,6 +16,7 @@ from pydantic import (
 from fedgraft.common.inputs import INPUTS, input_line
 from fedgraft.common.inputs.input_positions import count_inputs
 from fedgraft.common.plan.finding_section import FindingSection
+from fedgraft.common.plan.mask_section import MaskSection
 from fedgraft.common.plan.number_section import Bound, NumberSection
 from fedgraft.common.plan.section import (
     Labels,
@@ -53,6 +54,7 @@ Values = Annotated[
 OWN = {
     "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
     "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
+    "mask": "write `mask: {stride: 4, width: 32}`",
 }
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
@@ -95,6 +97,7 @@ class TaskSection(Section):
         "number",
         "findings",
         "survival",
+        "mask",
     )
 
     kind: Kind = Field(description="what the data are")
@@ -159,6 +162,12 @@ class TaskSection(Section):
             " unit: days}"
         ),
     )
+    mask: MaskSection | None = Field(
+        default=None,
+        description=(
+            "segmentation only: how masks are learnt, such as {stride: 4, width: 32}; null: so"
+        ),
+    )
     labels: Labels | None = Field(
         default=None,
         description=(
@@ -186,6 +195,11 @@ class TaskSection(Section):
     def answers(self) -> tuple[str, ...]:
         """Return the columns that hold a record's answer."""
         return self.targets or (self.target,)
+
+    @property
+    def mask_section(self) -> MaskSection:
+        """Return how masks are learnt."""
+        return self.mask or MaskSection()
 
     @property
     def encoding(self) -> Mapping[str, tuple[int | str, ...]]:
@@ -308,7 +322,7 @@ class TaskSection(Section):
         problems: list[Problem] = []
         for key, example in OWN.items():
             given = getattr(self, key)
-            if key == needed and given is None:
+            if key == needed and given is None and task_line(self.question).needs_section:
                 problems.append(Problem(key, f"missing, and {self.kind} needs it", example))
             if key != needed and given is not None:
                 what = f"there, and {self.kind} does not read it"

@@ -157,6 +157,7 @@ class TrainSection(Section):
         "operating_point",
         "focal",
         "class_weights",
+        "local_steps",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -223,6 +224,14 @@ class TrainSection(Section):
     local_epochs: Count = Field(
         default=1, description="passes over a node's own data in each round"
     )
+    local_steps: Count | None = Field(
+        default=None,
+        description=(
+            "in place of local_epochs: every node takes so many steps in each round, over its data"
+            " again and again; for sites of very unlike sizes, of which the small ones take hardly"
+            " a step otherwise"
+        ),
+    )
     batch_size: Count = Field(default=32, description="examples in a step")
     optimizer: OptimizerSection = Field(
         default=OptimizerSection(), description="the local optimizer"
@@ -234,13 +243,16 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate over the rounds"
     )
-    augment: Literal["none", "flip", "flip-crop", "affine", "jitter", "shift-scale"] = Field(
-        default="none",
-        description=(
-            "images: random flips and crops, or affine, turned by up to 10 degrees, moved and"
-            " resized; series: jitter, each channel scaled at random and noise added; volumes:"
-            " shift-scale, brighter or darker"
-        ),
+    augment: Literal["none", "flip", "flip-crop", "affine", "patches", "jitter", "shift-scale"] = (
+        Field(
+            default="none",
+            description=(
+                "images: random flips and crops, or affine, turned by up to 10 degrees, moved and"
+                " resized; with masks, patches: half of each side, anywhere, mirrored and turned by"
+                " quarters; series: jitter, each channel scaled at random and noise added; volumes:"
+                " shift-scale, brighter or darker"
+            ),
+        )
     )
     loss: Annotated[str, AfterValidator(OneOf(list_losses))] = Field(
         default="cross-entropy",

@@ -31,6 +31,8 @@ class TaskLine(Line):
         shown: those of them that tables of models show, in their order.
         least_classes: how many classes the plan names at least; 0: it names none.
         section: the key of `task` that holds what is this question's own; None: there is none.
+        needs_section: whether the plan must write it.
+        has_masks: whether a record's answer is a mask: a class for each of its places.
         columns: how many columns hold a record's answer: 1, or fewest and most.
         materials: the raw materials that it can be put to; empty: all of them.
         has_logits: whether its outputs are logits, which a temperature may divide.
@@ -49,6 +51,8 @@ class TaskLine(Line):
     shown: tuple[str, ...] = ("auroc", "accuracy", "loss", "calibration_error")
     least_classes: int = 2
     section: str | None = None
+    needs_section: bool = True
+    has_masks: bool = False
     columns: tuple[int, int] = (1, 1)
     materials: tuple[str, ...] = ()
     has_logits: bool = True
@@ -111,6 +115,20 @@ _LINES = {
         columns=(2, 2),
         losses=("cross-entropy",),
         releases=("sums", "products"),
+        has_deviations=False,
+        has_point=False,
+    ),
+    "segmentation": TaskLine(
+        "fedgraft.common.tasks.segmentation:SEGMENTATION",
+        metrics=("dice", "iou", "hausdorff_95", "pixel_accuracy", "loss"),
+        shown=("dice", "iou", "hausdorff_95", "loss"),
+        section="mask",
+        needs_section=False,
+        has_masks=True,
+        materials=("image", "volume"),
+        has_logits=False,
+        losses=("dice-cross-entropy",),
+        releases=(),
         has_deviations=False,
         has_point=False,
     ),

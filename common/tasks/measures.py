@@ -141,6 +141,24 @@ _MEASURES = (
     Measure("mae", "MAE", "how far an answer is off, on average", lower=True),
     Measure("rmse", "RMSE", "the root of the mean square of what an answer is off", lower=True),
     Measure(
+        "dice",
+        "Dice",
+        "how far a mask and the answer overlap: 1 where they are the same, 0 where they have"
+        " nothing in common; the mean over images",
+        in_points=True,
+    ),
+    Measure(
+        "iou", "IoU", "their intersection by their union, the mean over images", in_points=True
+    ),
+    Measure(
+        "hausdorff_95",
+        "HD95",
+        "how far the edges of both lie apart, of which the farthest 5 % do not count, in pixels of"
+        " the prepared image",
+        lower=True,
+    ),
+    Measure("pixel_accuracy", "pixel accuracy", "the share of pixels that are right"),
+    Measure(
         "r2",
         "R²",
         "the part of the variance that is explained (always the mean: 0)",

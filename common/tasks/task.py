@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from torch import Tensor
 
+from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.closed_form import ClosedForm
 from fedgraft.common.tasks.labels import Label
@@ -73,6 +74,25 @@ class LabelledSource(Protocol):
         """Record → where a person finds it: file and line."""
         ...
 
+    @property
+    def masks(self) -> MaskReader | None:
+        """The mask of each record; None: it has none."""
+        ...
+
+
+class MaskReader(Protocol):
+    """What a task reads of a hospital's masks."""
+
+    @property
+    def values(self) -> Sequence[tuple[int, ...]]:
+        """Which numbers each record's mask holds."""
+        ...
+
+    @property
+    def read(self) -> Callable[[int], Any]:
+        """Record → its mask: uint8 `(H, W)`, or a `Volume`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -99,7 +119,8 @@ class Task:
 
     Attributes:
         name: as the plan calls it.
-        takes: which features its head takes; "pooled": one vector `(n, features)`.
+        takes: which features its head takes; "pooled": one vector `(n, features)`; "maps": the
+            outputs of stages at each place, see `stage_maps.py`.
         outputs: how many values the head gives for one record.
         loss: (outputs `(n, …)`, targets `(n, …)`) → the mean loss of a batch, nats.
         losses: the same → loss of each example `(n,)`; None where examples do not part.
@@ -131,6 +152,8 @@ class Task:
         operating_point: its sums with another threshold between two classes, and how one is
             chosen; None: its answers have none.
         closed_form: how its head is solved from sums over records; None: it has no such sums.
+        aligned: (source, rows, preparation, section) → the targets of these rows in the grid of
+            their prepared inputs, such as masks, `(n, *grid)`; None: `targets` are all there is.
     """
 
     name: str
@@ -156,3 +179,4 @@ class Task:
     balance: Callable[[Tensor, TaskSection], Tensor] | None = None
     operating_point: Threshold | None = None
     closed_form: ClosedForm | None = None
+    aligned: Callable[[Any, np.ndarray, Preparation, TaskSection], Tensor] | None = None

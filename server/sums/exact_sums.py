@@ -44,7 +44,7 @@ class ExactSums:
             bits=self._rounding.bits,
             round=self._round.number,
             digest=self._round.layout.digest,
-            records=offered,
+            records=offered * self._round.places,
             products=sums_products(self._round.plan),
         )
         sums, seconds = read_sums_record(content, expected)

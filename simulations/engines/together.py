@@ -97,6 +97,8 @@ def is_worthwhile(plan: Agreement, model: GraftedModel) -> bool:
     """
     if plan.privacy.mode != "none" or plan.train.augment != "none":
         return False
+    if plan.train.local_steps is not None:
+        return False
     linear: set[int] = set()
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -63,6 +63,7 @@ train.finish=closed-form
 train.calibrate=temperature
 train.keep=best
 train.patience=3
+train.local_steps=3
 train.keep=best train.choose_by=auroc
 train.closed_form.features=last
 train.closed_form.pool=mean-and-deviation
@@ -87,6 +88,8 @@ evaluate.metrics=[loss]
 evaluate.validation_fraction=0.2
 evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
+pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.stride=2
+pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.width=8
 """
 PRIVATE = """
 privacy.mode=local privacy.unit=node
