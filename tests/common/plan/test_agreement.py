@@ -70,6 +70,7 @@ train.closed_form.prior=equal
 train.closed_form.bound=32
 train.closed_form.bits=18
 train.finish=closed-form train.closed_form.variance=true
+train.finish=closed-form train.closed_form.head=class-means
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
@@ -161,6 +162,7 @@ simulation.partition.column=hospital
 simulation.partition.min_examples=9
 simulation.test_fraction=0.5
 simulation.patient=mrn
+simulation.shots=5
 simulation.reading.bits=12
 simulation.reading.leave_out=[]
 simulation.reading.unknown_categories=missing
