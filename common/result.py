@@ -71,11 +71,14 @@ class AdapterFacts(Part):
 
 
 class FinalMetrics(Part):
-    """Metrics of the shared model at the end: of all nodes' test records, by node, and by group."""
+    """Metrics of the shared model at the end: of all nodes' test records, by node, by group, and by
+    label where a record has several.
+    """
 
     global_: Metrics = Field(validation_alias="global", serialization_alias="global")
     nodes: dict[str, Metrics]
     subgroups: dict[str, dict[str, Metrics]] = {}
+    labels: dict[str, Metrics] = {}
 
 
 class Traffic(Part):

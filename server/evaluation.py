@@ -130,9 +130,19 @@ class _Merging:
             return sums
         return threshold.answer_from(sums, self.score_bin)
 
+    def _list_labels(self) -> dict[str, Metrics]:
+        """Return the metrics of each label, where a record has several."""
+        question = TASKS[self.plan.task.question]
+        if question.parts is None:
+            return {}
+        names = question.counted(self.plan.task)
+        return dict(zip(names, question.parts(self._all), strict=False))
+
     def final(self) -> FinalMetrics:
         """Return the metrics of all that was taken in."""
-        final = FinalMetrics(global_=chosen(self._all, self.plan), nodes=self.nodes)
+        final = FinalMetrics(
+            global_=chosen(self._all, self.plan), nodes=self.nodes, labels=self._list_labels()
+        )
         if not self.plan.evaluate.subgroups:
             return final
         groups = self._groups.metrics(lambda sums: chosen(sums, self.plan))

@@ -15,6 +15,7 @@ from pydantic import (
 
 from fedgraft.common.inputs import INPUTS, input_line
 from fedgraft.common.inputs.input_positions import count_inputs
+from fedgraft.common.plan.finding_section import FindingSection
 from fedgraft.common.plan.mask_section import MaskSection
 from fedgraft.common.plan.number_section import Bound, NumberSection
 from fedgraft.common.plan.section import (
@@ -87,7 +88,14 @@ class RangeSection(Section):
 class TaskSection(Section):
     """What is to be told apart."""
 
-    later: ClassVar[tuple[str, ...]] = ("ranges", "text", "targets", "number", "mask")
+    later: ClassVar[tuple[str, ...]] = (
+        "ranges",
+        "text",
+        "targets",
+        "number",
+        "findings",
+        "mask",
+    )
 
     kind: Kind = Field(description="what the data are")
     classes: Names = Field(
@@ -127,6 +135,13 @@ class TaskSection(Section):
         description=(
             "instead of `target`, where the answer is in several columns; multilabel: a column of"
             " 0, 1 or nothing for each of the classes, in their order"
+        ),
+    )
+    findings: tuple[FindingSection, ...] = Field(
+        default=(),
+        description=(
+            "multilabel only, instead of classes and targets: labels by a rule, such as {name:"
+            " acidosis, column: ph_min, below: 7.3}; an empty cell is not known"
         ),
     )
     number: NumberSection | None = Field(
@@ -210,11 +225,13 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskSection:
+        self._fill_findings()
         problems = [
             *self._check_columns(),
             *self._check_text(),
             *self._check_categories(),
             *self._check_ranges(),
+            *self._check_findings(),
             *self._check_classes(),
             *self._check_targets(),
             *self._check_own(),
@@ -224,6 +241,36 @@ class TaskSection(Section):
             remedy = "write one label for each class, in the same order"
             problems.append(Problem("labels", what, remedy))
         return check_together(self, problems)
+
+    def _fill_findings(self) -> None:
+        """Write the names and columns of findings into the task, where it says nothing of them."""
+        if self.findings and not self.classes and not self.targets:
+            names = tuple(finding.name for finding in self.findings)
+            columns = tuple(finding.column for finding in self.findings)
+            object.__setattr__(self, "classes", names)
+            object.__setattr__(self, "targets", columns)
+
+    def _check_findings(self) -> list[Problem]:
+        if not self.findings:
+            return []
+        if self.question != "multilabel":
+            what = f"there, and {self.kind} does not read them"
+            return [Problem("findings", what, f"write `kind: {self.material}-multilabel`")]
+        problems: list[Problem] = []
+        seen: set[str] = set()
+        for number, finding in enumerate(self.findings):
+            for key in ("name", "column"):
+                value = getattr(finding, key)
+                if f"{key} {value}" in seen:
+                    what = f"{value!r} is there twice"
+                    problems.append(Problem(f"findings.{number}.{key}", what, "write it once"))
+                seen.add(f"{key} {value}")
+        names = tuple(finding.name for finding in self.findings)
+        columns = tuple(finding.column for finding in self.findings)
+        if self.classes != names or self.targets != columns:
+            what = "other classes or targets than those of the findings"
+            problems.append(Problem("classes", what, "leave classes and targets out"))
+        return problems
 
     def _check_classes(self) -> list[Problem]:
         least = task_line(self.question).least_classes

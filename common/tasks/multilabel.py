@@ -22,6 +22,7 @@ from fedgraft.common.tasks.multilabel_sums import (
 )
 from fedgraft.common.tasks.task import LabelledSource, Task
 
+UNKNOWN_LABEL = -1
 # what a cell of a column of its own may say; anything below 0, as in CheXpert, is not known
 WORDS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "yes": 1, "no": 0, "true": 1, "false": 0}
 UNKNOWN = ("", "-1", "-1.0", "nan", "?")
@@ -49,6 +50,8 @@ def read_labels(source: LabelledSource, task: TaskSection) -> np.ndarray:
 
 def _read_one(label: Label, task: TaskSection, where: str) -> list[int]:
     parts = [part.strip() for part in str(label).split(BETWEEN)]
+    if task.findings:
+        return _apply_rules(parts, task, where)
     values = [_read_cell(part) for part in parts]
     if len(parts) == len(task.classes) and None not in values:
         return [value for value in values if value is not None]
@@ -60,10 +63,25 @@ def _read_one(label: Label, task: TaskSection, where: str) -> list[int]:
     return _read_names(parts, task, where)
 
 
+def _apply_rules(cells: Sequence[str], task: TaskSection, where: str) -> list[int]:
+    """Return whether each number makes its finding; −1 where it is missing."""
+    found = []
+    for cell, finding in zip(cells, task.findings, strict=True):
+        if not cell:
+            found.append(UNKNOWN_LABEL)
+            continue
+        try:
+            found.append(finding.read(float(cell)))
+        except ValueError:
+            what = f"column {finding.column!r}: {cell!r} is no number"
+            raise UserError(what, where=where, remedy="write a number, or nothing") from None
+    return found
+
+
 def _read_cell(cell: str) -> int | None:
     """Return 1, 0, or −1 where a cell says that it is not known; None for any other."""
     if cell.lower() in UNKNOWN:
-        return -1
+        return UNKNOWN_LABEL
     return WORDS.get(cell.lower())
 
 
@@ -110,6 +128,14 @@ def name_labels(told: Tensor, task: TaskSection, threshold: float | None) -> lis
     return answers
 
 
+def describe(task: TaskSection) -> str:
+    """Return the question for people, with the rules where labels follow from some."""
+    if not task.findings:
+        return f"which of these a record has: {', '.join(task.classes)}"
+    rules = [f"{finding.name} ({finding.rule})" for finding in task.findings]
+    return f"which of these a record has: {', '.join(rules)}"
+
+
 def zero_of(task: TaskSection) -> MultilabelSums:
     """Return the sums of no predictions."""
     return zero(len(task.classes))
@@ -138,6 +164,7 @@ MULTILABEL = Task(
     answer=name_labels,
     answered="labels",
     probes=lambda task: torch.tensor([[0], [1]]).expand(2, len(task.classes)),
-    describe=lambda task: f"which of these a record has: {', '.join(task.classes)}",
+    describe=describe,
+    parts=MultilabelSums.by_label,
     closed_form=LABEL_HEAD,
 )

@@ -134,9 +134,21 @@ class MultilabelSums:
             metrics["loss"] = self.loss / self.examples
         return metrics
 
-    def by_label(self) -> list[float | None]:
-        """Return the AUROC of each label; None where it is undefined."""
-        return area_under_roc(self.positives, self.negatives)
+    def by_label(self) -> list[dict[str, float | int | None]]:
+        """Return AUROC and AUPRC of each label, where they are defined, and how many records of how
+        many have it; nothing where there are counts alone.
+        """
+        if self._has_only_counts():
+            return []
+        areas = area_under_roc(self.positives, self.negatives)
+        precisions = average_precision(self.positives, self.negatives)
+        there = self.positives.sum(1).tolist()
+        known = (self.positives.sum(1) + self.negatives.sum(1)).tolist()
+        rows: list[dict[str, float | int | None]] = []
+        for number, area in enumerate(areas):
+            row = {"auroc": area, "auprc": precisions[number]}
+            rows.append({**row, "positives": there[number], "examples": known[number]})
+        return rows
 
     def _has_only_counts(self) -> bool:
         """Whether these are sums of `only_counts`."""

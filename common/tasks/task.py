@@ -145,6 +145,8 @@ class Task:
         describe: the question in words for people, after "It learns", such as "to tell apart:
             normal, pneumonia".
         needs_each: whether a federation without a record of one of `counted` is a mistake.
+        parts: (sums) → the metrics of each of `counted`, where these are questions of their own;
+            None: they are none.
         balance: (targets, section) → what the loss `balanced` adds to the outputs at a node; None:
             there is no such loss.
         operating_point: its sums with another threshold between two classes, and how one is
@@ -173,6 +175,7 @@ class Task:
     describe: Callable[[TaskSection], str]
     answered: str = "class"
     needs_each: bool = True
+    parts: Callable[[Any], list[dict[str, float | int | None]]] | None = None
     balance: Callable[[Tensor, TaskSection], Tensor] | None = None
     operating_point: Threshold | None = None
     closed_form: ClosedForm | None = None

@@ -214,6 +214,7 @@ def _analyses(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
         _gap(nodes, measures[0]),
         "",
         *_groups(result.final.subgroups, measures),
+        *_labels(result.final.labels),
     ]
 
 
@@ -324,6 +325,18 @@ def _groups(
     if not rows:
         return ["Groups of people across sites: not known, see Factors."]
     return [*_head("group, over the nodes that told of it", measures), *rows]
+
+
+def _labels(labels: Mapping[str, Metrics]) -> list[str]:
+    """Return a table of the labels, where a record has several."""
+    if not labels:
+        return []
+    lines = ["", "| label | have it, of those known | AUROC | AUPRC |", "|---|---|---|---|"]
+    for name, row in labels.items():
+        there = f"{row['positives']:,} of {row['examples']:,}"
+        values = f"{_number(row['auroc'])} | {_number(row['auprc'])}"
+        lines.append(f"| {as_markdown(name)} | {there} | {values} |")
+    return lines
 
 
 def _left_out(result: Result) -> list[str]:

@@ -58,8 +58,22 @@ def show_quality(result: Result, lines: Lines) -> list[str]:
         page.paragraph(f"{measured} {READING} {explain(measures)}"),
         page.table(head, rows, strong=0),
         page.bullets(describe_results([result], privacy=False)),
+        *_show_labels(result),
         page.figure(_draw_lines(lines, main), CAPTION.format(main.title)),
     ]
+
+
+def _show_labels(result: Result) -> list[str]:
+    """Return a table of the labels, where a record has several."""
+    rows = []
+    for name, row in result["final"].get("labels", {}).items():
+        cells = [name, f"{row['positives']:,} of {row['examples']:,}"]
+        cells += [show_spread([row[key]]) for key in ("auroc", "auprc")]
+        rows.append(cells)
+    if not rows:
+        return []
+    head = ["label", "test records that have it, of those where it is known", "AUROC", "AUPRC"]
+    return [page.heading("Label by label", 3), page.table(head, rows)]
 
 
 def list_measures(result: Result) -> list[Measure]:

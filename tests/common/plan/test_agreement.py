@@ -108,6 +108,7 @@ task.columns=[z, x, y]
 task.categories=[{column: x, values: [f, n]}]
 task.target=z
 task.kind=tabular-multilabel evaluate.metrics=[loss] task.targets=[u, v]
+task.kind=tabular-multilabel evaluate.metrics=[loss] task.classes=[] task.findings=[{name: u, column: v, above: 1}]
 pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.low=1
 pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.high=8
 pretrain=null task.classes=[] task.kind=tabular-regression evaluate.metrics=[loss] train.loss=squared-error task.number={low: 0, high: 9} task.number.unit=days
@@ -229,7 +230,7 @@ def test_every_key_of_a_plan_is_tried_here() -> None:
     for line in lines(IMAGES + PRIVATE + TABLES + RESEARCHERS):
         tried |= {option.partition("=")[0] for option in changes_of(line)}
     # what is inside a list is written with the list
-    within = ("task.categories.", "task.ranges.", "evaluate.subgroups.")
+    within = ("task.categories.", "task.ranges.", "task.findings.", "evaluate.subgroups.")
     keys: set[str] = set()
     for row in describe_keys():
         if not row.key.startswith(within):
