@@ -100,6 +100,18 @@ _LINES = {
         has_deviations=False,
         has_point=False,
     ),
+    "token-classification": TaskLine(
+        "fedgraft.common.tasks.token_classification:TOKEN_CLASSIFICATION",
+        metrics=("f1", "precision", "recall", "token_accuracy", "loss"),
+        shown=("f1", "precision", "recall", "loss"),
+        least_classes=1,
+        materials=("text",),
+        has_logits=False,
+        losses=("cross-entropy",),
+        releases=("sums",),
+        has_deviations=False,
+        has_point=False,
+    ),
 }
 TASKS: Registry[Task] = Registry("task.kind", "question", _LINES)
 

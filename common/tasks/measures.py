@@ -108,6 +108,9 @@ _MEASURES = (
         lower=True,
     ),
     Measure("pixel_accuracy", "pixel accuracy", "the share of pixels that are right"),
+    Measure("precision", "precision", "the share of answers that are right", in_points=True),
+    Measure("recall", "recall", "the share of what is there that is found", in_points=True),
+    Measure("token_accuracy", "token accuracy", "the share of tokens that got the right tag"),
     Measure(
         "r2",
         "R²",
