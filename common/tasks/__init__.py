@@ -111,7 +111,7 @@ _LINES = {
         materials=("text",),
         has_logits=False,
         losses=("cross-entropy",),
-        releases=("sums",),
+        releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
     ),
