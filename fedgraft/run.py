@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fedgraft.plot import Plot
 
 SHARED = "shared model"  # the row of what the federation trained
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error", "examples")
 DECIMALS = 3
 
 
@@ -78,6 +77,11 @@ class Run:
         return str(self.result.status)
 
     @property
+    def _measured(self) -> tuple[str, ...]:
+        """What was measured, in the plan's order, and of how many records."""
+        return (*self.plan.evaluate.metrics, "examples")
+
+    @property
     def metrics(self) -> pandas.DataFrame:
         """Metrics on all nodes' test data: a row for the shared model and for each baseline."""
         import pandas
@@ -85,7 +89,7 @@ class Run:
         rows = {SHARED: self.result.final.global_, **self.result.baselines}
         table: dict[str, dict[str, Any]] = {}
         for name, metrics in rows.items():
-            table[name] = {key: metrics.get(key) for key in METRICS if key in metrics}
+            table[name] = {key: metrics[key] for key in self._measured if key in metrics}
         return pandas.DataFrame.from_dict(table, orient="index")
 
     @property
@@ -155,7 +159,8 @@ class Run:
         if self.status == "running":
             return text
         final = self.result.final.global_
-        shown = [f"{key} {_show(final[key])}" for key in METRICS if final.get(key) is not None]
+        measured = [key for key in self._measured if final.get(key) is not None]
+        shown = [f"{key} {_show(final[key])}" for key in measured]
         return f"{text}, {self.result.rounds_done} rounds\n  {', '.join(shown)}"
 
     def _repr_html_(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import NodeTask, open_splits, working_model
 from fedgraft.client.sum_round import sum_privately, sum_split
@@ -16,6 +17,7 @@ from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.solve_head import rounding_of
 from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, SCALE
 from fedgraft.common.tasks.token_closed_form import share_tokens
 from tests.entity_texts import PLAN, draw_sites, write_notes
@@ -67,6 +69,28 @@ def test_every_token_of_every_text_is_a_row_and_no_other_place(here: Path) -> No
     assert np.allclose(sums.cross, cross, rtol=1e-4, atol=float(np.abs(cross).max()) * 1e-5)
 
 
+def test_both_forms_of_annotation_and_any_deal_give_the_same_sums(here: Path) -> None:
+    """Spans and tags of the same notes are one truth; sums do not know who holds a text."""
+    whole = sum_of_all(here)
+    notes = draw_sites()["north"]
+    write_notes(here / "north.csv", notes[1::2], tags=True)
+    total = sum_of_all(here)
+    write_notes(here / "north.csv", notes[::2], tags=True)
+    total = total + sum_of_all(here)
+    assert total.records == whole.records
+    for name in ("gram", "total", "cross", "targets", "squares"):
+        assert np.array_equal(getattr(total, name), getattr(whole, name))
+
+
+def sum_of_all(here: Path) -> GramSums:
+    """Return the sums over all texts of the hospital's file."""
+    task = a_task(here)
+    records = task.train.records
+    split = Split(records, np.arange(len(records.source)), task.train.preparation)
+    every = NodeTask("n", task.plan, task.model, split, task.test, task.fingerprint)
+    return sum_split(every)
+
+
 def test_a_text_moves_noisy_sums_by_no_more_than_the_noise_is_for(here: Path) -> None:
     """However many tokens and entities it has: the unit is the text."""
     task = a_task(here, *PRIVATE, "train.closed_form.features=last")
@@ -74,7 +98,7 @@ def test_a_text_moves_noisy_sums_by_no_more_than_the_noise_is_for(here: Path) ->
     rows = task.train.rows
     for left_out in range(0, len(rows), 9):
         others = np.delete(rows, left_out)
-        split = type(task.train)(task.train.records, others, task.train.preparation)
+        split = Split(task.train.records, others, task.train.preparation)
         less = NodeTask("n", task.plan, task.model, split, task.test, task.fingerprint)
         rest = sum_privately(less, None)
         assert np.linalg.norm(whole.sums - rest.sums) <= SCALE
