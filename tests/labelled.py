@@ -15,6 +15,7 @@ class Source:
 
     labels: Sequence[Label]
     where: str = "north.csv"
+    texts: None = None
     masks: Any = None
 
     def place(self, row: int) -> str:
