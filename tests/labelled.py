@@ -15,8 +15,8 @@ class Source:
 
     labels: Sequence[Label]
     where: str = "north.csv"
-    texts: None = None
     masks: Any = None
+    texts: Sequence[str] | None = None
 
     def place(self, row: int) -> str:
         return f"{self.where}:{row + 2}"

@@ -76,7 +76,8 @@ def align_tags(
     texts: Sequence[str] = source.texts or []
     entities = read_source(source, task, rows.tolist())
     for number, row in enumerate(rows.tolist()):
-        own = tag_tokens(prepared.locate(texts[row]), entities[number])
+        text: str = texts[int(row)]
+        own = tag_tokens(prepared.locate(text), entities[number])
         tags[number, : len(own)] = torch.tensor(own, dtype=torch.int64)
     return tags
 
