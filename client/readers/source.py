@@ -72,6 +72,7 @@ class Source:
         parts: of each record digests of the images that it is made of, picked by the plan or not,
             where these could be records themselves: the privacy ledger knows it by them, too.
         masks: the mask of each record, where a plan asks for them.
+        texts: the text of each record; None: they are none.
     """
 
     where: str
@@ -91,6 +92,7 @@ class Source:
     parts: Sequence[Sequence[bytes]] = ()
     plural: str = "images"
     masks: Masks | None = None
+    texts: Sequence[str] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
