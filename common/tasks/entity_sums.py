@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
 from fedgraft.common.tasks.entity_tags import OUTSIDE, best_tags, count_tags, list_entities
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST
 
 METRICS = ("f1", "precision", "recall", "token_accuracy", "loss")
@@ -205,10 +205,7 @@ def sums_of(outputs: Tensor, targets: Tensor) -> EntitySums:
     Raises:
         Refused: outputs that are not finite; the model diverged.
     """
-    logits = outputs.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(logits).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
+    logits = take_finite(outputs)
     truth = targets.detach().to("cpu", torch.int64)
     types = logits.shape[-1] // 2
     total = zero(types)
