@@ -316,7 +316,9 @@ def predict(
             " texts or signals.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The CSV to write.")] = Path("predictions.csv"),
+    out: Annotated[
+        Path, typer.Option(help="The CSV to write; of masks, a folder for them or a CSV.")
+    ] = Path("predictions.csv"),
     backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
     sliding: Annotated[
         bool,

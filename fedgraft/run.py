@@ -13,6 +13,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.result import Result
+from fedgraft.common.tasks import list_metrics
 from fedgraft.predictor import Predictor
 from fedgraft.server.papers.metric_lines import is_of_training
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from fedgraft.plot import Plot
 
 SHARED = "shared model"  # the row of what the federation trained
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error", "examples")
+# of any question, in the order of tables
+METRICS = (*list_metrics(), "examples")
 DECIMALS = 3
 
 

@@ -148,7 +148,7 @@ def federate(
                 state,
                 cohort,
                 clip=aggregation.clip,
-                head=model.head_name,
+                head=model.solved_name,
                 places=model.count_places(plan.task.mask_section.stride),
             )
             if purpose_of(plan.train, number) != "steps":

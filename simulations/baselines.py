@@ -307,7 +307,7 @@ def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[
         return state | learn_alone(task)
     task.model.load_adapter_state(state)
     sums = sum_split(task)
-    return state | solve_head(sums, task.plan, task.model.head_name).tensors
+    return state | solve_head(sums, task.plan, task.model.solved_name).tensors
 
 
 def learn_alone(task: NodeTask) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
+from fedgraft.common.tasks import task_line
+from fedgraft.simulations.predict_masks import write_masks
 
 BATCH = 256
 # names of inputs, and the raw inputs
@@ -56,7 +58,8 @@ IMAGES = "an image, a folder of images or an .npz"
 def predict(
     run: Path, data: Path, out: Path, backbone: Path | None = None, *, sliding: bool = False
 ) -> int:
-    """Predict every input of `data` and write one CSV line each: input, the answer, what is told of
+    """Predict every input of `data` and write one CSV line each, or a mask each where answers are
+    masks, see `predict_masks.py`: input, the answer, what is told of
     it (a probability for each class, or a number), and the predictive standard deviation of the
     answer's score, where the plan has `train.closed_form.variance`.
 
@@ -74,6 +77,8 @@ def predict(
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
+    if task_line(shared.plan.task.question).has_masks:
+        return write_masks(shared, data, out, _read_batches(shared, data))
     written = 0
     try:
         with replacing(out) as part, part.open("w", newline="") as file:

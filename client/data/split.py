@@ -39,9 +39,13 @@ class Split:
     rows: np.ndarray = field(repr=False)
     preparation: Preparation
 
-    @cached_property
+    @property
     def labels(self) -> Tensor:
         """The targets, `(n, …)`."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> Tensor:
         return self.records.targets(self.rows, self.preparation)
 
     def __len__(self) -> int:

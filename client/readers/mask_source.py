@@ -13,13 +13,12 @@ from torch import Tensor
 
 from fedgraft.client.readers.image_file import read_images
 from fedgraft.client.readers.mask_file import read_image_mask, read_volume_mask
-from fedgraft.client.readers.orientation import Scan
 from fedgraft.client.readers.pixel_form import PixelForm
 from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.client.readers.sequences import is_on_grid
 from fedgraft.client.readers.source import Masks, Source
 from fedgraft.client.readers.table_cells import MOST_TOLD, raise_mistakes
-from fedgraft.client.readers.volume_file import WHOLE, Parts, read_scan_at
+from fedgraft.client.readers.volume_file import WHOLE, Parts, as_volume, read_scan_at
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.volume import Volume
 
@@ -140,10 +139,6 @@ def volume_masks(form: ScanForm, parts: Parts = WHOLE) -> MaskKind:
             what = f"a mask that does not lie on the grid of {volume.name} (spacing and place)"
             remedy = "resample it there, by the nearest voxel"
             raise UserError(what, where=str(file), remedy=remedy)
-        return _as_volume(mask)
+        return as_volume(mask)
 
-    return MaskKind(check, lambda file: _as_volume(read_volume_mask(file)))
-
-
-def _as_volume(mask: Scan) -> Volume:
-    return Volume(torch.from_numpy(mask.voxels), mask.spacing)
+    return MaskKind(check, lambda file: as_volume(read_volume_mask(file)))

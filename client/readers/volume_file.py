@@ -112,7 +112,11 @@ def _hash_parts(path: str, form: ScanForm, parts: Parts, read_one: ReadOne) -> l
 
 
 def _read_or_say(path: str, form: ScanForm, parts: Parts) -> Volume:
-    scan = read_scan_at(path, form, parts)
+    return as_volume(read_scan_at(path, form, parts))
+
+
+def as_volume(scan: Scan) -> Volume:
+    """Return a scan as a raw record, without where it lies."""
     return Volume(torch.from_numpy(np.ascontiguousarray(scan.voxels)), scan.spacing)
 
 

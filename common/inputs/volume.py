@@ -115,10 +115,20 @@ class VolumePreparation:
             UserError: a plan without a spacing, which brings the whole volume to `size`; too many
                 crops.
         """
-        wanted = self.section.spacing
-        if wanted is None:
+        if self.section.spacing is None:
             what = "a plan without backbone.volume.spacing sees each volume whole"
             raise UserError(what, where="--sliding", remedy="leave it out")
+        for _, crop in self.cover(volume):
+            yield crop
+
+    def cover(self, volume: Volume) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """Yield the same crops with how far their middles lie from the volume's, in voxels of the
+        plan; one crop, where a plan brings the whole volume to `size`. Raise as `crops`.
+        """
+        wanted = self.section.spacing
+        if wanted is None:
+            yield (0, 0, 0), Batch({"volume": self._prepare(volume)[None]})
+            return
         offsets: list[list[int]] = []
         sides = zip(volume.values.shape[1:], volume.spacing, wanted, self.section.size, strict=True)
         for side, step, output, size in sides:
@@ -128,7 +138,26 @@ class VolumePreparation:
             what = f"a volume of {count:,} crops, and at most {MOST_CROPS} are looked at"
             raise UserError(what, where="--sliding", remedy="give the part that matters")
         for offset in itertools.product(*offsets):
-            yield Batch({"volume": self._prepare(volume, offset)[None]})
+            yield offset, Batch({"volume": self._prepare(volume, offset)[None]})
+
+    def find_outputs(self, volume: Volume, axis: int, offset: int) -> tuple[Tensor, Tensor]:
+        """Return the prepared slice, row or column that is nearest to each of a raw volume's along
+        an axis, int64 `(side,)`, and whether the crop reaches there.
+
+        Args:
+            offset: of the crop's middle from that of the volume, in voxels of the plan.
+        """
+        sides = volume.values.shape[1:]
+        outputs = self.section.size[axis]
+        step = self.step(sides, volume.spacing)[axis]
+        raw = torch.arange(sides[axis], dtype=torch.float64) - (sides[axis] - 1) / 2
+        places = raw / step + (outputs - 1) / 2 - offset
+        is_inside = (places >= -0.5) & (places <= outputs - 0.5)
+        nearest = places.round().clamp(0, outputs - 1).to(torch.int64)
+        if axis == 0 and self.slices is not None:
+            seen = torch.tensor(self.slice_places())
+            nearest = (seen[None] - nearest[:, None]).abs().argmin(1)
+        return nearest, is_inside
 
     def _prepare(self, volume: Any, offset: tuple[int, ...] = (0, 0, 0)) -> Tensor:
         """Return one volume as the network sees it.

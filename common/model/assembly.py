@@ -272,6 +272,7 @@ def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
         features=plan.train.closed_form.features,
         example=example.joined,
         width=width,
+        solved=plan.train.start == "closed-form",
         patches=plan.train.augment == "patches",
     )
 

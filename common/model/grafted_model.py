@@ -33,7 +33,8 @@ from fedgraft.common.model.depth_features import (
     choose_stages,
     count_features,
 )
-from fedgraft.common.model.map_heads import MapChoice, new_map_head, open_maps
+from fedgraft.common.model.map_decoder import MapDecoder
+from fedgraft.common.model.map_heads import MapChoice, linear_part, new_map_head, open_maps
 from fedgraft.common.model.pixel_head import PixelHead
 from fedgraft.common.model.seal import Seal
 from fedgraft.common.model.slices import AcrossSlices, mean_over_slices
@@ -156,23 +157,31 @@ class GraftedModel(nn.Module):
             return isinstance(self.net.get_submodule(self.head_name), PixelHead)
         return self.depths is not None
 
+    @property
+    def solved_name(self) -> str:
+        """Return the dotted name of what sums solve for: the head, or the linear part of one."""
+        head = self.net.get_submodule(self.head_name)
+        if isinstance(head, MapDecoder) and head.solved is not None:
+            return f"{self.head_name}.solved"
+        return self.head_name
+
     def count_places(self, stride: int) -> int:
         """Return how many places of a record sums are taken over; 1 where a record is one."""
         if self.tokens is not None:
             return self.tokens
-        head = self.net.get_submodule(self.head_name)
-        return head.count_places(stride) if isinstance(head, PixelHead) else 1
+        linear = linear_part(self.net.get_submodule(self.head_name))
+        return 1 if linear is None else linear.count_places(stride)
 
     def read_places(self, features: Tensor, stride: int) -> Tensor:
         """Return of what the head reads `(n, …)` a row for each of `count_places`, `(m, d)`."""
-        head = self.net.get_submodule(self.head_name)
-        if not isinstance(head, PixelHead):
+        linear = linear_part(self.net.get_submodule(self.head_name))
+        if linear is None:
             return features
-        return head.read_pixels(features, stride).movedim(1, -1).flatten(0, -2)
+        return linear.read_pixels(features, stride).movedim(1, -1).flatten(0, -2)
 
     def count_features(self) -> int:
         """Return how many features the head reads."""
-        head = self.net.get_submodule(self.head_name)
+        head = self.net.get_submodule(self.solved_name)
         return int(head.in_features)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> GraftedModel:

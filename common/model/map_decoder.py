@@ -4,6 +4,9 @@ From the coarsest map to the finest: each is brought to one width, what came fro
 and added, and a 3×3 convolution mixes neighbours (feature pyramids: Lin et al. 2017, figure 3);
 then on the image's own grid with the image beside it, as the last step of a U-Net (Ronneberger et
 al. 2015).
+
+Where a plan solves for a linear head first, the decoder learns what that one lacks: its logits are
+added to those of the linear head, which steps leave as it was solved, and begin with 0.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.adapters.convolutions import Conv
 from fedgraft.common.adapters.initial_values import draw
-from fedgraft.common.model.pixel_head import enlarge, find_layout, index_layouts
+from fedgraft.common.model.pixel_head import PixelHead, enlarge, find_layout, index_layouts
 from fedgraft.common.model.stage_maps import MapLayout
 
 CONVOLUTIONS: dict[int, type[Conv]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -31,6 +34,7 @@ class MapDecoder(nn.Module):
         classes: outputs for each place.
         width: channels of the pyramid; half as many on the image's grid.
         seed: of the initial values: the same on every side, bit for bit.
+        solved: whether a linear head that sums solve for is beside it.
         more: layouts of examples of other sizes, such as crops.
     """
 
@@ -41,6 +45,7 @@ class MapDecoder(nn.Module):
         *,
         width: int,
         seed: int,
+        solved: bool = False,
         more: tuple[MapLayout, ...] = (),
     ) -> None:
         super().__init__()
@@ -57,6 +62,10 @@ class MapDecoder(nn.Module):
             self.refine = conv(fine, fine, 3, padding=1)
             self.classify = conv(fine, classes, 1)
         draw_values(self, seed)
+        self.solved = PixelHead(layout, classes, more) if solved else None
+        if solved:
+            nn.init.zeros_(self.classify.weight)
+            nn.init.zeros_(self.classify.bias)
 
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""
@@ -74,7 +83,11 @@ class MapDecoder(nn.Module):
         fine = enlarge(self.narrow(pyramid), layout.grid)
         fine = F.relu(fine + self.image(image))
         fine = F.relu(fine + self.refine(fine))
-        return self.classify(fine)
+        logits = self.classify(fine)
+        if self.solved is None:
+            return logits
+        # no gradient: exact sums of all records are not to be forgotten by steps on a few of them
+        return logits + self.solved(packed).detach()
 
 
 def draw_values(module: nn.Module, seed: int) -> None:

@@ -24,12 +24,14 @@ class MapChoice:
         example: a prepared batch of one, which shows the sizes.
         width: of a decoder that is trained by steps; None: a linear head, which is solved from
             sums.
+        solved: whether a linear head beside the decoder is solved from sums first.
         patches: whether it is trained on patches, see `augment_images.py`.
     """
 
     features: Selection
     example: Tensor
     width: int | None = None
+    solved: bool = False
     patches: bool = False
 
 
@@ -51,7 +53,16 @@ def new_map_head(maps: StageMaps, choice: MapChoice, classes: int, seed: int) ->
         more = (layout_of(maps, cut_patch(choice.example)),)
     if choice.width is None:
         return PixelHead(layout, classes, more)
-    return MapDecoder(layout, classes, width=choice.width, seed=seed, more=more)
+    return MapDecoder(
+        layout, classes, width=choice.width, seed=seed, solved=choice.solved, more=more
+    )
+
+
+def linear_part(head: nn.Module) -> PixelHead | None:
+    """Return what of a head is solved from sums over places; None where nothing is."""
+    if isinstance(head, MapDecoder):
+        return head.solved
+    return head if isinstance(head, PixelHead) else None
 
 
 def cut_patch(example: Tensor) -> Tensor:

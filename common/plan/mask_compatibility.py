@@ -19,9 +19,6 @@ def check_masks(task: TaskSection, train: TrainSection, privacy: PrivacySection)
             what = "patches, and half of an image may lack what its label says"
             problems.append(Problem("train.augment", what, "write `augment: flip-crop`"))
         return problems
-    if train.method == "steps" and train.start == "closed-form":
-        what = "closed-form, and steps train a decoder, which no sums begin"
-        problems.append(Problem("train.start", what, "leave it out"))
     if privacy.mode == "sample":
         what = "sample, and neither noisy steps nor noisy sums are taken on masks"
         remedy = "write `mode: local` or `central`, which add noise to a node's whole update"

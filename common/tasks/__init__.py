@@ -53,7 +53,9 @@ class TaskLine(Line):
 
 
 _LINES = {
-    "classification": TaskLine("fedgraft.common.tasks.classification:CLASSIFICATION"),
+    "classification": TaskLine(
+        "fedgraft.common.tasks.classification:CLASSIFICATION",
+    ),
     "ordinal": TaskLine(
         "fedgraft.common.tasks.ordinal:ORDINAL",
         metrics=("kappa", "grades_off", "accuracy", "loss"),
