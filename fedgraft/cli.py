@@ -122,10 +122,10 @@ def pretrain(
     if json_:
         _print_json(made)
     else:
-        print(
-            f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy"
-            f" {made['accuracy']:.3f}"
-        )
+        print(f"backbone  {made['path']}\n{made['fingerprint']}")
+        for measure in ("accuracy", "perplexity"):
+            if made.get(measure) is not None:
+                print(f"held-out {measure} {made[measure]:.3f}")
         if made["reference"]:
             print(f"reference {made['reference']}")
 

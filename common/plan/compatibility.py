@@ -39,6 +39,7 @@ def check_agreement(
         *check_measures(task, train, evaluate),
         *check_answers(task, train, privacy),
         *check_masks(task, train, privacy),
+        *check_written(task, adapter),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
@@ -92,6 +93,14 @@ def check_material(
         problems.append(Problem("backbone.max_length", what, "leave it out"))
     problems += check_augmentation(task, train)
     return problems
+
+
+def check_written(task: TaskSection, adapter: AdapterSection) -> list[Problem]:
+    """Return the problem of an adapter that is a head alone, where the head is the backbone's."""
+    if not task_line(task.question).writes or adapter.method != "head":
+        return []
+    what = f"head, and that of {task.kind} is the language model's own: nothing would be trained"
+    return [Problem("adapter.method", what, "write `method: lora`, or another adapter")]
 
 
 def check_pool(backbone: BackboneSection) -> list[Problem]:

@@ -33,6 +33,8 @@ class TaskLine(Line):
         releases: what its sums under differential privacy can be, as `train.closed_form` names it:
             by release, and "equal" shares.
         has_deviations: whether a solved head says how far its scores may be off.
+        writes: whether its answer is a text that is learnt token by token: the last of the plan's
+            columns of text.
         has_point: whether another threshold than even odds can be chosen between two classes.
     """
 
@@ -50,6 +52,7 @@ class TaskLine(Line):
     releases: tuple[str, ...] = ("sums", "products", "equal")
     has_deviations: bool = True
     has_point: bool = True
+    writes: bool = False
 
 
 _LINES = {
@@ -113,6 +116,20 @@ _LINES = {
         releases=("sums",),
         has_deviations=False,
         has_point=False,
+    ),
+    "generation": TaskLine(
+        "fedgraft.common.tasks.generation:GENERATION",
+        metrics=("perplexity", "loss", "next_token_accuracy"),
+        shown=("perplexity", "next_token_accuracy", "loss"),
+        least_classes=0,
+        materials=("text",),
+        has_logits=False,
+        losses=("cross-entropy",),
+        has_sums=False,
+        releases=(),
+        has_deviations=False,
+        has_point=False,
+        writes=True,
     ),
 }
 TASKS: Registry[Task] = Registry("task.kind", "question", _LINES)
