@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks.labels import BETWEEN
@@ -87,7 +88,7 @@ def _read_spans(
             raise UserError(what, where=where, remedy=remedy)
         entities.append(Entity(start, end, type_))
     entities.sort()
-    for before, after in zip(entities, entities[1:], strict=False):
+    for before, after in pairwise(entities):
         if after.start < before.end:
             what = f"the spans from {before.start} and from {after.start} overlap"
             remedy = "keep one of them: a character is of one entity at most"

@@ -116,15 +116,16 @@ class EntitySums:
         return metrics
 
     def by_type(self) -> list[dict[str, float | int | None]]:
-        """Return the metrics of each type, and how many entities of it the data state; nothing
-        where there are noisy shares alone.
+        """Return the metrics of each type, and how many entities of it the data state, of how many;
+        nothing where there are noisy shares alone.
         """
         if self.has_only_counts:
             return []
         rows: list[dict[str, float | int | None]] = []
         for number in range(self.types):
             row = rate(self.hits[number], self.answered[number], self.stated[number])
-            rows.append({**row, "entities": int(self.stated[number])})
+            there = {"positives": int(self.stated[number]), "examples": int(self.stated.sum())}
+            rows.append({**row, **there})
         return rows
 
     @property

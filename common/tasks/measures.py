@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedgraft.common.tasks import task_line
 
@@ -148,6 +149,11 @@ def shown_measures(question: str) -> list[Measure]:
 def main_measures(question: str) -> list[Measure]:
     """Return what is told of each site: the first is what models are ranked by."""
     return [measure_of(key) for key in task_line(question).metrics[:2]]
+
+
+def measures_in(row: Mapping[str, Any]) -> list[Measure]:
+    """Return what was measured in the row of a label, beside how many there are of how many."""
+    return [measure_of(key) for key in row if key not in ("positives", "examples")]
 
 
 def explain(measures: Sequence[Measure]) -> str:

@@ -38,7 +38,7 @@ def write_answers(
     """
     prepared = as_texts(preparation)
     if not 1 <= tokens < prepared.max_length:
-        what = f"{tokens}, and a text of this model has {prepared.max_length} tokens, prompt and all"
+        what = f"{tokens}, and a text has {prepared.max_length} tokens here, prompt and all"
         remedy = f"write 1 to {prepared.max_length - 1}"
         raise UserError(what, where="tokens", remedy=remedy)
     written: list[str] = []
