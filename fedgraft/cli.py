@@ -327,15 +327,19 @@ def predict(
             help="Volumes larger than the plan's size: the mean over overlapping crops.",
         ),
     ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Answers that are written: of so many tokens at most (default: 64)."),
+    ] = None,
     with_: WithOption = None,
 ) -> None:
-    """Run the shared model of a run on new data and write a CSV of probabilities.
+    """Run the shared model of a run on new data and write a CSV of probabilities, or of answers.
 
     Example: `fedgraft predict runs/pneumonia-1 xrays/ --out predictions.csv`
     """
     from fedgraft.simulations.predict import predict as run_model
 
-    written = run_model(run, data, out, backbone, sliding=sliding)
+    written = run_model(run, data, out, backbone, sliding=sliding, tokens=tokens)
     print(f"{written} predictions in {out}")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.data.data_set import DataSource, Records, open_records
@@ -83,6 +84,7 @@ def pretrain_language(plan: Plan, plan_path: Path) -> dict[str, Any]:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    import_library().utils.logging.disable_progress_bar()
     network.save_pretrained(part)
     tokenizer.save(str(part / TOKENIZER_FILE))
     backbone = load_backbone(plan.backbone.name, weights=f"{part}/", max_length=length)
@@ -223,7 +225,6 @@ def train_network(section: PretrainSection, row: Tensor, length: int, tokens: in
         embd_pdrop=0.0,
         resid_pdrop=0.0,
         attn_pdrop=0.0,
-        loss_type="ForCausalLM",
         bos_token_id=0,
         eos_token_id=0,
     )
@@ -240,7 +241,8 @@ def train_network(section: PretrainSection, row: Tensor, length: int, tokens: in
         )
         for _ in range(section.epochs):
             for batch in windows.shuffle(generator):
-                loss = network(input_ids=batch, labels=batch).loss
+                logits = network(input_ids=batch).logits
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)

@@ -187,7 +187,9 @@ class TaskSection(Section):
 
     @property
     def prompt(self) -> tuple[str, ...]:
-        """Return the columns of a text that stand before its answer."""
+        """Return the columns of a text that are there before its answer: all, where that is none of
+        them.
+        """
         return tuple(name for name in self.text if name != self.target)
 
     @property

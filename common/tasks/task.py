@@ -170,8 +170,8 @@ class Task:
         locate: (outputs `(n, …)`, raw records, preparation, section) → the answer in words, for
             each record, where it says where in the raw record; None: `answer` gives it.
         at_once: how many records' outputs are held at once; None: as many as others.
-        write: (model, prompts, preparation, tokens) → the answers in words, where a model writes
-            them token by token; None: they follow from its outputs.
+        write: (model, prompts, preparation) and how many tokens at most → the answers in words,
+            where a model writes them token by token; None: they follow from its outputs.
     """
 
     name: str
@@ -200,4 +200,4 @@ class Task:
     aligned: Callable[[Any, np.ndarray, Preparation, TaskSection], Tensor] | None = None
     locate: Callable[[Tensor, Any, Preparation, TaskSection], list[str]] | None = None
     at_once: int | None = None
-    write: Callable[[Any, Sequence[str], Preparation, int], list[str]] | None = None
+    write: Callable[..., list[str]] | None = None
