@@ -44,16 +44,16 @@ def write_gpt2(folder: Path, seed: int = 0, length: int = 48) -> Path:
     import transformers
 
     tokenizer = train_small_tokenizer()
-    config = transformers.GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        n_positions=length,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-        attn_implementation="eager",
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "n_positions": length,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config = transformers.GPT2Config(**sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = transformers.GPT2LMHeadModel(config).eval()

@@ -58,9 +58,7 @@ def _check_language(pretrain: PretrainSection, backbone: PlannedBackboneSection)
     return problems
 
 
-def _check_apart(
-    pretrain: PretrainSection, simulation: SimulationSection | None
-) -> list[Problem]:
+def _check_apart(pretrain: PretrainSection, simulation: SimulationSection | None) -> list[Problem]:
     """Return the problem of a file that is both a source's and a node's."""
     files = () if simulation is None else simulation.files
     shared = [name for name in pretrain.files if name in files]

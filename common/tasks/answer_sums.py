@@ -1,7 +1,7 @@
 """What predictions of the next token of answers add up to: nats, tokens, and how surprised a model
 is by each answer.
 
-An answer's loss is the mean over its tokens: so each counts the same, however long it is. Perplexity
+An answer's loss is the mean over its tokens: each counts the same, however long it is. Perplexity
 is of all tokens together, as it is usual.
 """
 

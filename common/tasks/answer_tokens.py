@@ -35,8 +35,9 @@ def align_answers(
     prepared = as_texts(preparation)
     texts, starts = read_answers(source)
     targets = torch.full((len(rows), prepared.max_length), NO_TARGET, dtype=torch.int64)
-    for number, row in enumerate(rows.tolist()):
-        own = list_targets(prepared, texts[row], starts[row])
+    for number, row in enumerate(map(int, rows)):
+        text: str = texts[row]
+        own = list_targets(prepared, text, starts[row])
         targets[number, : len(own)] = torch.tensor(own, dtype=torch.int64)
     return targets
 

@@ -30,6 +30,7 @@ SECTIONS = (
     "heart",
     "one-round",
     "families",
+    "generate",
     "privacy",
     "lora",
     "studies",

@@ -72,7 +72,9 @@ def test_the_check_before_any_record_passes(mode: str, backbone: Backbone) -> No
     choice = TokenChoice(example.joined, of_vocabulary=True)
     model = graft(backbone, method="lora", classes=1, depths=choice, rank=2)
     probes = draw_probes("text", backbone.preprocess, example, 2).joined
-    check_gradients(model, mode, probes, GENERATION.losses or answer_losses, GENERATION.probes(TASK))
+    check_gradients(
+        model, mode, probes, GENERATION.losses or answer_losses, GENERATION.probes(TASK)
+    )
 
 
 def test_nothing_of_the_head_is_trained_or_travels(backbone: Backbone) -> None:

@@ -170,7 +170,7 @@ def test_sums_that_no_predictions_could_give_are_refused(key: str, value: Any) -
     """A node that reports a perplexity of its choice would choose the round that is kept."""
     flat = sums_of(*draw(20, 9, 5)).to_flat()
     flat[key] = value
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         sums_from_flat(flat)
     with pytest.raises(ValueError, match="missing or unknown"):
         sums_from_flat({**zero().to_flat(), "more": 1})

@@ -40,9 +40,7 @@ def prepare(folder: Path, length: int) -> TextPreparation:
         ("two\nlines", "  with spaces before"),
     ],
 )
-def test_targets_are_the_answers_tokens_and_its_end(
-    folder: Path, prompt: str, answer: str
-) -> None:
+def test_targets_are_the_answers_tokens_and_its_end(folder: Path, prompt: str, answer: str) -> None:
     """Each token of the answer once, in order, at the place before it; then the end."""
     preparation = prepare(folder, 48)
     text = f"{prompt}\n{answer}" if prompt else answer
@@ -57,7 +55,7 @@ def test_targets_are_the_answers_tokens_and_its_end(
     assert targets[-1] == 0
     before = tokens[: asked[0] + 1]
     if prompt:
-        decoded = sum(len(preparation.tokenizer.id_to_token(token)) for token in before)
+        decoded = sum(len(str(preparation.tokenizer.id_to_token(token))) for token in before)
         assert decoded == len(text[:start].encode())
 
 
@@ -85,7 +83,7 @@ def test_records_and_their_targets(folder: Path, tmp_path: Path) -> None:
     assert targets.shape == (4, 32)
     for row, answer in enumerate(("007", "yes", "only", "a rash")):
         own = targets[row][targets[row] > 0].tolist()
-        pieces = [preparation.tokenizer.id_to_token(token) for token in own]
+        pieces = [str(preparation.tokenizer.id_to_token(token)) for token in own]
         said = "".join(pieces).replace("Ġ", " ")
         # the first token of a text has none before it that could be asked
         assert said == (answer if row != 2 else said)
