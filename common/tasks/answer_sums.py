@@ -139,12 +139,13 @@ def zero() -> AnswerSums:
 def list_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return −log p of each target `(n, tokens)`, nats; 0 where there is none.
 
-    Logits `(n, tokens, V)` are looked at only where a token is asked for: V is large.
+    All logits `(n, tokens, V)` are gone through, asked for or not: how long it takes does not tell
+    how long answers are.
     """
-    there = targets >= 0
-    asked = F.cross_entropy(logits[there], targets[there], reduction="none")
-    nothing = torch.zeros(targets.shape, dtype=logits.dtype, device=logits.device)
-    return nothing.masked_scatter(there, asked)
+    by_token = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="none"
+    )
+    return by_token.view(targets.shape)
 
 
 def answer_losses(logits: Tensor, targets: Tensor) -> Tensor:
