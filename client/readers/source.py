@@ -73,6 +73,7 @@ class Source:
             where these could be records themselves: the privacy ledger knows it by them, too.
         masks: the mask of each record, where a plan asks for them.
         texts: the text of each record; None: they are none.
+        answers_at: where in each text its answer begins, characters; None: it holds none.
     """
 
     where: str
@@ -93,6 +94,7 @@ class Source:
     plural: str = "images"
     masks: Masks | None = None
     texts: Sequence[str] | None = None
+    answers_at: Sequence[int] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

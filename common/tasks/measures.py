@@ -163,6 +163,18 @@ _MEASURES = (
     Measure("recall", "recall", "the share of what is there that is found", in_points=True),
     Measure("token_accuracy", "token accuracy", "the share of tokens that got the right tag"),
     Measure(
+        "perplexity",
+        "perplexity",
+        "among how many tokens, equally likely, the model in effect guesses the next one of an"
+        " answer (certain: 1)",
+        lower=True,
+    ),
+    Measure(
+        "next_token_accuracy",
+        "next token",
+        "how often the token that the model holds likeliest is the answer's next one",
+    ),
+    Measure(
         "r2",
         "R²",
         "the part of the variance that is explained (always the mean: 0)",
