@@ -125,7 +125,10 @@ def _try_batch(
         seconds.append(time.perf_counter() - started)
     said = f"{count} records in {min(seconds):.2f} s; {show_bytes(peak_rss())} of memory"
     if rounds_for(plan.train, "steps"):
-        whole = min(seconds) * records * plan.train.local_epochs / count
+        seen = records * plan.train.local_epochs
+        if plan.train.local_steps is not None:
+            seen = plan.train.batch_size * plan.train.local_steps
+        whole = min(seconds) * seen / count
         said += (
             f"; a round at the largest node ({records:,} records) {whole:.0f} s at most: what stays"
             " the same is computed once"

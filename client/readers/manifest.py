@@ -39,13 +39,16 @@ _SAY_MASKS = "; say in node.yaml which it is: data.columns: {path: …, mask: �
 _SAY_WHICH = "; say in node.yaml which is which: data.columns: {path: …, label: …, split: …}"
 
 
-def read_listed(request: ReadRequest, cells: Cells, kind: FileKind, masks: MaskKind) -> Source:
+def read_listed(
+    request: ReadRequest, cells: Cells, kind: FileKind, masks: MaskKind | None = None
+) -> Source:
     """Return the records whose files a table lists, in its order; unusable ones are left out.
 
     Args:
         cells: of the table at the request's path.
         kind: what kind of files they are.
-        masks: how masks of such files are read, where the request asks for them.
+        masks: how masks of such files are read, where the request asks for them; None: they have
+            none.
 
     Raises:
         UserError: it lacks a column, or a row says no path, no label, or an unknown split; a file
@@ -68,7 +71,7 @@ def read_listed(request: ReadRequest, cells: Cells, kind: FileKind, masks: MaskK
         reading=request.reading,
         kind=kind,
     )
-    if not request.masks:
+    if not request.masks or masks is None:
         return source
     files = list_mask_files(cells, names)
     return add_masks(source, [files[record] for record in source.files], masks)

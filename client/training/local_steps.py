@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,14 @@ from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import OptimizerSection
 from fedgraft.common.tasks import TASKS, task_line
+from fedgraft.common.tasks.step_losses import (
+    inverse_shares,
+    losses_as_named,
+    stated_weights,
+    weigh,
+)
 
+# outputs and targets → the mean loss of a batch
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Batch, torch.Generator], Batch]
 AugmentPairs = Callable[[Batch, Tensor, torch.Generator], tuple[Batch, Tensor]]
@@ -38,6 +46,7 @@ class LocalTraining:
 
     Attributes:
         epochs: passes over its data.
+        steps: in place of passes; None: passes are counted.
         batch_size: examples in a step.
         loss: (outputs, targets) → the mean loss of a batch, nats.
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
@@ -49,6 +58,17 @@ class LocalTraining:
     loss: Loss
     proximal: float = 0.0
     augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
+    steps: int | None = None
+
+    def batches(
+        self, examples: Examples, generator: torch.Generator
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches of all passes, each in an order of its own."""
+        passes = range(self.epochs) if self.steps is None else itertools.count()
+        batches = itertools.chain.from_iterable(
+            shuffle_batches(examples, self.batch_size, generator) for _ in passes
+        )
+        return itertools.islice(batches, self.steps)
 
 
 def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
@@ -59,16 +79,37 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
         loss=loss_of(plan, labels),
         proximal=plan.train.proximal,
         augment=augmentation_with_targets(plan),
+        steps=plan.train.local_steps,
     )
 
 
 def loss_of(plan: Agreement, labels: Tensor) -> Loss:
     """Return the plan's loss at a node whose training examples have these labels."""
-    task = TASKS[plan.task.question]
+    loss = _mean_loss(plan, weights_of(plan, labels))
     shift = balance_of(plan, labels)
     if shift is None:
+        return loss
+    return lambda outputs, targets: loss(outputs + shift, targets)
+
+
+def _mean_loss(plan: Agreement, weights: Tensor | None) -> Loss:
+    """Return the mean loss of a batch, its classes weighted."""
+    task = TASKS[plan.task.question]
+    losses = losses_as_named(plan.task, plan.train)
+    if losses is None or (losses is task.losses and weights is None):
         return task.loss
-    return lambda outputs, targets: task.loss(outputs + shift, targets)
+    if weights is not None:
+        losses = weigh(losses, weights)
+    return lambda outputs, targets: losses(outputs, targets).mean()
+
+
+def weights_of(plan: Agreement, labels: Tensor) -> Tensor | None:
+    """Return the weight of each class at a node whose training examples have these labels,
+    `(classes,)`; None: all weigh 1.
+    """
+    if plan.train.class_weights == "inverse":
+        return inverse_shares(labels, len(plan.task.classes))
+    return stated_weights(plan.train)
 
 
 def balance_of(plan: Agreement, labels: Tensor) -> Tensor | None:
@@ -118,20 +159,19 @@ def train(
     steps = 0
     seen = 0
     loss_sum = 0.0
-    for _ in range(training.epochs):
-        for batch, labels in shuffle_batches(examples, training.batch_size, generator):
-            batch, targets = training.augment(batch, labels, generator)
-            loss = training.loss(model(batch), targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
-            for parameter, start in zip(trainable, received, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
-            optimizer.step()
-            steps += 1
-            loss_sum += float(loss.detach()) * len(labels)
-            seen += len(labels)
+    for drawn, labels in training.batches(examples, generator):
+        batch, targets = training.augment(drawn, labels, generator)
+        loss = training.loss(model(batch), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
+        for parameter, start in zip(trainable, received, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
+        optimizer.step()
+        steps += 1
+        loss_sum += float(loss.detach()) * len(labels)
+        seen += len(labels)
     return Trained(steps=steps, loss=loss_sum / max(seen, 1))
 
 

@@ -85,10 +85,6 @@ class TextPreparation:
             places.append(None if is_special or place[0] >= place[1] else place)
         return places
 
-    def is_cut(self, text: str) -> bool:
-        """Whether a text is longer than is read of it."""
-        return bool(self.tokenizer.encode(text).overflowing)
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The backbone's tokenizer, which cuts at `max_length`."""

@@ -16,6 +16,7 @@ from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.plan.token_compatibility import check_tokens
 from fedgraft.common.plan.train_section import TrainSection
 from fedgraft.common.tasks import task_line
 
@@ -40,9 +41,11 @@ def check_agreement(
         *check_answers(task, train, privacy),
         *check_masks(task, train, privacy),
         *check_written(task, adapter, evaluate),
+        *check_tokens(task, backbone, train),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
+        *check_class_weights(task, train, privacy),
         *check_central(aggregate, privacy),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
@@ -56,6 +59,7 @@ def check_agreement(
         *check_learning(backbone, train),
         *check_constants(task, backbone, train, privacy),
         *check_scales_counted(task, backbone, train, privacy),
+        *check_local_steps(train, privacy),
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
         *check_operating_point(task, train),
@@ -189,6 +193,30 @@ def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     what = "balanced, and a node's shares of the classes would enter every step without noise"
     remedy = "write `loss: cross-entropy`, or privacy.mode local or central"
     return [Problem("train.loss", what, remedy)]
+
+
+def check_class_weights(
+    task: TaskSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return the problem of weights that fit no classes, or that records decide unseen."""
+    weights = train.class_weights
+    if weights == "none":
+        return []
+    key = "train.class_weights"
+    if not task_line(task.question).has_weights:
+        what = f"there, and the records of {task.kind} are not each of one class"
+        return [Problem(key, what, "leave it out")]
+    if weights != "inverse" and len(weights) != len(task.classes):
+        what = f"{len(weights)} weights for {len(task.classes)} classes"
+        return [Problem(key, what, "write one for each class, in the same order")]
+    if train.loss == "balanced":
+        what = "there, and the balanced loss takes shares of classes out already"
+        return [Problem(key, what, "leave it out, or write `loss: cross-entropy`")]
+    if weights == "inverse" and privacy.mode == "sample":
+        what = "inverse, and a node's shares of the classes would enter every step without noise"
+        remedy = "state them, such as `[1, 9]`, from what is known anywhere, not from the data"
+        return [Problem(key, what, remedy)]
+    return []
 
 
 def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
@@ -432,6 +460,22 @@ def check_variance(train: TrainSection, privacy: PrivacySection) -> list[Problem
     return []
 
 
+def check_local_steps(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
+    """Return the problem of steps that are counted where passes have to be."""
+    if train.local_steps is None:
+        return []
+    key = "train.local_steps"
+    if privacy.mode != "none":
+        what = f"there, and under privacy.mode {privacy.mode} what is spent is counted by passes"
+        return [Problem(key, what, "write local_epochs instead")]
+    if "local_epochs" in train.model_fields_set and train.local_epochs != 1:
+        what = f"there, and local_epochs is {train.local_epochs}, too"
+        return [Problem(key, what, "write one of them")]
+    if train.method == "closed-form":
+        return [Problem(key, "there, and a closed form takes no steps", "leave it out")]
+    return []
+
+
 def check_choice(train: TrainSection) -> list[Problem]:
     """Return the problem of a choice among rounds where there is none."""
     if not chooses_round(train):
@@ -480,14 +524,15 @@ def check_measures(
     """Return the problem of metrics, or of a loss, that are another question's."""
     line = task_line(task.question)
     problems: list[Problem] = []
-    foreign = [name for name in evaluate.metrics if name not in line.metrics]
+    known = (*line.metrics, *line.asked)
+    foreign = [name for name in evaluate.metrics if name not in known]
     if foreign:
         what = f"{', '.join(foreign)} cannot be measured of {task.kind}"
-        remedy = f"write some of {', '.join(line.metrics)}, or leave it out"
+        remedy = f"write some of {', '.join(known)}, or leave it out"
         problems.append(Problem("evaluate.metrics", what, remedy))
-    if train.choose_by not in line.metrics:
+    if train.choose_by not in known:
         what = f"{train.choose_by} cannot be measured of {task.kind}"
-        remedy = f"write one of {', '.join(line.metrics)}"
+        remedy = f"write one of {', '.join(known)}"
         problems.append(Problem("train.choose_by", what, remedy))
     if train.loss not in line.losses:
         what = f"{train.loss} is no loss of {task.kind}"
@@ -513,14 +558,37 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     if section.variance and not line.has_deviations:
         what = f"true, and the head of {task.kind} does not tell it"
         problems.append(Problem("train.closed_form.variance", what, "leave it out"))
+    problems += check_means(task, train)
     if privacy.mode == "none" or not has_sums(train):
         return problems
-    if section.release not in line.releases:
+    if not line.releases:
+        what = f"{privacy.mode}, and no noise was made for the sums of {task.kind}"
+        problems.append(Problem("privacy.mode", what, "train by steps: `method: steps`"))
+    elif section.release not in line.releases:
         what = f"{section.release}, and {task.kind} releases {' or '.join(line.releases)}"
         problems.append(Problem("train.closed_form.release", what, "leave it out"))
     if section.shares == "equal" and "equal" not in line.releases:
         what = f"equal, and {task.kind} has no classes that could be so"
         problems.append(Problem("train.closed_form.shares", what, "leave it out"))
+    return problems
+
+
+def check_means(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of class means where there are none, or of what they do not tell."""
+    section = train.closed_form
+    if section.head == "ridge":
+        return []
+    problems: list[Problem] = []
+    if section.head not in task_line(task.question).heads:
+        what = f"{section.head}, and {task.kind} has none"
+        problems.append(Problem("train.closed_form.head", what, "write `head: ridge`"))
+    for key, is_asked in (
+        ("variance", section.variance),
+        ("release", section.release == "products"),
+    ):
+        if is_asked:
+            what = f"{getattr(section, key)}, and class means go by no products of features"
+            problems.append(Problem(f"train.closed_form.{key}", what, "leave it out"))
     return problems
 
 

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from fedgraft.common.tasks.task import Task
 
 OF_CLASSES = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+OF_RARE_CLASSES = (
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "sensitivity_at_90",
+    "sensitivity_at_95",
+)
 
 
 @dataclass(frozen=True)
@@ -20,18 +27,22 @@ class TaskLine(Line):
     Attributes:
         metrics: names of what is measured, a plan's default; see `measures.py`. Models are ranked
             by the first; it and the second are told of each site.
+        asked: names of what is measured beside, where a plan asks for it.
         shown: those of them that tables of models show, in their order.
         least_classes: how many classes the plan names at least; 0: it names none.
         section: the key of `task` that holds what is this question's own; None: there is none.
         needs_section: whether the plan must write it.
         has_masks: whether a record's answer is a mask: a class for each of its places.
+        has_tokens: whether each token of a text is answered for.
         columns: how many columns hold a record's answer: 1, or fewest and most.
         materials: the raw materials that it can be put to; empty: all of them.
         has_logits: whether its outputs are logits, which a temperature may divide.
         losses: what `train.loss` may name.
+        has_weights: whether a record is of one class, which `train.class_weights` may weigh.
         has_sums: whether its head can be solved from sums over records.
         releases: what its sums under differential privacy can be, as `train.closed_form` names it:
             by release, and "equal" shares.
+        heads: what `train.closed_form.head` may name.
         has_deviations: whether a solved head says how far its scores may be off.
         writes: whether its answer is a text that is learnt token by token: the last of the plan's
             columns of text.
@@ -39,17 +50,21 @@ class TaskLine(Line):
     """
 
     metrics: tuple[str, ...] = OF_CLASSES
+    asked: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("auroc", "accuracy", "loss", "calibration_error")
     least_classes: int = 2
     section: str | None = None
     needs_section: bool = True
     has_masks: bool = False
+    has_tokens: bool = False
     columns: tuple[int, int] = (1, 1)
     materials: tuple[str, ...] = ()
     has_logits: bool = True
     losses: tuple[str, ...] = ("cross-entropy", "balanced")
+    has_weights: bool = False
     has_sums: bool = True
     releases: tuple[str, ...] = ("sums", "products", "equal")
+    heads: tuple[str, ...] = ("ridge",)
     has_deviations: bool = True
     has_point: bool = True
     writes: bool = False
@@ -58,6 +73,10 @@ class TaskLine(Line):
 _LINES = {
     "classification": TaskLine(
         "fedgraft.common.tasks.classification:CLASSIFICATION",
+        asked=OF_RARE_CLASSES,
+        losses=("cross-entropy", "balanced", "focal"),
+        has_weights=True,
+        heads=("ridge", "class-means"),
     ),
     "ordinal": TaskLine(
         "fedgraft.common.tasks.ordinal:ORDINAL",
@@ -91,6 +110,19 @@ _LINES = {
         releases=("sums", "products"),
         has_point=False,
     ),
+    "survival": TaskLine(
+        "fedgraft.common.tasks.survival:SURVIVAL",
+        metrics=("concordance", "brier", "loss"),
+        shown=("concordance", "brier", "loss"),
+        asked=("observed_survival", "predicted_survival"),
+        least_classes=0,
+        section="survival",
+        columns=(2, 2),
+        losses=("cross-entropy",),
+        releases=("sums", "products"),
+        has_deviations=False,
+        has_point=False,
+    ),
     "segmentation": TaskLine(
         "fedgraft.common.tasks.segmentation:SEGMENTATION",
         metrics=("dice", "iou", "hausdorff_95", "pixel_accuracy", "loss"),
@@ -110,10 +142,11 @@ _LINES = {
         metrics=("f1", "precision", "recall", "token_accuracy", "loss"),
         shown=("f1", "precision", "recall", "loss"),
         least_classes=1,
+        has_tokens=True,
         materials=("text",),
         has_logits=False,
         losses=("cross-entropy",),
-        releases=("sums",),
+        releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
     ),
@@ -150,7 +183,8 @@ def list_metrics() -> tuple[str, ...]:
     """Return the names of everything that any question measures, each once."""
     names: dict[str, None] = {}
     for question in TASKS:
-        names |= dict.fromkeys(task_line(question).metrics)
+        line = task_line(question)
+        names |= dict.fromkeys((*line.metrics, *line.asked))
     return tuple(names)
 
 

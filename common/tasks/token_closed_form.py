@@ -14,6 +14,7 @@ from torch import Tensor
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.class_scores import describe_scores, discriminant
 from fedgraft.common.statistics.noisy_means import solve_counted
+from fedgraft.common.statistics.noisy_products import solve_products
 from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution
 from fedgraft.common.tasks.class_head import check_counts
@@ -74,7 +75,11 @@ def code_tags(tags: Tensor, task: TaskSection, shares: str) -> np.ndarray:
 
 
 def solve_noisy_tags(noisy: NoisySums, task: TaskSection, shares: str, prior: str) -> Head:
-    """Return the head that noisy sums give; how frequent tags are is as texts weigh them."""
+    """Return the head that noisy sums give, and products, where they were released; how frequent
+    tags are is as texts weigh them.
+    """
+    if noisy.products.size:
+        return solve_products(noisy, prior)
     return solve_counted(noisy, prior)
 
 

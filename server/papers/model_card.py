@@ -97,9 +97,11 @@ def _details(plan: Plan, result: Result) -> list[str]:
     sizes = result.bytes
     versions = [f"{name} {number}" for name, number in result.versions.items()]
     method = f"`{plan.adapter.method}`"
+    each = f"{train.local_epochs} local epochs"
+    if train.local_steps is not None:
+        each = f"{train.local_steps} local steps"
     training = [
-        f"- Training: {train.rounds} rounds of {train.local_epochs} local epochs, batch size"
-        f" {train.batch_size},",
+        f"- Training: {train.rounds} rounds of {each}, batch size {train.batch_size},",
         f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by"
         f" {plan.aggregate.strategy}",
     ]

@@ -105,6 +105,8 @@ def _describe_rounds(plan: Plan, result: Result) -> str:
         return "one round: the head is solved from sums over each site's data"
     epochs = plan.train.local_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
+    if plan.train.local_steps is not None:
+        passes = f"{plan.train.local_steps} steps"
     rounds = f"{plan.train.rounds} rounds"
     if result.get("validation", {}).get("ended_early"):
         rounds = f"{result['rounds_done']} rounds (at most {plan.train.rounds} were planned)"

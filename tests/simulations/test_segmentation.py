@@ -94,7 +94,14 @@ def dice_of(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * both / max(float((one > 0).sum() + (other > 0).sum()), 1.0)
 
 
-@pytest.mark.parametrize("changes", [{}, STEPS], ids=["closed-form", "steps"])
+SOLVED_FIRST = {
+    "train": {**STEPS["train"], "start": "closed-form", "rounds": 3, "augment": "patches"}
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, STEPS, SOLVED_FIRST], ids=["closed-form", "steps", "solved-first"]
+)
 def test_from_masks_of_two_hospitals_to_masks_of_new_images(
     sites: Path, changes: dict[str, Any]
 ) -> None:
@@ -130,7 +137,8 @@ def test_the_same_model_to_the_bit_however_images_are_dealt(sites: Path) -> None
     )
     heads = []
     for kind in ({"kind": "column", "column": "where"}, {"kind": "iid"}):
-        simulation = {"data": "list.csv", "partition": kind, "nodes": 4}
+        partition = {**kind, "min_examples": 2}
+        simulation: dict[str, Any] = {"data": "list.csv", "partition": partition, "nodes": 4}
         if kind["kind"] == "column":
             del simulation["nodes"]
         simulate(kind["kind"], simulation=simulation)
@@ -161,7 +169,6 @@ def test_records_without_masks_are_refused_in_words(sites: Path) -> None:
     ("changes", "words"),
     [
         ({"privacy": {"mode": "sample", "target_epsilon": 3}}, "privacy.mode"),
-        ({"train": {"start": "closed-form", "rounds": 3}}, "train.start"),
         ({"train": {"calibrate": "temperature"}}, "train.calibrate"),
         ({"task": {**PLAN["task"], "kind": "image-classification"}}, "task.mask"),
         ({"task.kind": "tabular-segmentation"}, "segmentation is for image and volume"),
@@ -182,7 +189,7 @@ def test_patches_are_for_masks_alone() -> None:
 
 def test_noise_on_whole_updates_and_on_counts_of_overlaps(sites: Path) -> None:
     """Privacy of a node: what is measured of it must still be told as masks are."""
-    privacy = {"mode": "local", "noise_multiplier": 0.5, "clip_norm": 1.0, "delta": 1e-3}
+    privacy = {"mode": "local", "noise_multiplier": 0.5, "max_update_norm": 1.0, "delta": 1e-3}
     train = {**STEPS["train"], "rounds": 1}
     run = simulate("run", privacy=privacy, train=train)
     assert 0 <= float(run.metrics.loc["shared model", "dice"]) <= 1
@@ -198,7 +205,7 @@ def test_noise_on_whole_updates_and_on_counts_of_overlaps(sites: Path) -> None:
     ],
 )
 def test_a_ball_in_volumes(sites: Path, backbone: str, volume: dict[str, Any]) -> None:
-    """NIfTI masks in another orientation than their volumes, back to masks on the patient's axes."""
+    """NIfTI masks in another orientation than their volumes, back to the patient's axes."""
     pytest.importorskip("monai")
     nibabel = pytest.importorskip("nibabel")
     from tests.volumes import body, write_nifti

@@ -46,8 +46,8 @@ def test_they_are_the_image_the_stem_and_the_last_block_of_each_size() -> None:
 
 
 def test_lite0_has_its_stem_and_five_stages() -> None:
-    """Of sixteen blocks those of one resolution and width say nearly the same; what is coarser than 16 pixels
-    is left out.
+    """Of sixteen blocks those of one resolution and width say nearly the same; what is coarser than
+    16 pixels is left out.
     """
     pytest.importorskip("timm")
     maps = open_maps("timm/tf_efficientnet_lite0", images(1, 3, 64, 64))
@@ -170,6 +170,20 @@ def test_every_value_of_a_decoder_learns_and_no_image_changes_another() -> None:
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()), name
     assert decoder(images(2, crop.values)).shape == (2, 2, 8, 8)
+
+
+def test_a_decoder_beside_a_solved_head_begins_as_that_head_and_leaves_it_alone() -> None:
+    """Steps on a few records that move what was solved from all of them forget the others."""
+    layout = MapLayout(((3, 16, 16), (8, 8, 8)))
+    decoder = MapDecoder(layout, classes=2, width=4, seed=7, solved=True)
+    assert decoder.solved is not None
+    with torch.no_grad():
+        decoder.solved.weight.copy_(images(*decoder.solved.weight.shape, seed=2))
+    packed = images(2, layout.values)
+    assert torch.equal(decoder(packed), decoder.solved(packed))
+    decoder(packed).square().sum().backward()
+    assert decoder.solved.weight.grad is None
+    assert decoder.classify.weight.grad is not None
 
 
 def test_a_decoder_of_volumes() -> None:
