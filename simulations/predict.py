@@ -41,7 +41,7 @@ from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, Told, load_shared_model
 from fedgraft.common.tasks import task_line
-from fedgraft.simulations.predict_masks import write_masks
+from fedgraft.simulations.predict_masks import outline_inputs, write_masks
 
 BATCH = 256
 # names of inputs, and the raw inputs
@@ -116,6 +116,12 @@ def check_tokens(shared: SharedModel, tokens: int | None) -> None:
     if tokens is not None and shared.question.write is None:
         what = f"{tokens}, and the answers of {shared.plan.task.kind} are not written"
         raise UserError(what, where="tokens", remedy="leave it out")
+
+
+def outline_path(shared: SharedModel, data: Path) -> Iterator[Tensor]:
+    """Yield the mask of each input of `data`. Raise `UserError` as `predict`."""
+    for _, mask, _ in outline_inputs(shared, data, _read_batches(shared, data)):
+        yield mask
 
 
 def read_inputs(

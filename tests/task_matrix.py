@@ -26,6 +26,8 @@ from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.predict import predict
 from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 from fedgraft.simulations.study.run_study import run_study
+from tests.language_models import write_gpt2
+from tests.language_models import write_site as write_questions
 
 PAGE = Path(__file__).parents[1] / "docs" / "task-matrix.md"
 WORKS = "✓"
@@ -77,6 +79,7 @@ class Question:
         write: (file, randomness, records) → a hospital's file.
         file: what a hospital's file is called, with `{}` for its number.
         unlabelled: (folder) → what is predicted, without labels.
+        steps: the way by steps that is looked at closely.
         ways: keys that a way has beside the usual ones, by its name.
     """
 
@@ -84,6 +87,7 @@ class Question:
     write: Write
     file: str = "site-{}.csv"
     unlabelled: Callable[[Path], Path] = drop_answers
+    steps: str = "head"
     ways: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -130,6 +134,38 @@ def in_grades(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def write_masks(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write images with a bright square each, and masks that say where it is."""
+    images = rng.integers(0, 80, (records, 16, 16), dtype=np.uint8)
+    masks = np.zeros((records, 16, 16), np.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        top, left = rng.integers(0, 8, 2)
+        mask[top : top + 7, left : left + 7] = 1
+        image[mask == 1] += 120
+    np.savez(path, images=images, masks=masks)
+
+
+def drop_masks(folder: Path) -> Path:
+    """Return an archive of images alone."""
+    path = folder / "unlabelled.npz"
+    with np.load(folder / "site-0.npz") as archive:
+        np.savez(path, images=archive["images"][:9])
+    return path
+
+
+def write_answers(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write questions and answers, and beside them the folder of a tiny language model."""
+    write_questions(path, seed=int(path.stem[-1]), count=records)
+    write_gpt2(path.parent / "model")
+
+
+def drop_words(folder: Path) -> Path:
+    """Return a table of questions alone."""
+    path = folder / "unlabelled.csv"
+    path.write_text("question\nWhat of the skin?\nWhat of the heart?\n")
+    return path
+
+
 def in_times(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """Return when each was last seen, and whether the event ended it."""
     times = rng.exponential(3 * np.exp(-score(columns, rng)))
@@ -171,6 +207,33 @@ QUESTIONS: Mapping[str, Question] = {
             }
         },
         write_table(in_times),
+    ),
+    "segmentation": Question(
+        {
+            "task": {
+                "kind": "image-segmentation",
+                "classes": ["background", "square"],
+                "mask": {"stride": 2, "width": 8},
+            },
+            "backbone": {"name": "cifar-resnet8", "image_size": 16},
+        },
+        write_masks,
+        file="site-{}.npz",
+        unlabelled=drop_masks,
+    ),
+    "generation": Question(
+        {
+            "task": {
+                "kind": "text-generation",
+                "text": ["question", "answer"],
+                "target": "answer",
+            },
+            "backbone": {"name": "huggingface", "weights": "./model", "max_length": 48},
+        },
+        write_answers,
+        unlabelled=drop_words,
+        steps="LoRA",
+        ways={"private steps": {"adapter.method": "lora", "adapter.rank": 2}},
     ),
 }
 REST: Mapping[str, Any] = {
@@ -228,7 +291,8 @@ def try_cell(name: str, way: str) -> str:
             return _check_run(name, way)
         return CHECKS[way](name)
     except UserError as error:
-        return f"{error.where}: {error.what}" if error.where else error.what
+        first, *_ = str(error).splitlines()
+        return first.split(": ", 1)[1] if first.startswith("--set") else first
 
 
 def _check_run(name: str, way: str) -> str:
@@ -247,7 +311,7 @@ def _first_run(name: str) -> Path:
     try:
         return run(name, "one round")
     except UserError:
-        return run(name, "head")
+        return run(name, QUESTIONS[name].steps)
 
 
 def _check_predictions(name: str) -> str:
@@ -272,7 +336,7 @@ def _check_page(name: str) -> str:
 def _check_study(name: str) -> str:
     folder = open_folder(name)
     overrides = {}
-    for override in list_overrides(QUESTIONS[name], "head"):
+    for override in list_overrides(QUESTIONS[name], QUESTIONS[name].steps):
         key, _, value = override.partition("=")
         overrides[key] = yaml.safe_load(value)
     study = {
