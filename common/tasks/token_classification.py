@@ -73,10 +73,11 @@ def align_tags(
     """
     prepared = as_texts(preparation)
     tags = torch.full((len(rows), prepared.max_length), NO_TAG, dtype=torch.int64)
-    texts = source.texts or ()
+    texts: Sequence[str] = source.texts or []
     entities = read_source(source, task, rows.tolist())
     for number, row in enumerate(rows.tolist()):
-        own = tag_tokens(prepared.locate(texts[row]), entities[number])
+        text: str = texts[int(row)]
+        own = tag_tokens(prepared.locate(text), entities[number])
         tags[number, : len(own)] = torch.tensor(own, dtype=torch.int64)
     return tags
 

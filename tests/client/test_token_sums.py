@@ -85,6 +85,7 @@ def test_both_forms_of_annotation_and_any_deal_give_the_same_sums(here: Path) ->
 def sum_of_all(here: Path) -> GramSums:
     """Return the sums over all texts of the hospital's file."""
     task = a_task(here)
+    assert isinstance(task.train, Split)
     records = task.train.records
     split = Split(records, np.arange(len(records.source)), task.train.preparation)
     every = NodeTask("n", task.plan, task.model, split, task.test, task.fingerprint)
@@ -94,6 +95,7 @@ def sum_of_all(here: Path) -> GramSums:
 def test_a_text_moves_noisy_sums_by_no_more_than_the_noise_is_for(here: Path) -> None:
     """However many tokens and entities it has: the unit is the text."""
     task = a_task(here, *PRIVATE, "train.closed_form.features=last")
+    assert isinstance(task.train, Split)
     whole = sum_privately(task, None)
     rows = task.train.rows
     for left_out in range(0, len(rows), 9):
