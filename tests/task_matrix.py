@@ -30,6 +30,8 @@ from fedgraft.simulations.study.run_study import run_study
 from tests.entity_texts import PLAN as ENTITY_PLAN
 from tests.entity_texts import draw_note, write_notes
 from tests.huggingface_folders import write_folder
+from tests.language_models import write_gpt2
+from tests.language_models import write_site as write_questions
 
 PAGE = Path(__file__).parents[1] / "docs" / "task-matrix.md"
 WORKS = "✓"
@@ -81,6 +83,7 @@ class Question:
         write: (file, randomness, records) → a hospital's file.
         file: what a hospital's file is called, with `{}` for its number.
         unlabelled: (folder) → what is predicted, without labels.
+        steps: the way by steps that is looked at closely.
         ways: keys that a way has beside the usual ones, by its name.
     """
 
@@ -88,6 +91,7 @@ class Question:
     write: Write
     file: str = "site-{}.csv"
     unlabelled: Callable[[Path], Path] = drop_answers
+    steps: str = "head"
     ways: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -150,6 +154,19 @@ def drop_masks(folder: Path) -> Path:
     path = folder / "unlabelled.npz"
     with np.load(folder / "site-0.npz") as archive:
         np.savez(path, images=archive["images"][:9])
+    return path
+
+
+def write_answers(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write questions and answers, and beside them the folder of a tiny language model."""
+    write_questions(path, seed=int(path.stem[-1]), count=records)
+    write_gpt2(path.parent / "model")
+
+
+def drop_words(folder: Path) -> Path:
+    """Return a table of questions alone."""
+    path = folder / "unlabelled.csv"
+    path.write_text("question\nWhat of the skin?\nWhat of the heart?\n")
     return path
 
 
@@ -225,6 +242,20 @@ QUESTIONS: Mapping[str, Question] = {
         write_masks,
         file="site-{}.npz",
         unlabelled=drop_masks,
+    ),
+    "generation": Question(
+        {
+            "task": {
+                "kind": "text-generation",
+                "text": ["question", "answer"],
+                "target": "answer",
+            },
+            "backbone": {"name": "huggingface", "weights": "./model", "max_length": 48},
+        },
+        write_answers,
+        unlabelled=drop_words,
+        steps="LoRA",
+        ways={"private steps": {"adapter.method": "lora", "adapter.rank": 2}},
     ),
 }
 ENTITIES = Question(
@@ -308,7 +339,7 @@ def _first_run(name: str) -> Path:
     try:
         return run(name, "one round")
     except UserError:
-        return run(name, "head")
+        return run(name, QUESTIONS[name].steps)
 
 
 def _check_predictions(name: str) -> str:
@@ -333,7 +364,7 @@ def _check_page(name: str) -> str:
 def _check_study(name: str) -> str:
     folder = open_folder(name)
     overrides = {}
-    for override in list_overrides(QUESTIONS[name], "head"):
+    for override in list_overrides(QUESTIONS[name], QUESTIONS[name].steps):
         key, _, value = override.partition("=")
         overrides[key] = yaml.safe_load(value)
     study = {

@@ -109,8 +109,7 @@ class SharedModel:
         write = self.question.write
         if write is not None:
             texts: Any = raw
-            limit = (tokens,) if tokens is not None else ()
-            answers = write(self.model, texts, self.preprocess, *limit)
+            answers = write(self.model, texts, self.preprocess, tokens)
             return Told(torch.empty(len(answers), 0), answers)
         outputs = self.model(self.preprocess(raw))
         task = self.plan.task

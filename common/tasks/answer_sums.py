@@ -13,12 +13,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.text import LONGEST
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
     check_keys,
@@ -163,15 +162,12 @@ def sums_of(logits: Tensor, targets: Tensor) -> AnswerSums:
     Raises:
         Refused: outputs that are not finite; the model diverged.
     """
-    outputs = logits.detach().to("cpu", torch.float32)
+    outputs = take_finite(logits)
     truth = targets.detach().to("cpu")
-    if not bool(torch.isfinite(outputs).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
     there = truth >= 0
     lengths = there.sum(1)
     kept = lengths > 0
-    nats = list_losses(outputs, truth).double().clamp(max=MOST_NATS)
+    nats = list_losses(outputs, truth).clamp(max=MOST_NATS)
     losses = nats.sum(1)[kept] / lengths[kept]
     at = (losses / BIN).floor().clamp(0, LOSS_BINS - 1).long()
     is_right = outputs.argmax(2)[there] == truth[there]

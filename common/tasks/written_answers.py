@@ -27,16 +27,20 @@ def write_answers(
     model: Callable[[Batch], Tensor],
     prompts: Sequence[str],
     preparation: Preparation,
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int | None = None,
 ) -> list[str]:
-    """Return what a model writes behind each prompt, greedily: to the end that it writes itself, so
-    many tokens, or to the last place that it can read. Of a prompt that leaves no room for these,
-    the beginning is left out.
+    """Return what a model writes behind each prompt, greedily: to the end that it writes itself, or
+    so many tokens. Of a prompt that leaves no room for these, the beginning is left out.
+
+    Args:
+        tokens: None: `DEFAULT_TOKENS`, but no more than half of what a text may have.
 
     Raises:
         UserError: fewer tokens than 1, or as many as a text may have and more.
     """
     prepared = as_texts(preparation)
+    if tokens is None:
+        tokens = min(DEFAULT_TOKENS, prepared.max_length // 2)
     if not 1 <= tokens < prepared.max_length:
         what = f"{tokens}, and a text has {prepared.max_length} tokens here, prompt and all"
         remedy = f"write 1 to {prepared.max_length - 1}"

@@ -106,8 +106,8 @@ def test_nothing_of_a_text_is_in_what_a_run_writes(here: Path) -> None:
             assert "behind the chest" not in path.read_text(), path
 
 
-def test_private_steps_and_noisy_counts(here: Path) -> None:
-    """DP-SGD clips the loss of an answer, and no sums leave but noisy counts of losses."""
+def test_private_steps(here: Path) -> None:
+    """DP-SGD clips the gradient of an answer; what was spent is within what was asked for."""
     changes = {
         "privacy.mode": "sample",
         "privacy.target_epsilon": 8.0,
