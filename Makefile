@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # what a run says at its end: the tests that took longest, seconds
 SLOWEST := --durations 40 --durations-min 5
+# several processes: a file's tests stay together, federations in groups (tests/order_of_files.py)
+TOGETHER := --dist loadgroup
 
 install: $(STAMP) ## make .venv and install into it (about two minutes, 6.5 GB, most of it torch)
 
@@ -27,23 +29,18 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test: federations of real processes, and beside them two at a time in one process
-	@mkdir -p build; echo "federations of real processes: build/federations.log"; \
-	$(BIN)/python -m pytest $(SLOWEST) -m 'deployment and not exhaustive' > build/federations.log 2>&1 & \
-	federations=$$!; \
-	$(BIN)/python -m pytest $(SLOWEST) -n 2 --dist loadfile -m 'not deployment and not exhaustive'; \
-	in_process=$$?; wait $$federations; deployed=$$?; cat build/federations.log; \
-	exit $$((in_process || deployed))
+test: $(STAMP) ## every test, in three processes: two begin with federations, which mostly wait
+	$(BIN)/python -m pytest $(SLOWEST) $(TOGETHER) -n 3
 
 quick: $(STAMP) ## the quick tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not exhaustive'
+	$(BIN)/python -m pytest -n 2 $(TOGETHER) -m 'not slow and not exhaustive'
 
 e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cable; the same bits as in one process
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
-	$(BIN)/python -m pytest -v -n 2 --dist loadfile -m 'deployment and not exhaustive'
+	$(BIN)/python -m pytest -v -n 2 $(TOGETHER) -m 'deployment and not exhaustive'
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive

@@ -218,7 +218,7 @@ class Desk:
                     opened.model,
                     plan.privacy.grad_sample_mode,
                     probes.joined,
-                    losses_of(plan.task),
+                    losses_of(plan.task, plan.train),
                     TASKS[plan.task.question].probes(plan.task),
                 )
             return opened

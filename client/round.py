@@ -185,7 +185,7 @@ def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_ste
     with budget.spending(plan, round_) as mechanism:
         training = PrivateTraining(
             mechanism,
-            losses_of(plan.task),
+            losses_of(plan.task, plan.train),
             patients=budget.patients,
             proximal=plan.train.proximal,
             augment=local_steps.augmentation_of(plan),

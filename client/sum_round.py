@@ -30,6 +30,7 @@ from fedgraft.common.model.solve_head import (
     noisy_form_of,
     releases_products,
     rounding_of,
+    sums_products,
 )
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
@@ -100,12 +101,13 @@ def sum_split(task: NodeTask) -> GramSums:
         raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
     model, examples = task.for_training()
     labels = task.train.labels
-    total = zero_sums(model.count_features(), closed.columns(plan.task))
+    products = sums_products(plan)
+    total = zero_sums(model.count_features(), closed.columns(plan.task), products=products)
     for start, features in list_features(model, examples):
         for places, answers in list_places(model, features, labels[start:], stride):
             integers = rounding.to_integers(places)
             targets = closed.targets(answers, plan.task)
-            total = total + sum_records(integers, targets, rounding.bits)
+            total = total + sum_records(integers, targets, rounding.bits, products=products)
     return total
 
 

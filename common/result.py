@@ -186,6 +186,7 @@ class OperatingFacts(Part):
         score_bin: the same among the bins of scores, see `score_bins.py`.
         sensitivity, specificity: on all nodes' validation records.
         examples: how many these are.
+        positives: how many of them are of the second class: the sensitivity rests on these alone.
     """
 
     threshold: float
@@ -193,6 +194,7 @@ class OperatingFacts(Part):
     sensitivity: float
     specificity: float
     examples: int
+    positives: int | None = None
 
 
 class EncodingFacts(Part):

@@ -13,7 +13,6 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.result import Result
-from fedgraft.common.tasks import list_metrics
 from fedgraft.predictor import Predictor
 from fedgraft.server.papers.metric_lines import is_of_training
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from fedgraft.plot import Plot
 
 SHARED = "shared model"  # the row of what the federation trained
-# of any question, in the order of tables
-METRICS = (*list_metrics(), "examples")
 DECIMALS = 3
 
 
@@ -80,6 +77,11 @@ class Run:
         return str(self.result.status)
 
     @property
+    def _measured(self) -> tuple[str, ...]:
+        """What was measured, in the plan's order, and of how many records."""
+        return (*self.plan.evaluate.metrics, "examples")
+
+    @property
     def metrics(self) -> pandas.DataFrame:
         """Metrics on all nodes' test data: a row for the shared model and for each baseline."""
         import pandas
@@ -87,7 +89,7 @@ class Run:
         rows = {SHARED: self.result.final.global_, **self.result.baselines}
         table: dict[str, dict[str, Any]] = {}
         for name, metrics in rows.items():
-            table[name] = {key: metrics.get(key) for key in METRICS if key in metrics}
+            table[name] = {key: metrics[key] for key in self._measured if key in metrics}
         return pandas.DataFrame.from_dict(table, orient="index")
 
     @property
@@ -157,7 +159,8 @@ class Run:
         if self.status == "running":
             return text
         final = self.result.final.global_
-        shown = [f"{key} {_show(final[key])}" for key in METRICS if final.get(key) is not None]
+        measured = [key for key in self._measured if final.get(key) is not None]
+        shown = [f"{key} {_show(final[key])}" for key in measured]
         return f"{text}, {self.result.rounds_done} rounds\n  {', '.join(shown)}"
 
     def _repr_html_(self) -> str:

@@ -43,12 +43,14 @@ def choose_operating_point(grid: Grid, roster: Roster, kept: Round) -> ChosenPoi
         reasons = [f"\n  {refusal.node}: {refusal.reason}" for refusal in measured.refused]
         remedy = "write `validation_fraction: 0.2` under evaluate, or leave out operating_point"
         raise RunFailed(f"{error}; {remedy}{''.join(reasons)}") from None
+    (_, positives) = measured.sums.counts()
     facts = OperatingFacts(
         threshold=point.threshold,
         score_bin=point.score_bin,
         sensitivity=point.sensitivity,
         specificity=point.specificity,
         examples=measured.sums.examples,
+        positives=sum(positives),
     )
     return ChosenPoint(facts, measured.traffic, measured.refused)
 

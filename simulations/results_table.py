@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedgraft.common.tasks.measures import Measure, shown_measures
+from fedgraft.common.tasks.measures import Measure, shown_measures, told_measures
 from fedgraft.simulations.answers import question_of, read_answers
 from fedgraft.simulations.readable import show_bytes, show_spread
 from fedgraft.simulations.results_in_words import describe_results
@@ -22,6 +22,7 @@ Find = Callable[[Result], Metrics | None]
 
 # as wide as a terminal of 80 columns bears: some columns with their spread, the others without
 WITH_SPREAD = 2
+MOST_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def print_table(results: Sequence[Result], console: Console) -> None:
     both ways.
     """
     table = Table(title=_title(results), title_justify="left")
-    measures = shown_measures(question_of(results[0]))
+    measures = list_columns(results)
     table.add_column("model", no_wrap=True)
     for head in (*(measure.words for measure in measures), "sent"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -64,6 +65,12 @@ def print_table(results: Sequence[Result], console: Console) -> None:
     for line in describe_results(results):
         # names in it are no markup
         console.print(line, soft_wrap=True, markup=False)
+
+
+def list_columns(results: Sequence[Result]) -> list[Measure]:
+    """Return what the table shows: as much as a terminal bears of what matters most."""
+    measured = results[0]["final"]["global"]
+    return told_measures(question_of(results[0]), measured)[:MOST_COLUMNS]
 
 
 def count_round_bytes(spent: Mapping[str, Any]) -> int:

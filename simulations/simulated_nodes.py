@@ -29,6 +29,7 @@ from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.tasks import task_line
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
+from fedgraft.simulations.shots import keep_shots, list_splits
 
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
 
@@ -106,8 +107,17 @@ def _deal_shares(plan: Plan, simulation: SimulationSection, plan_path: Path) -> 
     if simulation.partition.kind == "files":
         names = choose_names([Path(file).stem.removesuffix(".csv") for file in files])
         _check_files(simulation, opened)
-        return [_Share(name, file) for name, file in zip(names, files, strict=True)]
+        shares = []
+        for name, file, records in zip(names, files, opened, strict=True):
+            rows = None
+            if simulation.shots is not None:
+                rows = keep_shots(list_splits(name, records), records, simulation.shots, plan.seed)
+            shares.append(_Share(name, file, rows))
+        return shares
     dealt = partition(simulation, opened[0], plan.seed)
+    if simulation.shots is not None:
+        shots = simulation.shots
+        dealt = [keep_shots(rows, opened[0], shots, plan.seed) for rows in dealt]
     return [_Share(rows.name, files[0], rows) for rows in dealt]
 
 

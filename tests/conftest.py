@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.linalg  # noqa: F401  its threads are known once it is here
 import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
+
+from tests.order_of_files import GroupsAndFiles, group_federations, put_long_files_first
+from tests.programs.ready_programs import ready_programs
 
 # a machine at work is slow, not wrong
 settings.register_profile("fedgraft", deadline=None)
@@ -22,6 +28,40 @@ def as_a_node_begins() -> None:
     """
     torch.set_num_threads(1)
     logging.getLogger("fedgraft").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_each() -> Iterator[threadpool_limits]:
+    """One thread for NumPy's and SciPy's products, as torch has, and in every process that a test
+    starts: several processes whose threads wait for one another took twice the processor time.
+    """
+    with threadpool_limits(1, "blas") as limits, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield limits
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `fedgraft` and `python` that have their imports behind them."""
+    with ready_programs(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group and sort them, before xdist reads the groups."""
+    group_federations(items)
+    put_long_files_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupsAndFiles | None:
+    """Hand out groups and files in their order, where groups are asked for."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return GroupsAndFiles(config, log)
 
 
 # ── what was seen, in words ───────────────────────────────────────────────────────────────────────

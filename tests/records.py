@@ -10,6 +10,7 @@ from fedgraft.client.data import data_set
 from fedgraft.client.data.data_set import DataSource, Records
 from fedgraft.client.readers.reader import ManifestColumns
 from fedgraft.client.readers.source import Label
+from fedgraft.common.plan.number_section import NumberSection
 from fedgraft.common.plan.reading_section import ReadingSection
 from fedgraft.common.plan.task_section import CategorySection, TaskSection
 
@@ -18,11 +19,12 @@ def open_records(
     path: str | Path,
     *,
     kind: str,
-    classes: Sequence[str],
+    classes: Sequence[str] = (),
     labels: Sequence[Label] | None = None,
     columns: Sequence[str] = (),
     categories: Mapping[str, Sequence[Label]] | None = None,
     target: str = "target",
+    number: NumberSection | None = None,
     seed: int = 0,
     **source: Any,
 ) -> Records:
@@ -41,5 +43,6 @@ def open_records(
         columns=tuple(columns),
         categories=tuple(named),
         target=target,
+        number=number,
     )
     return data_set.open_records(DataSource(path, **source), task, seed)

@@ -41,10 +41,11 @@ def check_left_out(
 
     Of data sets that everybody has nothing is asked.
     """
-    if task.labels is None:
-        return
     counts = source.derived(("left out", task), lambda: count_left_out(source, strata))
     if not counts or source.where.startswith(PREFIX):
+        return
+    if task.labels is None:
+        _check_unlabelled(source, counts[""], reading)
         return
     planned = task.labels
     what = (
@@ -62,6 +63,17 @@ def check_left_out(
         allowed = to_write("labels_left_out", "allow")
         remedy += f"; if these records are not part of the task: {allowed}"
         raise UserError(what, where=source.where, remedy=remedy)
+
+
+def _check_unlabelled(source: Source, unlabelled: int, reading: ReadingSection) -> None:
+    """Raise UserError where records without an answer would be left out and nobody has allowed
+    it.
+    """
+    if not unlabelled or reading.labels_left_out == "allow":
+        return
+    what = f"{unlabelled:,} of {len(source):,} records have no label and would be left out"
+    remedy = f"give them one, or: {to_write('labels_left_out', 'allow')}"
+    raise UserError(what, where=source.where, remedy=remedy)
 
 
 def _spelling(label: Label) -> str:

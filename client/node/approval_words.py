@@ -12,7 +12,7 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.files.bundle import Bundle, contents_of, extensions_in, unpacked
-from fedgraft.common.model.solve_head import releases_products
+from fedgraft.common.model.solve_head import releases_products, sums_products
 from fedgraft.common.plan.chosen_by_validation import (
     calibrates,
     chooses_point,
@@ -171,6 +171,15 @@ def _sums(node: Node, plan: Plan, number: int, features: int) -> Iterator[str]:
             what += f", of their {count_products(features):,} products with one another"
         yield f"{when}: {what}, and counts of classes, with noise"
         yield "with it what was spent of the privacy budget, and the seconds that it took"
+        return
+    if not sums_products(plan):
+        yield (
+            f"{when}: sums over the training records of {features:,} features and of their squares,"
+            f" by class, and how many records each class has, {_size(8 * features)} each"
+        )
+        yield "  of a class with one record they are that record's features; of few, nearly so;"
+        yield f"  this node takes part from {node.policy.min_examples:,} records on (min_examples)"
+        yield "  sent again after a record came or went, the difference is that record"
         return
     pairs = count_products(features)
     yield (

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +17,8 @@ from torch import Tensor
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.plan.task_section import TaskSection
-from fedgraft.common.tasks import TASKS
-
-# outputs and targets → the loss of each example `(n,)`
-Losses = Callable[[Tensor, Tensor], Tensor]
+from fedgraft.common.plan.train_section import TrainSection
+from fedgraft.common.tasks.step_losses import Losses, clipped_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +37,12 @@ class Drawn:
     owners: Tensor | None = None
 
 
-def losses_of(task: TaskSection) -> Losses:
-    """Return a task's loss by example. Raises `Refused` where its examples do not part."""
-    losses = TASKS[task.question].losses
+def losses_of(task: TaskSection, train: TrainSection) -> Losses:
+    """Return a plan's loss by example. Raises `Refused` where its examples do not part.
+
+    A weight bounds nothing: what it makes of an example's gradient is clipped.
+    """
+    losses = clipped_losses(task, train)
     if losses is None:
         what = f"privacy.mode: sample, and the loss of a {task.question} has no parts by example"
         raise Refused(Code.MODEL, f"{what}; write privacy.mode: local, central or none")

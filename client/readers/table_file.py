@@ -21,17 +21,26 @@ from fedgraft.client.readers.source import (
 from fedgraft.client.readers.table_cells import PARQUET_SUFFIXES, Cells, raise_mistakes, read_cells
 from fedgraft.client.readers.table_encoding import encode
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.reading_section import to_write
 from fedgraft.common.tasks.labels import join_labels
 
 NO_CATEGORIES: Mapping[str, Sequence[Label]] = MappingProxyType({})
+_LABEL = "give the record its label, or take the line out"
 _ADD = "; add the column (it may be empty) or change task.columns or task.target"
 
 
-def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False) -> Source:
+def read_table(
+    path: Path,
+    columns: TableColumns,
+    *,
+    allow_unknown: bool = False,
+    allow_unlabelled: bool = False,
+) -> Source:
     """Return the feature columns and labels, as float32 `(n, F)` with NaN where a cell is empty.
 
     Args:
         allow_unknown: whether values that the plan's categories do not name are missing.
+        allow_unlabelled: whether rows may lack a label: the question leaves them out.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or a cell is not a number; each mistake
@@ -40,7 +49,11 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
     cells = read_cells(path)
     cells.check_columns((*columns.features, *columns.targets), remedy=_ADD)
     encoded = encode(cells, columns, allow_unknown=allow_unknown)
-    raise_mistakes([*encoded.mistakes, *list_missing_labels(cells, columns.targets)])
+    mistakes = [*encoded.mistakes]
+    if not allow_unlabelled:
+        remedy = f"{_LABEL}; to leave such out: {to_write('labels_left_out', 'allow')}"
+        mistakes += list_missing_labels(cells, columns.targets, remedy)
+    raise_mistakes(mistakes)
 
     labels = join_labels([cells.column(name) for name in columns.targets])
     return Source(
@@ -55,7 +68,9 @@ def read_table(path: Path, columns: TableColumns, *, allow_unknown: bool = False
     )
 
 
-def list_missing_labels(cells: Cells, targets: Sequence[str]) -> list[UserError]:
+def list_missing_labels(
+    cells: Cells, targets: Sequence[str], remedy: str = _LABEL
+) -> list[UserError]:
     """Return what to say of rows without a label; where it is in several columns, the question says
     what may be missing.
     """
@@ -66,7 +81,6 @@ def list_missing_labels(cells: Cells, targets: Sequence[str]) -> list[UserError]
     for line, label in zip(cells.lines, cells.column(target), strict=True):
         if not label:
             what = f"column {target!r}: the label is missing"
-            remedy = "give the record its label, or take the line out"
             mistakes.append(UserError(what, where=f"{cells.where}:{line}", remedy=remedy))
     return mistakes
 
@@ -95,8 +109,12 @@ def read_column(path: Path, name: str) -> list[str]:
 
 
 def _read(request: ReadRequest) -> Source:
-    allow_unknown = request.reading.unknown_categories == "missing"
-    return read_table(Path(request.path), request.table, allow_unknown=allow_unknown)
+    return read_table(
+        Path(request.path),
+        request.table,
+        allow_unknown=request.reading.unknown_categories == "missing",
+        allow_unlabelled=request.reading.labels_left_out == "allow",
+    )
 
 
 def _table_reader(name: str, *suffixes: str) -> Reader:

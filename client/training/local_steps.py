@@ -19,7 +19,14 @@ from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import OptimizerSection
 from fedgraft.common.tasks import TASKS, task_line
+from fedgraft.common.tasks.step_losses import (
+    inverse_shares,
+    losses_as_named,
+    stated_weights,
+    weigh,
+)
 
+# outputs and targets → the mean loss of a batch
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Batch, torch.Generator], Batch]
 AugmentPairs = Callable[[Batch, Tensor, torch.Generator], tuple[Batch, Tensor]]
@@ -78,11 +85,31 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
 
 def loss_of(plan: Agreement, labels: Tensor) -> Loss:
     """Return the plan's loss at a node whose training examples have these labels."""
-    task = TASKS[plan.task.question]
+    loss = _mean_loss(plan, weights_of(plan, labels))
     shift = balance_of(plan, labels)
     if shift is None:
+        return loss
+    return lambda outputs, targets: loss(outputs + shift, targets)
+
+
+def _mean_loss(plan: Agreement, weights: Tensor | None) -> Loss:
+    """Return the mean loss of a batch, its classes weighted."""
+    task = TASKS[plan.task.question]
+    losses = losses_as_named(plan.task, plan.train)
+    if losses is None or (losses is task.losses and weights is None):
         return task.loss
-    return lambda outputs, targets: task.loss(outputs + shift, targets)
+    if weights is not None:
+        losses = weigh(losses, weights)
+    return lambda outputs, targets: losses(outputs, targets).mean()
+
+
+def weights_of(plan: Agreement, labels: Tensor) -> Tensor | None:
+    """Return the weight of each class at a node whose training examples have these labels,
+    `(classes,)`; None: all weigh 1.
+    """
+    if plan.train.class_weights == "inverse":
+        return inverse_shares(labels, len(plan.task.classes))
+    return stated_weights(plan.train)
 
 
 def balance_of(plan: Agreement, labels: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +19,19 @@ from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution, solve_ridge, standardise
 from fedgraft.common.statistics.two_priors import solve_two_groups
 from fedgraft.common.tasks import TASKS
-from fedgraft.common.tasks.closed_form import ClosedForm, NoisyForm
+from fedgraft.common.tasks.closed_form import ClosedForm, Head, NoisyForm
 
 
 @dataclass(frozen=True)
 class SolvedHead:
-    """A head, and the solution that it is of.
+    """A head, and the ridge solution that it is of; None: it is of class means.
 
     Attributes:
         tensors: `NAME.weight` `(outputs, d)` and `NAME.bias` `(outputs,)`, float32.
     """
 
     tensors: dict[str, Tensor]
-    solution: RidgeSolution
+    solution: RidgeSolution | None
 
 
 def solve_head(sums: GramSums, plan: Agreement, head_name: str) -> SolvedHead:
@@ -40,15 +41,37 @@ def solve_head(sums: GramSums, plan: Agreement, head_name: str) -> SolvedHead:
     Raises:
         ValueError: sums of no records.
     """
+    section = plan.train.closed_form
+    if section.head == "class-means":
+        head = means_of(plan)(sums, rounding_of(plan).unit, section.prior)
+        return SolvedHead(name_head(head, head_name), None)
     standard = standardise(sums, rounding_of(plan).unit)
     joined = count_joined(plan)
     if joined:
         solution = solve_two_groups(standard, joined)
     else:
         solution = solve_ridge(standard)
-    weights, bias = closed_form_of(plan).head(solution, plan.task, plan.train.closed_form.prior)
-    tensors = {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
-    return SolvedHead(tensors, solution)
+    head = closed_form_of(plan).head(solution, plan.task, section.prior)
+    return SolvedHead(name_head(head, head_name), solution)
+
+
+def name_head(head: Head, name: str) -> dict[str, Tensor]:
+    """Return a head's tensors, float32, by name."""
+    weights, bias = head
+    return {f"{name}.weight": _tensor(weights), f"{name}.bias": _tensor(bias)}
+
+
+def means_of(plan: Agreement) -> Callable[[GramSums, float, str], Head]:
+    """Return how class means are solved for. Raise `ValueError` where a question has none."""
+    means = closed_form_of(plan).means
+    if means is None:
+        raise ValueError(f"{plan.task.question} has no class means")
+    return means
+
+
+def sums_products(plan: Agreement) -> bool:
+    """Whether products of features with one another are in a plan's exact sums."""
+    return plan.train.closed_form.head != "class-means"
 
 
 def count_joined(plan: Agreement) -> int:
@@ -64,8 +87,8 @@ def count_joined(plan: Agreement) -> int:
 def solve_noisy_head(noisy: NoisySums, plan: Agreement, head_name: str) -> dict[str, Tensor]:
     """Return the head's tensors that noisy sums give under a plan."""
     section = plan.train.closed_form
-    weights, bias = noisy_form_of(plan).head(noisy, plan.task, section.shares, section.prior)
-    return {f"{head_name}.weight": _tensor(weights), f"{head_name}.bias": _tensor(bias)}
+    head = noisy_form_of(plan).head(noisy, plan.task, section.shares, section.prior)
+    return name_head(head, head_name)
 
 
 def noisy_form_of(plan: Agreement) -> NoisyForm:

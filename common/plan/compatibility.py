@@ -42,6 +42,7 @@ def check_agreement(
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
+        *check_class_weights(task, train, privacy),
         *check_central(aggregate, privacy),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
@@ -170,6 +171,30 @@ def check_loss(train: TrainSection, privacy: PrivacySection) -> list[Problem]:
     what = "balanced, and a node's shares of the classes would enter every step without noise"
     remedy = "write `loss: cross-entropy`, or privacy.mode local or central"
     return [Problem("train.loss", what, remedy)]
+
+
+def check_class_weights(
+    task: TaskSection, train: TrainSection, privacy: PrivacySection
+) -> list[Problem]:
+    """Return the problem of weights that fit no classes, or that records decide unseen."""
+    weights = train.class_weights
+    if weights == "none":
+        return []
+    key = "train.class_weights"
+    if not task_line(task.question).has_weights:
+        what = f"there, and the records of {task.kind} are not each of one class"
+        return [Problem(key, what, "leave it out")]
+    if weights != "inverse" and len(weights) != len(task.classes):
+        what = f"{len(weights)} weights for {len(task.classes)} classes"
+        return [Problem(key, what, "write one for each class, in the same order")]
+    if train.loss == "balanced":
+        what = "there, and the balanced loss takes shares of classes out already"
+        return [Problem(key, what, "leave it out, or write `loss: cross-entropy`")]
+    if weights == "inverse" and privacy.mode == "sample":
+        what = "inverse, and a node's shares of the classes would enter every step without noise"
+        remedy = "state them, such as `[1, 9]`, from what is known anywhere, not from the data"
+        return [Problem(key, what, remedy)]
+    return []
 
 
 def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[Problem]:
@@ -477,14 +502,15 @@ def check_measures(
     """Return the problem of metrics, or of a loss, that are another question's."""
     line = task_line(task.question)
     problems: list[Problem] = []
-    foreign = [name for name in evaluate.metrics if name not in line.metrics]
+    known = (*line.metrics, *line.asked)
+    foreign = [name for name in evaluate.metrics if name not in known]
     if foreign:
         what = f"{', '.join(foreign)} cannot be measured of {task.kind}"
-        remedy = f"write some of {', '.join(line.metrics)}, or leave it out"
+        remedy = f"write some of {', '.join(known)}, or leave it out"
         problems.append(Problem("evaluate.metrics", what, remedy))
-    if train.choose_by not in line.metrics:
+    if train.choose_by not in known:
         what = f"{train.choose_by} cannot be measured of {task.kind}"
-        remedy = f"write one of {', '.join(line.metrics)}"
+        remedy = f"write one of {', '.join(known)}"
         problems.append(Problem("train.choose_by", what, remedy))
     if train.loss not in line.losses:
         what = f"{train.loss} is no loss of {task.kind}"
@@ -510,6 +536,7 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     if section.variance and not line.has_deviations:
         what = f"true, and the head of {task.kind} does not tell it"
         problems.append(Problem("train.closed_form.variance", what, "leave it out"))
+    problems += check_means(task, train)
     if privacy.mode == "none" or not has_sums(train):
         return problems
     if section.release not in line.releases:
@@ -518,6 +545,25 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     if section.shares == "equal" and "equal" not in line.releases:
         what = f"equal, and {task.kind} has no classes that could be so"
         problems.append(Problem("train.closed_form.shares", what, "leave it out"))
+    return problems
+
+
+def check_means(task: TaskSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of class means where there are none, or of what they do not tell."""
+    section = train.closed_form
+    if section.head == "ridge":
+        return []
+    problems: list[Problem] = []
+    if section.head not in task_line(task.question).heads:
+        what = f"{section.head}, and {task.kind} has none"
+        problems.append(Problem("train.closed_form.head", what, "write `head: ridge`"))
+    for key, is_asked in (
+        ("variance", section.variance),
+        ("release", section.release == "products"),
+    ):
+        if is_asked:
+            what = f"{getattr(section, key)}, and class means go by no products of features"
+            problems.append(Problem(f"train.closed_form.{key}", what, "leave it out"))
     return problems
 
 

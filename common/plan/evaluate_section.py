@@ -89,7 +89,12 @@ class EvaluateSection(Section):
         AfterValidator(unique),
     ] = Field(
         default=OF_CLASSES,
-        description="what is reported (default: everything that the question measures)",
+        description=(
+            "what is reported (default: what the question is measured by). For rare classes: auprc,"
+            " the area under precision and recall; sensitivity and specificity of the answers (of"
+            " the second class, with two); sensitivity_at_90, the highest with a specificity of"
+            " 0.90, and sensitivity_at_95"
+        ),
     )
     subgroups: Annotated[tuple[SubgroupsSection, ...], Field(max_length=20)] = Field(
         default=(),

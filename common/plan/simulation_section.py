@@ -29,7 +29,7 @@ class PartitionSection(Section):
 class SimulationSection(Section):
     """The hospitals of a simulation on one machine."""
 
-    later: ClassVar[tuple[str, ...]] = ("reading", "patient")
+    later: ClassVar[tuple[str, ...]] = ("reading", "patient", "shots")
 
     nodes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None,
@@ -43,6 +43,13 @@ class SimulationSection(Section):
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="part kept for tests, where the data have no split of their own"
+    )
+    shots: Count | None = Field(
+        default=None,
+        description=(
+            "training records of each class that a node keeps, drawn by the seed; null: all. Seeds"
+            " are episodes then"
+        ),
     )
     patient: Text | None = Field(
         default=None,

@@ -28,6 +28,7 @@ from fedgraft.common.plan.section import (
     check_together,
     unique,
 )
+from fedgraft.common.plan.survival_section import SurvivalSection
 from fedgraft.common.tasks import TASKS, task_line
 
 
@@ -53,6 +54,7 @@ Values = Annotated[
 OWN = {
     "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
     "mask": "write `mask: {stride: 4, width: 32}`",
+    "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
 }
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
@@ -95,6 +97,7 @@ class TaskSection(Section):
         "number",
         "findings",
         "mask",
+        "survival",
     )
 
     kind: Kind = Field(description="what the data are")
@@ -134,7 +137,8 @@ class TaskSection(Section):
         default=(),
         description=(
             "instead of `target`, where the answer is in several columns; multilabel: a column of"
-            " 0, 1 or nothing for each of the classes, in their order"
+            " 0, 1 or nothing for each of the classes, in their order; survival: two, the time and"
+            " whether the event happened then, 1, or the person was last seen, 0"
         ),
     )
     findings: tuple[FindingSection, ...] = Field(
@@ -155,6 +159,13 @@ class TaskSection(Section):
         default=None,
         description=(
             "segmentation only: how masks are learnt, such as {stride: 4, width: 32}; null: so"
+        ),
+    )
+    survival: SurvivalSection | None = Field(
+        default=None,
+        description=(
+            "survival only: where time is cut into intervals, such as {cuts: [365, 730, 1095],"
+            " unit: days}"
         ),
     )
     labels: Labels | None = Field(
@@ -296,7 +307,8 @@ class TaskSection(Section):
             what = f"{len(self.targets)} columns, and the answer of {self.kind} is in one"
             remedy = "write `target: COLUMN` instead"
             if most > 1:
-                what = f"{len(self.targets)} columns, and {self.kind} has {fewest} to {most}"
+                several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+                what = f"{len(self.targets)} columns, and {self.kind} has {several}"
                 remedy = "write as many as that"
             return [Problem("targets", what, remedy)]
         if task_line(self.question).least_classes and len(self.targets) != len(self.classes):

@@ -10,6 +10,8 @@ from fedgraft.common.plan.section import Count, Names, OneOf, Problem, Section, 
 from fedgraft.common.tasks import list_losses, list_metrics
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Weights = Annotated[tuple[Weight, ...], Field(min_length=2, max_length=1000)]
 
 
 class OptimizerSection(Section):
@@ -26,7 +28,22 @@ class OptimizerSection(Section):
 class ClosedFormSection(Section):
     """A head that is solved from sums over records."""
 
-    later: ClassVar[tuple[str, ...]] = ("constants", "release", "epsilon_share", "variance")
+    later: ClassVar[tuple[str, ...]] = (
+        "constants",
+        "release",
+        "epsilon_share",
+        "variance",
+        "head",
+    )
+
+    head: Literal["ridge", "class-means"] = Field(
+        default="ridge",
+        description=(
+            "classes only; class-means: for a few records of each class, from sums of features and"
+            " of their squares, without their products with one another (under differential"
+            " privacy, release: sums is that)"
+        ),
+    )
 
     features: Literal["all", "last"] | Annotated[Names, Field(min_length=1)] = Field(
         default="all",
@@ -114,6 +131,17 @@ class OperatingPointSection(Section):
         return self
 
 
+class FocalSection(Section):
+    """The loss that turns to what the model is not sure of."""
+
+    gamma: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=2.0,
+        description=(
+            "an example counts (1 − p)^gamma, p what the model gives to its class; 0: cross-entropy"
+        ),
+    )
+
+
 class TrainSection(Section):
     """Local training at the nodes, as all sides agree on it."""
 
@@ -128,6 +156,8 @@ class TrainSection(Section):
         "calibrate",
         "operating_point",
         "local_steps",
+        "focal",
+        "class_weights",
     )
 
     method: Literal["steps", "closed-form"] = Field(
@@ -228,7 +258,17 @@ class TrainSection(Section):
         default="cross-entropy",
         description=(
             "squared-error: of numbers; balanced: each node takes its own shares of the classes out"
-            " of what it learns; for nodes whose shares are unlike one another's"
+            " of what it learns; for nodes whose shares are unlike one another's; focal: what the"
+            " model is sure of counts little"
+        ),
+    )
+    focal: FocalSection = Field(default=FocalSection(), description="with `loss: focal`")
+    class_weights: Literal["none", "inverse"] | Weights = Field(
+        default="none",
+        description=(
+            "how much an example counts in training by steps; inverse: at each node its classes"
+            " count alike, by its own labels; or a weight for each class, in order, such as"
+            " [1, 9]: these are public and go with differential privacy"
         ),
     )
     activations: Literal["float32", "float16"] = Field(

@@ -61,7 +61,8 @@ class GramSums:
 
     Attributes:
         records: how many.
-        gram: Σ φφᵀ, int64 `(d, d)`.
+        gram: Σ φφᵀ, int64 `(d, d)`; its diagonal alone, `(d,)`, where no head reads the products
+            of one feature with another.
         total: Σ φ, int64 `(d,)`.
         cross: Σ φ tᵀ, int64 `(d, k)`.
         targets: Σ t, int64 `(k,)`.
@@ -103,11 +104,12 @@ class GramSums:
         )
 
 
-def zero_sums(features: int, targets: int) -> GramSums:
-    """Return the sums over no records."""
+def zero_sums(features: int, targets: int, *, products: bool = True) -> GramSums:
+    """Return the sums over no records, with or without products of features."""
+    shape = (features, features) if products else (features,)
     return GramSums(
         records=0,
-        gram=np.zeros((features, features), np.int64),
+        gram=np.zeros(shape, np.int64),
         total=np.zeros(features, np.int64),
         cross=np.zeros((features, targets), np.int64),
         targets=np.zeros(targets, np.int64),
@@ -115,7 +117,9 @@ def zero_sums(features: int, targets: int) -> GramSums:
     )
 
 
-def sum_records(features: np.ndarray, targets: np.ndarray, bits: int) -> GramSums:
+def sum_records(
+    features: np.ndarray, targets: np.ndarray, bits: int, *, products: bool = True
+) -> GramSums:
     """Return the sums over some records.
 
     Products are taken by float64 matrix products over so few records that every partial sum is an
@@ -124,6 +128,7 @@ def sum_records(features: np.ndarray, targets: np.ndarray, bits: int) -> GramSum
     Args:
         features: integers within ±2^bits, float64 `(n, d)`.
         targets: integers within ±2^bits, int64 `(n, k)`.
+        products: of features with one another, or with themselves alone.
 
     Raises:
         ValueError: too many records for 64 bits.
@@ -131,14 +136,15 @@ def sum_records(features: np.ndarray, targets: np.ndarray, bits: int) -> GramSum
     records = len(features)
     if records > LARGEST_SUM >> (2 * bits):
         raise ValueError(f"{records} records of {bits} bits do not fit into sums of 64 bits")
-    sums = zero_sums(features.shape[1], targets.shape[1])
+    sums = zero_sums(features.shape[1], targets.shape[1], products=products)
     at_once = max(EXACT_FLOAT >> (2 * bits), 1)
     for start in range(0, records, at_once):
         part = features[start : start + at_once]
         answers = targets[start : start + at_once]
+        gram = part.T @ part if products else (part**2).sum(0)
         sums += GramSums(
             records=len(part),
-            gram=(part.T @ part).astype(np.int64),
+            gram=gram.astype(np.int64),
             total=part.sum(0).astype(np.int64),
             cross=(part.T @ answers.astype(np.float64)).astype(np.int64),
             targets=answers.sum(0),

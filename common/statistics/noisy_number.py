@@ -39,7 +39,7 @@ def solve_number(noisy: NoisySums, code: float) -> tuple[np.ndarray, np.ndarray]
     true = max(square - len(covariance) * noise, 0.0)
     covariance = covariance * max(true / max(square, 1e-300), LEAST_FACTOR)
     if noisy.products.size:
-        weights = _invert_products(noisy, records, centre) @ covariance
+        weights = invert_products(noisy, records, centre) @ covariance
     else:
         # what the centre leaves of the features' square lies in √d directions, as in noisy_means
         scatter = max(1.0 - float((centre**2).sum()), LEAST_SCATTER) / len(centre) ** 0.5
@@ -47,7 +47,7 @@ def solve_number(noisy: NoisySums, code: float) -> tuple[np.ndarray, np.ndarray]
     return weights[None, :], np.array([mean_number - weights @ centre])
 
 
-def _invert_products(noisy: NoisySums, records: float, centre: np.ndarray) -> np.ndarray:
+def invert_products(noisy: NoisySums, records: float, centre: np.ndarray) -> np.ndarray:
     """Return the precision of features `(d, d)`: their noise's expected spectral norm is added
     before they are inverted, see noisy_products.
     """

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from fedgraft.common.tasks.task import Task
 
 OF_CLASSES = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+OF_RARE_CLASSES = (
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "sensitivity_at_90",
+    "sensitivity_at_95",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class TaskLine(Line):
     Attributes:
         metrics: names of what is measured, a plan's default; see `measures.py`. Models are ranked
             by the first; it and the second are told of each site.
+        asked: names of what is measured beside, where a plan asks for it.
         shown: those of them that tables of models show, in their order.
         least_classes: how many classes the plan names at least; 0: it names none.
         section: the key of `task` that holds what is this question's own; None: there is none.
@@ -29,14 +37,17 @@ class TaskLine(Line):
         materials: the raw materials that it can be put to; empty: all of them.
         has_logits: whether its outputs are logits, which a temperature may divide.
         losses: what `train.loss` may name.
+        has_weights: whether a record is of one class, which `train.class_weights` may weigh.
         has_sums: whether its head can be solved from sums over records.
         releases: what its sums under differential privacy can be, as `train.closed_form` names it:
             by release, and "equal" shares.
+        heads: what `train.closed_form.head` may name.
         has_deviations: whether a solved head says how far its scores may be off.
         has_point: whether another threshold than even odds can be chosen between two classes.
     """
 
     metrics: tuple[str, ...] = OF_CLASSES
+    asked: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("auroc", "accuracy", "loss", "calibration_error")
     least_classes: int = 2
     section: str | None = None
@@ -46,8 +57,10 @@ class TaskLine(Line):
     materials: tuple[str, ...] = ()
     has_logits: bool = True
     losses: tuple[str, ...] = ("cross-entropy", "balanced")
+    has_weights: bool = False
     has_sums: bool = True
     releases: tuple[str, ...] = ("sums", "products", "equal")
+    heads: tuple[str, ...] = ("ridge",)
     has_deviations: bool = True
     has_point: bool = True
 
@@ -55,6 +68,10 @@ class TaskLine(Line):
 _LINES = {
     "classification": TaskLine(
         "fedgraft.common.tasks.classification:CLASSIFICATION",
+        asked=OF_RARE_CLASSES,
+        losses=("cross-entropy", "balanced", "focal"),
+        has_weights=True,
+        heads=("ridge", "class-means"),
     ),
     "ordinal": TaskLine(
         "fedgraft.common.tasks.ordinal:ORDINAL",
@@ -102,6 +119,19 @@ _LINES = {
         has_deviations=False,
         has_point=False,
     ),
+    "survival": TaskLine(
+        "fedgraft.common.tasks.survival:SURVIVAL",
+        metrics=("concordance", "brier", "loss"),
+        shown=("concordance", "brier", "loss"),
+        asked=("observed_survival", "predicted_survival"),
+        least_classes=0,
+        section="survival",
+        columns=(2, 2),
+        losses=("cross-entropy",),
+        releases=("sums", "products"),
+        has_deviations=False,
+        has_point=False,
+    ),
 }
 TASKS: Registry[Task] = Registry("task.kind", "question", _LINES)
 
@@ -121,7 +151,8 @@ def list_metrics() -> tuple[str, ...]:
     """Return the names of everything that any question measures, each once."""
     names: dict[str, None] = {}
     for question in TASKS:
-        names |= dict.fromkeys(task_line(question).metrics)
+        line = task_line(question)
+        names |= dict.fromkeys((*line.metrics, *line.asked))
     return tuple(names)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.statistics.class_means import solve_means
 from fedgraft.common.statistics.class_scores import describe_scores, discriminant
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.noisy_means import solve_counted, solve_equal
@@ -84,4 +85,5 @@ CLASS_HEAD = ClosedForm(
     check=check_counts,
     head=solve_classes,
     noisy=NOISY,
+    means=solve_means,
 )

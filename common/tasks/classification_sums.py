@@ -1,8 +1,8 @@
 """Metrics as sums that merge across hospitals: two nodes' sums added equal their pooled
 predictions' sums.
 
-Confusion counts, cross-entropy and calibration bins merge exactly; AUROC by the bins of
-`score_bins.py`.
+Confusion counts, cross-entropy and calibration bins merge exactly; what needs ranks (AUROC, AUPRC,
+sensitivity at a specificity) by the bins of `score_bins.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,23 @@ from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.tasks.flat_sums import MOST, write_counts
+from fedgraft.common.tasks.score_areas import area_under_roc, average_precision, ratios
 from fedgraft.common.tasks.score_bins import BINS, bins_of, log_odds
+from fedgraft.common.tasks.score_curves import precision_errors, sensitivities_at
 
 CALIBRATION_BINS = 15
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
+METRICS = (
+    "accuracy",
+    "auroc",
+    "f1",
+    "loss",
+    "calibration_error",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "sensitivity_at_90",
+    "sensitivity_at_95",
+)
 # in `within`, relative and absolute: for sums of floats in another order
 ROUNDING = 1e-6
 
@@ -101,18 +114,20 @@ class ClassificationSums:
     def summary(self) -> dict[str, float | int | None]:
         """Return the metrics; None where one is undefined (no examples; AUROC of one class only).
 
-        accuracy; auroc and f1 of class 1 for two classes, else the unweighted mean over the classes
-        for which they are defined (one against the rest); loss: mean cross-entropy, nats;
-        calibration_error: expected calibration error over 15 equal bins of confidence (Guo et al.
-        2017, eq. 5); examples.
+        accuracy; loss: mean cross-entropy, nats; calibration_error: expected calibration error over
+        15 equal bins of confidence (Guo et al. 2017, eq. 5); examples. All others are of class 1
+        for two classes, else the unweighted mean over the classes for which they are defined (one
+        against the rest): auroc; f1; auprc: average precision; sensitivity and specificity of the
+        answers; sensitivity_at_90: the highest among thresholds of a specificity of 0.90 or more.
         """
         metrics: dict[str, float | int | None] = dict.fromkeys(METRICS)
         metrics["examples"] = self.examples
         if self.examples == 0:
             return metrics
         metrics["accuracy"] = float(np.trace(self.confusion)) / self.examples
-        metrics["auroc"] = self._one_or_mean(self._aurocs())
+        metrics["auroc"] = self._one_or_mean(area_under_roc(self.positives, self.negatives))
         metrics["f1"] = self._one_or_mean(self._f1s())
+        metrics |= self._summarise_thresholds()
         count, confidence, correct = self.calibration.T
         # all of the examples, or none where only confusion counts were released
         measured = float(count.sum())
@@ -128,7 +143,28 @@ class ClassificationSums:
         """
         tied = (self.positives.astype(float) * self.negatives).sum(axis=1)
         pairs = self.positives.sum(axis=1).astype(float) * self.negatives.sum(axis=1)
-        return self._one_or_mean(_ratios(0.5 * tied, pairs)) or 0.0
+        return self._one_or_mean(ratios(0.5 * tied, pairs)) or 0.0
+
+    def auprc_resolution(self) -> float:
+        """Return the largest possible error of the AUPRC, from scores that fall into one bin."""
+        errors = precision_errors(self.positives, self.negatives)
+        return self._one_or_mean(_known(errors)) or 0.0
+
+    def _summarise_thresholds(self) -> dict[str, float | None]:
+        """Return what a rare class is judged by."""
+        hits = np.diag(self.confusion)
+        of_class = self.confusion.sum(axis=1)
+        others = self.examples - of_class
+        wrongly = self.confusion.sum(axis=0) - hits
+        scores = (self.positives, self.negatives)
+        by_class = {
+            "auprc": average_precision(*scores),
+            "sensitivity": ratios(hits, of_class),
+            "specificity": ratios(others - wrongly, others),
+            "sensitivity_at_90": _known(sensitivities_at(*scores, 0.90)),
+            "sensitivity_at_95": _known(sensitivities_at(*scores, 0.95)),
+        }
+        return {name: self._one_or_mean(values) for name, values in by_class.items()}
 
     def _one_or_mean(self, by_class: list[float | None]) -> float | None:
         if self.classes == 2:
@@ -138,24 +174,13 @@ class ClassificationSums:
             return None
         return math.fsum(defined) / len(defined)
 
-    def _aurocs(self) -> list[float | None]:
-        """Return P(positive above negative) + ½ P(equal), by class: the Mann–Whitney statistic over
-        bins.
-        """
-        positives = self.positives.astype(float)
-        negatives = self.negatives.astype(float)
-        below = np.cumsum(negatives, axis=1) - negatives
-        wins = (positives * (below + 0.5 * negatives)).sum(axis=1)
-        pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-        return _ratios(wins, pairs)
-
     def _f1s(self) -> list[float | None]:
         """Return 2·TP / (2·TP + FP + FN) of each class; None where it neither occurs nor is
         predicted.
         """
         hits = np.diag(self.confusion)
         occurrences = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return _ratios(2 * hits, occurrences)
+        return ratios(2 * hits, occurrences)
 
     # ── what travels ──────────────────────────────────────────────────────────────────────────────
     def to_flat(self) -> dict[str, Any]:
@@ -174,15 +199,12 @@ class ClassificationSums:
         return flat
 
 
-def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    """Return part / whole by class; None where the whole is zero."""
-    ratios: list[float | None] = []
-    for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True):
-        if whole:
-            ratios.append(part / whole)
-        else:
-            ratios.append(None)
-    return ratios
+def _known(values: np.ndarray) -> list[float | None]:
+    """Return numbers by class; None where there is none (NaN)."""
+    known: list[float | None] = []
+    for value in values.tolist():
+        known.append(None if math.isnan(value) else value)
+    return known
 
 
 def zero(classes: int) -> ClassificationSums:

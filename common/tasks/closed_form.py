@@ -51,6 +51,7 @@ class ClosedForm:
             have.
         head: (solution, section, prior) → the head on features as they are.
         noisy: the same under differential privacy; None: there is none.
+        means: (sums, unit of a feature, prior) → the head of class means; None: there are none.
         unit: (section) → what one step of the targets is worth where a record's score is told.
     """
 
@@ -59,4 +60,5 @@ class ClosedForm:
     check: Callable[[GramSums, TaskSection], None]
     head: Callable[[RidgeSolution, TaskSection, str], Head]
     noisy: NoisyForm | None = None
+    means: Callable[[GramSums, float, str], Head] | None = None
     unit: Callable[[TaskSection], float] = lambda _: 1.0

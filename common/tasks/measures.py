@@ -5,7 +5,7 @@ measure_of("auroc").words, measure_of("mae").is_better(0.2, than=0.3)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedgraft.common.tasks import task_line
@@ -81,6 +81,56 @@ _MEASURES = (
         in_points=True,
     ),
     Measure(
+        "sensitivity",
+        "sensitivity",
+        "the share of the sick that are found",
+        in_points=True,
+    ),
+    Measure(
+        "specificity",
+        "specificity",
+        "the share of the healthy that are told as such",
+        in_points=True,
+    ),
+    Measure(
+        "sensitivity_at_90",
+        "sensitivity at 90 %",
+        "the share of the sick that a threshold finds which tells 90 % of the healthy as such",
+        in_points=True,
+    ),
+    Measure(
+        "sensitivity_at_95",
+        "sensitivity at 95 %",
+        "the same with 95 % of the healthy",
+        in_points=True,
+    ),
+    Measure(
+        "concordance",
+        "concordance",
+        "how often, of two people, the one with the earlier event was given less time"
+        " (guessing: 0.5)",
+        in_points=True,
+        chance=0.5,
+    ),
+    Measure(
+        "brier",
+        "Brier score",
+        "the mean squared error of the stated survival over the time",
+        lower=True,
+    ),
+    Measure(
+        "observed_survival",
+        "survival",
+        "the share without the event at the last cut, by Kaplan and Meier's curve",
+        in_points=True,
+    ),
+    Measure(
+        "predicted_survival",
+        "predicted survival",
+        "the mean of what is told of it",
+        in_points=True,
+    ),
+    Measure(
         "kappa",
         "weighted kappa",
         "agreement beyond chance, a mistake weighed by the square of the grades between"
@@ -128,6 +178,17 @@ def measure_of(key: str) -> Measure:
 def shown_measures(question: str) -> list[Measure]:
     """Return what tables of models show of a question."""
     return [measure_of(key) for key in task_line(question).shown]
+
+
+def told_measures(question: str, measured: Collection[str]) -> list[Measure]:
+    """Return the same, and behind the first what else a plan asked for.
+
+    Args:
+        measured: names of what is known of the models.
+    """
+    first, *others = shown_measures(question)
+    asked = [measure_of(key) for key in task_line(question).asked if key in measured]
+    return [first, *asked, *others]
 
 
 def main_measures(question: str) -> list[Measure]:

@@ -27,7 +27,7 @@ def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def read_numbers(source: LabelledSource, task: TaskSection) -> np.ndarray:
     """Return each record's number in parts of the range, float32 `(n, 1)`: −1 is its low end, 1 its
-    high end, and what lies beyond is taken for the end.
+    high end, and what lies beyond is taken for the end; NaN where the cell is empty.
 
     Raises:
         UserError: a label that is no number.
@@ -35,6 +35,9 @@ def read_numbers(source: LabelledSource, task: TaskSection) -> np.ndarray:
     section = number_of(task)
     numbers = np.empty((len(source.labels), 1), np.float32)
     for row, label in enumerate(source.labels):
+        if label == "":
+            numbers[row] = math.nan
+            continue
         number = _read_number(label)
         if number is None:
             what = f"{label!r} is no number"
@@ -53,9 +56,14 @@ def _read_number(label: object) -> float | None:
 
 
 def cut_range(targets: np.ndarray, task: TaskSection) -> np.ndarray:
-    """Return in which even part of the range each number lies, int64 `(n,)`."""
-    parts = np.floor((targets[:, 0] + 1) * (STRATA / 2)).astype(np.int64)
-    return parts.clip(0, STRATA - 1)
+    """Return in which even part of the range each number lies, int64 `(n,)`; −1 where there is no
+    number: the record is left out.
+    """
+    numbers = targets[:, 0]
+    known = ~np.isnan(numbers)
+    parts = np.full(len(numbers), -1, np.int64)
+    parts[known] = np.floor((numbers[known] + 1) * (STRATA / 2))
+    return parts.clip(-1, STRATA - 1)
 
 
 def name_parts(task: TaskSection) -> tuple[str, ...]:

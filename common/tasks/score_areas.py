@@ -29,13 +29,14 @@ def average_precision(positives: np.ndarray, negatives: np.ndarray) -> list[floa
     average precision of scikit-learn where scores in one bin are equal.
 
     Returns:
-        None for a row without positives.
+        None for a row that has records of one kind alone.
     """
     found = np.cumsum(positives[:, ::-1].astype(float), axis=1)[:, ::-1]
     told = found + np.cumsum(negatives[:, ::-1].astype(float), axis=1)[:, ::-1]
     precision = found / np.maximum(told, 1.0)
     gained = (positives * precision).sum(axis=1)
-    return ratios(gained, positives.sum(axis=1).astype(float))
+    both = negatives.any(axis=1)
+    return ratios(gained, both * positives.sum(axis=1).astype(float))
 
 
 def ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:

@@ -29,6 +29,7 @@ class ExpectedSums:
         round: that they belong to, from 1.
         digest: of the adapter's layout, which both sides have.
         records: at most so many, as the node said when it joined.
+        products: whether products of features with one another are among them.
     """
 
     features: int
@@ -37,13 +38,16 @@ class ExpectedSums:
     round: int
     digest: str
     records: int
+    products: bool = True
 
 
 def sums_record(sums: GramSums, *, round_: int, digest: str, seconds: float) -> RecordDict:
     """Return the reply's content: the sums, of the Gram matrix one half, and their seconds."""
-    upper = np.triu_indices(len(sums.total))
+    gram = sums.gram
+    if gram.ndim > 1:
+        gram = gram[np.triu_indices(len(sums.total))]
     arrays = {
-        "gram": sums.gram[upper],
+        "gram": gram,
         "total": sums.total,
         "cross": sums.cross,
         "targets": sums.targets,
@@ -91,8 +95,9 @@ def read_sums_record(content: RecordDict, expected: ExpectedSums) -> tuple[GramS
     numbers, seconds = read_envelope(content, RECORDS, expected.round, expected.digest)
     features = expected.features
     arrays = content.array_records[SUMS]
+    pairs = features * (features + 1) // 2 if expected.products else features
     shapes = {
-        "gram": (features * (features + 1) // 2,),
+        "gram": (pairs,),
         "total": (features,),
         "cross": (features, expected.targets),
         "targets": (expected.targets,),
@@ -101,9 +106,12 @@ def read_sums_record(content: RecordDict, expected: ExpectedSums) -> tuple[GramS
     if set(arrays) != set(shapes):
         raise BadUpdate(f"arrays {sorted(arrays)[:5]}; {sorted(shapes)} were agreed on")
     values = {name: read_array(arrays[name], name, shape) for name, shape in shapes.items()}
+    gram = values["gram"]
+    if expected.products:
+        gram = _unfold(gram, features)
     sums = GramSums(
         records=int(numbers["num-examples"]),
-        gram=_unfold(values["gram"], features),
+        gram=gram,
         total=values["total"],
         cross=values["cross"],
         targets=values["targets"],
@@ -139,7 +147,7 @@ def check_believable(sums: GramSums, expected: ExpectedSums) -> None:
     if not 1 <= records <= expected.records:
         raise BadUpdate(f"sums over {records} records; it joined with {expected.records}")
     largest = records << (2 * expected.bits)
-    diagonal = np.diag(sums.gram)
+    diagonal = np.diag(sums.gram) if expected.products else sums.gram
     if (diagonal < 0).any() or (diagonal > largest).any():
         raise BadUpdate("a Gram matrix whose diagonal no records have")
     if (magnitudes(sums.total) > records << expected.bits).any():
@@ -148,8 +156,12 @@ def check_believable(sums: GramSums, expected: ExpectedSums) -> None:
     bounds = np.sqrt(records * magnitudes(sums.squares)) * 2**expected.bits
     if (magnitudes(sums.cross) > bounds * (1 + ROUNDED)).any():
         raise BadUpdate("sums of features and targets that are out of their range")
-    if not is_positive(_with_totals(sums)):
+    if expected.products and not is_positive(_with_totals(sums)):
         raise BadUpdate("a Gram matrix with negative eigenvalues: no records have it")
+    # Cauchy and Schwarz, feature by feature
+    squares = records * magnitudes(diagonal)
+    if (magnitudes(sums.total) ** 2 > squares * (1 + ROUNDED)).any():
+        raise BadUpdate("sums of features, and of their squares, that no records have")
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:

@@ -51,10 +51,13 @@ def describe_operating_point(point: OperatingFacts, answered: str) -> str:
     Args:
         answered: the class that is answered from the threshold on.
     """
+    records = f"{point.examples:,} validation records"
+    if point.positives is not None:
+        records += f", {point.positives:,} of them “{answered}”"
     return (
         f"“{answered}” is answered from a probability of {point.threshold:.3f} on: sensitivity"
         f" {point.sensitivity:.3f} and specificity {point.specificity:.3f} on"
-        f" {point.examples:,} validation records; no test record had a say in it"
+        f" {records}; no test record had a say in it"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import RecordDict
 
-from fedgraft.common.model.solve_head import closed_form_of, rounding_of, solve_head
+from fedgraft.common.model.solve_head import closed_form_of, rounding_of, solve_head, sums_products
 from fedgraft.common.result import ClosedFormFacts
 from fedgraft.common.statistics.gram_sums import GramSums, zero_sums
 from fedgraft.common.statistics.predictive_variance import describe_variance
@@ -27,7 +27,9 @@ class ExactSums:
         self._closed = closed_form_of(round_.plan)
         self._rounding = rounding_of(round_.plan)
         self.total: GramSums = zero_sums(
-            round_.head_features, self._closed.columns(round_.plan.task)
+            round_.head_features,
+            self._closed.columns(round_.plan.task),
+            products=sums_products(round_.plan),
         )
 
     def read(self, content: RecordDict, offered: int) -> Counted:
@@ -43,6 +45,7 @@ class ExactSums:
             round=self._round.number,
             digest=self._round.layout.digest,
             records=offered * self._round.places,
+            products=sums_products(self._round.plan),
         )
         sums, seconds = read_sums_record(content, expected)
         try:
@@ -59,11 +62,12 @@ class ExactSums:
         solved = solve_head(self.total, plan, self._round.head)
         check_head(solved.tensors)
         variance = None
+        facts = ClosedFormFacts(records=self.total.records, features=len(self.total.total))
+        if solved.solution is None:
+            return Solution(solved.tensors, facts)
         if plan.train.closed_form.variance:
             variance = describe_variance(solved.solution, self._closed.unit(plan.task))
-        facts = ClosedFormFacts(
-            records=self.total.records,
-            features=len(self.total.total),
+        facts = facts.but(
             ridge=solved.solution.ridge,
             log_evidence=solved.solution.evidence,
             leverage=solved.solution.leverage,

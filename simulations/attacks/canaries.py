@@ -205,7 +205,7 @@ class Probe:
         digest = hashlib.sha256(text.encode()).digest()
         training = PrivateTraining(
             mechanism,
-            losses_of(self.plan.task),
+            losses_of(self.plan.task, self.plan.train),
             patients=patients,
             proximal=self.plan.train.proximal,
         )

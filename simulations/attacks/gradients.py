@@ -8,17 +8,19 @@ each record, summed, noised.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.mechanism import Mechanism
+from fedgraft.client.training.local_steps import loss_of
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.privacy.randomness import Randomness
+from fedgraft.common.tasks.step_losses import clipped_losses
 from fedgraft.common.tasks.task import Task
 from fedgraft.simulations.attacks.target import Target
 from fedgraft.simulations.attacks.unrecorded_budget import UnrecordedBudget
@@ -33,7 +35,7 @@ class ObservedStep:
 
     Attributes:
         model: with the adapter that the step starts from.
-        task: whose loss it is.
+        task: with the loss that the plan's steps minimise.
         mechanism: clips and noises the gradient; None: nothing does.
         randomness: of the noise.
     """
@@ -93,7 +95,10 @@ def observe_step(target: Target, number: int, randomness: Randomness) -> Observe
         UserError: the plan noises whole updates (mode local), whose steps nobody sees.
     """
     mechanism = mechanism_of(target, number)
-    return ObservedStep(target.model, target.task, mechanism, randomness)
+    plan = target.plan
+    loss = loss_of(plan, target.nodes[number].train.labels)
+    task = replace(target.task, loss=loss, losses=clipped_losses(plan.task, plan.train))
+    return ObservedStep(target.model, task, mechanism, randomness)
 
 
 def mechanism_of(target: Target, number: int) -> Mechanism | None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgraft.common.model.solve_head import noisy_form_of, rounding_of
+from fedgraft.common.model.solve_head import noisy_form_of, rounding_of, sums_products
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE, GramSums
 from fedgraft.common.statistics.noisy_sums import SCALE, NoisySums
@@ -153,6 +153,9 @@ class RecordPool:
         sums = self.sum_up(drawn, draw=1)
         if not isinstance(sums, GramSums):
             raise TypeError("sums with noise have no products")
+        if not sums_products(self.target.plan):
+            # records are told apart by products of one feature with another
+            return {}
         found = recover_records(sums.gram, size, rng)
         if found is None:
             return {"exact": 0.0}

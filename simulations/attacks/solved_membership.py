@@ -264,6 +264,9 @@ def measure_leverage(sums: GramSums, features: np.ndarray) -> np.ndarray:
         features: integers in float64 `(n, d)`.
     """
     gram = sums.gram.astype(np.float64)
+    if gram.ndim == 1:
+        # of products of features with themselves alone: as if no others were there
+        return (features**2 / np.maximum(gram, 1.0)).sum(1)
     size = max(float(np.trace(gram)), 1.0)
     factor = cho_factor(gram / size + _LEAST_EIGENVALUE * np.eye(len(gram)), lower=True)
     scaled = features / size**0.5

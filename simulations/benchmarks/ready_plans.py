@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedgraft.common.plan.plan_file import find_plan, load_plan
-from fedgraft.common.tasks.measures import shown_measures
-from fedgraft.simulations.answers import question_of
 from fedgraft.simulations.benchmarks.over_seeds import run_over_seeds
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.pretraining import pretrain
 from fedgraft.simulations.results_in_words import describe_results
-from fedgraft.simulations.results_table import list_models, show_cells
+from fedgraft.simulations.results_table import list_columns, list_models, show_cells
 
 SEEDS = 3
 # on the last block, between the head that sums give and one that sums over adapted features give
@@ -49,6 +47,8 @@ PLANS = {
     "pneumonia": Measured("medical", "alone,head"),
     "heart": Measured("heart", "all"),
     "pneumonia-one-round": Measured("one-round", "none"),
+    "icu-rare": Measured("icu", "alone"),
+    "icu-coma": Measured("icu", "alone"),
     "ultrasound": Measured("families", "alone,random-backbone"),
     "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
@@ -75,7 +75,7 @@ def measure(name: str) -> None:
             seeds=SEEDS,
             baselines=measured.baselines,
         )
-    measures = shown_measures(question_of(results[0]))
+    measures = list_columns(results)
     table = ResultTable(("model", *(measure.words for measure in measures), "sent"))
     for model in list_models(results):
         table.add(model.name, *show_cells(model, measures))

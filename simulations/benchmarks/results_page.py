@@ -29,6 +29,8 @@ SECTIONS = (
     "medical",
     "heart",
     "one-round",
+    "icu",
+    "survival",
     "families",
     "privacy",
     "lora",

@@ -202,7 +202,7 @@ def check_privacy_is_possible(plan: Plan, plan_path: Path) -> None:
     example = INPUTS[plan.task.material].example(backbone.preprocess, plan.backbone, plan.task)
     probes = draw_probes(plan.task.material, backbone.preprocess, example, 2)
     model = working_model(backbone, plan)
-    losses = losses_of(plan.task)
+    losses = losses_of(plan.task, plan.train)
     try:
         targets = TASKS[plan.task.question].probes(plan.task)
         check_gradients(model, plan.privacy.grad_sample_mode, probes.joined, losses, targets)

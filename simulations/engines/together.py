@@ -41,7 +41,7 @@ from fedgraft.client.training.optimizers import Adam, Sgd, new_optimizer
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import purpose_of
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks.step_losses import losses_as_named
 
 MOST_BYTES = 64 * 2**20  # of one group's inputs
 
@@ -205,12 +205,13 @@ class Stack:
         self, values: dict[str, Tensor], start: dict[str, Tensor], inputs: Tensor, labels: Tensor
     ) -> Tensor:
         """Take every step, in place; return the sum of losses of each node `(nodes,)`."""
-        losses_of = TASKS[self._plan.task.question].losses
+        losses_of = losses_as_named(self._plan.task, self._plan.train)
         if losses_of is None:
             raise ValueError(f"{self._plan.task.question} has no loss of a single example")
         tail = self._tail
         forward = vmap(lambda parameters, x: functional_call(tail, parameters, (x,)))
         added = self._balances()
+        weights = self._class_weights()
         optimizer = self._new_optimizer(values)
         sums = torch.zeros(len(self._tasks))
         schedule = self._schedule
@@ -227,6 +228,8 @@ class Stack:
             losses = losses_of(outputs.flatten(0, 1), labels[positions].flatten(0, 1))
             # an empty place may be at infinity
             losses = torch.where(share > 0, losses.view(positions.shape), 0.0)
+            if weights is not None:
+                losses = losses * weights[:active].gather(1, labels[positions])
             loss = (losses * share).sum(1)
             gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
             for name, parameter, gradient in zip(
@@ -250,6 +253,15 @@ class Stack:
         if not shifts:
             return torch.zeros(len(self._tasks), 1, 1)
         return torch.stack(shifts)[:, None]
+
+    def _class_weights(self) -> Tensor | None:
+        """Return the weight of each class at each node, `(nodes, classes)`; None: all weigh 1."""
+        weights: list[Tensor] = []
+        for task in self._tasks:
+            own = local_steps.weights_of(self._plan, task.train.labels)
+            if own is not None:
+                weights.append(own)
+        return torch.stack(weights) if weights else None
 
     def _new_optimizer(self, values: dict[str, Tensor]) -> Adam | Sgd:
         section = self._plan.train

@@ -21,6 +21,8 @@ from fedgraft.simulations.report.canvas import (
 # nodes whose names are still legible beside their bars, and classes in a legend
 NAMED_NODES = 40
 NAMED_CLASSES = 12
+# in a line of a legend, each name with its mark
+LEGEND_LETTERS = 64
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -85,12 +87,18 @@ def draw_label_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str
     if len(classes) <= NAMED_CLASSES:
         axes.legend(
             frameon=False,
-            ncols=min(4, len(classes)),
+            ncols=min(_count_columns(classes), len(classes)),
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderpad=0,
         )
     return render_svg(figure)
+
+
+def _count_columns(names: Sequence[str]) -> int:
+    """Return how many columns of names a legend has room for."""
+    longest = max(map(len, names))
+    return max(1, min(4, LEGEND_LETTERS // (longest + 4)))
 
 
 def draw_bytes(parts: Mapping[str, float]) -> bytes:

@@ -12,7 +12,7 @@ from fedgraft.common.tasks.measures import (
     explain,
     main_measures,
     measure_of,
-    shown_measures,
+    told_measures,
 )
 from fedgraft.simulations.answers import question_of
 from fedgraft.simulations.readable import show_bytes, show_spread
@@ -79,7 +79,7 @@ def _show_labels(result: Result) -> list[str]:
 def list_measures(result: Result) -> list[Measure]:
     """Return everything that was measured, in the order of tables."""
     question = question_of(result)
-    shown = shown_measures(question)
+    shown = told_measures(question, result["final"]["global"])
     others = [measure_of(key) for key in task_line(question).metrics]
     return [*shown, *(measure for measure in others if measure not in shown)]
 
@@ -133,6 +133,8 @@ def _draw_lines(lines: Lines, measure: Measure) -> bytes | None:
             row = line.get("received")
         if row and row.get(measure.key) is not None:
             by_node[line["node"]].append((rounds, row[measure.key], row["examples"]))
-    if not by_node:
+    measured = {point[0] for points in by_node.values() for point in points}
+    # one round is no line
+    if len(measured) < 2:
         return None
     return draw_rounds(by_node, measure.words)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
-from fedgraft.common.model.solve_head import releases_products
+from fedgraft.common.model.solve_head import releases_products, sums_products
 from fedgraft.common.plan.phases import has_sums, rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.wire.update import BESIDE
@@ -129,9 +129,12 @@ def _describe_sums(plan: Plan) -> str:
             " counts of the classes, with noise; what was spent of its privacy budget; and the"
             " seconds that it took."
         )
+    products = "their products with one another"
+    if not sums_products(plan):
+        products = "their squares"
     return (
-        "Once, a site sent sums over its training records: of features, of their products with one"
-        " another, and of features by class; how many records each class has; and the seconds that"
+        f"Once, a site sent sums over its training records: of features, of {products},"
+        " and of features by class; how many records each class has; and the seconds that"
         " it took. Of few records such sums can give records away."
     )
 

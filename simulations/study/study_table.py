@@ -14,11 +14,11 @@ from typing import Any
 
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.result import Validation
+from fedgraft.common.tasks import list_metrics
 from fedgraft.simulations.flatten import flatten_numbers
 from fedgraft.simulations.results_in_words import count_largest_reply
 from fedgraft.simulations.results_table import count_round_bytes
 
-METRICS = ("accuracy", "auroc", "f1", "loss", "calibration_error")
 BY_SITE = ("accuracy", "auroc")
 Row = dict[str, Any]
 Result = Mapping[str, Any]
@@ -48,7 +48,7 @@ def _write_label(value: Any) -> Any:
 
 
 def _select_metrics(measured: Mapping[str, Any], prefix: str = "") -> Row:
-    return {prefix + key: measured[key] for key in METRICS if key in measured}
+    return {prefix + key: measured[key] for key in list_metrics() if key in measured}
 
 
 def _select_validation(result: Result) -> Row:

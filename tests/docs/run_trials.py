@@ -15,12 +15,21 @@ from pathlib import Path
 
 import flwr.clientapp
 import flwr.serverapp
+import matplotlib.backends.backend_svg
 import opacus
 import pandas
 import sklearn.datasets
-import torch
+import torch._dynamo
 
-HEAVY = (flwr.clientapp, flwr.serverapp, opacus, pandas, sklearn.datasets, torch)
+HEAVY = (
+    flwr.clientapp,
+    flwr.serverapp,
+    matplotlib.backends,
+    opacus,
+    pandas,
+    sklearn.datasets,
+    torch,
+)
 
 
 def run_trial(job: Path) -> int:

@@ -106,12 +106,12 @@ def make_job(title: str, folder: Path, backbone: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def jobs(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> dict[str, Path]:
     """Every recipe followed and tried."""
     work = tmp_path_factory.mktemp("extend")
     # two passes make a backbone that is good enough to try things on
     short = ("--set", "pretrain.epochs=2")
-    command = [sys.executable, "-m", "fedgraft", "pretrain", "digits", *short]
+    command = [programs / "fedgraft", "pretrain", "digits", *short]
     subprocess.run(command, cwd=work, check=True, capture_output=True)
     backbone = work / "runs" / "backbones"
     jobs: dict[str, Path] = {}

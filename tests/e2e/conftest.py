@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,16 +123,22 @@ def program() -> list[str]:
     return [str(Path(sys.executable).parent / "fedgraft")]
 
 
+def run_to_its_end(words: Sequence[str | Path], cwd: Path) -> Done:
+    """Run a program; return how it ended."""
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.fixture
-def process(program: list[str]) -> Callable[..., Done]:
+def process(programs: Path) -> Callable[..., Done]:
     """`fedgraft …` as a process of its own: (arguments, cwd) → how it ended."""
+    return lambda *words, cwd: run_to_its_end([programs / "fedgraft", *words], cwd)
 
-    def run(*arguments: str | Path, cwd: Path) -> Done:
-        words = [*program, *map(str, arguments)]
-        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
-        return Done(done.returncode, done.stdout, done.stderr)
 
-    return run
+@pytest.fixture
+def installed(program: list[str]) -> Callable[..., Done]:
+    """The same with the installed command, which imports everything itself."""
+    return lambda *words, cwd: run_to_its_end([*program, *words], cwd)
 
 
 # ── a deployment ──────────────────────────────────────────────────────────────────────────────────

@@ -456,14 +456,14 @@ def test_predict_meets_mistakes(runs, command):
 
 
 # ── a process of its own ──────────────────────────────────────────────────────────────────────────
-def test_the_installed_command(place, process):
+def test_the_installed_command(place, installed):
     """A command that works in tests only."""
-    done = process(
+    done = installed(
         "simulate", "plan.yaml", "--set", "adapter.targets=[layer9]", "--out", "run", cwd=place
     )
     refuse(place, done, "layer9")
-    assert process("simulat", cwd=place).code == 2
-    assert process("--help", cwd=place).code == 0
+    assert installed("simulat", cwd=place).code == 2
+    assert installed("--help", cwd=place).code == 0
 
 
 @pytest.mark.slow
@@ -522,7 +522,7 @@ def test_a_full_disk(place, process):
         pytest.skip("mounting a small disk needs rights that this machine does not give")
     try:
         done = process(
-            "simulate", "plan.yaml", "--set", "train.rounds=200", "--out", "disk/run", cwd=place
+            "simulate", "plan.yaml", "--set", "train.rounds=60", "--out", "disk/run", cwd=place
         )
         assert done.code == 1, done.err
         assert "Traceback" not in done.err
@@ -545,7 +545,7 @@ def test_a_full_disk(place, process):
         "simulate",
         "plan.yaml",
         "--set",
-        "train.rounds=200",
+        "train.rounds=60",
         "--out",
         "saved",
         "--resume",

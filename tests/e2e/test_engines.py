@@ -37,7 +37,7 @@ CHOOSES = ("train.keep=best", "train.calibrate=temperature", "evaluate.validatio
     [pytest.param((), marks=pytest.mark.exhaustive), CHOOSES],
     ids=["last round", "chosen round"],
 )
-def test_both_engines_give_the_same_model(place, process, keys):
+def test_both_engines_give_the_same_model(place, process, installed, keys):
     """Other bits from Ray than from one process (order of sums, seeds, threads), or processes that
     stay behind.
     """
@@ -46,7 +46,7 @@ def test_both_engines_give_the_same_model(place, process, keys):
     for key in keys:
         sets += ["--set", key]
     words = ("simulate", "plan.yaml", *sets)
-    done = process(*words, "--engine", "flower", "--out", "flower", cwd=place)
+    done = installed(*words, "--engine", "flower", "--out", "flower", cwd=place)
     assert done.code == 0, done.err
     assert process(*words, "--out", "inprocess", cwd=place).code == 0
     runs = (place / "flower", place / "inprocess")
@@ -71,10 +71,10 @@ def test_both_engines_give_the_same_model(place, process, keys):
 
 
 @pytest.mark.slow
-def test_the_flower_engine_says_why_a_run_failed(place, process):
+def test_the_flower_engine_says_why_a_run_failed(place, installed):
     """The words `finished:failed` and a log of HTTP requests, instead of the reason."""
     late = "aggregate.round_timeout=0.001"  # no message can be answered in time
-    done = process(
+    done = installed(
         "simulate", "plan.yaml", "--set", late, "--engine", "flower", "--out", "flower", cwd=place
     )
     assert done.code == 1

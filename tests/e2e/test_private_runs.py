@@ -23,6 +23,8 @@ QUICK = (
     "adapter.method=head",
     "--set",
     "train.rounds=2",
+    "--baselines",
+    "none",
 )  # the same way, in a tenth of the time
 CEILING = (
     "--policy",

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ HOSTILE = ("client", "server", "common", "simulations")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Path:
     """A folder where every example was run, beside files that must not be imported."""
     folder = tmp_path_factory.mktemp("examples")
     for name in HOSTILE:
@@ -27,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FILES:
         shutil.copy(EXAMPLES / name, folder)
     shutil.copy(RUNNER, folder)
-    subprocess.run([sys.executable, RUNNER.name, *FILES], cwd=folder, check=True)
+    subprocess.run([programs / "python", RUNNER.name, *FILES], cwd=folder, check=True)
     return folder
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 import fedgraft
 from fedgraft.client.node.node_file import load_node
@@ -51,6 +52,14 @@ def on_another_machine() -> str:
         if recorded["versions"][name] != here["versions"][name]:
             differing.append(f"{name} {here['versions'][name]}")
     return ", ".join(differing)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_recorded(one_thread_each: threadpool_limits) -> Iterator[None]:
+    """As many threads as NumPy takes by itself: how a product is split shows in its last bits."""
+    one_thread_each.restore_original_limits()
+    yield
+    threadpool_limits(1, "blas")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ def write_hospital(path: Path, seed: int) -> None:
             writer.writerow([*numbers, GROUPS[int(rng.integers(2))], CLASSES[label]])
 
 
-def test_a_run_over_them_ends_and_shows_them_as_they_are(tmp_path: Path) -> None:
+def test_a_run_over_them_ends_and_shows_them_as_they_are(tmp_path: Path, programs: Path) -> None:
     """Two dollars in a class's name ended a run after its training, in its pictures; a tag in the
     card or the page runs in the reader's browser; a formula in the spreadsheet.
     """
@@ -54,7 +53,7 @@ def test_a_run_over_them_ends_and_shows_them_as_they_are(tmp_path: Path) -> None
         ["simulate", "plan.yaml", "--out", "run [/x]"],
         ["predict", "run [/x]", files[0], "--out", "p.csv"],
     ):
-        command = [sys.executable, "-m", "fedgraft", *words]
+        command = [programs / "fedgraft", *words]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
     run = tmp_path / "run [/x]"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +271,12 @@ def test_a_gpt2_without_a_token_for_padding_is_refused(tmp_path: Path) -> None:
         export_model(make_run(tmp_path / "other", plan), tmp_path / "none")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, programs: Path) -> None:
     """What people type; a folder that is there is not written over."""
     run = text_run(tmp_path, "distilbert")
 
     def export(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fedgraft", "export", str(run), *arguments]
+        command = [programs / "fedgraft", "export", run, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = export("--format", "huggingface", "--out", str(tmp_path / "out"), "--json")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.plan.number_section import NumberSection
 from tests.records import open_records
 
 XRAYS: dict[str, Any] = {"kind": "image-classification", "classes": ("normal", "pneumonia")}
@@ -68,3 +69,33 @@ def test_a_number_that_no_class_is_called(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.npz", [0, 1, 2] * 5)
     with pytest.raises(UserError, match="label 0 is not one of the plan's 3 classes"):
         open_records(path=path, kind="image-classification", classes=("1", "2", "3"))
+
+
+def test_rows_without_a_number_are_left_out_where_a_person_allows_it(tmp_path: Path) -> None:
+    """Stays without a score that nobody was told of; or one empty cell that ends the run."""
+    path = tmp_path / "stays.csv"
+    lines = [f"{row},{row % 13 + 3 if row % 5 else ''}" for row in range(100)]
+    path.write_text("\n".join(["age,score", *lines]) + "\n")
+    task: dict[str, Any] = {
+        "kind": "tabular-regression",
+        "columns": ["age"],
+        "target": "score",
+        "number": NumberSection(low=3, high=15),
+    }
+    with pytest.raises(UserError, match="label is missing") as told:
+        open_records(path=path, **task)
+    assert "labels_left_out: allow" in str(told.value)
+    records = open_records(path=path, reading={"labels_left_out": "allow"}, **task)
+    assert sum(map(len, records.splits.values())) == 80
+    for rows in records.splits.values():
+        assert np.isfinite(records.labels[rows]).all()
+
+
+def test_images_without_a_number_are_told_of(tmp_path: Path) -> None:
+    """An archive in which half of the answers are empty, and a run on the other half."""
+    path = archive(tmp_path / "x.npz", ["3", ""] * 20)
+    task: dict[str, Any] = {"kind": "image-regression", "number": NumberSection(low=0, high=9)}
+    with pytest.raises(UserError, match="20 of 40 records have no label"):
+        open_records(path=path, **task)
+    records = open_records(path=path, reading={"labels_left_out": "allow"}, **task)
+    assert sum(map(len, records.splits.values())) == 20

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedgraft.client.privacy import choose_engine
-from fedgraft.client.privacy.clipping_engine import Drawn
+from fedgraft.client.privacy.clipping_engine import Drawn, losses_of
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.example_gradients import Products, Rows
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.one_pass import OnePass, knows_layers
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.model.grafted_model import GraftedModel, graft
+from fedgraft.common.plan.plan_file import amended, load_plan
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks.classification import cross_entropies
 
@@ -210,3 +211,31 @@ def test_measuring_between_steps_leaves_nothing_on_the_tape():
     assert not engine._calls
     assert engine.sums(Drawn(x, labels))
     engine.detach()
+
+
+def test_weighted_and_focal_losses_are_clipped_as_all_are():
+    """A weight of 1,000 that multiplies what is already clipped: ε of another sensitivity."""
+    three = ["task.classes=[a, b, c]", "task.labels=null"]
+    weighted = ["train.loss=focal", "train.class_weights=[1, 1000, 1]"]
+    plan = amended(load_plan("digits"), three + weighted)
+    losses = losses_of(plan.task, plan.train)
+    model = one_layer(nn.Linear(4, 5), 5)
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(6) % 3
+    parameters = list(model.trainable_parameters().values())
+    wanted = [torch.zeros_like(p) for p in parameters]
+    for i in range(6):
+        loss = losses(model(x[i : i + 1]), labels[i : i + 1]).sum()
+        gradients = torch.autograd.grad(loss, parameters)
+        size = float(torch.cat([g.flatten() for g in gradients]).norm())
+        for total, gradient in zip(wanted, gradients, strict=True):
+            total += gradient * min(1.0, 0.5 / (size + 1e-6))
+        engine = OnePass(model, losses, 0.5)
+        alone = engine.sums(Drawn(x[i : i + 1], labels[i : i + 1]))
+        engine.detach()
+        assert float(torch.cat([g.flatten() for g in alone.values()]).norm()) <= 0.5
+    engine = OnePass(model, losses, 0.5)
+    sums = engine.sums(Drawn(x, labels))
+    engine.detach()
+    for parameter, total in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(sums[parameter], total)

@@ -53,6 +53,9 @@ train.proximal=0.5
 train.schedule=constant
 train.augment=flip
 train.loss=balanced
+train.loss=focal
+train.loss=focal train.focal.gamma=3
+train.class_weights=inverse
 train.activations=float16
 train.method=closed-form train.rounds=1 adapter.method=head
 train.start=closed-form
@@ -68,6 +71,7 @@ train.closed_form.prior=equal
 train.closed_form.bound=32
 train.closed_form.bits=18
 train.finish=closed-form train.closed_form.variance=true
+train.finish=closed-form train.closed_form.head=class-means
 aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
@@ -104,6 +108,8 @@ adapter={method: head} train={method: closed-form, rounds: 1, closed_form: {rele
 train.finish=closed-form train.closed_form.epsilon_share=0.25
 """  # noqa: E501
 TABLES = """
+pretrain=null task.kind=tabular-survival task.classes=[] task.targets=[t, e] task.survival={cuts: [1, 2]} task.survival.cuts=[1, 3] evaluate.metrics=[loss]
+pretrain=null task.kind=tabular-survival task.classes=[] task.targets=[t, e] task.survival={cuts: [1, 2]} task.survival.unit=days evaluate.metrics=[loss]
 train.operating_point.sensitivity=0.9
 train.operating_point.specificity=0.9
 task.kind=image-classification task.columns=[] task.categories=[] backbone.name=resnet18
@@ -159,6 +165,7 @@ simulation.partition.column=hospital
 simulation.partition.min_examples=9
 simulation.test_fraction=0.5
 simulation.patient=mrn
+simulation.shots=5
 simulation.reading.bits=12
 simulation.reading.leave_out=[]
 simulation.reading.unknown_categories=missing

@@ -89,7 +89,6 @@ def test_metrics_are_those_of_scikit_learn_however_records_are_dealt(
         scores = bins_of(outputs[known, label]).numpy()
         if 0 < true.sum() < len(true):
             areas.append(roc_auc_score(true, scores))
-        if true.any():
             precisions.append(average_precision_score(true, scores))
         if true.any() or (scores >= EVEN).any():
             f1s.append(f1_score(true, scores >= EVEN))

@@ -50,7 +50,14 @@ def test_numbers_in_parts_of_their_range() -> None:
     assert TASK.describe(SECTION) == "how much days is, from 0 to 60 days"
 
 
-@pytest.mark.parametrize("label", ["many", "nan", "inf", ""])
+def test_an_empty_cell_is_no_part_of_the_task() -> None:
+    """A missing number that is trained on as the lowest one."""
+    targets = TASK.targets(Source([30, "", 60]), SECTION)
+    assert np.isnan(targets[1, 0])
+    assert TASK.strata(targets, SECTION).tolist() == [2, -1, 3]
+
+
+@pytest.mark.parametrize("label", ["many", "nan", "inf", "-"])
 def test_what_is_no_number(label: str) -> None:
     """A word or a NaN in one cell, and every sum is NaN."""
     with pytest.raises(UserError, match="is no number") as caught:

@@ -114,6 +114,7 @@ def test_test_records_have_no_say(plan: Path, tmp_path: Path) -> None:
     point = run.result.operating_point
     assert point is not None
     assert point.examples == pytest.approx(3000 * 0.7 * 0.3, abs=15)
+    assert point.positives == pytest.approx(63, abs=25)
     assert sum(line["final"]["examples"] for line in tests) == pytest.approx(900, abs=5)
 
 

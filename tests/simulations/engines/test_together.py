@@ -26,6 +26,8 @@ def adapters(folder):
         ("adapter={method: lora, rank: 2, targets: last-block}",),
         ("train.local_epochs=3", "train.proximal=0.1", "aggregate.strategy=fedprox"),
         ("train.loss=balanced",),
+        ("train.class_weights=inverse",),
+        ("train.loss=focal", "train.class_weights=[1, 3]"),
         (
             "train.optimizer={name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.01}",
             "train.schedule=cosine",
