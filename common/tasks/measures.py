@@ -159,6 +159,25 @@ _MEASURES = (
     ),
     Measure("pixel_accuracy", "pixel accuracy", "the share of pixels that are right"),
     Measure(
+        "map_50",
+        "mAP@50",
+        "the average precision of boxes that overlap a true one by half (IoU), the mean over"
+        " classes",
+        in_points=True,
+    ),
+    Measure(
+        "map",
+        "mAP",
+        "the same, the mean over overlaps from 0.5 to 0.95",
+        in_points=True,
+    ),
+    Measure(
+        "image_ap_50",
+        "AP@50 by image",
+        "the average precision of an image by itself, the mean over images",
+        in_points=True,
+    ),
+    Measure(
         "r2",
         "R²",
         "the part of the variance that is explained (always the mean: 0)",
