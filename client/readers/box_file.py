@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,40 +68,49 @@ def read_box_file(path: Path) -> BoxFile:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
-    if not isinstance(content, dict):
-        raise UserError("no object with images", where=str(path), remedy=FORMAT)
     for name in LISTS:
-        if not isinstance(content.get(name), list):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UserError(f"no list {name!r}", where=str(path), remedy=FORMAT)
-    mistakes: list[UserError] = []
     categories: dict[int, str] = {}
-    for number, each in enumerate(content["categories"]):
-        try:
-            categories[_read_id(each, "id")] = str(each["name"])
-        except (ValueError, KeyError) as error:
-            where = f"{path}: categories[{number}]"
-            mistakes.append(UserError(f"no {error}", where=where, remedy=FORMAT))
     pictures: dict[int, Picture] = {}
-    for number, each in enumerate(content["images"]):
-        where = f"{path}: images[{number}]"
-        try:
-            picture = read_picture(each, where)
-        except UserError as mistake:
-            mistakes.append(mistake)
-            continue
-        if picture.id in pictures:
-            what = f"id {picture.id} once more"
-            mistakes.append(UserError(what, where=where, remedy="give each image its own id"))
-        pictures[picture.id] = picture
-    for number, each in enumerate(content["annotations"]):
-        try:
-            add_box(each, pictures, categories, f"{path}: annotations[{number}]")
-        except UserError as mistake:
-            mistakes.append(mistake)
-        if len(mistakes) >= MOST_TOLD:
-            break
-    raise_mistakes(mistakes)
+    readings: dict[str, Callable[[Any, str], None]] = {
+        "categories": lambda said, where: add_category(said, categories, where),
+        "images": lambda said, where: add_picture(said, pictures, where),
+        "annotations": lambda said, where: add_box(said, pictures, categories, where),
+    }
+    for name, add in readings.items():
+        mistakes: list[UserError] = []
+        for number, said in enumerate(content[name]):
+            try:
+                add(said, f"{path}: {name}[{number}]")
+            except UserError as mistake:
+                mistakes.append(mistake)
+            if len(mistakes) >= MOST_TOLD:
+                break
+        raise_mistakes(mistakes)
     return BoxFile(list(pictures.values()), categories)
+
+
+def add_category(said: Any, categories: dict[int, str], where: str) -> None:
+    """Add a category's name by its number. Raise `UserError` for what is none."""
+    try:
+        number = _read_id(said, "id")
+        name = str(said["name"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"no {error}", where=where, remedy=FORMAT) from None
+    if number in categories:
+        remedy = "give each category its own id"
+        raise UserError(f"id {number} once more", where=where, remedy=remedy)
+    categories[number] = name
+
+
+def add_picture(said: Any, pictures: dict[int, Picture], where: str) -> None:
+    """Add an image by its number. Raise `UserError` for what is none, or is there already."""
+    picture = read_picture(said, where)
+    if picture.id in pictures:
+        remedy = "give each image its own id"
+        raise UserError(f"id {picture.id} once more", where=where, remedy=remedy)
+    pictures[picture.id] = picture
 
 
 def read_picture(said: Any, where: str) -> Picture:

@@ -41,8 +41,8 @@ def align_boxes(targets: Tensor, sides: tuple[int, int], preparation: Preparatio
 
 
 def find_corner(shape: tuple[int, int], side: int) -> Tensor:
-    """Return where the middle of an image begins, as `crop_centre` cuts it, `(x, y)`; negative where
-    zeros are put around a smaller image.
+    """Return where the middle of an image begins, as `crop_centre` cuts it, `(x, y)`; negative
+    where zeros are put around a smaller image.
     """
     starts: list[int] = []
     for length in reversed(shape):
