@@ -97,6 +97,22 @@ class Predictor:
             table.index = pandas.Index(names, name="input")
         return table
 
+    def masks(self, inputs: Any) -> list[np.ndarray]:
+        """Return the class of each place of images or volumes, uint8, in their own size.
+
+        Args:
+            inputs: as of `predict`: images `(n, 1 or 3, H, W)`, a list of `Volume`, or a path.
+
+        Raises:
+            UserError: a model whose answers are no masks, or inputs of another kind than it takes.
+        """
+        from fedgraft.common.model.whole_masks import outline
+        from fedgraft.simulations.predict import outline_path
+
+        if isinstance(inputs, str | Path):
+            return [mask.numpy() for mask in outline_path(self._shared, Path(inputs))]
+        return [outline(self._shared, each).numpy() for each in self._as_raw(inputs)]
+
     def _as_raw(self, inputs: Any) -> Raw:
         """Return inputs as the model's preparation takes them."""
         import torch

@@ -42,7 +42,7 @@ from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 from fedgraft.common.tasks import task_line
 from fedgraft.simulations.predict_boxes import write_boxes
-from fedgraft.simulations.predict_masks import write_masks
+from fedgraft.simulations.predict_masks import outline_inputs, write_masks
 
 BATCH = 256
 # names of inputs, and the raw inputs
@@ -102,6 +102,12 @@ def predict(
         remedy = "name another file: --out FILE.csv"
         raise UserError(what, where=str(out), remedy=remedy) from error
     return written
+
+
+def outline_path(shared: SharedModel, data: Path) -> Iterator[Tensor]:
+    """Yield the mask of each input of `data`. Raise `UserError` as `predict`."""
+    for _, mask, _ in outline_inputs(shared, data, _read_batches(shared, data)):
+        yield mask
 
 
 def read_inputs(

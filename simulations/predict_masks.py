@@ -24,7 +24,7 @@ from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel
-from fedgraft.common.model.whole_masks import outline_image, outline_volume, share_of_classes
+from fedgraft.common.model.whole_masks import outline, share_of_classes
 
 TABLE = "shares.csv"
 # name, mask uint8 (H, W) or (D, H, W), and where a volume's voxels lie
@@ -74,7 +74,7 @@ def outline_inputs(
         return
     for names, images in batches:
         for name, image in zip(names, images, strict=True):
-            yield name, outline_image(shared, image), None
+            yield name, outline(shared, image), None
 
 
 def _outline_volumes(shared: SharedModel, data: Path) -> Iterator[Outlined]:
@@ -88,7 +88,7 @@ def _outline_volumes(shared: SharedModel, data: Path) -> Iterator[Outlined]:
     for file in files:
         name = data.name if file == data else str(file.relative_to(data))
         scan = read_scan_at(str(file), form, WHOLE)
-        yield name, outline_volume(shared, as_volume(scan)), scan.grid
+        yield name, outline(shared, as_volume(scan)), scan.grid
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────

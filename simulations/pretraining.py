@@ -131,8 +131,9 @@ def source_task(task: TaskSection, section: PretrainSection) -> TaskSection:
 def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     task = source_task(plan.task, section)
     reading = UNDECIDED if plan.simulation is None else plan.simulation.reading
-    # the section's own labels are those to learn from
-    reading = reading.model_copy(update={"labels_left_out": "allow"})
+    if task.labels is not None:
+        # the section's own labels are those to learn from
+        reading = reading.model_copy(update={"labels_left_out": "allow"})
     path = resolve(section.data, plan_path.parent)
     form = PixelForm.of(plan.backbone)
     data = DataSource(path, reading=reading, signal=plan.backbone.signal, form=form)

@@ -127,7 +127,7 @@ def _open(plan: Plan, simulation: SimulationSection, file: str) -> Records:
         test_fraction=simulation.test_fraction,
         patient=simulation.patient,
         validation_fraction=plan.evaluate.validation_fraction,
-        reading=_decide(simulation),
+        reading=_decide(plan, simulation),
         signal=plan.backbone.signal,
         form=PixelForm.of(plan.backbone),
         scan=ScanForm.of(plan.backbone),
@@ -151,10 +151,12 @@ def _check_validation(plan: Plan, plan_path: Path, opened: Sequence[Records]) ->
         )
 
 
-def _decide(simulation: SimulationSection) -> ReadingSection:
+def _decide(plan: Plan, simulation: SimulationSection) -> ReadingSection:
     """Return what is decided about the data: whoever simulates has written the plan's labels for
     them, and means those that they leave out.
     """
+    if plan.task.labels is None:
+        return simulation.reading
     return simulation.reading.model_copy(update={"labels_left_out": "allow"})
 
 
@@ -183,7 +185,7 @@ def _describe_data(
         "path": share.file,
         "format": reader.name,
         "test_fraction": simulation.test_fraction,
-        **_decide(simulation).model_dump(mode="json", exclude_defaults=True),
+        **_decide(plan, simulation).model_dump(mode="json", exclude_defaults=True),
     }
     if simulation.patient is not None:
         data["patient"] = simulation.patient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedgraft.common.tasks.labels import Label
 
@@ -14,6 +15,7 @@ class Source:
 
     labels: Sequence[Label]
     where: str = "north.csv"
+    masks: Any = None
 
     def place(self, row: int) -> str:
         return f"{self.where}:{row + 2}"

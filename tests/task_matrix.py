@@ -130,6 +130,25 @@ def in_grades(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def write_masks(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write images with a bright square each, and masks that say where it is."""
+    images = rng.integers(0, 80, (records, 16, 16), dtype=np.uint8)
+    masks = np.zeros((records, 16, 16), np.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        top, left = rng.integers(0, 8, 2)
+        mask[top : top + 7, left : left + 7] = 1
+        image[mask == 1] += 120
+    np.savez(path, images=images, masks=masks)
+
+
+def drop_masks(folder: Path) -> Path:
+    """Return an archive of images alone."""
+    path = folder / "unlabelled.npz"
+    with np.load(folder / "site-0.npz") as archive:
+        np.savez(path, images=archive["images"][:9])
+    return path
+
+
 def in_times(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """Return when each was last seen, and whether the event ended it."""
     times = rng.exponential(3 * np.exp(-score(columns, rng)))
@@ -171,6 +190,19 @@ QUESTIONS: Mapping[str, Question] = {
             }
         },
         write_table(in_times),
+    ),
+    "segmentation": Question(
+        {
+            "task": {
+                "kind": "image-segmentation",
+                "classes": ["background", "square"],
+                "mask": {"stride": 2, "width": 8},
+            },
+            "backbone": {"name": "cifar-resnet8", "image_size": 16},
+        },
+        write_masks,
+        file="site-{}.npz",
+        unlabelled=drop_masks,
     ),
 }
 REST: Mapping[str, Any] = {
@@ -228,7 +260,8 @@ def try_cell(name: str, way: str) -> str:
             return _check_run(name, way)
         return CHECKS[way](name)
     except UserError as error:
-        return f"{error.where}: {error.what}" if error.where else error.what
+        first, *_ = str(error).splitlines()
+        return first.split(": ", 1)[1] if first.startswith("--set") else first
 
 
 def _check_run(name: str, way: str) -> str:

@@ -25,6 +25,21 @@ from fedgraft.common.model.shared_model import SharedModel
 AT_ONCE = 8
 
 
+def outline(shared: SharedModel, record: Tensor | Volume) -> Tensor:
+    """Return the class of each place of an image `(channels, H, W)` or a volume, uint8, in its own
+    grid.
+
+    Raises:
+        UserError: a model whose answers are no masks, or another kind of record than it takes.
+    """
+    if shared.question.takes != "maps":
+        what = f"the answers of {shared.plan.task.kind} are no masks"
+        raise UserError(what, where="masks", remedy="use predict")
+    if isinstance(record, Volume):
+        return outline_volume(shared, record)
+    return outline_image(shared, record)
+
+
 @torch.inference_mode()
 def outline_image(shared: SharedModel, image: Tensor) -> Tensor:
     """Return the class of each pixel of an image `(channels, H, W)`, uint8 `(H, W)`.

@@ -541,7 +541,10 @@ def check_answers(task: TaskSection, train: TrainSection, privacy: PrivacySectio
     problems += check_means(task, train)
     if privacy.mode == "none" or not has_sums(train):
         return problems
-    if section.release not in line.releases:
+    if not line.releases:
+        what = f"{privacy.mode}, and no noise was made for the sums of {task.kind}"
+        problems.append(Problem("privacy.mode", what, "train by steps: `method: steps`"))
+    elif section.release not in line.releases:
         what = f"{section.release}, and {task.kind} releases {' or '.join(line.releases)}"
         problems.append(Problem("train.closed_form.release", what, "leave it out"))
     if section.shares == "equal" and "equal" not in line.releases:

@@ -19,10 +19,6 @@ def check_masks(task: TaskSection, train: TrainSection, privacy: PrivacySection)
             what = "patches, and half of an image may lack what its label says"
             problems.append(Problem("train.augment", what, "write `augment: flip-crop`"))
         return problems
-    if privacy.mode == "sample":
-        what = "sample, and neither noisy steps nor noisy sums are taken on masks"
-        remedy = "write `mode: local` or `central`, which add noise to a node's whole update"
-        problems.append(Problem("privacy.mode", what, remedy))
     if train.closed_form.prior == "equal":
         what = "equal, and Dice is of the shares that there are"
         problems.append(Problem("train.closed_form.prior", what, "leave it out"))

@@ -53,8 +53,10 @@ class ReadingSection(Section):
     )
     labels_left_out: Literal["refuse", "allow"] = Field(
         default="refuse",
-        description="whether records with labels that the plan's task.labels does not name may be"
-        " left out",
+        description=(
+            "whether records with labels that the plan's task.labels does not name, or with none"
+            " where a number is the answer, may be left out"
+        ),
     )
     patient_unknown: Literal["refuse", "apart", "together"] = Field(
         default="refuse",

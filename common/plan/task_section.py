@@ -54,9 +54,9 @@ Values = Annotated[
 # parts of a task that are one question's own, and what to write where one is missing
 OWN = {
     "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
+    "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
     "mask": "write `mask: {stride: 4, width: 32}`",
     "boxes": "write `boxes: {strides: [8, 16], width: 64, most: 100}`",
-    "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
 }
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
@@ -98,9 +98,9 @@ class TaskSection(Section):
         "targets",
         "number",
         "findings",
+        "survival",
         "mask",
         "boxes",
-        "survival",
     )
 
     kind: Kind = Field(description="what the data are")
@@ -158,6 +158,13 @@ class TaskSection(Section):
             " {low: 0, high: 60, unit: days}"
         ),
     )
+    survival: SurvivalSection | None = Field(
+        default=None,
+        description=(
+            "survival only: where time is cut into intervals, such as {cuts: [365, 730, 1095],"
+            " unit: days}"
+        ),
+    )
     mask: MaskSection | None = Field(
         default=None,
         description=(
@@ -169,13 +176,6 @@ class TaskSection(Section):
         description=(
             "detection only: how boxes are learnt, such as {strides: [8, 16], width: 64, most:"
             " 100}; null: so"
-        ),
-    )
-    survival: SurvivalSection | None = Field(
-        default=None,
-        description=(
-            "survival only: where time is cut into intervals, such as {cuts: [365, 730, 1095],"
-            " unit: days}"
         ),
     )
     labels: Labels | None = Field(

@@ -155,9 +155,9 @@ class TrainSection(Section):
         "choose_by",
         "calibrate",
         "operating_point",
-        "local_steps",
         "focal",
         "class_weights",
+        "local_steps",
     )
 
     method: Literal["steps", "closed-form"] = Field(

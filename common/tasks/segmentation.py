@@ -28,11 +28,15 @@ VALUES = 256
 
 # ── loss ──────────────────────────────────────────────────────────────────────────────────────────
 def mask_losses(logits: Tensor, masks: Tensor) -> Tensor:
-    """Logits `(n, K, *grid)`, masks `(n, *grid)` → loss of each image `(n,)`: the mean
+    """Logits `(n, K, *grid)`, masks `(n, *grid)`, or `(n,)` of one class everywhere → loss of each
+    image `(n,)`: the mean
     cross-entropy of its places, nats, and 1 − the mean soft Dice of its classes but the background
     (Milletari et al. 2016, "V-Net", section 3; the sum of both: Isensee et al. 2021, nnU-Net).
     """
     targets = masks.to(torch.int64)
+    if targets.ndim == 1:
+        grid = logits.shape[2:]
+        targets = targets.view(-1, *(1 for _ in grid)).expand(-1, *grid)
     entropies = F.cross_entropy(logits, targets, reduction="none").flatten(1).mean(1)
     shares = logits.softmax(1)[:, 1:].flatten(2)
     truth = F.one_hot(targets, logits.shape[1]).movedim(-1, 1)[:, 1:].flatten(2).to(shares.dtype)
@@ -134,12 +138,6 @@ def read_sums(flat: Mapping[str, Any], task: TaskSection) -> MaskSums:
     return mask_sums_from_flat(flat, len(task.classes))
 
 
-def probe_masks(task: TaskSection) -> Tensor:
-    """Raise `UserError`: gradients of masks by example are not taken."""
-    what = "sample, and no noisy steps are taken on masks"
-    raise UserError(what, where="privacy.mode", remedy="write `mode: central` or `local`")
-
-
 SEGMENTATION = Task(
     name="segmentation",
     takes="maps",
@@ -156,7 +154,8 @@ SEGMENTATION = Task(
     predict=tell_shares,
     columns=lambda task: tuple(f"share_{name}" for name in task.classes),
     answer=None,
-    probes=probe_masks,
+    # one class everywhere, whatever the grid
+    probes=lambda task: torch.tensor([0, 1]),
     describe=lambda task: f"to outline: {', '.join(task.classes[1:])}",
     closed_form=MASK_HEAD,
     aligned=align_masks,

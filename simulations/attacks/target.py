@@ -161,7 +161,7 @@ class Target:
 
     def strata(self, split: Split) -> np.ndarray:
         """Return the stratum of each row `(n,)`, int64: its class."""
-        return self.task.strata(split.labels.numpy(), self.plan.task)
+        return split.records.strata[split.rows]
 
     def _node_task(self, number: int, plan: Plan, train: Split, test: Split) -> NodeTask:
         node = self.nodes[number].node

@@ -30,6 +30,18 @@ ADAPTERS = (
     "train.optimizer.lr=5e-4",
 )
 
+# trained on patches beside the head that sums give
+DECODER = (
+    "train.method=steps",
+    "train.start=closed-form",
+    "train.rounds=21",
+    "train.local_steps=12",
+    "train.batch_size=8",
+    "train.augment=patches",
+    "train.schedule=cosine",
+    "train.optimizer.lr=0.003",
+)
+
 
 class Measured(NamedTuple):
     """A ready plan that is measured: in which file of results, beside which baselines, with what
@@ -50,6 +62,8 @@ PLANS = {
     "icu-rare": Measured("icu", "alone"),
     "icu-coma": Measured("icu", "alone"),
     "ultrasound": Measured("families", "alone,random-backbone"),
+    "nuclei": Measured("families", "alone,random-backbone"),
+    "nuclei-decoder": Measured("families", "none", "nuclei", DECODER),
     "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
 

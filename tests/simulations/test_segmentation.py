@@ -121,6 +121,8 @@ def test_from_masks_of_two_hospitals_to_masks_of_new_images(
     assert [row["input"] for row in rows] == ["same.png", "tall.png", "wide.png"]
     share = float(rows[0]["share_square"])
     assert share == pytest.approx((read(sites / "outlined/same.png") > 0).mean(), abs=1e-6)
+    again = run.shared_model.masks("new")
+    assert np.array_equal(again[2] > 0, read(sites / "outlined/wide.png") > 0)
     card = next(sites.glob("run/**/MODEL_CARD.md")).read_text()
     assert "Dice" in card
 

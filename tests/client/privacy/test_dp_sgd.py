@@ -353,6 +353,9 @@ class Table:
         self.read_sizes.append(len(rows))
         return preparation(self.read(rows))
 
+    def targets(self, rows: np.ndarray, preparation: Any) -> Tensor:
+        return torch.from_numpy(self.labels[rows])
+
 
 def table(rows: int = 60) -> Split:
     return Split(Table(rows), np.arange(rows), TablePreparation())  # type: ignore[arg-type]

@@ -151,7 +151,7 @@ def test_a_file_of_another_format_is_told(folder: Path, content: str) -> None:
 
 def test_a_category_that_is_no_class_of_the_plan_is_told(folder: Path) -> None:
     categories = [{"id": 1, "name": "mass"}, {"id": 3, "name": "artefact"}]
-    with pytest.raises(UserError, match="artefact.*nodule, mass"):
+    with pytest.raises(UserError, match=r"artefact.*nodule, mass"):
         open_it(write(folder, categories=categories))
 
 

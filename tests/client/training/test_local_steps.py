@@ -33,6 +33,9 @@ class Table:
     def prepare(self, rows, preparation):
         return preparation(Table.read(self, rows))
 
+    def targets(self, rows, preparation):
+        return torch.from_numpy(self.labels[rows])
+
 
 def as_batch(values: torch.Tensor) -> Batch:
     return Batch({"table": values})
@@ -177,6 +180,26 @@ class Two:
 
     read = Table.read
     prepare = Table.prepare
+    targets = Table.targets
+
+
+@pytest.mark.parametrize("steps", [1, 7, 13])
+def test_steps_that_are_counted_go_over_the_data_again(steps):
+    """A site of ten images would take one step where another takes ten, and be drowned by it."""
+    seen = []
+
+    def loss(outputs, labels):
+        seen.append(len(labels))
+        return F.cross_entropy(outputs, labels)
+
+    training = LocalTraining(epochs=1, batch_size=16, loss=loss, steps=steps)
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(3)
+    trained = train(model, split(), training, optimizer=optimizer, generator=generator)
+    assert trained.steps == steps == len(seen)
+    # 40 records are two whole batches and a half one
+    assert seen == ([16, 16, 8] * 5)[:steps]
 
 
 @pytest.mark.parametrize("balanced", [True, False])

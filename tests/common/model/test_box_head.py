@@ -31,7 +31,7 @@ def test_finer_maps_than_the_first_level_are_not_kept() -> None:
 
 def test_outputs_say_where_each_place_is() -> None:
     """The finest level last or first, a place's middle is that of its square of pixels."""
-    outputs = new_head()(torch.randn(2, COARSE.values))
+    outputs = new_head()(torch.randn(2, COARSE.values)).detach()
     assert outputs.shape == (2, 2 + 7, 8 * 8 + 4 * 4)
     places = read_places(outputs)
     for stride, count in ((4, 64), (8, 16)):

@@ -90,7 +90,7 @@ evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
 pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.stride=2
 pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.width=8
-"""
+"""  # noqa: E501
 PRIVATE = """
 privacy.mode=local privacy.unit=node
 privacy.unit=patient

@@ -288,7 +288,7 @@ def test_what_does_not_go_together_is_said(
         load_plan(table, changes)
 
 
-@pytest.mark.parametrize("name", ["heart-one-round", "icu-one-round"])
+@pytest.mark.parametrize("name", ["heart-one-round", "icu-one-round", "icu-rare", "icu-coma"])
 def test_ready_plans_load_and_their_headers_say_the_command(name: str) -> None:
     """The header of a ready plan is what a newcomer types first."""
     plan = load_plan(name)

@@ -78,7 +78,9 @@ def test_the_point_holds_on_tests_and_in_predictions(plan: Path, tmp_path: Path)
     frame = run.shared_model.predict(plan.with_name("table.csv"))
     assert frame["class"].tolist() == [row["class"] for row in rows]
     card = (tmp_path / "run/shared_model/MODEL_CARD.md").read_text()
-    assert f"answered from a probability of {point.threshold:.3f} on" in card
+    page = (tmp_path / "run/report.html").read_text()
+    for text in (card, page):
+        assert f"answered from a probability of {point.threshold:.3f} on" in text
 
 
 def test_with_a_temperature_the_point_is_that_of_the_divided_outputs(
