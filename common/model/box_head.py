@@ -79,9 +79,10 @@ class BoxHead(nn.Module):
             brought = self.across[number](stages[number])
             if pyramid is not None:
                 brought = brought + enlarge(pyramid, tuple(brought.shape[2:]))
-            pyramid = brought + self.mixing[number](F.relu(brought))
+            mixed: Tensor = brought + self.mixing[number](F.relu(brought))
             if number in self.levels:
-                told.append(self.tell_level(pyramid, self.levels.index(number)))
+                told.append(self.tell_level(mixed, self.levels.index(number)))
+            pyramid = mixed
         return torch.cat(told, dim=2)
 
     def tell_level(self, values: Tensor, level: int) -> Tensor:

@@ -124,7 +124,7 @@ def test_from_boxes_of_two_hospitals_to_boxes_of_new_images(sites: Path) -> None
     assert list(rows[0]) == ["input", "class", "score", "x", "y", "w", "h"]
     sure = [row for row in rows if row["input"] == "wide.png" and float(row["score"]) > 0.3]
     for left in (4, 40):
-        true = [left, 10, 10, 10]
+        true = [float(left), 10.0, 10.0, 10.0]
         overlaps = [overlap([float(row[key]) for key in "xywh"], true) for row in sure]
         assert max(overlaps) > 0.4, left
     blank = [row for row in rows if row["input"] == "nothing.png"]
