@@ -188,7 +188,7 @@ def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_ste
             losses_of(plan.task, plan.train),
             patients=budget.patients,
             proximal=plan.train.proximal,
-            augment=local_steps.augmentation_of(plan),
+            augment=local_steps.augmentation_with_targets(plan),
         )
         train_privately(model, examples, optimizer, training, budget.randomness(plan, round_))
     return local_steps.Trained(steps=mechanism.steps, loss=0.0)

@@ -26,7 +26,8 @@ class NodeCounts:
     """How many examples of each class a node has, or of what stands for them.
 
     Attributes:
-        train, test: by class, in the order of the plan.
+        train, test: by class, in the order of the plan; a record may be of several, or of none.
+        tests: how many test records there are.
         fingerprint: of the node's records.
     """
 
@@ -34,6 +35,7 @@ class NodeCounts:
     train: list[int]
     test: list[int]
     fingerprint: str
+    tests: int
 
 
 def count_nodes(plan: Plan, nodes: Sequence[Path]) -> list[NodeCounts]:
@@ -48,7 +50,8 @@ def count_nodes(plan: Plan, nodes: Sequence[Path]) -> list[NodeCounts]:
         records = open_data(node, plan)
         train = _count(plan, records, "train")
         test = _count(plan, records, "test")
-        counts.append(NodeCounts(node.name, train, test, records.fingerprint))
+        tests = len(records.splits["test"])
+        counts.append(NodeCounts(node.name, train, test, records.fingerprint, tests))
     question = TASKS[plan.task.question]
     for number, name in enumerate(question.counted(plan.task)):
         if question.needs_each and not any(node.train[number] for node in counts):

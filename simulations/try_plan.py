@@ -101,7 +101,7 @@ def _describe_data(plan: Plan, counts: list[NodeCounts]) -> str:
     for number, name in enumerate(names):
         total = sum(node.train[number] for node in counts)
         classes.append(f"{name} {total:,}")
-    tests = sum(sum(node.test) for node in counts)
+    tests = sum(node.tests for node in counts)
     return f"{len(counts)} nodes; training records: {', '.join(classes)}; {tests:,} test records"
 
 

@@ -28,7 +28,7 @@ from fedgraft.client.privacy.choose_engine import attach_engine
 from fedgraft.client.privacy.clipping_engine import ClippingEngine, Drawn, Losses
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.patients import draw_examples
-from fedgraft.client.training.local_steps import Augment
+from fedgraft.client.training.local_steps import AugmentPairs
 from fedgraft.client.training.optimizers import Steps
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
@@ -47,14 +47,14 @@ class PrivateTraining:
             patient.
         proximal: μ of FedProx. Its gradient does not look at the data: it is added behind the
             noise.
-        augment: (batch, generator) → the batch, changed at random.
+        augment: (batch, targets, generator) → both, changed at random: masks with their images.
     """
 
     mechanism: Mechanism
     losses: Losses
     patients: Sequence[np.ndarray] | None = None
     proximal: float = 0.0
-    augment: Augment = lambda batch, generator: batch
+    augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
 
 
 def train_privately(
@@ -84,8 +84,10 @@ def train_privately(
                 private.step_without_examples()
                 continue
             rows = torch.from_numpy(positions)
-            inputs = training.augment(examples.inputs(rows), randomness.generator())
-            private.step(inputs, examples.labels[rows], owners)
+            inputs, targets = training.augment(
+                examples.inputs(rows), examples.labels[rows], randomness.generator()
+            )
+            private.step(inputs, targets, owners)
 
 
 @contextlib.contextmanager

@@ -64,8 +64,8 @@ class MapDecoder(nn.Module):
         draw_values(self, seed)
         self.solved = PixelHead(layout, classes, more) if solved else None
         if solved:
-            nn.init.zeros_(self.classify.weight)
-            nn.init.zeros_(self.classify.bias)
+            for parameter in self.classify.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""

@@ -393,6 +393,26 @@ def test_real_batches_are_poisson_samples(monkeypatch: pytest.MonkeyPatch) -> No
     assert variance == pytest.approx(40 * 0.03 * 0.97, rel=0.2)
 
 
+def test_targets_are_changed_with_their_records() -> None:
+    """An image that is mirrored and a mask that is not: what is learnt is not there."""
+    mechanism = Mechanism(1.0, 0.2, 5, 12.0, 1.0)
+    other = table()
+    other.records.labels[:] = 2 - other.records.labels
+    states = []
+    for split, change in ((table(), True), (other, False)):
+        model = graft(backbone("mlp"), method="head", classes=3)
+
+        def augment(
+            batch: Batch, labels: Tensor, generator: torch.Generator, *, swap: bool = change
+        ) -> tuple[Batch, Tensor]:
+            return batch, 2 - labels if swap else labels
+
+        run(model, split, mechanism, augment=augment)
+        states.append(model.adapter_state())
+    first, second = states
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("method", ["head", "lora", "full"])
 def test_training_leaves_no_trace_but_the_adapter(method: str, mode: str) -> None:
