@@ -90,6 +90,9 @@ evaluate.subgroups=[{column: sex, values: [f, m]}]
 seed=99
 pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.stride=2
 pretrain=null task.kind=image-segmentation evaluate.metrics=[loss] train.loss=dice-cross-entropy task.mask={stride: 4} task.mask.width=8
+pretrain=null task.kind=image-detection evaluate.metrics=[loss] train.loss=focal-giou task.boxes={most: 9} task.boxes.most=8
+pretrain=null task.kind=image-detection evaluate.metrics=[loss] train.loss=focal-giou task.boxes={most: 9} task.boxes.width=8
+pretrain=null task.kind=image-detection evaluate.metrics=[loss] train.loss=focal-giou task.boxes={most: 9} task.boxes.strides=[4]
 """  # noqa: E501
 PRIVATE = """
 privacy.mode=local privacy.unit=node
