@@ -29,16 +29,22 @@ def write_boxes(shared: SharedModel, out: Path, batches: Iterable[tuple[list[str
     in `task.labels`, or else its place among the plan's classes, from 1.
 
     Returns:
-        How many images there are.
+        How many lines, without the header, or results were written.
 
     Raises:
         UserError: an input that cannot be read, or a file that cannot be written.
     """
     images = list(find_in_images(shared, batches))
     if out.suffix.lower() == ".json":
-        content = json.dumps(as_results(shared, images), indent=1)
+        results = as_results(shared, images)
+        written = len(results)
+        content = json.dumps(results, indent=1)
     else:
-        content = as_lines(shared, images)
+        lines = as_lines(shared, images)
+        written = len(lines)
+        table = io.StringIO()
+        csv.writer(table).writerows([HEADER, *lines])
+        content = table.getvalue()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, content.encode(), durable=False)
@@ -46,7 +52,7 @@ def write_boxes(shared: SharedModel, out: Path, batches: Iterable[tuple[list[str
         what = f"cannot be written ({error.strerror})"
         remedy = "name another file: --out FILE.csv"
         raise UserError(what, where=str(out), remedy=remedy) from error
-    return len(images)
+    return written
 
 
 def find_in_images(
@@ -64,20 +70,17 @@ def find_in_images(
             yield name, boxes
 
 
-def as_lines(shared: SharedModel, images: Iterable[Found]) -> str:
-    """Return boxes as CSV."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(HEADER)
+def as_lines(shared: SharedModel, images: Iterable[Found]) -> list[list[str]]:
+    """Return the lines of a table of boxes; an image without one has a line, too."""
+    lines: list[list[str]] = []
     for name, boxes in images:
         for number, score, sides in boxes:
             numbers = [f"{side:.2f}" for side in sides]
-            writer.writerow(
-                [as_cell(name), as_cell(shared.classes[number]), f"{score:.6f}", *numbers]
-            )
+            kind = as_cell(shared.classes[number])
+            lines.append([as_cell(name), kind, f"{score:.6f}", *numbers])
         if not boxes:
-            writer.writerow([as_cell(name), *[""] * (len(HEADER) - 1)])
-    return table.getvalue()
+            lines.append([as_cell(name), *[""] * (len(HEADER) - 1)])
+    return lines
 
 
 def as_results(shared: SharedModel, images: Iterable[Found]) -> list[dict[str, Any]]:
