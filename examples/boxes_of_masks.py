@@ -2,8 +2,8 @@
 
     python examples/boxes_of_masks.py LIST COLUMN FOLDER
 
-LIST is a .csv with the columns `path` and `mask`, COLUMN the one that says whose each image is. Parts
-of fewer than four pixels each way are left out; what touches is one part.
+LIST is a .csv with the columns `path` and `mask`, COLUMN the one that says whose each image is.
+Parts of fewer than four pixels each way are left out; what touches is one part.
 """
 
 from __future__ import annotations
