@@ -9,7 +9,7 @@ the sums of all nodes are those of their pooled records to the bit, however the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,7 @@ from fedgraft.common.model.solve_head import (
     rounding_of,
     sums_products,
 )
+from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
@@ -43,6 +44,7 @@ from fedgraft.common.statistics.noisy_sums import (
     sum_units,
     zero_noisy,
 )
+from fedgraft.common.tasks import task_line
 
 # records whose features are multiplied at once; their products are exact for fewer than 2^13
 AT_ONCE = 2048
@@ -95,7 +97,7 @@ def sum_split(task: NodeTask) -> GramSums:
     plan = task.plan
     closed = closed_form_of(plan)
     rounding = rounding_of(plan)
-    stride = plan.task.mask_section.stride
+    stride = stride_of(plan)
     if len(task.train) * task.model.count_places(stride) > rounding.most_records:
         what = f"more than {rounding.most_records:,} records or places, with {rounding.bits} bits"
         raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
@@ -114,8 +116,8 @@ def sum_split(task: NodeTask) -> GramSums:
 def list_places(
     model: GraftedModel, features: np.ndarray, labels: Tensor, stride: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield the rows that sums are taken over, `(m, d)`, and their answers: the records, or the
-    places of one record after another.
+    """Yield the rows that sums are taken over, `(m, d)`, and their answers: the records, their
+    tokens, or the places of one record after another.
 
     Args:
         features: what the head reads of some records, `(n, …)`.
@@ -125,9 +127,21 @@ def list_places(
     if model.count_places(stride) == 1:
         yield features, labels[: len(features)]
         return
+    if model.tokens is not None:
+        own = labels[: len(features)]
+        there = own >= 0
+        yield features[there.numpy()], own[there]
+        return
     for number in range(len(features)):
         places = model.read_places(torch.from_numpy(features[number : number + 1]), stride)
         yield places.numpy(), pick_answers(labels[number], stride)
+
+
+def stride_of(plan: Agreement) -> int:
+    """Return of which part of a record's places sums are taken: of masks every so many-th."""
+    if task_line(plan.task.question).has_masks:
+        return plan.task.mask_section.stride
+    return 1
 
 
 def release_sums(task: NodeTask, round_: int) -> NoisySums:
@@ -161,19 +175,49 @@ def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> Nois
     form = noisy_form_of(plan)
     model, examples = task.for_training()
     labels = task.train.labels
-    codes = form.codes(labels, plan.task, shares)
-    counted = form.counted(labels, plan.task, shares)
     in_unit = share_in_unit(len(labels), patients)
     width = model.count_features()
     has_products = releases_products(plan)
     products = count_products(width) if has_products else 0
-    total = zero_noisy(width, codes.shape[1], counted.shape[1], products)
+    codes, counts = form.shape(plan.task, shares)
+    total = zero_noisy(width, codes, counts, products)
     for start, features in list_features(model, examples, silent=True):
         rows = slice(start, start + len(features))
+        each = share_places(Shared(features, labels[rows], in_unit[rows]), form.parts)
         total = total + sum_units(
-            features, codes[rows], counted[rows], in_unit[rows], products=has_products
+            each.features,
+            form.codes(each.labels, plan.task, shares),
+            form.counted(each.labels, plan.task, shares),
+            each.shares,
+            products=has_products,
         )
     return total
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows of noisy sums.
+
+    Attributes:
+        features, labels: `(n, …)`.
+        shares: of each row in its unit, `(n,)`.
+    """
+
+    features: np.ndarray
+    labels: Tensor
+    shares: np.ndarray
+
+
+def share_places(records: Shared, parts: Callable[[Tensor], np.ndarray] | None) -> Shared:
+    """Return a row for each place of the records, which share a record's weight by `parts`; the
+    records themselves where there are none.
+    """
+    if parts is None:
+        return records
+    there = records.labels >= 0
+    shares = parts(records.labels) * records.shares[:, None]
+    kept = there.numpy()
+    return Shared(records.features[kept], records.labels[there], shares[kept])
 
 
 def share_in_unit(records: int, patients: Sequence[np.ndarray] | None) -> np.ndarray:

@@ -79,20 +79,17 @@ class Predictor:
             UserError: inputs of another kind than the model takes.
         """
         import pandas
-        import torch
+
+        from fedgraft.simulations.predict import read_inputs, tell_batch
 
         names: list[str] | None = None
         if isinstance(inputs, str | Path):
-            from fedgraft.simulations.predict import read_inputs
-
             names, told = read_inputs(self._shared, Path(inputs), sliding=sliding)
         else:
-            ask = self._shared.predict_sliding if sliding else self._shared.predict
-            told = ask(self._as_raw(inputs)).numpy()
-        table = pandas.DataFrame(told, columns=list(self._shared.columns))
-        answers = self._shared.answers(torch.from_numpy(told))
-        if answers is not None:
-            table.insert(0, self._shared.question.answered, answers)
+            told = tell_batch(self._shared, self._as_raw(inputs), sliding=sliding)
+        table = pandas.DataFrame(told.values.numpy(), columns=list(self._shared.columns))
+        if told.answers is not None:
+            table.insert(0, self._shared.question.answered, told.answers)
         if names is not None:
             table.index = pandas.Index(names, name="input")
         return table

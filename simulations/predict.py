@@ -39,7 +39,7 @@ from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
-from fedgraft.common.model.shared_model import SharedModel, load_shared_model
+from fedgraft.common.model.shared_model import SharedModel, Told, load_shared_model
 from fedgraft.common.tasks import task_line
 from fedgraft.simulations.predict_boxes import write_boxes
 from fedgraft.simulations.predict_masks import outline_inputs, write_masks
@@ -87,7 +87,7 @@ def predict(
         with replacing(out) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             head = ["input"]
-            if shared.question.answer is not None:
+            if shared.has_answers:
                 head.append(shared.question.answered)
             head += map(as_cell, shared.columns)
             if shared.variance is not None and not sliding:
@@ -112,19 +112,29 @@ def outline_path(shared: SharedModel, data: Path) -> Iterator[Tensor]:
 
 def read_inputs(
     shared: SharedModel, data: Path, *, sliding: bool = False
-) -> tuple[list[str], np.ndarray]:
-    """Return the names of all inputs of `data`, and what the model tells of each, `(n, columns)`.
+) -> tuple[list[str], Told]:
+    """Return the names of all inputs of `data`, and what the model tells of them.
 
     Raises:
         UserError: as `predict`.
     """
     names: list[str] = []
-    told = [np.empty((0, len(shared.columns)), np.float32)]
+    values = [torch.empty(0, len(shared.columns))]
+    answers: list[str] = []
     for some, inputs in _read_batches(shared, data):
         names += some
-        ask = shared.predict_sliding if sliding else shared.predict
-        told.append(ask(inputs).numpy())
-    return names, np.concatenate(told)
+        told = tell_batch(shared, inputs, sliding=sliding)
+        values.append(told.values)
+        answers += told.answers or []
+    return names, Told(torch.cat(values), answers if shared.has_answers else None)
+
+
+def tell_batch(shared: SharedModel, inputs: Raw, *, sliding: bool) -> Told:
+    """Return what a model tells of some inputs."""
+    if not sliding:
+        return shared.tell(inputs)
+    values = shared.predict_sliding(inputs)
+    return Told(values, shared.answers(values))
 
 
 def _predict_batch(
@@ -134,14 +144,10 @@ def _predict_batch(
     of the answer may be off, where the model knows.
     """
     lines = []
-    if sliding:
-        deviations = None
-        told = shared.predict_sliding(inputs)
-    else:
-        deviations = shared.deviations(inputs)
-        told = shared.predict(inputs)
-    answers = shared.answers(told)
-    for at, values in enumerate(told.tolist()):
+    told = tell_batch(shared, inputs, sliding=sliding)
+    answers = told.answers
+    deviations = None if sliding else shared.deviations(inputs)
+    for at, values in enumerate(told.values.tolist()):
         line = [as_cell(names[at])]
         column = 0
         if answers is not None:

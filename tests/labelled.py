@@ -16,6 +16,7 @@ class Source:
     labels: Sequence[Label]
     where: str = "north.csv"
     masks: Any = None
+    texts: Sequence[str] | None = None
 
     def place(self, row: int) -> str:
         return f"{self.where}:{row + 2}"

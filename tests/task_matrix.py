@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from fedgraft.simulations.engines.engine import EngineOptions
 from fedgraft.simulations.predict import predict
 from fedgraft.simulations.simulate import SimulationOptions, simulate_plan
 from fedgraft.simulations.study.run_study import run_study
+from tests.entity_texts import PLAN as ENTITY_PLAN
+from tests.entity_texts import draw_note, write_notes
+from tests.huggingface_folders import write_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "task-matrix.md"
 WORKS = "✓"
@@ -176,6 +180,24 @@ def in_times(columns: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     return {"days": np.minimum(times, lost).round(3), "died": (times <= lost).astype(int)}
 
 
+def write_entities(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write a hospital's notes with their entities, and beside them a tiny transformer."""
+    if not (path.parent / "model").exists():
+        write_folder(path.parent / "model")
+    draw = random.Random(int(rng.integers(1000)))
+    write_notes(path, [draw_note(draw) for _ in range(records)])
+
+
+def drop_entities(folder: Path) -> Path:
+    """Return the first hospital's notes alone."""
+    with (folder / "site-0.csv").open() as file:
+        rows = [row[:1] for row in csv.reader(file)]
+    path = folder / "unlabelled.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
 QUESTIONS: Mapping[str, Question] = {
     "classification": Question(
         {"task": {"kind": "tabular-classification", "classes": ["no", "yes"], **TABLE}},
@@ -239,6 +261,12 @@ QUESTIONS: Mapping[str, Question] = {
         unlabelled=lambda folder: folder / "site-0",
     ),
 }
+ENTITIES = Question(
+    {"task": ENTITY_PLAN["task"], "backbone": ENTITY_PLAN["backbone"]},
+    write_entities,
+    unlabelled=drop_entities,
+)
+QUESTIONS = {**QUESTIONS, "token-classification": ENTITIES}
 REST: Mapping[str, Any] = {
     "backbone": {"name": "mlp", "hidden": [8, 8]},
     "adapter": {"method": "head"},

@@ -90,6 +90,7 @@ class Source:
             where these could be records themselves: the privacy ledger knows it by them, too.
         masks: the mask of each record, where a plan asks for them.
         boxes: the boxes of each record, where a plan asks for them.
+        texts: the text of each record; None: they are none.
     """
 
     where: str
@@ -110,6 +111,7 @@ class Source:
     plural: str = "images"
     masks: Masks | None = None
     boxes: Boxes | None = None
+    texts: Sequence[str] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -79,6 +79,7 @@ def read_labelled_texts(path: Path, columns: TableColumns) -> Source:
         contents=[content_digest(content) for content in contents],
         identities=[row_identity(cells.header, row) for row in cells.rows],
         plural="texts",
+        texts=texts,
     )
 
 

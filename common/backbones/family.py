@@ -142,6 +142,8 @@ class Family:
             those of a table; None: there are none.
         reference: (network) → centre `(d,)` and linear map `(d, d)` of its features that follow
             from what the plan declares, see `reference.py`; None: public records tell them.
+        keep_tokens: (network) → nothing; lets it give its classifier the states of every token `(n,
+            tokens, width)`, not one vector of them; None: its records have no tokens.
     """
 
     names: Callable[[], Sequence[str]]
@@ -161,6 +163,7 @@ class Family:
     weights_of: Callable[[str], str] = own_weights
     joined: Callable[[NetworkShape], int] | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    keep_tokens: Callable[[Any], None] | None = None
 
 
 def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

@@ -35,6 +35,7 @@ from fedgraft.common.backbones.huggingface_text import (
     NETWORKS,
     ORDER,
     USED_BY_STEPS,
+    keep_tokens,
 )
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.text import (
@@ -149,4 +150,5 @@ HUGGINGFACE = Family(
     places=is_token,
     read_folder=read_folder,
     kept_when_random=(DESCRIPTION, TOKENIZER),
+    keep_tokens=keep_tokens,
 )

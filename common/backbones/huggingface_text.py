@@ -22,6 +22,9 @@ from fedgraft.common.backbones.masked_states import Run, call_block, last_token,
 from fedgraft.common.inputs.text import is_token
 from fedgraft.common.inputs.tokenizer_file import tensor_of
 
+# of a network's pooling: there is none
+EACH_TOKEN = "each-token"
+
 
 class TextNetwork(nn.Module):
     """A transformer for texts, with the children of the library's model and their names.
@@ -99,9 +102,13 @@ def embed(net: Any, tokens: Tensor) -> Tensor:
 
 
 def pool(net: Any, x: Tensor) -> Tensor:
-    """States and mask (n, length, width + 1) → one vector a text (n, width)."""
+    """States and mask (n, length, width + 1) → one vector a text (n, width), or one a token (n,
+    length, width).
+    """
     states, here = unpack(x)
     states = net.finish(states)
+    if net.pooling == EACH_TOKEN:
+        return states
     if net.pooling == "native":
         return net.activate(net.pre_classifier(states[:, 0]))
     if net.pooling == "first":
@@ -109,6 +116,11 @@ def pool(net: Any, x: Tensor) -> Tensor:
     if net.pooling == "last":
         return last_token(states, here)
     return mean_of_places(states, here)
+
+
+def keep_tokens(net: Any) -> None:
+    """Let a network give its classifier every token's states, and not one vector of them."""
+    net.pooling = EACH_TOKEN
 
 
 def list_positions(tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ LEAST_SPREAD = 1e-10
 
 
 class Reference(nn.Module):
-    """Features (n, d) → centred, whitened, and of norm 1 (n, d).
+    """Features (n, d), or (n, tokens, d), → centred, whitened, and of norm 1.
 
         reference = Reference(352)
         reference.fit(features_of_public_images)
@@ -70,4 +70,4 @@ class Reference(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the features centred, whitened and of norm 1; 0 where they are the mean."""
         spread = (features - self.mean) @ self.whiten
-        return nn.functional.normalize(spread, dim=1)
+        return nn.functional.normalize(spread, dim=-1)

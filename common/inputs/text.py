@@ -68,6 +68,23 @@ class TextPreparation:
             tokens[row, : len(numbers)] = torch.tensor(numbers)
         return Batch({"tokens": tokens})
 
+    def locate(self, text: str) -> list[tuple[int, int] | None]:
+        """Return where each of a text's tokens lies in it, (start, end) in characters, at most
+        `max_length`; None for those that the tokenizer puts around it.
+
+        Raises:
+            UserError: a backbone whose texts are cut into words by a rule: it does not tell.
+        """
+        if self._words is not None:
+            what = "a backbone whose texts are cut into words, which does not say where they lie"
+            remedy = "take a model with a tokenizer.json, such as `backbone: {name: huggingface}`"
+            raise UserError(what, where="backbone.name", remedy=remedy)
+        cut = self.tokenizer.encode(text)
+        places: list[tuple[int, int] | None] = []
+        for place, is_special in zip(cut.offsets, cut.special_tokens_mask, strict=True):
+            places.append(None if is_special or place[0] >= place[1] else place)
+        return places
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The backbone's tokenizer, which cuts at `max_length`."""

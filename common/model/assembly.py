@@ -20,7 +20,12 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
-from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
+from fedgraft.common.model.grafted_model import (
+    DepthChoice,
+    GraftedModel,
+    copy_sharing,
+    graft,
+)
 from fedgraft.common.model.map_heads import MapChoice
 from fedgraft.common.model.public_reference import (
     bring_to_norm,
@@ -29,6 +34,7 @@ from fedgraft.common.model.public_reference import (
     with_reference,
 )
 from fedgraft.common.model.reference_files import read_reference, reference_path
+from fedgraft.common.model.token_features import TokenChoice, count_of_token, open_tokens
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.phases import (
@@ -150,6 +156,9 @@ def find_reference(plan: Plan, backbone: Backbone, source: str | Path | None) ->
     Args:
         source: of the backbone's weights: a file, a name, or None.
     """
+    if TASKS[plan.task.question].takes == "tokens":
+        # of tokens nothing public is known
+        return Reference(count_token_features(backbone, plan))
     choice = choose_depths(backbone, plan)
     declare = family_of(backbone.name).reference
     if declare is not None:
@@ -163,6 +172,13 @@ def find_reference(plan: Plan, backbone: Backbone, source: str | Path | None) ->
         return bring_to_norm(backbone, choice)
     cut = partial(public, backbone.preprocess, plan.backbone, plan.task)
     return fit_public(backbone, choice, cut)
+
+
+def count_token_features(backbone: Backbone, plan: Agreement) -> int:
+    """Return how many features of a token the plan's solved head reads."""
+    choice = choose_tokens(backbone, plan, plan.train.rounds)
+    net = copy_sharing(backbone.net, lambda parameter: True)
+    return count_of_token(open_tokens(backbone, net, choice), choice.example)
 
 
 def shape_options(plan: Agreement) -> dict[str, Any]:
@@ -210,8 +226,11 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
     options = adapter.model_dump(exclude={"method", "targets"})
     number = round_ or plan.train.rounds
     depths = None
-    if TASKS[plan.task.question].takes == "maps":
+    takes = TASKS[plan.task.question].takes
+    if takes == "maps":
         depths = choose_maps(backbone, plan, number)
+    elif takes == "tokens":
+        depths = choose_tokens(backbone, plan, number)
     elif has_depth_head(plan.train, number):
         depths = choose_depths(backbone, plan)
     return graft(
@@ -264,6 +283,15 @@ def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
         solved=plan.train.start == "closed-form",
         patches=plan.train.augment == "patches",
     )
+
+
+def choose_tokens(backbone: Backbone, plan: Agreement, round_: int) -> TokenChoice:
+    """Return which features of a token the plan's head reads in a round."""
+    material = INPUTS[plan.task.material]
+    example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    if has_depth_head(plan.train, round_):
+        return TokenChoice(example.joined, plan.train.closed_form.features)
+    return TokenChoice(example.joined)
 
 
 def count_outputs(plan: Agreement) -> int:

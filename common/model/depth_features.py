@@ -206,7 +206,7 @@ def choose_stages(
             entering = entering[:, : pooled[stages[-2]].shape[1]]
         if _says_the_same(block, entering, here):
             _drop_repeated(stages, pool, joins=joins)
-    return _thin_out(stages, pooled)
+    return thin_out(stages, pooled)
 
 
 def select_stages(stages: Sequence[str], selection: Sequence[str]) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ def _says_the_same(block: tuple[Tensor, bool], entering: Tensor, here: Tensor | 
     return mean.shape == entering.shape and torch.allclose(mean, entering, atol=1e-5)
 
 
-def _thin_out(stages: Sequence[str], pooled: Mapping[str, Tensor]) -> tuple[str, ...]:
+def thin_out(stages: Sequence[str], pooled: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return as many of the stages as `MOST_FEATURES` allows, by the rule of `choose_stages`."""
 
     def fits(kept: Sequence[str]) -> bool:

@@ -39,6 +39,13 @@ from fedgraft.common.model.pixel_head import PixelHead
 from fedgraft.common.model.seal import Seal
 from fedgraft.common.model.slices import AcrossSlices, mean_over_slices
 from fedgraft.common.model.stage_maps import StageMaps
+from fedgraft.common.model.token_features import (
+    TokenChoice,
+    TokenFeatures,
+    count_of_token,
+    keep_tokens,
+    open_tokens,
+)
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
@@ -86,6 +93,8 @@ class GraftedModel(nn.Module):
             or maps, where it answers for each place.
         slices: how many images a record is, where the network is one over images and records are
             volumes; None: a record is what the network takes.
+        tokens: of a text, where the head answers for each; None: it answers for a record, or for
+            the places of maps.
     """
 
     def __init__(
@@ -96,7 +105,7 @@ class GraftedModel(nn.Module):
         options: Any,
         outputs: int,
         head_name: str,
-        depths: DepthFeatures | StageMaps | None = None,
+        depths: DepthFeatures | StageMaps | TokenFeatures | None = None,
         slices: int | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +115,7 @@ class GraftedModel(nn.Module):
         self.outputs = outputs
         self.head_name = head_name
         self.depths = depths
+        self.tokens: int | None = None
         # others in the tail of a model, see frozen_prefix.py
         self.slices = slices
         self.steps: tuple[Callable[[Tensor], Tensor], ...] = (net,)
@@ -157,6 +167,8 @@ class GraftedModel(nn.Module):
 
     def count_places(self, stride: int) -> int:
         """Return how many places of a record sums are taken over; 1 where a record is one."""
+        if self.tokens is not None:
+            return self.tokens
         linear = linear_part(self.net.get_submodule(self.head_name))
         return 1 if linear is None else linear.count_places(stride)
 
@@ -305,7 +317,7 @@ def graft(
     targets: Targets = "auto",
     seed: int = 0,
     freeze_a: bool = False,
-    depths: DepthChoice | MapChoice | None = None,
+    depths: DepthChoice | MapChoice | TokenChoice | None = None,
     **options: Any,
 ) -> GraftedModel:
     """Put adapters and a fresh head on a backbone; the backbone is not touched and its tensors are
@@ -320,7 +332,7 @@ def graft(
         targets: "auto", "last-block", or `fnmatch` patterns of module names.
         seed: of the initial values.
         freeze_a: values that the seed draws stay so and do not travel (A of LoRA updates).
-        depths: the head reads these features, and begins with zeros; or these maps.
+        depths: the head reads these features, and begins with zeros; or these maps, or tokens.
         options: the method's own, such as `rank=8`; those of other methods are passed over.
 
     Raises:
@@ -336,12 +348,19 @@ def graft(
     chosen.attach(net, Attachment(own, targets, seed, freeze_drawn=freeze_a))
     free_constants(net, backbone)
     head_name = backbone.head_name
-    reading: DepthFeatures | StageMaps | None = None
+    reading: DepthFeatures | StageMaps | TokenFeatures | None = None
     if isinstance(depths, MapChoice):
         reading = open_maps(backbone, net, depths)
         head_name = DEPTH_HEAD
         net.add_module(head_name, new_map_head(reading, depths, classes, seed))
-    elif depths is None:
+    elif isinstance(depths, TokenChoice) and depths.features is not None:
+        reading = open_tokens(backbone, net, depths)
+        head_name = DEPTH_HEAD
+        width = count_of_token(reading, depths.example)
+        net.add_module(head_name, new_linear(width, classes, bias=True, seed=None, name=head_name))
+    elif depths is None or isinstance(depths, TokenChoice):
+        if depths is not None:
+            keep_tokens(net, backbone)
         head = new_linear(backbone.features, classes, bias=True, seed=seed, name=head_name)
         net.set_submodule(head_name, head)
     else:
@@ -353,7 +372,7 @@ def graft(
     for module in net.modules():
         if isinstance(module, CONVOLUTIONS) and module.weight.requires_grad:
             module.register_forward_pre_hook(_contiguous)
-    return GraftedModel(
+    model = GraftedModel(
         net,
         method=method,
         options=own,
@@ -362,6 +381,9 @@ def graft(
         depths=reading,
         slices=slices_of(backbone.preprocess),
     )
+    if isinstance(depths, TokenChoice):
+        model.tokens = depths.places
+    return model
 
 
 def free_constants(net: nn.Module, backbone: Backbone) -> None:

@@ -46,6 +46,19 @@ CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a shared model says of some records.
+
+    Attributes:
+        values: `(n, columns)`.
+        answers: in words, one a record; None: the values are the answer.
+    """
+
+    values: Tensor
+    answers: list[str] | None
+
+
+@dataclass(frozen=True)
 class SharedModel:
     """A shared model that is ready to use.
 
@@ -85,6 +98,21 @@ class SharedModel:
         of each, `(n, columns)`: probabilities of classes, or numbers in their unit.
         """
         return self.question.predict(self.model(self.preprocess(raw)), self.plan.task)
+
+    @torch.inference_mode()
+    def tell(self, raw: Raw) -> Told:
+        """Raw records, as of `predict` → what is told of each, and the answer in words."""
+        outputs = self.model(self.preprocess(raw))
+        task = self.plan.task
+        values = self.question.predict(outputs, task)
+        if self.question.locate is None:
+            return Told(values, self.answers(values))
+        return Told(values, self.question.locate(outputs, raw, self.preprocess, task))
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether it answers in words."""
+        return self.question.answer is not None or self.question.locate is not None
 
     def answers(self, told: Tensor) -> list[str] | None:
         """What is told `(n, columns)` → the answer for each record, in words; None where what is

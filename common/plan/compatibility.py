@@ -17,6 +17,7 @@ from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.plan.token_compatibility import check_tokens
 from fedgraft.common.plan.train_section import TrainSection
 from fedgraft.common.tasks import task_line
 
@@ -41,6 +42,7 @@ def check_agreement(
         *check_answers(task, train, privacy),
         *check_masks(task, train, privacy),
         *check_boxes(task, train),
+        *check_tokens(task, backbone, train),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),

@@ -34,6 +34,7 @@ class TaskLine(Line):
         needs_section: whether the plan must write it.
         has_masks: whether a record's answer is a mask: a class for each of its places.
         has_boxes: whether a record's answer is a list of boxes.
+        has_tokens: whether each token of a text is answered for.
         columns: how many columns hold a record's answer: 1, or fewest and most.
         materials: the raw materials that it can be put to; empty: all of them.
         has_logits: whether its outputs are logits, which a temperature may divide.
@@ -55,6 +56,7 @@ class TaskLine(Line):
     needs_section: bool = True
     has_masks: bool = False
     has_boxes: bool = False
+    has_tokens: bool = False
     columns: tuple[int, int] = (1, 1)
     materials: tuple[str, ...] = ()
     has_logits: bool = True
@@ -152,6 +154,19 @@ _LINES = {
         losses=("focal-giou",),
         has_sums=False,
         releases=(),
+        has_deviations=False,
+        has_point=False,
+    ),
+    "token-classification": TaskLine(
+        "fedgraft.common.tasks.token_classification:TOKEN_CLASSIFICATION",
+        metrics=("f1", "precision", "recall", "token_accuracy", "loss"),
+        shown=("f1", "precision", "recall", "loss"),
+        least_classes=1,
+        has_tokens=True,
+        materials=("text",),
+        has_logits=False,
+        losses=("cross-entropy",),
+        releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
     ),

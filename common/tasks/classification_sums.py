@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST, write_counts
 from fedgraft.common.tasks.score_areas import area_under_roc, average_precision, ratios
 from fedgraft.common.tasks.score_bins import BINS, bins_of, log_odds
@@ -233,11 +233,8 @@ def sums_of(logits: Tensor, labels: Tensor) -> ClassificationSums:
     examples, classes = logits.shape
     if examples == 0:
         return zero(classes)
-    scores = logits.detach().to("cpu", torch.float64)
+    scores = take_finite(logits)
     truth = labels.detach().to("cpu", torch.int64)
-    if not bool(torch.isfinite(scores).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
     log_total = torch.logsumexp(scores, dim=1)
     predicted = scores.argmax(dim=1)
 

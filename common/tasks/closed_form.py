@@ -28,12 +28,15 @@ class NoisyForm:
         codes: (targets, section, shares) → each record's code, of norm 1 at most, `(n, codes)`.
         counted: (targets, section, shares) → in which count each record is, `(n, counts)`.
         head: (sums, section, shares, prior) → the head on features of norm 1.
+        parts: (targets `(n, places)`) → the share of each place in its record, not negative, 1 a
+            record at most, `(n, places)`; None: a record is one row of the sums.
     """
 
     shape: Callable[[TaskSection, str], tuple[int, int]]
     codes: Callable[[Tensor, TaskSection, str], np.ndarray]
     counted: Callable[[Tensor, TaskSection, str], np.ndarray]
     head: Callable[[NoisySums, TaskSection, str, str], Head]
+    parts: Callable[[Tensor], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def sums_of(logits: Tensor, masks: Tensor) -> MaskSums:
         Refused: logits that are not finite.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise Refused(Code.OUTPUT, "the model's outputs are not finite")
+        why = "the model's outputs are not finite (NaN, infinity): training diverged"
+        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
     total = zero(logits.shape[1])
     for each, mask in zip(logits, masks.to(torch.int64), strict=True):
         loss = float(F.cross_entropy(each[None].float(), mask[None]))

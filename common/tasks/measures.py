@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedgraft.common.tasks import task_line
 
@@ -158,6 +159,9 @@ _MEASURES = (
         lower=True,
     ),
     Measure("pixel_accuracy", "pixel accuracy", "the share of pixels that are right"),
+    Measure("precision", "precision", "the share of answers that are right", in_points=True),
+    Measure("recall", "recall", "the share of what is there that is found", in_points=True),
+    Measure("token_accuracy", "token accuracy", "the share of tokens that got the right tag"),
     Measure(
         "map_50",
         "mAP@50",
@@ -213,6 +217,11 @@ def told_measures(question: str, measured: Collection[str]) -> list[Measure]:
 def main_measures(question: str) -> list[Measure]:
     """Return what is told of each site: the first is what models are ranked by."""
     return [measure_of(key) for key in task_line(question).metrics[:2]]
+
+
+def measures_in(row: Mapping[str, Any]) -> list[Measure]:
+    """Return what was measured in the row of a label, beside how many there are of how many."""
+    return [measure_of(key) for key in row if key not in ("positives", "examples")]
 
 
 def explain(measures: Sequence[Measure]) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
     check_keys,
@@ -191,10 +191,7 @@ def sums_of(outputs: Tensor, targets: Tensor) -> MultilabelSums:
     Raises:
         Refused: outputs that are not finite; the model diverged.
     """
-    scores = outputs.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(scores).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
+    scores = take_finite(outputs)
     truth = targets.detach().to("cpu")
     labels = scores.shape[1]
     at = bins_of(scores) + torch.arange(labels) * BINS

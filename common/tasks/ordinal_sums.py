@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
     check_keys,
@@ -137,10 +137,7 @@ def sums_of(outputs: Tensor, targets: Tensor) -> OrdinalSums:
     """Return the sums of a batch of predictions, `(n, K − 1)` and `(n,)`. Raise `Refused` for
     outputs that are not finite.
     """
-    logits = outputs.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(logits).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
+    logits = take_finite(outputs)
     truth = targets.detach().to("cpu", torch.int64)
     grades = logits.shape[1] + 1
     answers = answer_grades(grade_probabilities(logits))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
     check_keys,
@@ -150,10 +150,7 @@ def sums_of(outputs: Tensor, targets: Tensor, reach: float) -> RegressionSums:
     Raises:
         Refused: outputs that are not finite; the model diverged.
     """
-    numbers = outputs.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(numbers).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
+    numbers = take_finite(outputs)
     truth = targets.detach().to("cpu", torch.float64)
     errors = (numbers.clamp(-1, 1) - truth).abs()
     at = (errors * (ERROR_BINS / 2)).floor().clamp(0, ERROR_BINS - 1).long().flatten()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST, write_counts
 from fedgraft.common.tasks.hazards import cumulative_hazards, hazard_losses
 from fedgraft.common.tasks.life_table import LifeTable
@@ -209,11 +209,8 @@ def sums_of(outputs: Tensor, targets: Tensor, cuts: Sequence[float]) -> Survival
     Raises:
         Refused: outputs that are not finite; the model diverged.
     """
-    logits = outputs.detach().to("cpu", torch.float64)
+    logits = take_finite(outputs)
     people = targets.detach().to("cpu", torch.int64)
-    if not bool(torch.isfinite(logits).all()):
-        why = "the model's outputs are not finite (NaN, infinity): training diverged"
-        raise Refused(Code.OUTPUT, f"{why}; lower train.optimizer.lr")
     count = len(cuts)
     survived, event = people.numpy().T
     # rises as the survival falls, and keeps its order where that is near 0 or 1

@@ -84,6 +84,11 @@ class LabelledSource(Protocol):
         """The mask of each record; None: it has none."""
         ...
 
+    @property
+    def texts(self) -> Sequence[str] | None:
+        """The text of each record; None: they are none."""
+        ...
+
 
 class MaskReader(Protocol):
     """What a task reads of a hospital's masks."""
@@ -144,7 +149,8 @@ class Task:
     Attributes:
         name: as the plan calls it.
         takes: which features its head takes; "pooled": one vector `(n, features)`; "maps": the
-            outputs of stages at each place, see `stage_maps.py`.
+            outputs of stages at each place, see `stage_maps.py`; "tokens": a vector for each token,
+            see `token_features.py`.
         outputs: how many values the head gives for one record.
         loss: (outputs `(n, …)`, targets `(n, …)`) → the mean loss of a batch, nats.
         losses: the same → loss of each example `(n,)`; None where examples do not part.
@@ -177,7 +183,10 @@ class Task:
             chosen; None: its answers have none.
         closed_form: how its head is solved from sums over records; None: it has no such sums.
         aligned: (source, rows, preparation, section) → the targets of these rows in the grid of
-            their prepared inputs, such as masks, `(n, *grid)`; None: `targets` are all there is.
+            their prepared inputs, such as masks, `(n, *grid)`, below 0 where there is no place;
+            None: `targets` are all there is.
+        locate: (outputs `(n, …)`, raw records, preparation, section) → the answer in words, for
+            each record, where it says where in the raw record; None: `answer` gives it.
     """
 
     name: str
@@ -204,3 +213,4 @@ class Task:
     operating_point: Threshold | None = None
     closed_form: ClosedForm | None = None
     aligned: Callable[[Any, np.ndarray, Preparation, TaskSection], Tensor] | None = None
+    locate: Callable[[Tensor, Any, Preparation, TaskSection], list[str]] | None = None

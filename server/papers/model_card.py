@@ -15,7 +15,7 @@ from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
 from fedgraft.common.tasks import TASKS
-from fedgraft.common.tasks.measures import Measure, main_measures
+from fedgraft.common.tasks.measures import Measure, main_measures, measures_in
 from fedgraft.server.papers.validation_words import (
     describe_calibration,
     describe_operating_point,
@@ -333,11 +333,13 @@ def _labels(labels: Mapping[str, Metrics]) -> list[str]:
     """Return a table of the labels, where a record has several."""
     if not labels:
         return []
-    lines = ["", "| label | have it, of those known | AUROC | AUPRC |", "|---|---|---|---|"]
+    measures = measures_in(next(iter(labels.values())))
+    titles = ["label", "there are, of those known", *(each.words for each in measures)]
+    lines = ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, row in labels.items():
         there = f"{row['positives']:,} of {row['examples']:,}"
-        values = f"{_number(row['auroc'])} | {_number(row['auprc'])}"
-        lines.append(f"| {as_markdown(name)} | {there} | {values} |")
+        values = [_number(row[each.key]) for each in measures]
+        lines.append(f"| {' | '.join([as_markdown(name), there, *values])} |")
     return lines
 
 

@@ -12,6 +12,7 @@ from fedgraft.common.tasks.measures import (
     explain,
     main_measures,
     measure_of,
+    measures_in,
     told_measures,
 )
 from fedgraft.simulations.answers import question_of
@@ -65,14 +66,17 @@ def show_quality(result: Result, lines: Lines) -> list[str]:
 
 def _show_labels(result: Result) -> list[str]:
     """Return a table of the labels, where a record has several."""
-    rows = []
-    for name, row in result["final"].get("labels", {}).items():
-        cells = [name, f"{row['positives']:,} of {row['examples']:,}"]
-        cells += [show_spread([row[key]]) for key in ("auroc", "auprc")]
-        rows.append(cells)
-    if not rows:
+    labels = result["final"].get("labels", {})
+    if not labels:
         return []
-    head = ["label", "test records that have it, of those where it is known", "AUROC", "AUPRC"]
+    measures = measures_in(next(iter(labels.values())))
+    rows = []
+    for name, row in labels.items():
+        cells = [name, f"{row['positives']:,} of {row['examples']:,}"]
+        cells += [show_spread([row[each.key]]) for each in measures]
+        rows.append(cells)
+    head = ["label", "there are in the tests, of those where it is known"]
+    head += [each.words for each in measures]
     return [page.heading("Label by label", 3), page.table(head, rows)]
 
 
