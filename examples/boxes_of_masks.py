@@ -25,9 +25,9 @@ LEAST_SIDE = 4
 
 def find_parts(mask: np.ndarray) -> list[list[int]]:
     """Return the box [x, y, width, height] of each connected part of a mask."""
-    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    labelled: Any = ndimage.label(mask, np.ones((3, 3)))
     boxes: list[list[int]] = []
-    for rows, columns in ndimage.find_objects(parts):
+    for rows, columns in ndimage.find_objects(labelled[0]):
         width = columns.stop - columns.start
         height = rows.stop - rows.start
         if min(width, height) >= LEAST_SIDE:
