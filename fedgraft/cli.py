@@ -122,10 +122,10 @@ def pretrain(
     if json_:
         _print_json(made)
     else:
-        print(
-            f"backbone  {made['path']}\n{made['fingerprint']}\nheld-out accuracy"
-            f" {made['accuracy']:.3f}"
-        )
+        print(f"backbone  {made['path']}\n{made['fingerprint']}")
+        for measure in ("accuracy", "perplexity"):
+            if made.get(measure) is not None:
+                print(f"held-out {measure} {made[measure]:.3f}")
         if made["reference"]:
             print(f"reference {made['reference']}")
 
@@ -327,15 +327,19 @@ def predict(
             help="Volumes larger than the plan's size: the mean over overlapping crops.",
         ),
     ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Answers that are written: of so many tokens at most (default: 64)."),
+    ] = None,
     with_: WithOption = None,
 ) -> None:
-    """Run the shared model of a run on new data and write a CSV of probabilities.
+    """Run the shared model of a run on new data and write a CSV of probabilities, or of answers.
 
     Example: `fedgraft predict runs/pneumonia-1 xrays/ --out predictions.csv`
     """
     from fedgraft.simulations.predict import predict as run_model
 
-    written = run_model(run, data, out, backbone, sliding=sliding)
+    written = run_model(run, data, out, backbone, sliding=sliding, tokens=tokens)
     print(f"{written} predictions in {out}")
 
 

@@ -57,7 +57,9 @@ class Predictor:
         """The plan that it was trained under."""
         return self._shared.plan
 
-    def predict(self, inputs: Any, *, sliding: bool = False) -> pandas.DataFrame:
+    def predict(
+        self, inputs: Any, *, sliding: bool = False, tokens: int | None = None
+    ) -> pandas.DataFrame:
         """Predict raw inputs.
 
         Args:
@@ -69,6 +71,7 @@ class Predictor:
                 an .npz, or a table of rows, texts, signals or images.
             sliding: look at volumes that are larger than the plan's size in overlapping crops, and
                 take the mean of their probabilities.
+            tokens: that are written at most, where answers are texts (default: 64).
 
         Returns:
             A row for each input: `class`, the answer at the model's operating point, and
@@ -80,13 +83,15 @@ class Predictor:
         """
         import pandas
 
-        from fedgraft.simulations.predict import read_inputs, tell_batch
+        from fedgraft.simulations.predict import check_tokens, read_inputs, tell_batch
 
+        check_tokens(self._shared, tokens)
+        how: dict[str, Any] = {"sliding": sliding, "tokens": tokens}
         names: list[str] | None = None
         if isinstance(inputs, str | Path):
-            names, told = read_inputs(self._shared, Path(inputs), sliding=sliding)
+            names, told = read_inputs(self._shared, Path(inputs), **how)
         else:
-            told = tell_batch(self._shared, self._as_raw(inputs), sliding=sliding)
+            told = tell_batch(self._shared, self._as_raw(inputs), **how)
         table = pandas.DataFrame(told.values.numpy(), columns=list(self._shared.columns))
         if told.answers is not None:
             table.insert(0, self._shared.question.answered, told.answers)
@@ -150,7 +155,7 @@ class Predictor:
         with tempfile.TemporaryDirectory(prefix="fedgraft-predict-") as folder:
             file = Path(folder) / "rows.csv"
             inputs.to_csv(file, index=False)
-            return read_texts(file, self.plan.task.text)
+            return read_texts(file, self.plan.task.prompt)
 
     def _encode(self, table: pandas.DataFrame) -> np.ndarray:
         """Return a data frame's cells as the plan encodes them. Raise `UserError` as a file's."""

@@ -57,7 +57,13 @@ IMAGES = "an image, a folder of images or an .npz"
 
 
 def predict(
-    run: Path, data: Path, out: Path, backbone: Path | None = None, *, sliding: bool = False
+    run: Path,
+    data: Path,
+    out: Path,
+    backbone: Path | None = None,
+    *,
+    sliding: bool = False,
+    tokens: int | None = None,
 ) -> int:
     """Predict every input of `data` and write one CSV line each, or a mask each where answers are
     masks, see `predict_masks.py`: input, the answer, what is told of
@@ -68,6 +74,7 @@ def predict(
         backbone: the backbone's file, if it does not lie in the run's folder.
         sliding: look at volumes in overlapping crops and take the mean of their probabilities;
             nothing is said of how far scores may be off.
+        tokens: that are written at most, where answers are texts.
 
     Returns:
         How many lines were written (without the header).
@@ -78,6 +85,7 @@ def predict(
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
+    check_tokens(shared, tokens)
     if task_line(shared.plan.task.question).has_masks:
         return write_masks(shared, data, out, _read_batches(shared, data))
     if task_line(shared.plan.task.question).has_boxes:
@@ -94,7 +102,9 @@ def predict(
                 head.append("deviation")
             writer.writerow(head)
             for names, inputs in _read_batches(shared, data):
-                lines = _predict_batch(shared, names, inputs, sliding=sliding)
+                told = tell_batch(shared, inputs, sliding=sliding, tokens=tokens)
+                deviations = None if sliding else shared.deviations(inputs)
+                lines = _list_lines(shared, names, told, deviations)
                 writer.writerows(lines)
                 written += len(lines)
     except OSError as error:
@@ -110,8 +120,15 @@ def outline_path(shared: SharedModel, data: Path) -> Iterator[Tensor]:
         yield mask
 
 
+def check_tokens(shared: SharedModel, tokens: int | None) -> None:
+    """Raise `UserError` for a number of tokens where answers are no texts."""
+    if tokens is not None and shared.question.write is None:
+        what = f"{tokens}, and the answers of {shared.plan.task.kind} are not written"
+        raise UserError(what, where="tokens", remedy="leave it out")
+
+
 def read_inputs(
-    shared: SharedModel, data: Path, *, sliding: bool = False
+    shared: SharedModel, data: Path, *, sliding: bool = False, tokens: int | None = None
 ) -> tuple[list[str], Told]:
     """Return the names of all inputs of `data`, and what the model tells of them.
 
@@ -123,30 +140,30 @@ def read_inputs(
     answers: list[str] = []
     for some, inputs in _read_batches(shared, data):
         names += some
-        told = tell_batch(shared, inputs, sliding=sliding)
+        told = tell_batch(shared, inputs, sliding=sliding, tokens=tokens)
         values.append(told.values)
         answers += told.answers or []
     return names, Told(torch.cat(values), answers if shared.has_answers else None)
 
 
-def tell_batch(shared: SharedModel, inputs: Raw, *, sliding: bool) -> Told:
+def tell_batch(
+    shared: SharedModel, inputs: Raw, *, sliding: bool, tokens: int | None = None
+) -> Told:
     """Return what a model tells of some inputs."""
     if not sliding:
-        return shared.tell(inputs)
+        return shared.tell(inputs, tokens)
     values = shared.predict_sliding(inputs)
     return Told(values, shared.answers(values))
 
 
-def _predict_batch(
-    shared: SharedModel, names: Sequence[str], inputs: Raw, *, sliding: bool
+def _list_lines(
+    shared: SharedModel, names: Sequence[str], told: Told, deviations: Tensor | None
 ) -> list[list[str]]:
     """Return a line for each input: its name, the answer, what is told of it, and how far the score
     of the answer may be off, where the model knows.
     """
     lines = []
-    told = tell_batch(shared, inputs, sliding=sliding)
     answers = told.answers
-    deviations = None if sliding else shared.deviations(inputs)
     for at, values in enumerate(told.values.tolist()):
         line = [as_cell(names[at])]
         column = 0
@@ -205,7 +222,7 @@ def _check_kind(data: Path, needed: str, *, is_right: bool) -> None:
 
 
 def _read_texts(shared: SharedModel, data: Path) -> Iterator[Batch]:
-    texts = read_texts(data, shared.plan.task.text)
+    texts = read_texts(data, shared.plan.task.prompt)
     names = [f"row {index + 1}" for index in range(len(texts))]
     yield from _cut(names, texts)
 

@@ -37,7 +37,8 @@ from fedgraft.common.plan.plan_file import plan_hash
 from fedgraft.common.plan.pretrain_section import PretrainSection
 from fedgraft.common.plan.reading_section import UNDECIDED
 from fedgraft.common.plan.task_section import TaskSection
-from fedgraft.common.tasks import TASKS
+from fedgraft.common.tasks import TASKS, task_line
+from fedgraft.simulations.language_pretraining import pretrain_language
 
 NO_PRETRAIN = (
     "add `pretrain: {data: FILE, labels: [0, 1], epochs: 20}` and backbone.weights:"
@@ -65,6 +66,8 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
         UserError: no `pretrain` section, weights that are not a file to be made, or data that is
             missing.
     """
+    if task_line(plan.task.question).writes:
+        return pretrain_language(plan, plan_path)
     section = plan.pretrain
     weights = plan.backbone.weights or ""
     if section is None or not weights.endswith(".safetensors"):
@@ -120,7 +123,7 @@ def source_task(task: TaskSection, section: PretrainSection) -> TaskSection:
     """
     own = {
         "kind": f"{task.material}-classification",
-        "classes": tuple(map(str, section.labels)),
+        "classes": tuple(map(str, section.classes)),
         "labels": section.labels,
         "targets": (),
         "number": None,
@@ -134,7 +137,7 @@ def _open(plan: Plan, section: PretrainSection, plan_path: Path) -> Records:
     if task.labels is not None:
         # the section's own labels are those to learn from
         reading = reading.model_copy(update={"labels_left_out": "allow"})
-    path = resolve(section.data, plan_path.parent)
+    path = resolve(section.files[0], plan_path.parent)
     form = PixelForm.of(plan.backbone)
     data = DataSource(path, reading=reading, signal=plan.backbone.signal, form=form)
     return open_records(data, task)
@@ -173,7 +176,7 @@ def _train(
     # nowhere later.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
-        classifier = nn.Linear(backbone.features, len(section.labels))
+        classifier = nn.Linear(backbone.features, len(section.classes))
         model = _Classifier(backbone.net, classifier)
         model.requires_grad_(True).train()
         training = LocalTraining(
@@ -201,7 +204,7 @@ def _describe(
         "plan_hash": plan_hash(plan),
         "data": section.data,
         "data_fingerprint": data.records.fingerprint,
-        "labels": list(section.labels),
+        "labels": list(section.classes),
         "examples": len(data.train),
         "held_out_examples": len(data.held_out),
         "held_out_accuracy": accuracy,

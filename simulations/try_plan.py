@@ -13,6 +13,7 @@ import torch
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node_task import open_splits, working_model
 from fedgraft.client.training.local_steps import loss_of
+from fedgraft.common.backbones import family_line
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.material import hash_preparation
@@ -68,6 +69,8 @@ def _open_backbone(plan: Plan, path: Path) -> tuple[Backbone | None, Finding]:
     except UserError as error:
         if plan.pretrain is None or not _is_missing(plan, path):
             return None, _explain("backbone", error)
+        if family_line(plan.backbone.name).has_folders:
+            return None, skipped("backbone", f"its weights are not there yet; {error.remedy}")
         random = plan.backbone.model_copy(update={"random": True, "weights": None})
         backbone = plan_backbone(plan.model_copy(update={"backbone": random}), path.parent)
         return backbone, skipped("backbone", f"its weights are not there yet; {error.remedy}")

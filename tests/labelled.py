@@ -17,6 +17,8 @@ class Source:
     where: str = "north.csv"
     masks: Any = None
     texts: Sequence[str] | None = None
+    answers_at: Sequence[int] | None = None
+    texts: Sequence[str] | None = None
 
     def place(self, row: int) -> str:
         return f"{self.where}:{row + 2}"

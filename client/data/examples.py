@@ -44,11 +44,17 @@ class Examples(Protocol):
         ...
 
 
-def batches_in_order(examples: Examples) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches `(inputs, labels)` in their order, for evaluation."""
+def batches_in_order(
+    examples: Examples, at_once: int | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches `(inputs, labels)` in their order, for evaluation.
+
+    Args:
+        at_once: of so many examples each, see `Task.at_once`; None: as many as their size allows.
+    """
     count = len(examples)
-    size = EVALUATION_BATCH
-    if count:
+    size = at_once or EVALUATION_BATCH
+    if count and at_once is None:
         first = examples.inputs(torch.arange(1))
         if any(tensor.ndim >= _VOLUME_AXES for tensor in first.tensors.values()):
             size = VOLUMES_AT_ONCE

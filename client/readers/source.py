@@ -91,6 +91,7 @@ class Source:
         masks: the mask of each record, where a plan asks for them.
         boxes: the boxes of each record, where a plan asks for them.
         texts: the text of each record; None: they are none.
+        answers_at: where in each text its answer begins, characters; None: it holds none.
     """
 
     where: str
@@ -112,6 +113,7 @@ class Source:
     masks: Masks | None = None
     boxes: Boxes | None = None
     texts: Sequence[str] | None = None
+    answers_at: Sequence[int] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -60,6 +60,10 @@ def read_labelled_texts(path: Path, columns: TableColumns) -> Source:
 
     texts = join_columns(cells, columns.features)
     labels = join_labels([cells.column(name) for name in columns.targets])
+    starts = find_answers(cells, columns, texts)
+    if starts is not None:
+        # an answer is a text, and texts are not for messages
+        labels = ["text"] * len(texts)
     contents = [text.encode() for text in texts]
     digests = []
     for content, label in zip(contents, labels, strict=True):
@@ -80,7 +84,19 @@ def read_labelled_texts(path: Path, columns: TableColumns) -> Source:
         identities=[row_identity(cells.header, row) for row in cells.rows],
         plural="texts",
         texts=texts,
+        answers_at=starts,
     )
+
+
+def find_answers(cells: Cells, columns: TableColumns, texts: Sequence[str]) -> list[int] | None:
+    """Return where in each text its answer begins, characters: it is the last of a text's parts.
+    None where a text holds none.
+    """
+    if columns.targets != columns.features[-1:]:
+        return None
+    (target,) = columns.targets
+    answers = cells.column(target)
+    return [len(text) - len(answer) for text, answer in zip(texts, answers, strict=True)]
 
 
 def _read(request: ReadRequest) -> Source:

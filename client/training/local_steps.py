@@ -199,13 +199,20 @@ def evaluate(
     """
     question = TASKS[task.question]
     total = question.zero(task)
-    for batch, labels in batches_in_order(examples):
+    for batch, labels in batches_in_order(examples, question.at_once):
         outputs = model(batch)
         if silent:
-            outputs = outputs.where(torch.isfinite(outputs).all(1, keepdim=True), 0.0)
+            outputs = keep_finite(outputs)
         look(outputs)
         total = total + question.sums(outputs, labels, task)
     return total
+
+
+def keep_finite(outputs: Tensor) -> Tensor:
+    """Return outputs `(n, …)` with 0 for all of a record's where one is not finite."""
+    is_finite = torch.isfinite(outputs).flatten(1).all(1)
+    by_record = is_finite.view(-1, *[1] * (outputs.ndim - 1))
+    return outputs.where(by_record, 0.0)
 
 
 def build_optimizer(

@@ -144,6 +144,8 @@ class Family:
             from what the plan declares, see `reference.py`; None: public records tell them.
         keep_tokens: (network) → nothing; lets it give its classifier the states of every token `(n,
             tokens, width)`, not one vector of them; None: its records have no tokens.
+        vocabulary: (network) → its table of tokens, which is the head of its language model, too;
+            None: it has none.
     """
 
     names: Callable[[], Sequence[str]]
@@ -164,6 +166,7 @@ class Family:
     joined: Callable[[NetworkShape], int] | None = None
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     keep_tokens: Callable[[Any], None] | None = None
+    vocabulary: Callable[[Any], nn.Embedding | None] | None = None
 
 
 def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

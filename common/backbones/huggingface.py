@@ -35,6 +35,7 @@ from fedgraft.common.backbones.huggingface_text import (
     NETWORKS,
     ORDER,
     USED_BY_STEPS,
+    find_vocabulary,
     keep_tokens,
 )
 from fedgraft.common.errors import UserError
@@ -151,4 +152,5 @@ HUGGINGFACE = Family(
     read_folder=read_folder,
     kept_when_random=(DESCRIPTION, TOKENIZER),
     keep_tokens=keep_tokens,
+    vocabulary=find_vocabulary,
 )

@@ -123,6 +123,15 @@ def keep_tokens(net: Any) -> None:
     net.pooling = EACH_TOKEN
 
 
+def find_vocabulary(net: Any) -> nn.Embedding | None:
+    """Return the table of tokens of a network that is a language model; None: it is none."""
+    if not isinstance(net, Gpt2Network):
+        return None
+    table = net.get_submodule("wte")
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
 def list_positions(tokens: Tensor) -> Tensor:
     """Return the number of each place `(1, length)`, from 0."""
     return torch.arange(tokens.shape[-1], device=tokens.device)[None]

@@ -231,6 +231,8 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
         depths = choose_maps(backbone, plan, number)
     elif takes == "tokens":
         depths = choose_tokens(backbone, plan, number)
+    elif takes == "vocabulary":
+        depths = choose_vocabulary(backbone, plan)
     elif has_depth_head(plan.train, number):
         depths = choose_depths(backbone, plan)
     return graft(
@@ -292,6 +294,13 @@ def choose_tokens(backbone: Backbone, plan: Agreement, round_: int) -> TokenChoi
     if has_depth_head(plan.train, round_):
         return TokenChoice(example.joined, plan.train.closed_form.features)
     return TokenChoice(example.joined)
+
+
+def choose_vocabulary(backbone: Backbone, plan: Agreement) -> TokenChoice:
+    """Return that the head is the language model's own."""
+    material = INPUTS[plan.task.material]
+    example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    return TokenChoice(example.joined, of_vocabulary=True)
 
 
 def count_outputs(plan: Agreement) -> int:

@@ -46,6 +46,7 @@ from fedgraft.common.model.token_features import (
     keep_tokens,
     open_tokens,
 )
+from fedgraft.common.model.vocabulary_head import open_vocabulary
 
 __all__ = ["GraftedModel", "Spec", "graft", "load_adapter", "save_adapter"]
 
@@ -353,6 +354,10 @@ def graft(
         reading = open_maps(backbone, net, depths)
         head_name = DEPTH_HEAD
         net.add_module(head_name, new_map_head(reading, depths, classes, seed))
+    elif isinstance(depths, TokenChoice) and depths.of_vocabulary:
+        vocabulary = open_vocabulary(backbone, net)
+        net.set_submodule(head_name, vocabulary)
+        classes = vocabulary.out_features
     elif isinstance(depths, TokenChoice) and depths.features is not None:
         reading = open_tokens(backbone, net, depths)
         head_name = DEPTH_HEAD

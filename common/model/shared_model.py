@@ -100,8 +100,18 @@ class SharedModel:
         return self.question.predict(self.model(self.preprocess(raw)), self.plan.task)
 
     @torch.inference_mode()
-    def tell(self, raw: Raw) -> Told:
-        """Raw records, as of `predict` → what is told of each, and the answer in words."""
+    def tell(self, raw: Raw, tokens: int | None = None) -> Told:
+        """Raw records, as of `predict` → what is told of each, and the answer in words.
+
+        Args:
+            tokens: that are written at most, where answers are; None: the usual number.
+        """
+        write = self.question.write
+        if write is not None:
+            texts: Any = raw
+            limit = (tokens,) if tokens is not None else ()
+            answers = write(self.model, texts, self.preprocess, *limit)
+            return Told(torch.empty(len(answers), 0), answers)
         outputs = self.model(self.preprocess(raw))
         task = self.plan.task
         values = self.question.predict(outputs, task)
@@ -112,7 +122,9 @@ class SharedModel:
     @property
     def has_answers(self) -> bool:
         """Whether it answers in words."""
-        return self.question.answer is not None or self.question.locate is not None
+        question = self.question
+        ways = (question.answer, question.locate, question.write)
+        return any(way is not None for way in ways)
 
     def answers(self, told: Tensor) -> list[str] | None:
         """What is told `(n, columns)` → the answer for each record, in words; None where what is

@@ -34,10 +34,12 @@ class TokenChoice:
         example: a prepared batch of one, which shows the length.
         features: "all", "last" or names of stages, of a head that is solved from sums; None: what
             enters the network's own classifier, for one that is trained by steps.
+        of_vocabulary: the head is the network's own, see `vocabulary_head.py`.
     """
 
     example: Tensor
     features: Selection | None = None
+    of_vocabulary: bool = False
 
     @property
     def places(self) -> int:

@@ -43,6 +43,7 @@ def check_agreement(
         *check_masks(task, train, privacy),
         *check_boxes(task, train),
         *check_tokens(task, backbone, train),
+        *check_written(task, adapter, evaluate),
         *check_pool(backbone),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
@@ -97,6 +98,25 @@ def check_material(
         what = f"there, and {task.kind} reads no texts"
         problems.append(Problem("backbone.max_length", what, "leave it out"))
     problems += check_augmentation(task, train)
+    return problems
+
+
+def check_written(
+    task: TaskSection, adapter: AdapterSection, evaluate: EvaluateSection
+) -> list[Problem]:
+    """Return what does not go with answers that are written: an adapter that is a head alone, where
+    the head is the backbone's; groups, for which all outputs would be kept.
+    """
+    problems: list[Problem] = []
+    if not task_line(task.question).writes:
+        return problems
+    if adapter.method == "head":
+        what = f"head, and {task.kind} has the language model's own: nothing would be trained"
+        remedy = "write `method: lora`, or another adapter"
+        problems.append(Problem("adapter.method", what, remedy))
+    if evaluate.subgroups:
+        what = f"there, and the outputs of {task.kind} are too many to be kept for each record"
+        problems.append(Problem("evaluate.subgroups", what, "leave it out"))
     return problems
 
 

@@ -20,6 +20,7 @@ from fedgraft.common.plan.backbone_section import (
     is_folder,
 )
 from fedgraft.common.plan.compatibility import check_simulation
+from fedgraft.common.plan.pretrain_compatibility import check_pretrain
 from fedgraft.common.plan.pretrain_section import PretrainSection
 from fedgraft.common.plan.section import Problem, Section
 from fedgraft.common.plan.simulation_section import SimulationSection
@@ -47,10 +48,8 @@ class Plan(Agreement):
         """Return what of the sections does not fit together."""
         problems = super().problems()
         weights = self.backbone.weights or ""
-        if self.pretrain is not None and not weights.endswith(".safetensors"):
-            what = "the plan has a pretrain part and no file for its result"
-            remedy = "write the .safetensors file that `fedgraft pretrain` shall write"
-            problems.append(Problem("backbone.weights", what, remedy))
+        if self.pretrain is not None:
+            problems += check_pretrain(self.pretrain, self.task, self.backbone, self.simulation)
         line = family_line(self.backbone.name)
         if line.has_folders and not weights:
             what = f"missing, and {self.backbone.name} is a model's folder"

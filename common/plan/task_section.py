@@ -207,6 +207,13 @@ class TaskSection(Section):
         return self.targets or (self.target,)
 
     @property
+    def prompt(self) -> tuple[str, ...]:
+        """Return the columns of a text that are there before its answer: all, where that is none of
+        them.
+        """
+        return tuple(name for name in self.text if name != self.target)
+
+    @property
     def mask_section(self) -> MaskSection:
         """Return how masks are learnt."""
         return self.mask or MaskSection()
@@ -380,6 +387,8 @@ class TaskSection(Section):
         if self.text and not has_text:
             what = f"there, and {self.kind} reads no texts"
             return [Problem("text", what, "leave it out, or write `kind: text-classification`")]
+        if task_line(self.question).writes:
+            return self._check_prompt()
         for name in self.answers:
             if name not in self.text:
                 continue
@@ -387,6 +396,15 @@ class TaskSection(Section):
             remedy = "leave it out of `text`, or name another `target`"
             return [Problem("text", what, remedy)]
         return []
+
+    def _check_prompt(self) -> list[Problem]:
+        """Return the problem of texts whose last part is not the answer that is learnt."""
+        if len(self.text) > 1 and self.text[-1] == self.target:
+            return []
+        named = ", ".join(self.text) or "nothing"
+        what = f"{named}, and the answer to learn is {self.target!r}"
+        remedy = "write the prompt's columns, and the answer last: `text: [question, answer]`"
+        return [Problem("text", what, f"{remedy}, `target: answer`")]
 
     def _check_categories(self) -> list[Problem]:
         problems: list[Problem] = []

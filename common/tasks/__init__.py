@@ -45,6 +45,8 @@ class TaskLine(Line):
             by release, and "equal" shares.
         heads: what `train.closed_form.head` may name.
         has_deviations: whether a solved head says how far its scores may be off.
+        writes: whether its answer is a text that is learnt token by token: the last of the plan's
+            columns of text.
         has_point: whether another threshold than even odds can be chosen between two classes.
     """
 
@@ -67,6 +69,7 @@ class TaskLine(Line):
     heads: tuple[str, ...] = ("ridge",)
     has_deviations: bool = True
     has_point: bool = True
+    writes: bool = False
 
     @property
     def has_places(self) -> bool:
@@ -169,6 +172,20 @@ _LINES = {
         releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
+    ),
+    "generation": TaskLine(
+        "fedgraft.common.tasks.generation:GENERATION",
+        metrics=("perplexity", "loss", "next_token_accuracy"),
+        shown=("perplexity", "next_token_accuracy", "loss"),
+        least_classes=0,
+        materials=("text",),
+        has_logits=False,
+        losses=("cross-entropy",),
+        has_sums=False,
+        releases=(),
+        has_deviations=False,
+        has_point=False,
+        writes=True,
     ),
 }
 TASKS: Registry[Task] = Registry("task.kind", "question", _LINES)

@@ -182,6 +182,18 @@ _MEASURES = (
         in_points=True,
     ),
     Measure(
+        "perplexity",
+        "perplexity",
+        "among how many tokens, equally likely, the model in effect guesses the next one of an"
+        " answer (certain: 1)",
+        lower=True,
+    ),
+    Measure(
+        "next_token_accuracy",
+        "next token",
+        "how often the token that the model holds likeliest is the answer's next one",
+    ),
+    Measure(
         "r2",
         "R²",
         "the part of the variance that is explained (always the mean: 0)",

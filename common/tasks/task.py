@@ -89,6 +89,11 @@ class LabelledSource(Protocol):
         """The text of each record; None: they are none."""
         ...
 
+    @property
+    def answers_at(self) -> Sequence[int] | None:
+        """Where in each text its answer begins, characters; None: it holds none."""
+        ...
+
 
 class MaskReader(Protocol):
     """What a task reads of a hospital's masks."""
@@ -150,7 +155,8 @@ class Task:
         name: as the plan calls it.
         takes: which features its head takes; "pooled": one vector `(n, features)`; "maps": the
             outputs of stages at each place, see `stage_maps.py`; "tokens": a vector for each token,
-            see `token_features.py`.
+            see `token_features.py`; "vocabulary": the head is the language model's own, see
+            `vocabulary_head.py`.
         outputs: how many values the head gives for one record.
         loss: (outputs `(n, …)`, targets `(n, …)`) → the mean loss of a batch, nats.
         losses: the same → loss of each example `(n,)`; None where examples do not part.
@@ -187,6 +193,9 @@ class Task:
             None: `targets` are all there is.
         locate: (outputs `(n, …)`, raw records, preparation, section) → the answer in words, for
             each record, where it says where in the raw record; None: `answer` gives it.
+        at_once: how many records' outputs are held at once; None: as many as others.
+        write: (model, prompts, preparation) and how many tokens at most → the answers in words,
+            where a model writes them token by token; None: they follow from its outputs.
     """
 
     name: str
@@ -214,3 +223,5 @@ class Task:
     closed_form: ClosedForm | None = None
     aligned: Callable[[Any, np.ndarray, Preparation, TaskSection], Tensor] | None = None
     locate: Callable[[Tensor, Any, Preparation, TaskSection], list[str]] | None = None
+    at_once: int | None = None
+    write: Callable[..., list[str]] | None = None

@@ -149,8 +149,17 @@ class Target:
         Raises:
             UserError: the losses of this task do not part into those of single records.
         """
-        losses = self.require_losses()(self.outputs(number, state, split), split.labels)
-        return losses.double().numpy()
+        losses = self.require_losses()
+        at_once = self.task.at_once
+        if at_once is None:
+            return losses(self.outputs(number, state, split), split.labels).double().numpy()
+        # all outputs at once would be gigabytes
+        parts = [np.empty(0)]
+        for rows in np.array_split(split.rows, range(at_once, len(split), at_once)):
+            part = replace(split, rows=rows)
+            own = losses(self.outputs(number, state, part), part.labels)
+            parts.append(own.double().numpy())
+        return np.concatenate(parts)
 
     def require_losses(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the loss of each record from outputs and targets. Raise as `losses`."""

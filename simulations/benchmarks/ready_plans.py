@@ -19,6 +19,8 @@ from fedgraft.simulations.results_in_words import describe_results
 from fedgraft.simulations.results_table import list_columns, list_models, show_cells
 
 SEEDS = 3
+# where a run takes minutes
+ONE_SEED = 1
 # on the last block, between the head that sums give and one that sums over adapted features give
 ADAPTERS = (
     "adapter.method=lora",
@@ -52,6 +54,7 @@ class Measured(NamedTuple):
     baselines: str
     plan: str = ""
     changes: tuple[str, ...] = ()
+    seeds: int = SEEDS
 
 
 PLANS = {
@@ -64,6 +67,7 @@ PLANS = {
     "ultrasound": Measured("families", "alone,random-backbone"),
     "nuclei": Measured("families", "alone,random-backbone"),
     "nuclei-decoder": Measured("families", "none", "nuclei", DECODER),
+    "generate": Measured("generate", "alone,random-backbone", seeds=ONE_SEED),
     "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
 
@@ -86,7 +90,7 @@ def measure(name: str) -> None:
             ready,
             measured.changes,
             Path(folder) / name,
-            seeds=SEEDS,
+            seeds=measured.seeds,
             baselines=measured.baselines,
         )
     measures = list_columns(results)
@@ -94,7 +98,7 @@ def measure(name: str) -> None:
     for model in list_models(results):
         table.add(model.name, *show_cells(model, measures))
     print(table.to_markdown(), flush=True)
-    command = f"fedgraft simulate {ready} --seeds {SEEDS} --baselines {measured.baselines}"
+    command = f"fedgraft simulate {ready} --seeds {measured.seeds} --baselines {measured.baselines}"
     for change in measured.changes:
         command += f" --set {change}"
     record(measured.file, name, table, notes=describe_results(results), command=command)

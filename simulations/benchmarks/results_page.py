@@ -32,6 +32,7 @@ SECTIONS = (
     "icu",
     "survival",
     "families",
+    "generate",
     "privacy",
     "lora",
     "studies",
