@@ -41,6 +41,7 @@ from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.shared_model import SharedModel, Told, load_shared_model
 from fedgraft.common.tasks import task_line
+from fedgraft.simulations.predict_boxes import write_boxes
 from fedgraft.simulations.predict_masks import outline_inputs, write_masks
 
 BATCH = 256
@@ -87,6 +88,8 @@ def predict(
     check_tokens(shared, tokens)
     if task_line(shared.plan.task.question).has_masks:
         return write_masks(shared, data, out, _read_batches(shared, data))
+    if task_line(shared.plan.task.question).has_boxes:
+        return write_boxes(shared, out, _read_batches(shared, data))
     written = 0
     try:
         with replacing(out) as part, part.open("w", newline="") as file:

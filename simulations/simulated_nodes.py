@@ -178,8 +178,9 @@ def _describe_data(
     plan: Plan, simulation: SimulationSection, share: _Share, rows_file: Path
 ) -> dict[str, Any]:
     """Return the `data` of a node's file; write its rows where nodes share a file."""
-    masks = task_line(plan.task.question).has_masks
-    reader = find_reader(share.file, None, plan.task.material, masks=masks)
+    line = task_line(plan.task.question)
+    asked = {"masks": line.has_masks, "boxes": line.has_boxes}
+    reader = find_reader(share.file, None, plan.task.material, **asked)
     data: dict[str, Any] = {
         "path": share.file,
         "format": reader.name,

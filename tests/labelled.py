@@ -16,7 +16,6 @@ class Source:
     labels: Sequence[Label]
     where: str = "north.csv"
     masks: Any = None
-    texts: Sequence[str] | None = None
     answers_at: Sequence[int] | None = None
     texts: Sequence[str] | None = None
 

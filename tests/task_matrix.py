@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.tasks import TASKS
@@ -149,6 +150,25 @@ def write_masks(path: Path, rng: np.random.Generator, records: int) -> None:
     np.savez(path, images=images, masks=masks)
 
 
+def write_boxes(path: Path, rng: np.random.Generator, records: int) -> None:
+    """Write images with a bright square each, and a file in COCO's format that says where it is."""
+    folder = path.with_suffix("")
+    folder.mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(records):
+        image = rng.integers(0, 80, (16, 16), dtype=np.uint8)
+        top, left = rng.integers(0, 8, 2).tolist()
+        image[top : top + 7, left : left + 7] += 120
+        name = f"{folder.name}/{number:02}.png"
+        Image.fromarray(image).save(path.parent / name)
+        images.append({"id": number, "file_name": name, "width": 16, "height": 16})
+        annotations.append({"image_id": number, "category_id": 1, "bbox": [left, top, 7, 7]})
+    categories = [{"id": 1, "name": "square"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+
+
 def drop_masks(folder: Path) -> Path:
     """Return an archive of images alone."""
     path = folder / "unlabelled.npz"
@@ -256,6 +276,20 @@ QUESTIONS: Mapping[str, Question] = {
         unlabelled=drop_words,
         steps="LoRA",
         ways={"private steps": {"adapter.method": "lora", "adapter.rank": 2}},
+    ),
+    "detection": Question(
+        {
+            "task": {
+                "kind": "image-detection",
+                "classes": ["square"],
+                "boxes": {"strides": [2, 4], "width": 8, "most": 5},
+            },
+            "backbone": {"name": "cifar-resnet8", "image_size": 16},
+        },
+        write_boxes,
+        file="site-{}.json",
+        # its folder of images
+        unlabelled=lambda folder: folder / "site-0",
     ),
 }
 ENTITIES = Question(

@@ -197,8 +197,9 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
 
 def _open_source(data: DataSource, task: TaskSection) -> Source:
     name = str(data.path)
-    masks = task_line(task.question).has_masks
-    reader = find_reader(name, data.format, task.material, masks=masks)
+    line = task_line(task.question)
+    masks = line.has_masks
+    reader = find_reader(name, data.format, task.material, masks=masks, boxes=line.has_boxes)
     content = reader.gives(name)
     if content.material != task.material:
         what = f"{content.words}, but the plan's task is {task.kind}"

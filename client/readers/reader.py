@@ -121,6 +121,7 @@ class Reader:
         options: what of a request `read` depends on, beside the path and what was decided.
         has_masks: whether it reads records with masks in place of labels: "always", or "asked",
             where a request asks for them; "never".
+        has_boxes: whether it reads records with boxes in place of labels.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Reader:
     stamp: Callable[[str], Stamp] = lambda path: stamp_of([path])
     options: Callable[[ReadRequest], Hashable] = lambda _: None
     has_masks: Literal["always", "asked", "never"] = "never"
+    has_boxes: bool = False
 
 
 def stamp_of(paths: Sequence[str]) -> Stamp:

@@ -34,6 +34,7 @@ READERS: Registry[Reader] = Registry(
         "signal-npz": "fedgraft.client.readers.signal_archive:SIGNAL_ARCHIVE",
         "mask-folder": "fedgraft.client.readers.mask_folder:MASK_FOLDER",
         "volume-mask-folder": "fedgraft.client.readers.mask_folder:VOLUME_MASK_FOLDER",
+        "coco": "fedgraft.client.readers.coco:COCO",
         "sklearn": "fedgraft.client.readers.bundled:SKLEARN",
     },
 )

@@ -33,6 +33,23 @@ class Masks:
     read: Callable[[int], Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The boxes of a source's records.
+
+        boxes.records[7]  # float64 (k, 5): category, left, top, right, bottom
+
+    Attributes:
+        categories: the name of each category by its number.
+        records: each record's boxes in its image's own pixels.
+        sides: height and width of each record's image.
+    """
+
+    categories: Mapping[int, str]
+    records: Sequence[np.ndarray]
+    sides: Sequence[tuple[int, int]]
+
+
 T = TypeVar("T")
 Prepare = Callable[[Any], Batch]
 SPLITS = ("train", "val", "test")
@@ -72,6 +89,7 @@ class Source:
         parts: of each record digests of the images that it is made of, picked by the plan or not,
             where these could be records themselves: the privacy ledger knows it by them, too.
         masks: the mask of each record, where a plan asks for them.
+        boxes: the boxes of each record, where a plan asks for them.
         texts: the text of each record; None: they are none.
         answers_at: where in each text its answer begins, characters; None: it holds none.
     """
@@ -93,6 +111,7 @@ class Source:
     parts: Sequence[Sequence[bytes]] = ()
     plural: str = "images"
     masks: Masks | None = None
+    boxes: Boxes | None = None
     texts: Sequence[str] | None = None
     answers_at: Sequence[int] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)

@@ -127,12 +127,14 @@ def augmentation_of(plan: Agreement) -> Augment:
 
 
 def augmentation_with_targets(plan: Agreement) -> AugmentPairs:
-    """Return the same with the records' targets: masks are changed as their records are, any other
-    target is as it was.
+    """Return the same with the records' targets: masks and boxes are changed as their records are,
+    any other target is as it was.
     """
     change = augmentation_of(plan)
-    pairs = INPUTS[plan.task.material].augment_pairs
-    if pairs is None or not task_line(plan.task.question).has_masks:
+    material = INPUTS[plan.task.material]
+    line = task_line(plan.task.question)
+    pairs = material.augment_boxes if line.has_boxes else material.augment_pairs
+    if pairs is None or not line.has_places:
         return lambda batch, targets, generator: (change(batch, generator), targets)
     return lambda batch, masks, generator: pairs(batch, masks, plan.train.augment, generator)
 

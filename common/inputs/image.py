@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs.augment_boxes import augment_images_and_boxes
 from fedgraft.common.inputs.augment_images import augment_images, augment_images_and_masks
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Input, Preparation
@@ -233,4 +234,5 @@ IMAGE = Input(
     public=cut_patches,
     whole=see_whole,
     augment_pairs=augment_images_and_masks,
+    augment_boxes=augment_images_and_boxes,
 )

@@ -96,6 +96,7 @@ class Input:
             places.
         augment_pairs: as `augment`, for records with targets in their own grid, such as masks;
             None: there is none.
+        augment_boxes: the same for records with boxes.
     """
 
     name: str
@@ -108,3 +109,4 @@ class Input:
     bind: Callable[[Preparation, Tensors], Preparation] = keep_preparation
     whole: Callable[[Preparation], Preparation] = keep_whole
     augment_pairs: AugmentPairs | None = None
+    augment_boxes: AugmentPairs | None = None

@@ -97,7 +97,7 @@ def load_network(plan: Plan, source: str | Path | None) -> Backbone:
         seed=plan.seed,
         fingerprint=section.fingerprint,
     )
-    if task_line(plan.task.question).has_masks:
+    if task_line(plan.task.question).has_places:
         whole = INPUTS[plan.task.material].whole(backbone.preprocess)
         backbone = replace(backbone, preprocess=whole)
     mine = hash_preparation(backbone.preprocess)
@@ -267,6 +267,14 @@ def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
     """Return which maps the plan's head for places reads in a round, and which head it is."""
     material = INPUTS[plan.task.material]
     example = material.example(backbone.preprocess, plan.backbone, plan.task)
+    if task_line(plan.task.question).has_boxes:
+        section = plan.task.box_section
+        return MapChoice(
+            features=plan.train.closed_form.features,
+            example=example.joined,
+            width=section.width,
+            strides=section.strides,
+        )
     width = None
     if not has_depth_head(plan.train, round_):
         width = plan.task.mask_section.width

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones.backbone import Backbone, slices_of
 from fedgraft.common.inputs.augment_images import PATCH
+from fedgraft.common.model.box_head import BoxHead, drop_finer
 from fedgraft.common.model.depth_features import Selection
 from fedgraft.common.model.map_decoder import MapDecoder
 from fedgraft.common.model.pixel_head import PixelHead
@@ -26,6 +27,7 @@ class MapChoice:
             sums.
         solved: whether a linear head beside the decoder is solved from sums first.
         patches: whether it is trained on patches, see `augment_images.py`.
+        strides: of the places that tell boxes; none: the head answers for each place of an image.
     """
 
     features: Selection
@@ -33,6 +35,7 @@ class MapChoice:
     width: int | None = None
     solved: bool = False
     patches: bool = False
+    strides: tuple[int, ...] = ()
 
 
 def open_maps(backbone: Backbone, net: nn.Module, choice: MapChoice) -> StageMaps:
@@ -42,7 +45,11 @@ def open_maps(backbone: Backbone, net: nn.Module, choice: MapChoice) -> StageMap
     slices = slices_of(backbone.preprocess)
     example = choice.example if slices is None else fold_slices(choice.example)[:1]
     stages = choose_map_stages(backbone, choice.features, example)
-    return StageMaps(net, head_name=backbone.head_name, stages=stages, slices=slices)
+    maps = StageMaps(net, head_name=backbone.head_name, stages=stages, slices=slices)
+    if not choice.strides:
+        return maps
+    coarse = drop_finer(stages, layout_of(maps, choice.example), choice.strides[0])
+    return StageMaps(net, head_name=backbone.head_name, stages=coarse, slices=slices)
 
 
 def new_map_head(maps: StageMaps, choice: MapChoice, classes: int, seed: int) -> nn.Module:
@@ -51,6 +58,8 @@ def new_map_head(maps: StageMaps, choice: MapChoice, classes: int, seed: int) ->
     more: tuple[MapLayout, ...] = ()
     if choice.patches:
         more = (layout_of(maps, cut_patch(choice.example)),)
+    if choice.strides and choice.width is not None:
+        return BoxHead(layout, classes, strides=choice.strides, width=choice.width, seed=seed)
     if choice.width is None:
         return PixelHead(layout, classes, more)
     return MapDecoder(

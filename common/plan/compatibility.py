@@ -8,6 +8,7 @@ from fedgraft.common.inputs import input_line
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.aggregate_section import STRATEGIES, AggregateSection
 from fedgraft.common.plan.backbone_section import BackboneSection
+from fedgraft.common.plan.box_compatibility import check_boxes
 from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.mask_compatibility import check_masks
@@ -40,6 +41,7 @@ def check_agreement(
         *check_measures(task, train, evaluate),
         *check_answers(task, train, privacy),
         *check_masks(task, train, privacy),
+        *check_boxes(task, train),
         *check_tokens(task, backbone, train),
         *check_written(task, adapter, evaluate),
         *check_pool(backbone),

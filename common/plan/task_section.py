@@ -15,6 +15,7 @@ from pydantic import (
 
 from fedgraft.common.inputs import INPUTS, input_line
 from fedgraft.common.inputs.input_positions import count_inputs
+from fedgraft.common.plan.box_section import BoxSection
 from fedgraft.common.plan.finding_section import FindingSection
 from fedgraft.common.plan.mask_section import MaskSection
 from fedgraft.common.plan.number_section import Bound, NumberSection
@@ -55,6 +56,7 @@ OWN = {
     "number": "write `number: {low: 0, high: 60, unit: days}`, by what is known of it anywhere",
     "survival": "write `survival: {cuts: [365, 730, 1095], unit: days}`",
     "mask": "write `mask: {stride: 4, width: 32}`",
+    "boxes": "write `boxes: {strides: [8, 16], width: 64, most: 100}`",
 }
 Columns = Annotated[Names, BeforeValidator(as_names)]
 # ends of a range that are nearer to one another than this part of them are one float32
@@ -98,6 +100,7 @@ class TaskSection(Section):
         "findings",
         "survival",
         "mask",
+        "boxes",
     )
 
     kind: Kind = Field(description="what the data are")
@@ -168,6 +171,13 @@ class TaskSection(Section):
             "segmentation only: how masks are learnt, such as {stride: 4, width: 32}; null: so"
         ),
     )
+    boxes: BoxSection | None = Field(
+        default=None,
+        description=(
+            "detection only: how boxes are learnt, such as {strides: [8, 16], width: 64, most:"
+            " 100}; null: so"
+        ),
+    )
     labels: Labels | None = Field(
         default=None,
         description=(
@@ -207,6 +217,11 @@ class TaskSection(Section):
     def mask_section(self) -> MaskSection:
         """Return how masks are learnt."""
         return self.mask or MaskSection()
+
+    @property
+    def box_section(self) -> BoxSection:
+        """Return how boxes are learnt."""
+        return self.boxes or BoxSection()
 
     @property
     def encoding(self) -> Mapping[str, tuple[int | str, ...]]:

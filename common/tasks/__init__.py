@@ -33,6 +33,7 @@ class TaskLine(Line):
         section: the key of `task` that holds what is this question's own; None: there is none.
         needs_section: whether the plan must write it.
         has_masks: whether a record's answer is a mask: a class for each of its places.
+        has_boxes: whether a record's answer is a list of boxes.
         has_tokens: whether each token of a text is answered for.
         columns: how many columns hold a record's answer: 1, or fewest and most.
         materials: the raw materials that it can be put to; empty: all of them.
@@ -56,6 +57,7 @@ class TaskLine(Line):
     section: str | None = None
     needs_section: bool = True
     has_masks: bool = False
+    has_boxes: bool = False
     has_tokens: bool = False
     columns: tuple[int, int] = (1, 1)
     materials: tuple[str, ...] = ()
@@ -68,6 +70,11 @@ class TaskLine(Line):
     has_deviations: bool = True
     has_point: bool = True
     writes: bool = False
+
+    @property
+    def has_places(self) -> bool:
+        """Return whether a record's answer lies in its own grid, as masks and boxes do."""
+        return self.has_masks or self.has_boxes
 
 
 _LINES = {
@@ -133,6 +140,22 @@ _LINES = {
         materials=("image", "volume"),
         has_logits=False,
         losses=("dice-cross-entropy",),
+        releases=(),
+        has_deviations=False,
+        has_point=False,
+    ),
+    "detection": TaskLine(
+        "fedgraft.common.tasks.detection:DETECTION",
+        metrics=("map_50", "map", "image_ap_50", "loss"),
+        shown=("map_50", "map", "image_ap_50", "loss"),
+        least_classes=1,
+        section="boxes",
+        needs_section=False,
+        has_boxes=True,
+        materials=("image",),
+        has_logits=False,
+        losses=("focal-giou",),
+        has_sums=False,
         releases=(),
         has_deviations=False,
         has_point=False,

@@ -163,6 +163,25 @@ _MEASURES = (
     Measure("recall", "recall", "the share of what is there that is found", in_points=True),
     Measure("token_accuracy", "token accuracy", "the share of tokens that got the right tag"),
     Measure(
+        "map_50",
+        "mAP@50",
+        "the average precision of boxes that overlap a true one by half (IoU), the mean over"
+        " classes",
+        in_points=True,
+    ),
+    Measure(
+        "map",
+        "mAP",
+        "the same, the mean over overlaps from 0.5 to 0.95",
+        in_points=True,
+    ),
+    Measure(
+        "image_ap_50",
+        "AP@50 by image",
+        "the average precision of an image by itself, the mean over images",
+        in_points=True,
+    ),
+    Measure(
         "perplexity",
         "perplexity",
         "among how many tokens, equally likely, the model in effect guesses the next one of an"

@@ -75,6 +75,11 @@ class LabelledSource(Protocol):
         ...
 
     @property
+    def boxes(self) -> BoxReader | None:
+        """The boxes of each record; None: it has none."""
+        ...
+
+    @property
     def masks(self) -> MaskReader | None:
         """The mask of each record; None: it has none."""
         ...
@@ -101,6 +106,25 @@ class MaskReader(Protocol):
     @property
     def read(self) -> Callable[[int], Any]:
         """Record → its mask: uint8 `(H, W)`, or a `Volume`."""
+        ...
+
+
+class BoxReader(Protocol):
+    """What a task reads of a hospital's boxes."""
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """The name of each category by its number."""
+        ...
+
+    @property
+    def records(self) -> Sequence[np.ndarray]:
+        """Each record's boxes, float64 `(k, 5)`: category, left, top, right, bottom, pixels."""
+        ...
+
+    @property
+    def sides(self) -> Sequence[tuple[int, int]]:
+        """Height and width of each record's image."""
         ...
 
 

@@ -122,7 +122,7 @@ def test_data_and_task_of_the_page_are_valid(tmp_path: Path) -> None:
     assert inputs == [4, 4]
 
 
-@pytest.mark.parametrize("page", ["tasks.md", "survival.md"])
+@pytest.mark.parametrize("page", ["tasks.md", "survival.md", "boxes.md"])
 def test_questions_of_the_pages_are_valid(page: str) -> None:
     """A question that is copied from the page, and refused."""
     for block in yamls_of(page, "task"):
