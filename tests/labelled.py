@@ -16,6 +16,7 @@ class Source:
     labels: Sequence[Label]
     where: str = "north.csv"
     masks: Any = None
+    boxes: Any = None
     answers_at: Sequence[int] | None = None
     texts: Sequence[str] | None = None
 
