@@ -6,14 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNNER = Path(__file__).with_name("run_examples.py")
 FILES = ("first_federation.py", "own_table.py", "private_budget.py", "first_federation.ipynb")
+# run by a test of its own, on files that it is given
+ON_FILES = "boxes_of_masks.py"
 HOSTILE = ("client", "server", "common", "simulations")
 
 
@@ -39,7 +44,25 @@ def shown(folder: Path) -> Mapping[str, str]:
 def test_every_example_is_run() -> None:
     """One that is not rots."""
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert found == set(FILES)
+    assert found == {*FILES, ON_FILES}
+
+
+def test_boxes_around_the_parts_of_masks(tmp_path: Path) -> None:
+    """A box beside its thing, a speck that is taken for one, or images that are not found."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2:8, 3:9] = 1
+    mask[10:18, 15:27] = 1
+    mask[0, 29] = 1
+    for name in ("image", "mask"):
+        Image.fromarray(mask * 255).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("path,mask,site\nimage.png,mask.png,north\n")
+    command = [sys.executable, EXAMPLES / ON_FILES, "list.csv", "site", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    content = json.loads((tmp_path / "out" / "north.json").read_text())
+    assert [each["bbox"] for each in content["annotations"]] == [[3, 2, 6, 6], [15, 10, 12, 8]]
+    (image,) = content["images"]
+    assert (image["width"], image["height"]) == (30, 20)
+    assert (tmp_path / "out" / image["file_name"]).exists()
 
 
 @pytest.mark.slow
