@@ -1,6 +1,6 @@
 """Which tests stay in one process where `make test` runs several, and which come first.
 
-A file's tests stay together, and all federations of real processes in two groups. What takes long
+A file's tests stay together, and all federations of real processes in one group. What takes long
 comes first: whoever is left with it at the end leaves the others idle.
 """
 
@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler.loadgroup import LoadGroupScheduling
 
-SHARED_FEDERATION = "shared-federation"
-OTHER_FEDERATIONS = "other-federations"
+FEDERATIONS = "federations"
 
 
 class GroupsAndFiles(LoadGroupScheduling):
@@ -27,15 +26,12 @@ class GroupsAndFiles(LoadGroupScheduling):
 
 
 def group_federations(items: list[pytest.Item]) -> None:
-    """Mark the tests of federations: those of the shared one as one group, all others as another.
-
-    Federations mostly wait, so that two at a time go well beside everything else.
+    """Mark the tests of federations as one group: two at a time beside everything else have been
+    too slow for what they wait for.
     """
     for item in items:
-        if item.get_closest_marker("deployment") is None:
-            continue
-        group = SHARED_FEDERATION if shares_a_federation(item) else OTHER_FEDERATIONS
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("deployment") is not None:
+            item.add_marker(pytest.mark.xdist_group(FEDERATIONS))
 
 
 def shares_a_federation(item: pytest.Item) -> bool:
