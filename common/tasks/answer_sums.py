@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.inputs.text import LONGEST
+from fedgraft.common.tasks.adding_sums import ROUNDING, add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
@@ -35,8 +36,6 @@ MOST_NATS = 100.0
 # of an answer's loss: so many bins of so many nats each, the last one for all above
 LOSS_BINS = 48
 BIN = 0.25
-# relative, for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +62,7 @@ class AnswerSums:
     bins: np.ndarray
 
     def __add__(self, other: AnswerSums) -> AnswerSums:
-        added: dict[str, Any] = {}
-        for field in fields(self):
-            added[field.name] = getattr(self, field.name) + getattr(other, field.name)
-        return replace(self, **added)
+        return add_fields(self, other)
 
     @property
     def cells(self) -> int:
@@ -75,16 +71,9 @@ class AnswerSums:
 
     def within(self, other: AnswerSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        if (self.bins > other.bins).any():
-            return False
-        for name in ("examples", "tokens", "right"):
-            if getattr(self, name) > getattr(other, name):
-                return False
-        for name in ("nats", "loss"):
-            whole = getattr(other, name)
-            if getattr(self, name) > whole + ROUNDING * (1 + whole):
-                return False
-        return True
+        return lies_within(
+            self, other, counts=("bins", "examples", "tokens", "right"), totals=("nats", "loss")
+        )
 
     def only_counts(self, noise: np.ndarray) -> AnswerSums:
         """Return the bins of losses alone with noise `(cells,)` added, as whole numbers not below

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.average_precision import (
     SCORE_BINS,
     bin_scores,
@@ -29,8 +30,6 @@ METRICS = ("map_50", "map", "image_ap_50", "loss")
 # of one image, nats: one that a model is wild about does not hide all others, and is no reason to
 # refuse, which would tell that it is there
 MOST_LOSS = 1e6
-# in `within`, relative and absolute: for sums of floats in another order
-ROUNDING = 1e-6
 # (hits, found, boxes) → average precision
 Precision = Callable[[np.ndarray, np.ndarray, int], float | None]
 
@@ -65,15 +64,7 @@ class BoxSums:
         if self.classes != other.classes:
             both = f"{self.classes} and over {other.classes} classes"
             raise ValueError(f"sums over {both} do not add up")
-        return BoxSums(
-            classes=self.classes,
-            examples=self.examples + other.examples,
-            boxes=self.boxes + other.boxes,
-            found=self.found + other.found,
-            hits=self.hits + other.hits,
-            bins=self.bins + other.bins,
-            loss=self.loss + other.loss,
-        )
+        return add_fields(self, other, but=("classes",))
 
     @property
     def cells(self) -> int:
@@ -82,13 +73,7 @@ class BoxSums:
 
     def within(self, other: BoxSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in ("boxes", "found", "hits", "bins", "loss"):
-            part = np.asarray(getattr(self, name))
-            whole = np.asarray(getattr(other, name))
-            slack = ROUNDING * (1 + whole)
-            if not (part <= whole + slack).all():
-                return False
-        return True
+        return lies_within(self, other, totals=("boxes", "found", "hits", "bins", "loss"))
 
     def only_counts(self, noise: np.ndarray) -> BoxSums:
         """Return the images by their own average precision alone, with noise `(IMAGE_BINS,)` added,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST, write_counts
 from fedgraft.common.tasks.score_areas import area_under_roc, average_precision, ratios
@@ -35,8 +36,6 @@ METRICS = (
     "sensitivity_at_90",
     "sensitivity_at_95",
 )
-# in `within`, relative and absolute: for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +69,7 @@ class ClassificationSums:
         if self.classes != other.classes:
             both = f"{self.classes} and over {other.classes} classes"
             raise ValueError(f"sums over {both} do not add up")
-        return ClassificationSums(
-            classes=self.classes,
-            confusion=self.confusion + other.confusion,
-            loss=self.loss + other.loss,
-            examples=self.examples + other.examples,
-            positives=self.positives + other.positives,
-            negatives=self.negatives + other.negatives,
-            calibration=self.calibration + other.calibration,
-        )
+        return add_fields(self, other, but=("classes",))
 
     @property
     def cells(self) -> int:
@@ -87,13 +78,9 @@ class ClassificationSums:
 
     def within(self, other: ClassificationSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in ("confusion", "positives", "negatives", "calibration", "loss"):
-            part = np.asarray(getattr(self, name))
-            whole = np.asarray(getattr(other, name))
-            slack = ROUNDING * (1 + whole)
-            if not (part <= whole + slack).all():
-                return False
-        return True
+        return lies_within(
+            self, other, totals=("confusion", "positives", "negatives", "calibration", "loss")
+        )
 
     def only_counts(self, noise: np.ndarray) -> ClassificationSums:
         """Return the confusion counts alone with noise `(classes²,)` added, as whole numbers not

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.entity_tags import OUTSIDE, best_tags, count_tags, list_entities
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST
@@ -27,8 +28,6 @@ STEP = 2**16
 OUTCOMES = 3
 # so large that no path leaves "outside" where a token is none of the text's
 CERTAIN = 1e4
-# relative, for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +60,7 @@ class EntitySums:
     def __add__(self, other: EntitySums) -> EntitySums:
         if self.types != other.types:
             raise ValueError(f"sums over {self.types} and {other.types} types do not add up")
-        added = {name: getattr(self, name) + getattr(other, name) for name in NAMES}
-        return EntitySums(**added)
+        return add_fields(self, other)
 
     @property
     def types(self) -> int:
@@ -76,11 +74,7 @@ class EntitySums:
 
     def within(self, other: EntitySums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in NAMES:
-            slack = ROUNDING * (1 + other.loss) if name == "loss" else 0
-            if not np.all(getattr(self, name) <= getattr(other, name) + slack):
-                return False
-        return True
+        return lies_within(self, other, counts=COUNTED, totals=("loss",))
 
     def only_counts(self, noise: np.ndarray) -> EntitySums:
         """Return the shares with noise `(cells,)` added, as whole steps not below 0.
@@ -149,6 +143,7 @@ class EntitySums:
 
 
 NAMES = tuple(field.name for field in fields(EntitySums))
+COUNTED = tuple(name for name in NAMES if name != "loss")
 LISTS = ("hits", "answered", "stated", "shares")
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.mask_surfaces import hausdorff_95
 
 # what an overlap of 1 is added as, and a distance of 1
@@ -30,8 +31,6 @@ MOST_PIXELS = 2**28
 # no two places of a grid are farther apart, in steps
 FARTHEST = 2**15
 METRICS = ("dice", "iou", "hausdorff_95", "pixel_accuracy", "loss")
-# in `within`, relative and absolute: for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +70,7 @@ class MaskSums:
         if self.classes != other.classes:
             both = f"{self.classes} and over {other.classes} classes"
             raise ValueError(f"sums over {both} do not add up")
-        return MaskSums(
-            classes=self.classes,
-            examples=self.examples + other.examples,
-            dice=self.dice + other.dice,
-            iou=self.iou + other.iou,
-            surfaces=self.surfaces + other.surfaces,
-            distances=self.distances + other.distances,
-            bins=self.bins + other.bins,
-            pixels=self.pixels + other.pixels,
-            loss=self.loss + other.loss,
-        )
+        return add_fields(self, other, but=("classes",))
 
     @property
     def cells(self) -> int:
@@ -90,13 +79,9 @@ class MaskSums:
 
     def within(self, other: MaskSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in ("dice", "iou", "surfaces", "distances", "bins", "pixels", "loss"):
-            part = np.asarray(getattr(self, name))
-            whole = np.asarray(getattr(other, name))
-            slack = ROUNDING * (1 + whole)
-            if not (part <= whole + slack).all():
-                return False
-        return True
+        return lies_within(
+            self, other, totals=("dice", "iou", "surfaces", "distances", "bins", "pixels", "loss")
+        )
 
     def only_counts(self, noise: np.ndarray) -> MaskSums:
         """Return the images by their Dice alone, with noise `(DICE_BINS,)` added, as whole numbers

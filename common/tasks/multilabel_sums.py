@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
@@ -35,8 +36,6 @@ METRICS = ("auroc", "auprc", "f1", "accuracy", "loss")
 # scores from here on are answered yes
 EVEN = BINS // 2
 _KEYS = ("examples", "loss", "positives-at", "positives", "negatives-at", "negatives")
-# relative, for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +60,7 @@ class MultilabelSums:
     def __add__(self, other: MultilabelSums) -> MultilabelSums:
         if self.labels != other.labels:
             raise ValueError(f"sums over {self.labels} and {other.labels} labels do not add up")
-        return MultilabelSums(
-            self.examples + other.examples,
-            self.loss + other.loss,
-            self.positives + other.positives,
-            self.negatives + other.negatives,
-        )
+        return add_fields(self, other)
 
     @property
     def labels(self) -> int:
@@ -88,10 +82,9 @@ class MultilabelSums:
 
     def within(self, other: MultilabelSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        fewer = (self.positives <= other.positives).all()
-        fewer = fewer and (self.negatives <= other.negatives).all()
-        slack = ROUNDING * (1 + other.loss)
-        return bool(fewer) and self.examples <= other.examples and self.loss <= other.loss + slack
+        return lies_within(
+            self, other, counts=("positives", "negatives", "examples"), totals=("loss",)
+        )
 
     def only_counts(self, noise: np.ndarray) -> MultilabelSums:
         """Return counts by label, truth and answer with noise `(cells,)` added, as whole numbers

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
@@ -23,8 +24,6 @@ from fedgraft.common.tasks.flat_sums import (
 
 METRICS = ("kappa", "grades_off", "accuracy", "loss")
 _KEYS = ("examples", "loss", "confusion-at", "confusion")
-# relative, for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class OrdinalSums:
     def __add__(self, other: OrdinalSums) -> OrdinalSums:
         if self.confusion.shape != other.confusion.shape:
             raise ValueError("sums over other grades do not add up")
-        return OrdinalSums(self.loss + other.loss, self.confusion + other.confusion)
+        return add_fields(self, other)
 
     @property
     def examples(self) -> int:
@@ -59,9 +58,7 @@ class OrdinalSums:
 
     def within(self, other: OrdinalSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        slack = ROUNDING * (1 + other.loss)
-        fewer = bool((self.confusion <= other.confusion).all())
-        return fewer and self.loss <= other.loss + slack
+        return lies_within(self, other, counts=("confusion",), totals=("loss",))
 
     def only_counts(self, noise: np.ndarray) -> OrdinalSums:
         """Return the counts alone with noise `(cells,)` added, as whole numbers not below 0."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import ROUNDING, add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import (
     MOST,
@@ -28,8 +29,6 @@ from fedgraft.common.tasks.flat_sums import (
 METRICS = ("mae", "rmse", "r2", "loss")
 # of what answers are off, from nothing to the whole range, evenly
 ERROR_BINS = 64
-# relative, for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +60,7 @@ class RegressionSums:
     def __add__(self, other: RegressionSums) -> RegressionSums:
         if self.reach != other.reach:
             raise ValueError("sums of numbers of two ranges do not add up")
-        added: dict[str, Any] = {}
-        for name in _ADDED:
-            added[name] = getattr(self, name) + getattr(other, name)
-        return replace(self, **added)
+        return add_fields(self, other, but=("reach",))
 
     @property
     def cells(self) -> int:
@@ -73,14 +69,12 @@ class RegressionSums:
 
     def within(self, other: RegressionSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        if (self.bins > other.bins).any() or self.examples > other.examples:
-            return False
-        for name in ("loss", "off", "squares", "total_squares"):
-            part = getattr(self, name)
-            whole = getattr(other, name)
-            if part > whole + ROUNDING * (1 + whole):
-                return False
-        return True
+        return lies_within(
+            self,
+            other,
+            counts=("bins", "examples"),
+            totals=("loss", "off", "squares", "total_squares"),
+        )
 
     def only_counts(self, noise: np.ndarray) -> RegressionSums:
         """Return the bins of errors alone with noise `(cells,)` added, as whole numbers not below
@@ -129,7 +123,6 @@ class RegressionSums:
         return flat | write_counts("bins", self.bins)
 
 
-_ADDED = tuple(field.name for field in fields(RegressionSums) if field.name != "reach")
 _NUMBERS = ("loss", "off", "squares", "total", "total_squares")
 _KEYS = ("examples", *_NUMBERS, "bins-at", "bins")
 

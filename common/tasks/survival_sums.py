@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.common.tasks.adding_sums import add_fields, lies_within
 from fedgraft.common.tasks.finite_outputs import take_finite
 from fedgraft.common.tasks.flat_sums import MOST, write_counts
 from fedgraft.common.tasks.hazards import cumulative_hazards, hazard_losses
@@ -23,8 +24,6 @@ from fedgraft.common.tasks.score_bins import BINS, bins_of
 from fedgraft.common.tasks.survival_times import count_outcomes, number_outcomes
 
 METRICS = ("concordance", "brier", "loss", "observed_survival", "predicted_survival")
-# in `within`, relative and absolute: for sums of floats in another order
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +57,7 @@ class SurvivalSums:
     def __add__(self, other: SurvivalSums) -> SurvivalSums:
         if self.cuts != other.cuts:
             raise ValueError("sums over other intervals do not add up")
-        return SurvivalSums(
-            cuts=self.cuts,
-            outcomes=self.outcomes + other.outcomes,
-            loss=self.loss + other.loss,
-            cases=self.cases + other.cases,
-            controls=self.controls + other.controls,
-            dead=self.dead + other.dead,
-            alive=self.alive + other.alive,
-            predicted=self.predicted + other.predicted,
-        )
+        return add_fields(self, other, but=("cuts",))
 
     @property
     def examples(self) -> int:
@@ -86,13 +76,11 @@ class SurvivalSums:
 
     def within(self, other: SurvivalSums) -> bool:
         """Whether these can be sums of some of the predictions that `other` sums up."""
-        for name in ("outcomes", "cases", "controls", "dead", "alive", "predicted", "loss"):
-            part = np.asarray(getattr(self, name))
-            whole = np.asarray(getattr(other, name))
-            slack = ROUNDING * (1 + whole)
-            if not (part <= whole + slack).all():
-                return False
-        return True
+        return lies_within(
+            self,
+            other,
+            totals=("outcomes", "cases", "controls", "dead", "alive", "predicted", "loss"),
+        )
 
     def only_counts(self, noise: np.ndarray) -> SurvivalSums:
         """Return the outcomes alone with noise `(2K + 1,)` added, as whole numbers not below 0:
