@@ -32,7 +32,6 @@ from fedgraft.common.model.solve_head import (
     rounding_of,
     sums_products,
 )
-from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
@@ -44,7 +43,6 @@ from fedgraft.common.statistics.noisy_sums import (
     sum_units,
     zero_noisy,
 )
-from fedgraft.common.tasks import task_line
 
 # records whose features are multiplied at once; their products are exact for fewer than 2^13
 AT_ONCE = 2048
@@ -97,7 +95,7 @@ def sum_split(task: NodeTask) -> GramSums:
     plan = task.plan
     closed = closed_form_of(plan)
     rounding = rounding_of(plan)
-    stride = stride_of(plan)
+    stride = plan.task.stride
     if len(task.train) * task.model.count_places(stride) > rounding.most_records:
         what = f"more than {rounding.most_records:,} records or places, with {rounding.bits} bits"
         raise Refused(Code.MODEL, f"train.closed_form.bits: {what}")
@@ -135,13 +133,6 @@ def list_places(
     for number in range(len(features)):
         places = model.read_places(torch.from_numpy(features[number : number + 1]), stride)
         yield places.numpy(), pick_answers(labels[number], stride)
-
-
-def stride_of(plan: Agreement) -> int:
-    """Return of which part of a record's places sums are taken: of masks every so many-th."""
-    if task_line(plan.task.question).has_masks:
-        return plan.task.mask_section.stride
-    return 1
 
 
 def release_sums(task: NodeTask, round_: int) -> NoisySums:
@@ -211,13 +202,15 @@ class Shared:
 def share_places(records: Shared, parts: Callable[[Tensor], np.ndarray] | None) -> Shared:
     """Return a row for each place of the records, which share a record's weight by `parts`; the
     records themselves where there are none.
+
+    A place that is none of its record's stays, with no weight: how long sums take does not tell how
+    long a text is.
     """
     if parts is None:
         return records
-    there = records.labels >= 0
     shares = parts(records.labels) * records.shares[:, None]
-    kept = there.numpy()
-    return Shared(records.features[kept], records.labels[there], shares[kept])
+    places = records.features.reshape(-1, records.features.shape[-1])
+    return Shared(places, records.labels.clamp(min=0).flatten(), shares.flatten())
 
 
 def share_in_unit(records: int, patients: Sequence[np.ndarray] | None) -> np.ndarray:

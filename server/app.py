@@ -149,7 +149,7 @@ def federate(
                 cohort,
                 clip=aggregation.clip,
                 head=model.solved_name,
-                places=model.count_places(plan.task.mask_section.stride),
+                places=model.count_places(plan.task.stride),
             )
             if purpose_of(plan.train, number) != "steps":
                 intake = SumIntake(round_, roster.examples)

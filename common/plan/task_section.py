@@ -219,6 +219,13 @@ class TaskSection(Section):
         return self.mask or MaskSection()
 
     @property
+    def stride(self) -> int:
+        """Return of which part of a record's places sums are taken: of masks every so many-th."""
+        if task_line(self.question).has_masks:
+            return self.mask_section.stride
+        return 1
+
+    @property
     def box_section(self) -> BoxSection:
         """Return how boxes are learnt."""
         return self.boxes or BoxSection()
