@@ -15,10 +15,6 @@ EVALUATION_BATCH = 256
 VOLUMES_AT_ONCE = 32
 # axes of a batch of volumes: (n, channels, D, H, W)
 _VOLUME_AXES = 5
-# records whose answers are masks: a head gives hundreds of channels for each place
-MASKS_AT_ONCE = 8
-# axes of a batch of masks: (n, H, W)
-_MASK_AXES = 3
 
 
 class Examples(Protocol):
@@ -58,8 +54,6 @@ def batches_in_order(
         first = examples.inputs(torch.arange(1))
         if any(tensor.ndim >= _VOLUME_AXES for tensor in first.tensors.values()):
             size = VOLUMES_AT_ONCE
-        if examples.labels.ndim >= _MASK_AXES:
-            size = MASKS_AT_ONCE
     for start in range(0, count, size):
         positions = torch.arange(start, min(start + size, count))
         yield examples.inputs(positions), examples.labels[positions]

@@ -138,7 +138,7 @@ class Target:
         self.model.load_adapter_state(state)
         task = self._node_task(number, self.plan, split, split)
         model, examples = task.for_tests()
-        outputs = [model(batch) for batch, _ in batches_in_order(examples)]
+        outputs = [model(batch) for batch, _ in batches_in_order(examples, self.task.at_once)]
         if not outputs:
             return torch.empty((0, self.model.outputs))
         return torch.cat(outputs)
