@@ -65,10 +65,10 @@ def predict(
     sliding: bool = False,
     tokens: int | None = None,
 ) -> int:
-    """Predict every input of `data` and write one CSV line each, or a mask each where answers are
-    masks, see `predict_masks.py`: input, the answer, what is told of
+    """Predict every input of `data` and write one CSV line each: input, the answer, what is told of
     it (a probability for each class, or a number), and the predictive standard deviation of the
-    answer's score, where the plan has `train.closed_form.variance`.
+    answer's score, where the plan has `train.closed_form.variance`. Masks and boxes are written as
+    `predict_masks.py` and `predict_boxes.py` say.
 
     Args:
         backbone: the backbone's file, if it does not lie in the run's folder.
@@ -86,9 +86,10 @@ def predict(
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
     check_tokens(shared, tokens)
-    if task_line(shared.plan.task.question).has_masks:
+    line = task_line(shared.plan.task.question)
+    if line.has_masks:
         return write_masks(shared, data, out, _read_batches(shared, data))
-    if task_line(shared.plan.task.question).has_boxes:
+    if line.has_boxes:
         return write_boxes(shared, out, _read_batches(shared, data))
     written = 0
     try:

@@ -12,7 +12,7 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.files.bundle import Bundle, contents_of, extensions_in, unpacked
-from fedgraft.common.model.solve_head import releases_products, sums_products
+from fedgraft.common.model.solve_head import closed_form_of, releases_products, sums_products
 from fedgraft.common.plan.chosen_by_validation import (
     calibrates,
     chooses_point,
@@ -165,17 +165,18 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
 def _sums(node: Node, plan: Plan, number: int, features: int) -> Iterator[str]:
     """Give what leaves in a round of sums."""
     when = "once" if plan.train.method == "closed-form" else f"in round {number}"
+    closed = closed_form_of(plan)
     if plan.privacy.at_node:
-        what = f"sums of {features:,} features by class"
+        what = f"sums of {features:,} features {closed.by}"
         if releases_products(plan):
             what += f", of their {count_products(features):,} products with one another"
-        yield f"{when}: {what}, and counts of classes, with noise"
+        yield f"{when}: {what}, and {closed.counts}, with noise"
         yield "with it what was spent of the privacy budget, and the seconds that it took"
         return
     if not sums_products(plan):
         yield (
             f"{when}: sums over the training records of {features:,} features and of their squares,"
-            f" by class, and how many records each class has, {_size(8 * features)} each"
+            f" {closed.by}, and {closed.counts}, {_size(8 * features)} each"
         )
         yield "  of a class with one record they are that record's features; of few, nearly so;"
         yield f"  this node takes part from {node.policy.min_examples:,} records on (min_examples)"
@@ -184,7 +185,7 @@ def _sums(node: Node, plan: Plan, number: int, features: int) -> Iterator[str]:
     pairs = count_products(features)
     yield (
         f"{when}: sums over the training records of {features:,} features, their {pairs:,} products"
-        f" with one another, by class, and how many records each class has, {_size(8 * pairs)}"
+        f" with one another, {closed.by}, and {closed.counts}, {_size(8 * pairs)}"
     )
     least = LEAST_RECORDS_A_FEATURE * features
     yield f"  of fewer than {least:,} records (twice the features) they tell of any record at hand"
@@ -221,8 +222,8 @@ def _metrics(node: Node, plan: Plan) -> str:
         return f"{counts}, with noise that the ledger counts"
     if not node.policy.reports(plan.privacy):
         return "no metrics (this node's policy)"
-    sums = "sums over the test records (answers by class, scores, losses)"
-    return f"{sums}, from which accuracy and the like are computed"
+    sums = f"sums over the test records ({TASKS[plan.task.question].reports})"
+    return f"{sums}, from which {', '.join(plan.evaluate.metrics)} are computed"
 
 
 def _validation(node: Node, plan: Plan) -> Iterator[str]:

@@ -55,6 +55,8 @@ class ClosedForm:
         head: (solution, section, prior) → the head on features as they are.
         noisy: the same under differential privacy; None: there is none.
         means: (sums, unit of a feature, prior) → the head of class means; None: there are none.
+        by: how features are summed beside themselves, in words.
+        counts: what is counted beside them, in words.
         unit: (section) → what one step of the targets is worth where a record's score is told.
     """
 
@@ -64,4 +66,6 @@ class ClosedForm:
     head: Callable[[RidgeSolution, TaskSection, str], Head]
     noisy: NoisyForm | None = None
     means: Callable[[GramSums, float, str], Head] | None = None
+    by: str = "by class"
+    counts: str = "counts of classes"
     unit: Callable[[TaskSection], float] = lambda _: 1.0

@@ -17,7 +17,7 @@ from fedgraft.common.tasks.box_losses import box_losses
 from fedgraft.common.tasks.box_places import SIDES, find_boxes, read_places
 from fedgraft.common.tasks.box_sums import SURE, BoxSums, sums_of, zero
 from fedgraft.common.tasks.box_sums_from_wire import box_sums_from_flat
-from fedgraft.common.tasks.task import BoxReader, LabelledSource, Task
+from fedgraft.common.tasks.task import MAPS_AT_ONCE, BoxReader, LabelledSource, Task
 
 # class and four sides
 NUMBERS = 5
@@ -156,4 +156,6 @@ DETECTION = Task(
     probes=probe_boxes,
     describe=lambda task: f"to find with boxes: {', '.join(task.classes)}",
     aligned=align_targets,
+    at_once=MAPS_AT_ONCE,
+    reports="boxes by class, histograms of scores of right and wrong ones, losses",
 )

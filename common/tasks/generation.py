@@ -80,4 +80,5 @@ GENERATION = Task(
     aligned=align_answers,
     at_once=AT_ONCE,
     write=write_answers,
+    reports="tokens, right tokens, and losses of answers, and how many have what loss",
 )

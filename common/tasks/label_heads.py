@@ -71,6 +71,8 @@ def solve_noisy_labels(noisy: NoisySums, task: TaskSection, shares: str, prior: 
 
 
 LABEL_HEAD = ClosedForm(
+    by="by label, known and there",
+    counts="counts of labels",
     columns=lambda task: 2 * len(task.classes),
     targets=mark_labels,
     check=check_labels,
@@ -134,6 +136,8 @@ def solve_noisy_grades(noisy: NoisySums, task: TaskSection, shares: str, prior: 
 
 
 GRADE_HEAD = ClosedForm(
+    by="by grade",
+    counts="counts of grades",
     columns=lambda task: len(task.classes) - 1,
     targets=mark_above,
     check=check_above,

@@ -57,6 +57,8 @@ def soft_dice(solution: RidgeSolution) -> np.ndarray:
 
 
 MASK_HEAD = ClosedForm(
+    by="by class, over the places of images",
+    counts="counts of places by class",
     columns=lambda task: len(task.classes),
     targets=one_hot,
     check=check_counts,

@@ -167,4 +167,5 @@ MULTILABEL = Task(
     describe=describe,
     parts=MultilabelSums.by_label,
     closed_form=LABEL_HEAD,
+    reports="histograms of scores by label, losses",
 )

@@ -72,6 +72,8 @@ def number_of(task: TaskSection) -> NumberSection:
 
 
 NUMBER_HEAD = ClosedForm(
+    by="times the number that is predicted",
+    counts="sums of these numbers and of their squares",
     columns=lambda task: 1,
     targets=round_numbers,
     check=check_numbers,

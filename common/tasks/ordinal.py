@@ -60,4 +60,5 @@ ORDINAL = Task(
     probes=CLASSIFICATION.probes,
     describe=lambda task: f"which grade it is, in this order: {', '.join(task.classes)}",
     closed_form=GRADE_HEAD,
+    reports="answers by true and given grade, losses",
 )

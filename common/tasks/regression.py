@@ -130,4 +130,5 @@ REGRESSION = Task(
     describe=describe,
     needs_each=False,
     closed_form=NUMBER_HEAD,
+    reports="sums of errors and of their squares, how many answers are off by how much, losses",
 )

@@ -18,7 +18,7 @@ from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.tasks.mask_closed_form import MASK_HEAD
 from fedgraft.common.tasks.mask_sums import MaskSums, sums_of, zero
 from fedgraft.common.tasks.mask_sums_from_wire import mask_sums_from_flat
-from fedgraft.common.tasks.task import LabelledSource, MaskReader, Task
+from fedgraft.common.tasks.task import MAPS_AT_ONCE, LabelledSource, MaskReader, Task
 
 # pixels that soften the Dice of a class that an image lacks
 SMOOTH = 1.0
@@ -159,4 +159,6 @@ SEGMENTATION = Task(
     describe=lambda task: f"to outline: {', '.join(task.classes[1:])}",
     closed_form=MASK_HEAD,
     aligned=align_masks,
+    at_once=MAPS_AT_ONCE,
+    reports="overlap and distance of edges of each image by class, added up, right pixels, losses",
 )

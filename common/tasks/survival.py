@@ -141,4 +141,5 @@ SURVIVAL = Task(
     probes=lambda task: torch.tensor([[0, 1], [0, 0]]),
     describe=describe,
     closed_form=SURVIVAL_HEAD,
+    reports="people by outcome, histograms of risks, squared survival by interval, losses",
 )

@@ -64,6 +64,8 @@ def outcomes_of(task: TaskSection) -> int:
 
 
 SURVIVAL_HEAD = ClosedForm(
+    by="by outcome: interval, and whether the event came",
+    counts="counts of outcomes",
     columns=outcomes_of,
     targets=mark_outcomes,
     check=check_outcomes,

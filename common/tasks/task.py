@@ -128,6 +128,10 @@ class BoxReader(Protocol):
         ...
 
 
+# records whose heads give hundreds of channels for each place
+MAPS_AT_ONCE = 8
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Where a score becomes an answer, for questions with two classes.
@@ -193,7 +197,8 @@ class Task:
             None: `targets` are all there is.
         locate: (outputs `(n, …)`, raw records, preparation, section) → the answer in words, for
             each record, where it says where in the raw record; None: `answer` gives it.
-        at_once: how many records' outputs are held at once; None: as many as others.
+        at_once: how many records' outputs are made at once; None: as many as others.
+        reports: what its metric sums are made of, in words.
         write: (model, prompts, preparation) and how many tokens at most → the answers in words,
             where a model writes them token by token; None: they follow from its outputs.
     """
@@ -224,4 +229,5 @@ class Task:
     aligned: Callable[[Any, np.ndarray, Preparation, TaskSection], Tensor] | None = None
     locate: Callable[[Tensor, Any, Preparation, TaskSection], list[str]] | None = None
     at_once: int | None = None
+    reports: str = "answers by true and given class, histograms of scores, losses"
     write: Callable[..., list[str]] | None = None

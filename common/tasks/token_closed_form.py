@@ -84,6 +84,8 @@ def solve_noisy_tags(noisy: NoisySums, task: TaskSection, shares: str, prior: st
 
 
 TOKEN_HEAD = ClosedForm(
+    by="by tag, over the tokens of texts",
+    counts="counts of tags",
     columns=tags_of,
     targets=one_hot_tags,
     check=check_counts,

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
-from fedgraft.common.model.solve_head import releases_products, sums_products
+from fedgraft.common.model.solve_head import closed_form_of, releases_products, sums_products
 from fedgraft.common.plan.phases import has_sums, rounds_for
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.update import BESIDE
 from fedgraft.simulations.readable import show_bytes
 from fedgraft.simulations.report import page
@@ -25,10 +26,7 @@ Result = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
 
 NO_METRICS = "No metrics left a site."
-METRICS = (
-    "For the metrics on this page it sent sums over its test data: answers by true and given class,"
-    " histograms of scores, losses."
-)
+METRICS = "For the metrics on this page it sent sums over its test data: {}."
 OF_VALIDATION = (
     " The same sums over its validation data, which are neither trained nor tested on, told which"
     " round to keep or how plans compare."
@@ -104,7 +102,7 @@ def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[s
 def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> str:
     adapter = show_bytes(result["bytes"]["adapter"])
     beside = BESIDE[plan.privacy.mode]
-    metrics = _describe_metrics(result, lines)
+    metrics = _describe_metrics(plan, result, lines)
     if has_sums(plan.train):
         metrics = f"{_describe_sums(plan)} {metrics}"
     if rounds_for(plan.train, "histograms"):
@@ -120,28 +118,31 @@ def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> 
 
 def _describe_sums(plan: Plan) -> str:
     """Return what leaves a site in a round of sums."""
+    closed = closed_form_of(plan)
     if plan.privacy.at_node:
         products = ""
         if releases_products(plan):
             products = " sums of the features' products with one another,"
         return (
-            f"Once, a site sent sums of features of its training records by class,{products} and"
-            " counts of the classes, with noise; what was spent of its privacy budget; and the"
+            f"Once, a site sent sums of features of its training records {closed.by},{products} and"
+            f" {closed.counts}, with noise; what was spent of its privacy budget; and the"
             " seconds that it took."
         )
     products = "their products with one another"
     if not sums_products(plan):
         products = "their squares"
     return (
-        f"Once, a site sent sums over its training records: of features, of {products},"
-        " and of features by class; how many records each class has; and the seconds that"
+        f"Once, a site sent sums over its training records: of features, of {products}, and of"
+        f" features {closed.by}; {closed.counts}; how many records there are; and the seconds that"
         " it took. Of few records such sums can give records away."
     )
 
 
-def _describe_metrics(result: Result, lines: Lines) -> str:
+def _describe_metrics(plan: Plan, result: Result, lines: Lines) -> str:
     measured = any(line.get("received") or line.get("final") for line in lines)
-    words = METRICS if measured else NO_METRICS
+    words = NO_METRICS
+    if measured:
+        words = METRICS.format(TASKS[plan.task.question].reports)
     if any("validation" in line for line in lines):
         words += OF_VALIDATION
     if result["final"].get("subgroups"):

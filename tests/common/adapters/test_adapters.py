@@ -327,7 +327,8 @@ class TestTargets:
         for wrong in (
             {"rank": 0},
             {"method": "bottleneck", "width": 0},
-            {"classes": 1},
+            # one is a head of a number; of classes a plan names two at least
+            {"classes": 0},
             {"alpha": float("nan")},
             {"alpha": -1.0},
         ):
