@@ -105,8 +105,8 @@ class Records:
         fingerprint: "sha256:…" over the contents of the rows in the splits, whatever their order.
         owners: whose each row is; None where the data does not say.
         rows_file: .npz that says which rows of the file are this node's; None: all are.
-        task: the plan's, where targets lie in the grid of prepared records, such as masks; None:
-            `labels` are all there is.
+        task: the plan's, by which targets are aligned with prepared records, such as masks; None:
+            `labels` are all the targets there are.
     """
 
     labels: np.ndarray

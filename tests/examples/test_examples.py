@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -17,8 +18,9 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNNER = Path(__file__).with_name("run_examples.py")
 FILES = ("first_federation.py", "own_table.py", "private_budget.py", "first_federation.ipynb")
-# run by a test of its own, on files that it is given
-ON_FILES = "boxes_of_masks.py"
+# each run by a test of its own
+BOXES = "boxes_of_masks.py"
+NOTES = "synthetic_notes.py"
 HOSTILE = ("client", "server", "common", "simulations")
 
 
@@ -44,7 +46,7 @@ def shown(folder: Path) -> Mapping[str, str]:
 def test_every_example_is_run() -> None:
     """One that is not rots."""
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert found == {*FILES, ON_FILES}
+    assert found == {*FILES, BOXES, NOTES}
 
 
 def test_boxes_around_the_parts_of_masks(tmp_path: Path) -> None:
@@ -56,13 +58,37 @@ def test_boxes_around_the_parts_of_masks(tmp_path: Path) -> None:
     for name in ("image", "mask"):
         Image.fromarray(mask * 255).save(tmp_path / f"{name}.png")
     (tmp_path / "list.csv").write_text("path,mask,site\nimage.png,mask.png,north\n")
-    command = [sys.executable, EXAMPLES / ON_FILES, "list.csv", "site", "out"]
+    command = [sys.executable, EXAMPLES / BOXES, "list.csv", "site", "out"]
     subprocess.run(command, cwd=tmp_path, check=True)
     content = json.loads((tmp_path / "out" / "north.json").read_text())
     assert [each["bbox"] for each in content["annotations"]] == [[3, 2, 6, 6], [15, 10, 12, 8]]
     (image,) = content["images"]
     assert (image["width"], image["height"]) == (30, 20)
     assert (tmp_path / "out" / image["file_name"]).exists()
+
+
+def test_notes_whose_entities_lie_where_they_are_said_to(tmp_path: Path) -> None:
+    """Figures of docs/tokens.md that nobody can repeat, or spans beside the names."""
+    for out in ("one", "again"):
+        command = [sys.executable, EXAMPLES / NOTES, out, "40,30,20"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    found: dict[str, int] = {}
+    for name, notes in (("north", 40), ("south", 30), ("west", 20)):
+        written = (tmp_path / "one" / f"{name}.csv").read_bytes()
+        assert written == (tmp_path / "again" / f"{name}.csv").read_bytes()
+        with (tmp_path / "one" / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == notes
+        for row in rows:
+            for span in row["target"].split("|"):
+                if span == "none":
+                    continue
+                start, end, kind = span.split(":")
+                entity = row["text"][int(start) : int(end)]
+                assert entity == entity.strip()
+                assert (kind == "PHONE") <= bool(re.search(r"\d{4}$|\d{6,7}$", entity))
+                found[kind] = found.get(kind, 0) + 1
+    assert set(found) == {"NAME", "DATE", "PHONE", "PLACE"}
 
 
 @pytest.mark.slow
