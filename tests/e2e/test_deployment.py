@@ -108,7 +108,7 @@ def test_a_killed_run_is_told_and_resumed(federation: LocalFederation, in_proces
         wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            120,
+            300,
         )
         server_app = federation.find_server_app()
         assert server_app is not None

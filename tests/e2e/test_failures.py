@@ -48,7 +48,7 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Local
         wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            120,
+            300,
         )
         federation.freeze("west")
         wait_until("a round went on without it", lambda: bool(refused(out, "west")), 120)
@@ -85,7 +85,7 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: LocalFederation
         wait_until(
             "the first round is finished",
             lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            120,
+            300,
         )
         wait_until("it is in the middle of a message", lambda: federation.is_at_work("south"), 120)
         before = federation.count_connections("south")

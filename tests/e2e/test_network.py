@@ -110,7 +110,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
             wait_until(
                 "the first round is finished",
                 lambda: (out / "checkpoints" / "round-0001").is_dir(),
-                120,
+                300,
             )
             wait_until("it is in the middle of a message", lambda: federation.is_at_work("far"), 60)
             cable.cut()

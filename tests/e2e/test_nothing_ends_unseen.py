@@ -182,7 +182,7 @@ def test_a_locked_database_interrupts_no_run(federation: ThroughTrouble, seen) -
     starts = federation.log("server").count("superexec started")
     running = federation.begin_run(federation.folder / "plan.yaml", out)
     try:
-        wait_until("a node is asked", lambda: federation.is_at_work("north"), 120)
+        wait_until("a node is asked", lambda: federation.is_at_work("north"), 300)
         began = time.monotonic()
         database = sqlite3.connect(federation.server.state / "superlink.db", isolation_level=None)
         with closing(database):
@@ -237,7 +237,7 @@ def test_the_coordinator_is_told_at_once_of_a_process_that_died(
     began = time.monotonic()
     running = federation.begin_run(federation.folder / "plan.yaml", out, *LONG)
     try:
-        wait_until("it trains", lambda: trains(federation, 1), 120)
+        wait_until("it trains", lambda: trains(federation, 1), 300)
         kill(federation.find_client_app("north"))
         wait_until("the round went on", lambda: 1 in refused(out, "north"), 60)
         wait_until("it trains", lambda: trains(federation, 2), 120)

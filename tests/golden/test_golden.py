@@ -183,7 +183,12 @@ def test_a_ledger_still_counts(recorded: Path, unit: str) -> None:
     expected = json.loads(Path("privacy.json").read_text())[unit]["again"]
     with nodes_on_disk(plan, recorded / "plan.yaml", ledgers) as nodes:
         result = simulate(plan, recorded / "plan.yaml", Path("again"), nodes=nodes)
-    assert json.loads(json.dumps(result.to_json()["privacy"])) == expected
+    spent = json.loads(json.dumps(result.to_json()["privacy"]))
+    for node, recorded_there in expected.items():
+        # another processor's transform has other last digits
+        epsilon = pytest.approx(recorded_there["epsilon"], rel=1e-9)
+        assert spent[node] == {**recorded_there, "epsilon": epsilon}
+    assert spent.keys() == expected.keys()
 
     for path in sorted(ledgers.glob("*.sqlite")):
         book = Ledger(path).book()

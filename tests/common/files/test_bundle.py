@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import FAB_MAX_SIZE
 
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.bundle import (
@@ -91,7 +92,7 @@ def test_only_what_runs_at_a_hospital_is_in_it() -> None:
         "client/readers/table_file.py",
     } <= names
     assert not [name for name in names if not name.endswith((".py", "pyproject.toml"))]
-    assert len(build_bundle().data) < 2_000_000
+    assert len(build_bundle().data) < FAB_MAX_SIZE / 2
 
 
 def test_nothing_of_a_simulation_is_in_it() -> None:
