@@ -60,10 +60,12 @@ class Agreement(Section):
         return check_together(self, self.problems())
 
     def _fill_rounds(self) -> None:
-        """Write the rounds of a closed form into the plan, where it says nothing of rounds: there
-        is one for histograms where constants of the backbone are counted.
+        """Write the rounds of a closed form, or of none, into the plan, where it says nothing of
+        rounds: there is one for histograms where constants of the backbone are counted.
         """
         train = self.train
+        if train.method == "zero-shot" and "rounds" not in train.model_fields_set:
+            object.__setattr__(train, "rounds", 1)
         if train.method == "closed-form" and "rounds" not in train.model_fields_set:
             learns = family_line(self.backbone.name).learns
             counts = counts_constants(train, self.privacy, learns=learns)
