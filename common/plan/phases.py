@@ -19,7 +19,7 @@ def purpose_of(train: TrainSection, round_: int) -> Purpose:
         # a plan with a round before the last is one whose backbone learns constants, see
         # `compatibility.check_rounds`
         return "sums" if round_ == train.rounds else "histograms"
-    if train.method == "zero-shot":
+    if trains_nothing(train):
         return "nothing"
     if round_ == 1 and train.start == "standardise":
         return "histograms"
@@ -51,9 +51,14 @@ def has_sums(train: TrainSection) -> bool:
     return "closed-form" in (train.method, train.start, train.finish)
 
 
+def trains_nothing(train: TrainSection) -> bool:
+    """Whether nodes only measure what they are sent."""
+    return train.method == "zero-shot"
+
+
 def begins_with_texts(train: TrainSection) -> bool:
     """Whether the first head is what texts say of the classes."""
-    return train.method == "zero-shot" or train.start == "prompts"
+    return trains_nothing(train) or train.start == "prompts"
 
 
 def has_depth_head(train: TrainSection, round_: int) -> bool:

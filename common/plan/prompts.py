@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fedgraft.common.plan.section import Names, Text, as_names
 
@@ -16,8 +16,18 @@ PLACE = "{}"
 # Radford et al. 2021, §3.1.4
 USUAL = (f"a photo of a {PLACE}.",)
 
+
+class TextsByClass(dict[str, tuple[str, ...]]):
+    """Texts by class, never changed: what is opened once is kept under a task's sections."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+
 Texts = Annotated[Names, BeforeValidator(as_names), Field(min_length=1)]
-TextsOfClasses = Annotated[dict[Text, Texts], Field(max_length=10_000)]
+TextsOfClasses = Annotated[
+    dict[Text, Texts], Field(max_length=10_000), AfterValidator(TextsByClass)
+]
 Prompts = Texts | TextsOfClasses
 
 
