@@ -342,6 +342,10 @@ class ClipTextShape(HuggingFaceShape):
         """How many tokens it has."""
         return self.vocab_size
 
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes; no token is special."""
+        return {**super().for_library(), "bos_token_id": None, "eos_token_id": None}
+
     @model_validator(mode="after")
     def _divides(self) -> ClipTextShape:
         _check_heads(self.hidden_size, self.num_attention_heads)
