@@ -292,6 +292,8 @@ def check_closed_form(
         if train.start != "drawn" or train.finish != "steps":
             key = "train.start" if train.start != "drawn" else "train.finish"
             what = "closed-form, and so is all of the training"
+            if train.start == "prompts":
+                what = "prompts, and a closed form begins with no head"
             problems.append(Problem(key, what, "leave it out, or write `method: steps`"))
     if not STRATEGIES[aggregate.strategy].is_plain_mean:
         what = f"{aggregate.strategy}, and sums are added: no rule chooses among them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,15 @@ import pytest
 import torch
 
 import fedgraft
+from fedgraft.client.handlers import answer_round
+from fedgraft.client.node.approval_words import in_words
+from fedgraft.client.node.approve import propose
+from fedgraft.client.node.node_file import load_node
+from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.backbone_files import load_backbone
-from fedgraft.common.errors import UserError
+from fedgraft.common.errors import Code, Refused, UserError
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.plan.train_section import TrainSection
 from tests.huggingface_folders import pair_model, write_image_folder, write_pair_folder
 from tests.tokenizers_for_tests import small_tokenizer
 
@@ -185,6 +193,55 @@ def test_prompts_that_nobody_reads_are_refused(folder: Path, tmp_path: Path) -> 
     task = {"kind": "image-classification", "classes": CLASSES, "prompts": "a {}"}
     with pytest.raises(UserError, match="no head is made of texts"):
         run(plan_of(folder, task=task, train={"rounds": 1}), tmp_path / "run")
+
+
+def test_a_node_trains_nothing_whatever_it_is_sent() -> None:
+    """A server that sends a round of training under a plan that a hospital approved as none."""
+    opened: Any = SimpleNamespace(
+        plan=SimpleNamespace(train=TrainSection(method="zero-shot", rounds=1)),
+        round=1,
+        node=SimpleNamespace(policy=None),
+    )
+    message: Any = None
+    with pytest.raises(Refused, match="trains nothing") as raised:
+        answer_round(opened, message)
+    assert raised.value.code == Code.MISMATCH
+
+
+def test_attacks_on_what_was_not_trained_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A study that reports an attack on updates that never were."""
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan_of(folder)))
+    study = {
+        "name": "leaks",
+        "question": "What leaks?",
+        "plan": "plan.yaml",
+        "seeds": [1],
+        "attacks": ["loss-threshold"],
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    with pytest.raises(UserError, match="no record entered a model that was made of texts"):
+        fedgraft.study(tmp_path / "study.yaml", out=tmp_path / "out", progress=False)
+
+
+def test_the_approval_names_the_texts_and_no_update(folder: Path, tmp_path: Path) -> None:
+    """A hospital that is asked to approve updates that nobody wants, or texts it cannot see."""
+    file = tmp_path / "node.yaml"
+    file.write_text("name: hospital\ndata: {path: data.npz}\nstore: store\n")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps(plan_of(folder)))
+    node = load_node(file)
+    words = in_words(node, propose(node, load_plan(plan), base=tmp_path))
+    assert "which is not changed; nothing is trained" in words
+    assert "rash: “a photo of a rash.”" in words
+    assert "no training: this hospital's test data are read once, to measure" in words
+    assert "after each round" not in words
+
+
+@pytest.mark.parametrize("name", list(FAMILIES.names))
+def test_a_line_says_whether_its_family_has_pairs(name: str) -> None:
+    """A plan that is let in for a family that cannot weigh texts, or refused for one that can."""
+    line = FAMILIES.lines[name]
+    assert line.has_pairs == (FAMILIES[name].weigh_texts is not None)
 
 
 def test_half_a_pair_is_told_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
