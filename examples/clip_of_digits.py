@@ -117,6 +117,8 @@ def train_pair(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     colours = np.array([colour for _, colour in seen])
     own = torch.arange(len(seen))
+    # the last of its words
+    end = tokenizer.get_vocab_size() - 1
     for _ in range(STEPS):
         rows = np.array([draw.choice(rows_of[digit]) for digit, _ in seen])
         images = paint(digits[rows], colours, draw, NOISE)
@@ -124,7 +126,6 @@ def train_pair(
         for digit, colour in seen:
             template = str(draw.choice(TEMPLATES))
             captions.append(template.replace("{}", f"{NAMES[colour]} {DIGITS[digit]}"))
-        end = pair.config.text_config.eos_token_id
         output = pair(
             input_ids=number_texts(tokenizer, captions, end),
             pixel_values=torch.from_numpy(images) / 127.5 - 1,
@@ -155,7 +156,7 @@ def write_pair(pair: CLIPModel, tokenizer: Tokenizer, folder: Path) -> None:
 def main(folder: Path) -> None:
     """Write the pair and the hospitals' images."""
     torch.manual_seed(0)
-    data = load_digits()
+    data: Any = load_digits()
     digits = data.images.astype(np.float32)
     tokenizer = make_tokenizer()
     pair = make_pair(tokenizer.get_vocab_size())

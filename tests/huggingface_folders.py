@@ -232,17 +232,13 @@ def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -
     return folder
 
 
-def pair_model(seed: int = 0, **sizes: Any) -> Any:
+def pair_model(seed: int = 0) -> Any:
     """Return the library's own CLIP, both encoders, with lively values."""
     import transformers
 
-    config = transformers.CLIPConfig(
-        text_config=TINY["clip"][2],
-        vision_config=TINY_IMAGE["clip"][2],
-        projection_dim=10,
-        **sizes,
-        attn_implementation="eager",
-    )
+    parts = {"text_config": TINY["clip"][2], "vision_config": TINY_IMAGE["clip"][2]}
+    options: dict[str, Any] = {**parts, "projection_dim": 10, "attn_implementation": "eager"}
+    config = transformers.CLIPConfig(**options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = transformers.CLIPModel(config).eval()

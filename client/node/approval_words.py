@@ -121,8 +121,9 @@ def _first_head(plan: Plan) -> Iterator[str]:
     yield "the head that comes first is made of texts, and of no records:"
     texts = list_texts(plan.task.prompts, plan.task.classes)
     for name, of_class in list(zip(plan.task.classes, texts, strict=True))[:_MOST_LISTED]:
-        more = f" and {len(of_class) - 1} more" if len(of_class) > 1 else ""
-        yield f"  {name}: “{of_class[0]}”{more}"
+        first, *others = of_class
+        more = f" and {len(others)} more" if others else ""
+        yield f"  {name}: “{first}”{more}"
     if len(texts) > _MOST_LISTED:
         yield f"  and those of {len(texts) - _MOST_LISTED} more classes"
 
