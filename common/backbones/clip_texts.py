@@ -45,9 +45,7 @@ def weigh_texts(folder: Path, classes: Sequence[Sequence[str]]) -> Tensor:
         UserError: the folder holds no pair, or a text is longer than its encoder reads, or ends
             otherwise than it was trained with.
     """
-    tensors = read_folder_tensors(folder)
-    projection = _take(tensors, PROJECTION, folder).float()
-    scale = _take(tensors, SCALE, folder).double().exp()
+    projection, scale = _read_shared(folder)
     encoder = load_backbone(FAMILY, weights=folder, pool="last")
     end = _read_end(folder)
     directions: list[Tensor] = []
@@ -56,6 +54,14 @@ def weigh_texts(folder: Path, classes: Sequence[Sequence[str]]) -> Tensor:
         encoded = F.normalize(encoder.net(tokens) @ projection.T, dim=-1)
         directions.append(F.normalize(encoded.mean(0), dim=-1))
     return (scale * torch.stack(directions)).float()
+
+
+def _read_shared(folder: Path) -> tuple[Tensor, Tensor]:
+    """Return the map of texts into the shared space `(d, width)`, and the scale of answers."""
+    tensors = read_folder_tensors(folder)
+    projection = _take(tensors, PROJECTION, folder)
+    scale = _take(tensors, SCALE, folder)
+    return projection.float(), scale.double().exp()
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
@@ -93,10 +99,16 @@ def _number_tokens(encoder: Backbone, texts: Sequence[str], end: int) -> Tensor:
             raise UserError(what, where="task.prompts", remedy="write a shorter text")
     prepared = preparation(texts).only
     for text, row in zip(texts, prepared, strict=True):
-        numbers = row[row >= 0]
-        place = numbers.argmax() if end == LARGEST_TOKEN else (numbers == end).int().argmax()
-        if int(place) != len(numbers) - 1:
+        if not _ends_where_read(row[row >= 0], end):
             what = f"{text[:LONGEST_SHOWN]!r} does not end in the token that its encoder reads"
             remedy = f"give the pair's own tokenizer.json, which ends texts in token {end}"
             raise UserError(what, where="task.prompts", remedy=remedy)
     return prepared
+
+
+def _ends_where_read(numbers: Tensor, end: int) -> bool:
+    """Whether the library's encoder reads a text `(tokens,)` at its last token."""
+    place = (numbers == end).int().argmax()
+    if end == LARGEST_TOKEN:
+        place = numbers.argmax()
+    return int(place) == len(numbers) - 1

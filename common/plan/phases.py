@@ -63,7 +63,7 @@ def begins_with_texts(train: TrainSection) -> bool:
 
 def has_depth_head(train: TrainSection, round_: int) -> bool:
     """Whether the head in this round reads features of all depths, and is solved from sums."""
-    if train.method == "steps" and train.start != "drawn" and round_ == 1:
+    if train.method == "steps" and train.start in ("closed-form", "standardise") and round_ == 1:
         # before steps it is the network's own head
         return False
     return purpose_of(train, round_) in ("histograms", "sums")

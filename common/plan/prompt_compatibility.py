@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedgraft.common.backbones import family_line
 from fedgraft.common.plan.adapter_section import AdapterSection
 from fedgraft.common.plan.backbone_section import BackboneSection
-from fedgraft.common.plan.phases import begins_with_texts
+from fedgraft.common.plan.phases import begins_with_texts, trains_nothing
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.prompts import find_mistake
 from fedgraft.common.plan.section import Problem
@@ -36,6 +36,9 @@ def check_prompts(
     elif backbone.pool != "joint":
         what = f"{backbone.pool or 'missing'}, and texts are compared in the space of the pair"
         problems.append(Problem("backbone.pool", what, "write `pool: joint`"))
+    if train.start == "prompts" and train.finish == "closed-form" and train.rounds < 2:
+        what = "1, and that one is for sums: no steps begin with the texts"
+        problems.append(Problem("train.rounds", what, "write 2 or more"))
     mistake = None
     if task.prompts is not None:
         mistake = find_mistake(task.prompts, task.classes)
@@ -48,7 +51,7 @@ def check_zero_shot(
     adapter: AdapterSection, train: TrainSection, privacy: PrivacySection
 ) -> list[Problem]:
     """Return what does not go with a plan that trains nothing."""
-    if train.method != "zero-shot":
+    if not trains_nothing(train):
         return []
     nothing = "and zero-shot trains nothing"
     problems: list[Problem] = []
@@ -72,6 +75,6 @@ def check_zero_shot(
 
 def _name_start(train: TrainSection) -> tuple[str, str]:
     """Return the key by which a plan asks for a head of texts, and its value."""
-    if train.method == "zero-shot":
+    if trains_nothing(train):
         return "train.method", train.method
     return "train.start", train.start

@@ -87,7 +87,9 @@ def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[s
     if not rounds_for(plan.train, "steps"):
         # the head is solved at the server, or made of texts: its tensors left no site
         names = ""
-    by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
+    by_site = ""
+    if sent:
+        by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
     sizes = page.figure(_draw_sizes(result), CAPTION)
     hashes = page.facts(_list_hashes(result))
     refusals = _show_refusals(result["refused"])

@@ -114,6 +114,23 @@ def test_nothing_but_metrics_is_asked_for(folder: Path, tmp_path: Path) -> None:
     assert "no update and no sum of features left a site" in page
 
 
+def test_what_is_chosen_by_validation_is_chosen_of_texts_too(folder: Path, tmp_path: Path) -> None:
+    """A temperature that is asked for in no round, or divides another head than the one shared."""
+    train = {"method": "zero-shot", "calibrate": "temperature"}
+    changed = plan_of(folder, train=train, evaluate={"validation_fraction": 0.3})
+    done = run(changed, tmp_path / "run")
+    plain = run(plan_of(folder), tmp_path / "plain")
+    assert done.result.calibration is not None
+    assert done.result.final.global_["loss"] <= plain.result.final.global_["loss"] + 0.05
+
+
+def test_a_round_for_sums_alone_begins_with_no_texts(folder: Path, tmp_path: Path) -> None:
+    """Texts that a plan names, and that no model of the run ever has."""
+    train = {"start": "prompts", "finish": "closed-form", "rounds": 1}
+    with pytest.raises(UserError, match="no steps begin with the texts"):
+        run(plan_of(folder, train=train), tmp_path / "run")
+
+
 def test_steps_begin_with_the_texts(folder: Path, tmp_path: Path) -> None:
     """A start that is drawn after all would throw away what the texts know."""
     prompts = {name: [name, f"a {name} for three weeks"] for name in CLASSES}
