@@ -51,6 +51,7 @@ def check_agreement(
         *check_loss(train, privacy),
         *check_class_weights(task, train, privacy),
         *check_central(aggregate, privacy),
+        *check_weighting(aggregate, train),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
         *check_closed_form(adapter, train, aggregate),
@@ -232,6 +233,20 @@ def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[
     what = f"{aggregate.strategy} is no average, and central noise is scaled to one"
     remedy = "write `strategy: fedavg`, or privacy.mode sample or local"
     return [Problem("aggregate.strategy", what, remedy)]
+
+
+def check_weighting(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of equal weights where nothing is weighed."""
+    if aggregate.weighting == "examples":
+        return []
+    key = "aggregate.weighting"
+    if not STRATEGIES[aggregate.strategy].is_average:
+        what = f"equal, and {aggregate.strategy} weighs no node by its examples"
+        return [Problem(key, what, "leave it out, or write `strategy: fedavg`")]
+    if train.method == "closed-form":
+        what = "equal, and sums are over records, whoever has them"
+        return [Problem(key, what, "leave it out, or write `method: steps`")]
+    return []
 
 
 def check_factors(

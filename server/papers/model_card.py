@@ -105,10 +105,12 @@ def _details(plan: Plan, result: Result) -> list[str]:
     each = f"{train.local_epochs} local epochs"
     if train.local_steps is not None:
         each = f"{train.local_steps} local steps"
+    combined = plan.aggregate.strategy
+    if plan.aggregate.weighting == "equal":
+        combined += ", every site of the same weight"
     training = [
         f"- Training: {train.rounds} rounds of {each}, batch size {train.batch_size},",
-        f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by"
-        f" {plan.aggregate.strategy}",
+        f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by {combined}",
     ]
     if train.method == "closed-form":
         training = ["- Training: one round; the head is solved from sums over all sites' records"]

@@ -123,10 +123,9 @@ def _describe_combining(plan: Plan) -> str:
         return "nothing was sent that could be combined"
     if plan.train.method == "closed-form":
         return "adding the sites' sums, exactly"
-    return _describe_strategy(plan.aggregate.strategy)
-
-
-def _describe_strategy(strategy: str) -> str:
-    if strategy in AVERAGES:
-        return f"the average of the sites' updates ({strategy})"
-    return strategy
+    strategy = plan.aggregate.strategy
+    if strategy not in AVERAGES:
+        return strategy
+    if plan.aggregate.weighting == "equal":
+        return f"the average of the sites' updates, each of the same weight ({strategy})"
+    return f"the average of the sites' updates ({strategy})"

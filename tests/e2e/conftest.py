@@ -145,7 +145,7 @@ def installed(program: list[str]) -> Callable[..., Done]:
 HOSPITALS = ("north", "south", "west")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three rounds of the ready plan `pneumonia`, and three hospitals that keep the
     same kind of X-rays as a folder of PNG, a Parquet manifest of TIFF and a folder of DICOM. Where
@@ -170,10 +170,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFederation]:
-    """A coordinator with three nodes; shared by the tests of a session (of each of its processes),
-    which leave it as they found it.
+    """A coordinator with three nodes; shared by the tests of this folder, which leave it as they
+    found it.
     """
     files = {name: deployed / "nodes" / f"node-{k}.yaml" for k, name in enumerate(HOSPITALS)}
     settings = f"metrics: 127.0.0.1:{find_free_ports(1)[0]}\n"
@@ -189,7 +189,7 @@ def federation(deployed: Path, seen: Callable[[str], None]) -> Iterator[LocalFed
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def in_process(deployed: Path) -> Path:
     """The run's folder of the same plan at the same hospitals, in one process."""
     return run_in_process(deployed, "in-process")

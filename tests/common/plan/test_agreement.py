@@ -78,6 +78,7 @@ aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
 aggregate.missing=allow
+aggregate.weighting=equal
 aggregate.server_lr=0.5
 aggregate.server_momentum=0.5
 aggregate.trim=0.25
