@@ -81,6 +81,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "train.patience=null",
         "train.choose_by=loss",
         "train.augment=none",
+        "task.prompts=null",
     ),
 }
 
@@ -303,6 +304,8 @@ def _measure_on(task: NodeTask, state: Mapping[str, Tensor], tests: Sequence[Exa
 def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[str, Tensor]:
     """Return the adapter after one round of one node by itself."""
     purpose = purpose_of(task.plan.train, round_)
+    if purpose == "nothing":
+        return state
     if purpose == "steps":
         return run_round(task, state, round_, measure=False).state
     if purpose == "histograms":
