@@ -55,9 +55,9 @@ class AggregateSection(Section):
     weighting: Literal["examples", "equal"] = Field(
         default="examples",
         description=(
-            "what a node counts for in an average; examples: as many as it trains on; equal: as much"
-            " as every other, so that the largest do not drown the smallest (always so with central"
-            " noise)"
+            "what a node counts for in an average; examples: as many as it trains on; equal: as"
+            " much as every other, so that the largest do not drown the smallest (always so with"
+            " central noise)"
         ),
     )
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
