@@ -82,7 +82,8 @@ def simulate(
         out: the run's folder; default runs/NAME-TIME.
         seeds: repeat with this many seeds, from the plan's; more than one gives `Runs`.
         baselines: what the shared model is measured against: one-round, alone, pooled, head, full,
-            random-backbone; default one-round, where the plan allows it, and `[]` for nothing.
+            random-backbone; default one-round, where the plan allows it, and `[]` for nothing. A
+            text is read as the command's option is: "alone,head", "none".
         progress: show a bar.
         options: `engine` ("inprocess" or "flower"), `workers`, `together`, `resume`, `ledger` (a
             folder that outlasts the run), `policy` (clauses of every node's policy).
@@ -240,7 +241,8 @@ def _simulation_options(
     ledger = options.get("ledger")
     chosen: tuple[str, ...] | None = None
     if baselines is not None:
-        chosen = choose_baselines(",".join(baselines) or "none")
+        words = baselines if isinstance(baselines, str) else ",".join(baselines)
+        chosen = choose_baselines(words or "none")
     return SimulationOptions(
         engine=EngineOptions(
             options.get("engine", "inprocess"),
