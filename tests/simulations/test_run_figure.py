@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import fedgraft
+from fedgraft.run import Run
 
 
 def test_a_number_is_drawn_by_its_own_measure(tmp_path: Path) -> None:
@@ -37,6 +38,7 @@ def test_a_number_is_drawn_by_its_own_measure(tmp_path: Path) -> None:
     }
     # a text, as the command has it
     run = fedgraft.simulate(plan, out=tmp_path / "run", baselines="none", progress=False)
+    assert isinstance(run, Run)
     assert not run.result.baselines
     measured, trained = run.plot().axes
     assert measured.get_title().startswith("MAE of the shared model")
@@ -45,5 +47,5 @@ def test_a_number_is_drawn_by_its_own_measure(tmp_path: Path) -> None:
     (first, *_) = sorted(set(rounds["round"]))
     of_first = rounds[rounds["round"] == first]
     mean = np.average(of_first["received_mae"], weights=of_first["received_examples"])
-    assert np.isclose(line.get_ydata()[0], mean)
-    assert len(trained.lines[0].get_ydata()) == 3
+    assert np.isclose(np.asarray(line.get_ydata())[0], mean)
+    assert np.asarray(trained.lines[0].get_ydata()).shape == (3,)
