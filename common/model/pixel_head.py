@@ -2,13 +2,14 @@
 
 A place is described by every map brought to the image's own grid, and by means of the image around
 it. Linear interpolation and a linear head may be exchanged, so the head is taken on each map first:
-nothing of the full width is ever made to predict.
+nothing of the full width is ever made to predict. Under differential privacy it is, an image after
+the other: the features of a place are brought to norm 1, and that cannot be exchanged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +37,23 @@ class PixelHead(nn.Linear):
         layout: of the maps of an example.
         classes: outputs for each place.
         more: layouts of examples of other sizes, such as crops.
+        standardise: features (…, d) → the same centred, whitened and of norm 1, where the network
+            has a public reference. That one belongs to the network: it is no part of the head.
     """
 
-    def __init__(self, layout: MapLayout, classes: int, more: tuple[MapLayout, ...] = ()) -> None:
+    def __init__(
+        self,
+        layout: MapLayout,
+        classes: int,
+        more: tuple[MapLayout, ...] = (),
+        standardise: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__(count_of_place(layout), classes, device="meta")
         self.weight = nn.Parameter(torch.zeros(classes, self.in_features))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.layouts = index_layouts((layout, *more))
         self.grid = layout.grid
+        self.standardise = standardise
 
     def count_places(self, stride: int) -> int:
         """Return how many places of an example `read_pixels` takes."""
@@ -51,6 +61,8 @@ class PixelHead(nn.Linear):
 
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""
+        if self.standardise is not None:
+            return self._tell_places(packed)
         layout = find_layout(self.layouts, packed)
         maps = describe_places(layout.unpack(packed))
         parts = self.weight.split([each.shape[1] for each in maps], dim=1)
@@ -59,6 +71,14 @@ class PixelHead(nn.Linear):
         for values, weight in zip(maps, parts, strict=True):
             logits = logits + enlarge(torch.einsum("kc,nc...->nk...", weight, values), layout.grid)
         return logits
+
+    def _tell_places(self, packed: Tensor) -> Tensor:
+        """Return the logits of one image after another, whose features are made in full."""
+        logits: list[Tensor] = []
+        for image in packed.split(1):
+            features = self.read_pixels(image).movedim(1, -1)
+            logits.append(F.linear(features, self.weight, self.bias).movedim(-1, 1))
+        return torch.cat(logits)
 
     @torch.no_grad()
     def read_pixels(self, packed: Tensor, stride: int = 1) -> Tensor:
@@ -71,7 +91,10 @@ class PixelHead(nn.Linear):
         maps: list[Tensor] = []
         for values in describe_places(layout.unpack(packed)):
             maps.append(enlarge(values, layout.grid)[(..., *grid)])
-        return torch.cat(maps, dim=1)
+        features = torch.cat(maps, dim=1)
+        if self.standardise is None:
+            return features
+        return self.standardise(features.movedim(1, -1)).movedim(-1, 1)
 
 
 def count_of_place(layout: MapLayout) -> int:

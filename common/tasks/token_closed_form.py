@@ -14,6 +14,7 @@ from torch import Tensor
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.class_scores import describe_scores, discriminant
 from fedgraft.common.statistics.noisy_means import solve_counted
+from fedgraft.common.statistics.noisy_places import share_evenly
 from fedgraft.common.statistics.noisy_products import solve_products
 from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution
@@ -58,15 +59,9 @@ def share_tokens(tags: Tensor) -> np.ndarray:
     a token is none of the text's.
     """
     values = tags.numpy()
-    inside = (values > OUTSIDE).astype(np.float64)
-    outside = (values == OUTSIDE).astype(np.float64)
-    shares = OF_ENTITIES * _part(inside) + (1 - OF_ENTITIES) * _part(outside)
-    # rounding must not make a text weigh more
-    return shares * (1 - 2.0**-40)
-
-
-def _part(here: np.ndarray) -> np.ndarray:
-    return here / np.maximum(here.sum(1, keepdims=True), 1.0)
+    of_entities = share_evenly(values > OUTSIDE)
+    of_others = share_evenly(values == OUTSIDE)
+    return OF_ENTITIES * of_entities + (1 - OF_ENTITIES) * of_others
 
 
 def code_tags(tags: Tensor, task: TaskSection, shares: str) -> np.ndarray:
