@@ -17,7 +17,7 @@ from fedgraft.common.model.stage_maps import StageMaps, layout_of
 # places each way, of the shortest side of an image
 EACH_WAY = 8
 # public images, of those that there are
-IMAGES = 400
+IMAGES = 200
 
 
 class PlaceFeatures:

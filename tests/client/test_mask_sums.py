@@ -1,0 +1,117 @@
+"""Sums with noise over the pixels of a hospital's images: against a slow loop, and what one image
+moves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedgraft.client.data.split import Split
+from fedgraft.client.node.node_file import load_node
+from fedgraft.client.node_task import NodeTask, open_splits, working_model
+from fedgraft.client.sum_round import sum_privately
+from fedgraft.common.files.whole_files import write_whole
+from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.model.pixel_head import pick_places
+from fedgraft.common.plan.plan_file import load_plan
+from fedgraft.common.statistics.noisy_sums import COUNT_STEP, PRODUCT_SCALE, SCALE, NoisySums
+from tests.task_matrix import write_masks
+
+STRIDE = 4
+PLAN: dict[str, Any] = {
+    "name": "squares",
+    "task": {
+        "kind": "image-segmentation",
+        "classes": ["background", "square"],
+        "mask": {"stride": STRIDE},
+    },
+    "backbone": {"name": "cifar-resnet8", "image_size": 16},
+    "adapter": {"method": "head"},
+    "train": {"method": "closed-form"},
+    "privacy": {"mode": "sample", "target_epsilon": 8, "delta": 1e-3},
+}
+
+
+def a_task(here: Path, *overrides: str) -> NodeTask:
+    """Return a hospital's task under the plan: twelve images with masks."""
+    write_masks(here / "north.npz", np.random.default_rng(3), 12)
+    write_whole(here / "node.yaml", b"name: n\ndata: {path: north.npz}\nstore: store\n")
+    write_whole(here / "plan.json", json.dumps(PLAN).encode())
+    node = load_node(here / "node.yaml")
+    plan = load_plan(here / "plan.json", overrides)
+    backbone = plan_backbone(plan, here)
+    train, test = open_splits(node, plan, backbone.preprocess)
+    model = working_model(backbone, plan)
+    return NodeTask("n", plan, model, train, test, model.frozen_fingerprint())
+
+
+def without(task: NodeTask, left_out: int) -> NoisySums:
+    """Return the sums over all images but one."""
+    assert isinstance(task.train, Split)
+    others = np.delete(task.train.rows, left_out)
+    split = Split(task.train.records, others, task.train.preparation)
+    rest = NodeTask("n", task.plan, task.model, split, task.test, task.fingerprint)
+    return sum_privately(rest, None)
+
+
+def test_they_are_the_sums_of_a_slow_loop_over_pixels(tmp_path: Path) -> None:
+    """A pixel under another's class, or under another place's features: nothing is learnt."""
+    task = a_task(tmp_path, "train.closed_form.release=products")
+    found = sum_privately(task, None)
+    width = task.model.count_features()
+    sums = np.zeros((width, 2))
+    counts = np.zeros(2)
+    products = np.zeros((width, width))
+    places = range(16)[pick_places(16, STRIDE)]
+    for row in range(len(task.train)):
+        packed = task.model.features(task.train.inputs(torch.tensor([row])))
+        pixels = task.model.read_places(packed, 1).reshape(16, 16, width).double().numpy()
+        mask = task.train.labels[row]
+        for down in places:
+            for across in places:
+                pixel = pixels[down, across] / len(places) ** 2
+                sums[:, int(mask[down, across])] += pixel
+                counts[int(mask[down, across])] += 1 / len(places) ** 2
+                products += np.outer(pixel, pixels[down, across])
+    np.testing.assert_allclose(found.sums / SCALE, sums, atol=1e-4)
+    np.testing.assert_allclose(found.counts / COUNT_STEP, counts, atol=1e-3)
+    pairs = products[np.triu_indices(width)]
+    np.testing.assert_allclose(found.products / PRODUCT_SCALE, pairs, atol=0.02)
+
+
+def test_an_image_moves_them_by_no_more_than_the_noise_is_for(tmp_path: Path) -> None:
+    """However many of its pixels are read: the unit is the image."""
+    task = a_task(tmp_path)
+    whole = sum_privately(task, None)
+    for left_out in range(len(task.train)):
+        rest = without(task, left_out)
+        assert np.linalg.norm(whole.sums - rest.sums) <= SCALE
+        assert np.linalg.norm(whole.counts - rest.counts) <= COUNT_STEP
+
+
+def test_images_of_a_patient_share_its_weight(tmp_path: Path) -> None:
+    """Ten slides of one person are not ten people."""
+    task = a_task(tmp_path)
+    count = len(task.train)
+    together = sum_privately(task, [np.arange(count)])
+    apart = sum_privately(task, None)
+    np.testing.assert_allclose(together.sums, apart.sums / count, atol=count)
+    assert np.linalg.norm(together.counts) <= COUNT_STEP
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_hostile_head_or_backbone_moves_nothing_and_is_not_told(
+    tmp_path: Path, value: float
+) -> None:
+    """A refusal for features that are not finite would tell of a record."""
+    task = a_task(tmp_path)
+    with torch.no_grad():
+        for buffer in task.model.net.get_submodule("reference").buffers():
+            buffer.fill_(value)
+    assert np.linalg.norm(sum_privately(task, None).sums) <= SCALE * len(task.train)
