@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from fedgraft.common.statistics.noisy_sums import (
     COUNT_STEP,
@@ -48,13 +49,16 @@ class Places:
     parts: np.ndarray
 
 
-def share_evenly(here: np.ndarray) -> np.ndarray:
-    """Return each place's part of its record where those that are there have the same,
-    `(n, places)`; none where none is there.
-
-    Args:
-        here: which places there are, bool `(n, places)`.
+def share_halves(answers: Tensor) -> np.ndarray:
+    """Return each place's part of its record `(n, places)`: half of it those of class 0, a mask's
+    background or the tokens of no entity, and half all others, so that the many do not drown the
+    few. A place below 0 is none of its record's and has no part.
     """
+    values = answers.numpy()
+    return 0.5 * _share_evenly(values == 0) + 0.5 * _share_evenly(values > 0)
+
+
+def _share_evenly(here: np.ndarray) -> np.ndarray:
     return here / np.maximum(here.sum(1, keepdims=True), 1)
 
 

@@ -10,8 +10,10 @@ masks, follows from the same sums:
 so the threshold is chosen by training sums, and by nothing else. Soft masks have a lower Dice than
 the best cut of them: the rule finds rather too much than too little.
 
-Under differential privacy an image is the unit, not a place of it: its places have the same part of
-its weight of 1 each (`noisy_places.py`), and the likeliest class of a place is its answer.
+Under differential privacy an image is the unit, not a place of it: its places share its weight of 1
+(`noisy_places.py`), half of it those of the background, half all others. Were all places worth the
+same, little of small things would be left beside the noise, and none would ever be likelier than
+the background. The likeliest class of a place is its answer.
 """
 
 from __future__ import annotations
@@ -19,10 +21,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from fedgraft.common.plan.task_section import TaskSection
-from fedgraft.common.statistics.noisy_places import share_evenly
+from fedgraft.common.statistics.noisy_places import share_halves
 from fedgraft.common.statistics.ridge import RidgeSolution
 from fedgraft.common.tasks.class_head import NOISY, check_counts, one_hot
 from fedgraft.common.tasks.closed_form import ClosedForm, Head
@@ -63,13 +64,6 @@ def soft_dice(solution: RidgeSolution) -> np.ndarray:
     return (together + share**2) / np.maximum(share, 1e-12)
 
 
-def share_image(answers: Tensor) -> np.ndarray:
-    """Return the part of its image that each place has, `(n, places)`: as many for all, none for
-    those below 0, of which nobody knows what they are.
-    """
-    return share_evenly(answers.numpy() >= 0)
-
-
 MASK_HEAD = ClosedForm(
     by="by class, over the places of images",
     counts="counts of places by class",
@@ -77,5 +71,5 @@ MASK_HEAD = ClosedForm(
     targets=one_hot,
     check=check_counts,
     head=solve_masks,
-    noisy=replace(NOISY, parts=share_image),
+    noisy=replace(NOISY, parts=share_halves),
 )

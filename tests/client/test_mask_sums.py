@@ -19,6 +19,7 @@ from fedgraft.client.sum_round import sum_privately
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.pixel_head import pick_places
+from fedgraft.common.model.solve_head import solve_noisy_head
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, PRODUCT_SCALE, SCALE, NoisySums
 from tests.task_matrix import write_masks
@@ -73,16 +74,28 @@ def test_they_are_the_sums_of_a_slow_loop_over_pixels(tmp_path: Path) -> None:
         packed = task.model.features(task.train.inputs(torch.tensor([row])))
         pixels = task.model.read_places(packed, 1).reshape(16, 16, width).double().numpy()
         mask = task.train.labels[row]
-        for down in places:
-            for across in places:
-                pixel = pixels[down, across] / len(places) ** 2
-                sums[:, int(mask[down, across])] += pixel
-                counts[int(mask[down, across])] += 1 / len(places) ** 2
-                products += np.outer(pixel, pixels[down, across])
+        read = [(down, across) for down in places for across in places]
+        answers = [int(mask[place]) for place in read]
+        for place, answer in zip(read, answers, strict=True):
+            part = 0.5 / answers.count(answer)
+            sums[:, answer] += part * pixels[place]
+            counts[answer] += part
+            products += part * np.outer(pixels[place], pixels[place])
     np.testing.assert_allclose(found.sums / SCALE, sums, atol=1e-4)
     np.testing.assert_allclose(found.counts / COUNT_STEP, counts, atol=1e-3)
     pairs = products[np.triu_indices(width)]
     np.testing.assert_allclose(found.products / PRODUCT_SCALE, pairs, atol=0.02)
+
+
+@torch.no_grad()
+def test_without_noise_the_head_that_they_give_finds_squares(tmp_path: Path) -> None:
+    """A head on other features than those that were summed, or a sign or a scale that is wrong."""
+    task = a_task(tmp_path, "train.closed_form.release=products", "task.mask.stride=1")
+    head = solve_noisy_head(sum_privately(task, None), task.plan, task.model.solved_name)
+    task.model.load_adapter_state(head)
+    answers = task.model(task.test.inputs(torch.arange(len(task.test)))).argmax(1)
+    both = float(((answers > 0) & (task.test.labels > 0)).sum())
+    assert 2 * both / float((answers > 0).sum() + (task.test.labels > 0).sum()) > 0.8
 
 
 def test_an_image_moves_them_by_no_more_than_the_noise_is_for(tmp_path: Path) -> None:

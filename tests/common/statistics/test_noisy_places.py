@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from fedgraft.common.statistics.noisy_places import (
     WHOLE,
     Places,
-    share_evenly,
+    share_halves,
     sum_places,
 )
 from fedgraft.common.statistics.noisy_sums import (
@@ -32,6 +33,7 @@ from tests.common.statistics.test_noisy_sums import moved, moved_with_products
 
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
 CLASSES = 3
+ANSWERS = st.integers(-1, CLASSES - 1)
 
 
 @st.composite
@@ -42,7 +44,7 @@ def draw_places(draw: st.DrawFn) -> Places:
     if draw(st.booleans()):
         # all alike is the worst: nothing cancels
         features = features[[0] * count]
-    answers = draw(arrays(np.int64, (count,), elements=st.integers(-1, CLASSES - 1)))
+    answers = draw(arrays(np.int64, (count,), elements=ANSWERS))
     if draw(st.booleans()):
         answers = answers[[0] * count]
     return hold(features, answers)
@@ -51,7 +53,7 @@ def draw_places(draw: st.DrawFn) -> Places:
 def hold(features: np.ndarray, answers: np.ndarray) -> Places:
     """Return the places of one record, of which those below 0 are none."""
     codes = np.eye(CLASSES)[np.maximum(answers, 0)]
-    return Places(features, codes, codes, share_evenly(answers[None] >= 0)[0])
+    return Places(features, codes, codes, share_halves(torch.from_numpy(answers)[None])[0])
 
 
 @given(draw_places())
@@ -104,12 +106,11 @@ def test_an_image_of_many_pixels_is_not_cut_to_nothing() -> None:
     answers = (rng.random(count) < 0.2).astype(np.int64)
     sums = sum_places(hold(values, answers), 1.0, products=True)
     for kind in range(2):
-        mean = values[answers == kind].sum(0) / count
-        np.testing.assert_allclose(sums.sums[:, kind] / SCALE, mean, atol=2e-6)
-    assert sums.counts / COUNT_STEP == pytest.approx(
-        [1 - answers.mean(), answers.mean(), 0], abs=1e-4
-    )
-    whole = (values.T @ values)[np.triu_indices(features)] / count
+        mean = values[answers == kind].mean(0) / 2
+        np.testing.assert_allclose(sums.sums[:, kind] / SCALE, mean, atol=2e-5)
+    assert sums.counts / COUNT_STEP == pytest.approx([0.5, 0.5, 0], abs=1e-3)
+    parts = share_halves(torch.from_numpy(answers)[None])[0]
+    whole = ((values * parts[:, None]).T @ values)[np.triu_indices(features)]
     np.testing.assert_allclose(sums.products / PRODUCT_SCALE, whole, atol=1e-3)
 
 
@@ -127,10 +128,18 @@ def test_a_record_of_one_place_is_a_record_of_one_row() -> None:
     )
 
 
-@given(arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 300))))
-def test_even_parts_add_up_to_one_record(here: np.ndarray) -> None:
+def test_places_of_the_background_share_half_of_a_record() -> None:
+    """The many that are nothing drown the few; padding that has a part tells how long a text is."""
+    answers = torch.tensor([[-1, 0, 0, 1, 2, -1], [-1, 0, 0, 0, 0, -1], [-1] * 6])
+    shares = share_halves(answers)
+    assert shares[0] == pytest.approx([0, 0.25, 0.25, 0.25, 0.25, 0])
+    assert shares[1] == pytest.approx([0, 0.125, 0.125, 0.125, 0.125, 0])
+    assert not shares[2].any()
+
+
+@given(arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 300)), elements=ANSWERS))
+def test_parts_add_up_to_one_record_at_most(answers: np.ndarray) -> None:
     """A part too many in rounding is a record that counts for more than one."""
-    shares = share_evenly(here)
+    shares = share_halves(torch.from_numpy(answers))
     assert (np.floor(shares * WHOLE).sum(1) <= WHOLE).all()
-    assert shares.sum(1) == pytest.approx(here.any(1).astype(float))
-    assert not shares[~here].any()
+    assert (shares[answers < 0] == 0).all()
