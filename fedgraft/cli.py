@@ -379,7 +379,7 @@ def nearest(
         write_alike(alike, out)
     rows: list[tuple[str, ...]] = []
     for each in alike[:MOST_SHOWN]:
-        names = [each.input, str(each.rank), each.example, each.label]
+        names = [str(each.input), str(each.rank), str(each.example), each.label]
         rows.append((*map(as_printable, names), f"{each.similarity:.3f}"))
     _print_table(f"the nearest of {as_printable(among)}", list(HEADER), rows)
     if len(alike) > MOST_SHOWN:

@@ -26,7 +26,7 @@ from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
 from fedgraft.common.plan.task_section import TaskSection
-from fedgraft.common.statistics.nearest_neighbours import Neighbours, find_nearest
+from fedgraft.common.statistics.nearest_neighbours import find_nearest
 from fedgraft.common.tasks.labels import Label
 from fedgraft.simulations.predict import read_batches
 
@@ -40,12 +40,12 @@ class Described:
     """Records as a shared model's head reads them.
 
     Attributes:
-        names: of each, for people.
+        names: of each, for people, or its number.
         features: `(n, d)`.
         labels: as their data state them, the plan's names for its classes; None: none is known.
     """
 
-    names: list[str]
+    names: Sequence[str | int]
     features: Tensor
     labels: list[str] | None = None
 
@@ -60,9 +60,9 @@ class Likeness:
         similarity: the cosine between both, −1 to 1.
     """
 
-    input: str
+    input: str | int
     rank: int
-    example: str
+    example: str | int
     label: str
     similarity: float
 
@@ -87,11 +87,12 @@ def find_alike(
     torch.set_num_threads(shared.plan.train.threads)
     inputs = describe_inputs(shared, data)
     public = describe_public(shared, among)
-    return in_words(inputs, public, find_nearest(inputs.features, public.features, count))
+    return tell_alike(inputs, public, count)
 
 
-def in_words(inputs: Described, public: Described, found: Neighbours) -> list[Likeness]:
-    """Return what was found in words."""
+def tell_alike(inputs: Described, public: Described, count: int) -> list[Likeness]:
+    """Return the nearest public examples of each input, the most similar first."""
+    found = find_nearest(inputs.features, public.features, count)
     alike: list[Likeness] = []
     for name, positions, similarities in zip(
         inputs.names, found.positions.tolist(), found.similarities.tolist(), strict=True
@@ -109,7 +110,7 @@ def write_alike(alike: list[Likeness], out: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(HEADER)
             for each in alike:
-                names = [as_cell(each.input), each.rank, as_cell(each.example)]
+                names = [as_cell(str(each.input)), each.rank, as_cell(str(each.example))]
                 writer.writerow([*names, as_cell(each.label), f"{each.similarity:.6f}"])
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
@@ -145,6 +146,9 @@ def describe_public(shared: SharedModel, among: str) -> Described:
         if among.startswith(PREFIX):
             raise
         # without labels, or what is wrong with them as inputs is said
+        return describe_inputs(shared, Path(among))
+    if source.skipped:
+        # what is wrong with them is said file by file
         return describe_inputs(shared, Path(among))
     if not len(source):
         raise UserError("there is nothing in it", where=among, remedy="give public examples")
