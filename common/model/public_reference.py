@@ -53,6 +53,8 @@ def is_norm_alone(backbone: Backbone) -> bool:
 def bring_to_norm(backbone: Backbone, choice: Choice) -> Reference:
     """Return a reference for features of which nothing is known."""
     features = features_of(backbone, choice)
+    if isinstance(features, PlaceFeatures):
+        return Reference(features.head.in_features)
     return Reference(count_features(features, choice.example))
 
 

@@ -17,8 +17,11 @@ from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import NodeTask, open_splits, working_model
 from fedgraft.client.sum_round import sum_privately
 from fedgraft.common.files.whole_files import write_whole
-from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.inputs.public_patches import cut_patches
+from fedgraft.common.model.assembly import choose_maps, load_network, plan_backbone, plan_model
 from fedgraft.common.model.pixel_head import pick_places
+from fedgraft.common.model.place_features import IMAGES
+from fedgraft.common.model.public_reference import compute_features, features_of
 from fedgraft.common.model.solve_head import solve_noisy_head
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, PRODUCT_SCALE, SCALE, NoisySums
@@ -106,6 +109,27 @@ def test_an_image_moves_them_by_no_more_than_the_noise_is_for(tmp_path: Path) ->
         rest = without(task, left_out)
         assert np.linalg.norm(whole.sums - rest.sums) <= SCALE
         assert np.linalg.norm(whole.counts - rest.counts) <= COUNT_STEP
+
+
+def test_the_public_reference_is_of_pixels(tmp_path: Path) -> None:
+    """One of whole images' means would leave pixels unwhitened, and noise would fall on them
+    unevenly; one that differs from time to time would have another fingerprint.
+    """
+    plan = a_task(tmp_path).plan
+    plain = load_network(plan, None)
+    maps = choose_maps(plain, plan, 1)
+    features = features_of(plain, maps)
+    public = cut_patches(plain.preprocess, plan.backbone, plan.task)[:IMAGES]
+    pixels = compute_features(features, [plain.preprocess(public)])
+    assert pixels.shape == (IMAGES * 8 * 8, plan_model(plain, plan).count_features())
+    backbone = plan_backbone(plan, tmp_path)
+    reference: Any = backbone.net.get_submodule("reference")
+    whitened = ((pixels - reference.mean) @ reference.whiten).double()
+    covariance = np.cov(whitened.numpy().T)
+    told = np.diag(covariance) > 0.5
+    assert told.mean() > 0.9
+    np.testing.assert_allclose(covariance[np.ix_(told, told)], np.eye(told.sum()), atol=0.05)
+    assert plan_backbone(plan, tmp_path).fingerprint == backbone.fingerprint
 
 
 def test_images_of_a_patient_share_its_weight(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import Result
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 import fedgraft
 from fedgraft.cli import app
@@ -43,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, six new digits, and public ones in class folders and without."""
     folder = tmp_path_factory.mktemp("nearest")
     fedgraft.simulate(PLAN, out=folder / "run", progress=False)
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)
     np.savez(folder / "new.npz", images=images[:6])
     for place in ("flat", "none"):
@@ -81,7 +82,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def test_they_are_those_of_scikit_learn(home: Path, shared: SharedModel) -> None:
     """Another distance, another order, or features that the head does not read."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
     raw = torch.from_numpy(images[:300])
     found = shared.nearest(raw[:20], among=raw[20:], count=7)
