@@ -22,6 +22,7 @@ from fedgraft.common.model.stage_maps import MapLayout
 SQUARES = (1, 5, 15)
 # (n, C, H, W) and (n, C, D, H, W) are enlarged so
 MODES = {2: "bilinear", 3: "trilinear"}
+Standardise = Callable[[Tensor], Tensor]
 
 
 class PixelHead(nn.Linear):
@@ -46,7 +47,7 @@ class PixelHead(nn.Linear):
         layout: MapLayout,
         classes: int,
         more: tuple[MapLayout, ...] = (),
-        standardise: Callable[[Tensor], Tensor] | None = None,
+        standardise: Standardise | None = None,
     ) -> None:
         super().__init__(count_of_place(layout), classes, device="meta")
         self.weight = nn.Parameter(torch.zeros(classes, self.in_features))
@@ -62,7 +63,7 @@ class PixelHead(nn.Linear):
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""
         if self.standardise is not None:
-            return self._tell_places(packed)
+            return self._tell_places(packed, self.standardise)
         layout = find_layout(self.layouts, packed)
         maps = describe_places(layout.unpack(packed))
         parts = self.weight.split([each.shape[1] for each in maps], dim=1)
@@ -72,12 +73,19 @@ class PixelHead(nn.Linear):
             logits = logits + enlarge(torch.einsum("kc,nc...->nk...", weight, values), layout.grid)
         return logits
 
-    def _tell_places(self, packed: Tensor) -> Tensor:
-        """Return the logits of one image after another, whose features are made in full."""
+    def _tell_places(self, packed: Tensor, standardise: Standardise) -> Tensor:
+        """Return logits whose features are made in full: of one image after another, of one row of
+        it, or of one slice of a volume, after another.
+        """
+        layout = find_layout(self.layouts, packed)
         logits: list[Tensor] = []
         for image in packed.split(1):
-            features = self.read_pixels(image).movedim(1, -1)
-            logits.append(F.linear(features, self.weight, self.bias).movedim(-1, 1))
+            maps = [enlarge(each, layout.grid) for each in describe_places(layout.unpack(image))]
+            rows: list[Tensor] = []
+            for row in zip(*(each.split(1, dim=2) for each in maps), strict=True):
+                features = standardise(torch.cat(row, dim=1).movedim(1, -1))
+                rows.append(F.linear(features, self.weight, self.bias).movedim(-1, 1))
+            logits.append(torch.cat(rows, dim=2))
         return torch.cat(logits)
 
     @torch.no_grad()

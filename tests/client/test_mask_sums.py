@@ -115,7 +115,8 @@ def test_the_public_reference_is_of_pixels(tmp_path: Path) -> None:
     """One of whole images' means would leave pixels unwhitened, and noise would fall on them
     unevenly; one that differs from time to time would have another fingerprint.
     """
-    plan = a_task(tmp_path).plan
+    a_task(tmp_path)
+    plan = load_plan(tmp_path / "plan.json")
     plain = load_network(plan, None)
     maps = choose_maps(plain, plan, 1)
     features = features_of(plain, maps)
