@@ -153,7 +153,10 @@ def describe_public(shared: SharedModel, among: str) -> Described:
     if not len(source):
         raise UserError("there is nothing in it", where=among, remedy="give public examples")
     parts = [shared.vectors(batch) for batch in list_batches(source, shared)]
-    names = [source.place(row) for row in range(len(source))]
+    folder = Path(among).absolute()
+    if not folder.is_dir():
+        folder = folder.parent
+    names = [source.place(row).removeprefix(f"{folder}/") for row in range(len(source))]
     labels = name_labels(source.labels, shared.plan.task)
     return Described(names, torch.cat(parts), labels)
 

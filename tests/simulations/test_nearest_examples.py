@@ -120,10 +120,40 @@ def test_public_examples_with_and_without_labels(home: Path, ask: Callable[..., 
     plain = read_rows(home / "plain.csv")
     assert len(named) == len(plain) == 6 * 5
     for one, other in zip(named, plain, strict=True):
-        assert Path(one["example"]).name == Path(other["example"]).name
+        assert Path(one["example"]).name == other["example"]
+        assert not Path(one["example"]).is_absolute()
         assert one["similarity"] == other["similarity"]
         assert one["label"]
         assert not other["label"]
+
+
+def test_rows_of_a_table(home: Path, ask: Callable[..., Result]) -> None:
+    """The column of answers may be there, and is then the label; it must not be compared."""
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.normal(size=(60, 3)).round(3), columns=["a", "b", "c"])
+    table["target"] = np.where(table["a"] > 0, "yes", "no")
+    table.to_csv(home / "rows.csv", index=False)
+    table.drop(columns="target").to_csv(home / "bare.csv", index=False)
+    task = {
+        "kind": "tabular-classification",
+        "classes": ["no", "yes"],
+        "labels": ["no", "yes"],
+        "columns": ["a", "b", "c"],
+        "ranges": [{"columns": ["a", "b", "c"], "low": -2, "high": 2}],
+    }
+    simulation = {"data": [str(home / "rows.csv")], "partition": {"kind": "files"}}
+    plan = {**PLAN, "task": task, "backbone": {"name": "mlp", "hidden": [8, 8]}}
+    plan |= {"simulation": simulation, "aggregate": {"min_nodes": 1}}
+    fedgraft.simulate(plan, out=home / "table", progress=False)
+    for among in ("rows.csv", "bare.csv"):
+        done = ask("table", "bare.csv", "--among", among, "--count", "1", "--out", f"{among}.csv")
+        assert done.exit_code == 0, done.output
+    named = read_rows(home / "rows.csv.csv")
+    assert [row["label"] for row in named] == table["target"].tolist()
+    assert all(float(row["similarity"]) == pytest.approx(1) for row in named)
+    assert [row["example"] for row in read_rows(home / "bare.csv.csv")] == [
+        f"row {number}" for number in range(1, 61)
+    ]
 
 
 def test_fewer_examples_than_asked_for_are_all_of_them(ask: Callable[..., Result]) -> None:
