@@ -17,6 +17,7 @@ place would be as private, and leave nothing of an image of many pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -79,8 +80,13 @@ def sum_places(places: Places, share: float, *, products: bool = False) -> Noisy
         return summed
     rounded = round_within(places.features, 2**PRODUCT_BITS)
     whole = (rounded * parts[:, None]).T @ rounded
-    pairs = whole[np.triu_indices(len(whole))]
-    return replace(summed, products=_cut(pairs, share))
+    return replace(summed, products=_cut(whole[_find_pairs(len(whole))], share))
+
+
+@lru_cache(maxsize=1)
+def _find_pairs(features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the products on and above the diagonal are: the same for every record."""
+    return np.triu_indices(features)
 
 
 def _cut(parts: np.ndarray, share: float) -> np.ndarray:
