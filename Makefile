@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # what a run says at its end: the tests that took longest, seconds
 SLOWEST := --durations 40 --durations-min 5
-# several processes: a file's tests stay together, federations in groups (tests/order_of_files.py)
-TOGETHER := --dist loadgroup
+# several processes: a file's tests stay together, and all federations (tests/order_of_files.py)
+TOGETHER := --dist loadscope
 
 install: $(STAMP) ## make .venv and install into it (about two minutes, 6.5 GB, most of it torch)
 
@@ -29,7 +29,7 @@ demo: $(STAMP) ## pre-train on digits 0-4, hand out, adapt to digits 5-9 at five
 	@$(BIN)/fedgraft pretrain digits
 	@$(BIN)/fedgraft simulate digits --seeds 3 --baselines alone,head,random-backbone
 
-test: $(STAMP) ## every test, in three processes: two begin with federations, which mostly wait
+test: $(STAMP) ## every test, in three processes: one begins with federations, which mostly wait
 	$(BIN)/python -m pytest $(SLOWEST) $(TOGETHER) -n 3
 
 quick: $(STAMP) ## the quick tests

@@ -158,6 +158,8 @@ def answer_round(opened: OpenMessage, message: Message) -> Answer:
     round_ = opened.round
     purpose = purpose_of(opened.plan.train, round_)
     policy = opened.node.policy
+    if purpose == "nothing":
+        raise Refused(Code.MISMATCH, "the plan trains nothing")
     if purpose == "histograms":
         policy.check_histograms()
         return compose_histograms(opened, run_histogram_round(opened.task), round_)

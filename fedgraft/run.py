@@ -13,6 +13,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.result import Result
+from fedgraft.common.tasks.measures import measure_of
 from fedgraft.predictor import Predictor
 from fedgraft.server.papers.metric_lines import is_of_training
 
@@ -128,21 +129,31 @@ class Run:
                 yield json.loads(line)
 
     def plot(self) -> Plot:
-        """Return a figure: the shared model's accuracy and the training loss, round by round."""
+        """Return a figure, round by round: the shared model's accuracy, or what else the plan
+        measures first, and the training loss.
+        """
         # matplotlib takes half a second to import
         from fedgraft.plot import Plot
 
         rounds = self.rounds
         figure = Plot(figsize=(9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _plot_mean(left, rounds, "received_accuracy", "received_examples")
-        left.set_title("accuracy of the shared model, all nodes")
+        shown = self._shown_by_round(rounds)
+        _plot_mean(left, rounds, f"received_{shown}", "received_examples")
+        left.set_title(f"{measure_of(shown).words} of the shared model, all nodes")
         _plot_mean(right, rounds, "train_loss", "train_examples")
         right.set_title("loss of local training, mean over examples")
         for axes in (left, right):
             axes.set_xlabel("round")
             axes.spines[["top", "right"]].set_visible(False)
         return figure
+
+    def _shown_by_round(self, rounds: pandas.DataFrame) -> str:
+        """Return the metric that is drawn: accuracy, or the first of the plan's that is there."""
+        for key in ("accuracy", *self.plan.evaluate.metrics):
+            if f"received_{key}" in rounds:
+                return key
+        return self.plan.evaluate.metrics[0]
 
     @cached_property
     def shared_model(self) -> Predictor:

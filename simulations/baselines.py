@@ -69,16 +69,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "adapter.method=head",
         "adapter.targets=auto",
         "aggregate.strategy=fedavg",
+        "aggregate.weighting=examples",
         "aggregate.lora_aggregation=average",
         "aggregate.encoding=none",
         "train.method=closed-form",
         "train.start=drawn",
         "train.finish=steps",
         "train.rounds=1",
+        "train.local_steps=null",
         "train.keep=last",
         "train.patience=null",
         "train.choose_by=loss",
         "train.augment=none",
+        "task.prompts=null",
     ),
 }
 
@@ -301,6 +304,8 @@ def _measure_on(task: NodeTask, state: Mapping[str, Tensor], tests: Sequence[Exa
 def _train_round(task: NodeTask, state: dict[str, Tensor], round_: int) -> dict[str, Tensor]:
     """Return the adapter after one round of one node by itself."""
     purpose = purpose_of(task.plan.train, round_)
+    if purpose == "nothing":
+        return state
     if purpose == "steps":
         return run_round(task, state, round_, measure=False).state
     if purpose == "histograms":

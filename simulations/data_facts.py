@@ -13,6 +13,7 @@ from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.public_reference import is_norm_alone
 from fedgraft.common.plan.data_files import resolve
+from fedgraft.common.plan.phases import rounds_for
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.result import DataFacts
 from fedgraft.common.tasks import TASKS
@@ -105,7 +106,7 @@ def note_reference(plan: Plan, backbone: Backbone) -> list[str]:
 
 def note_small_nodes(plan: Plan, nodes: Sequence[NodeCounts]) -> list[str]:
     """Return what is no mistake and yet worth knowing, in sentences."""
-    if plan.train.method == "closed-form":
+    if not rounds_for(plan.train, "steps"):
         return []
     size = plan.train.batch_size
     small = [node.name for node in nodes if sum(node.train) < size]

@@ -80,10 +80,13 @@ def _describe_bytes(result: Result) -> str:
     if result.get("closed_form"):
         size = count_largest_reply(result)
         what = "the sums of one node are"
+    if not spent["rounds"]:
+        size = 0
+        what = "the updates of one node are"
     full = spent["full_model"]
     beside = ""
     # a table without a network has nothing else to send
-    if full > size:
+    if full > size > 0:
         times = full / max(size, 1)
         beside = f"full fine-tuning would send {show_bytes(full)}, {times:.0f} times as much; "
     backbone = f"the backbone ({show_bytes(spent['backbone'])}) went out once"

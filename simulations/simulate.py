@@ -192,6 +192,9 @@ def run_seed(job: SeedJob) -> Result:
     started = time.perf_counter()
     if not options.engine.resume:
         check_scales(plan)
+    baselines = _choose_baselines(options, plan)
+    # what does not go together is told before anything is trained
+    variants = {name: _plan_variant(job, name, plan) for name in baselines if name in VARIANTS}
     ledgers = options.ledger or job.out / "ledgers"
     with nodes_on_disk(plan, job.path, ledgers, options.policy) as nodes:
         counts = count_nodes(plan, nodes)
@@ -206,9 +209,12 @@ def run_seed(job: SeedJob) -> Result:
             result = result.but(notes=(*result.notes, *note_reference(plan, backbone)))
             if options.pages:
                 _draw_picture(plan, counts, job.out)
-            for name in _choose_baselines(options, plan):
+            for name in baselines:
                 clock = time.perf_counter()
-                measured = run_baseline(job, name, plan, backbone, nodes, progress)
+                if name in variants:
+                    measured = _run_variant(job, name, variants[name], nodes, progress)
+                else:
+                    measured = run_baseline(name, plan, backbone, nodes, progress)
                 seconds[name] = time.perf_counter() - clock
                 result = result.but(baselines=result.baselines | {name: measured})
     result = result.but(seconds=result.seconds | seconds)
@@ -241,16 +247,9 @@ def _note_circumstances(
 
 
 def run_baseline(
-    job: SeedJob,
-    name: str,
-    plan: Plan,
-    backbone: Backbone,
-    nodes: Sequence[Path],
-    progress: Progress,
+    name: str, plan: Plan, backbone: Backbone, nodes: Sequence[Path], progress: Progress
 ) -> dict[str, Any]:
-    """Return the metrics of one baseline."""
-    if name in VARIANTS:
-        return _run_variant(job, name, plan, nodes, progress)
+    """Return the metrics of a baseline that is no federation of its own."""
     if name == "alone":
         with progress.count(name, len(nodes)) as step:
             return measure_alone(plan, backbone, nodes, on_node=step)
@@ -260,11 +259,15 @@ def run_baseline(
     return measured
 
 
+def _plan_variant(job: SeedJob, name: str, plan: Plan) -> Plan:
+    """Return the plan of a baseline that is a federation of its own."""
+    return load_plan(job.name, [*job.overrides, *list_changes(name, plan)])
+
+
 def _run_variant(
-    job: SeedJob, name: str, plan: Plan, nodes: Sequence[Path], progress: Progress
+    job: SeedJob, name: str, changed: Plan, nodes: Sequence[Path], progress: Progress
 ) -> dict[str, Any]:
     """Run the federation with another adapter or backbone."""
-    changed = load_plan(job.name, [*job.overrides, *list_changes(name, plan)])
     out = job.out / "baselines" / name
     engine = job.options.engine
     if engine.resume and RunFolder(out).latest() is None:

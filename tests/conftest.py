@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
-from tests.order_of_files import GroupsAndFiles, group_federations, put_long_files_first
+from tests.order_of_files import FederationsAndFiles, put_long_files_first
 from tests.programs.ready_programs import ready_programs
 
 # a machine at work is slow, not wrong
@@ -48,20 +48,18 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # ── several processes ─────────────────────────────────────────────────────────────────────────────
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group and sort them, before xdist reads the groups."""
-    group_federations(items)
+    """Sort them."""
     put_long_files_first(items)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupsAndFiles | None:
-    """Hand out groups and files in their order, where groups are asked for."""
-    if config.getoption("dist") != "loadgroup":
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FederationsAndFiles | None:
+    """Hand out federations and files in their order, where scopes are asked for."""
+    if config.getoption("dist") != "loadscope":
         return None
     config.option.loadscopereorder = False
-    return GroupsAndFiles(config, log)
+    return FederationsAndFiles(config, log)
 
 
 # ── what was seen, in words ───────────────────────────────────────────────────────────────────────

@@ -232,6 +232,30 @@ def write_image_folder(folder: Path, architecture: str = "vit", seed: int = 0) -
     return folder
 
 
+def pair_model(seed: int = 0) -> Any:
+    """Return the library's own CLIP, both encoders, with lively values."""
+    import transformers
+
+    parts = {"text_config": TINY["clip"][2], "vision_config": TINY_IMAGE["clip"][2]}
+    options: dict[str, Any] = {**parts, "projection_dim": 10, "attn_implementation": "eager"}
+    config = transformers.CLIPConfig(**options)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = transformers.CLIPModel(config).eval()
+        for name, parameter in net.named_parameters():
+            if name != "logit_scale":
+                parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
+    return net
+
+
+def write_pair_folder(folder: Path, seed: int = 0) -> Path:
+    """Write the folder of a tiny pair, with its tokenizer and how its images are prepared."""
+    write_image_folder(folder, "clip", seed)
+    pair_model(seed).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(small_tokenizer())
+    return folder
+
+
 def audio_model(kind: str = "base") -> Any:
     """Return the library's own wav2vec 2 with lively values."""
     import transformers

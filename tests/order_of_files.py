@@ -1,37 +1,41 @@
 """Which tests stay in one process where `make test` runs several, and which come first.
 
-A file's tests stay together, and all federations of real processes in one group. What takes long
-comes first: whoever is left with it at the end leaves the others idle.
+A file's tests stay together, and all federations of real processes in one group: two at a time
+beside everything else have been too slow for what they wait for, and one that only waits takes a
+fifth of a core. What takes long comes first: whoever is left with it at the end leaves the others
+idle.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from xdist.scheduler.loadgroup import LoadGroupScheduling
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
+ROOT = Path(__file__).resolve().parents[1]
 FEDERATIONS = "federations"
 
 
-class GroupsAndFiles(LoadGroupScheduling):
-    """Groups as they are marked, and all else by files."""
+class FederationsAndFiles(LoadScopeScheduling):
+    """All federations are one unit of work, and each other file is one.
+
+    xdist's own groups are not used: it writes them behind the tests' names, and pytest 9.2 no
+    longer takes them from there.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        scope = super()._split_scope(nodeid)
-        file, _, _ = scope.partition("::")
-        return file
+        file, _, _ = nodeid.partition("::")
+        return FEDERATIONS if is_of_federations(Path(file)) else file
 
 
-def group_federations(items: list[pytest.Item]) -> None:
-    """Mark the tests of federations as one group: two at a time beside everything else have been
-    too slow for what they wait for.
-    """
-    for item in items:
-        if item.get_closest_marker("deployment") is not None:
-            item.add_marker(pytest.mark.xdist_group(FEDERATIONS))
+@functools.cache
+def is_of_federations(file: Path) -> bool:
+    """Whether a file's tests start federations of real processes: their mark says so."""
+    return "pytest.mark.deployment" in (ROOT / file).read_text()
 
 
 def shares_a_federation(item: pytest.Item) -> bool:

@@ -19,8 +19,9 @@ from fedgraft.common.plan.chosen_by_validation import (
     chooses_round,
     measures_validation,
 )
-from fedgraft.common.plan.phases import rounds_for
+from fedgraft.common.plan.phases import begins_with_texts, rounds_for, trains_nothing
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.prompts import list_texts
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.statistics.temperature import TEMPERATURES
@@ -102,11 +103,29 @@ def _what_it_learns(plan: Plan) -> list[str]:
     question = TASKS[task.question].describe(task)
     method = METHODS[plan.adapter.method]
     trained = method.describe(method.read_options(plan.adapter.model_dump()))
+    learnt = f"trained is the {trained}"
+    if trains_nothing(plan.train):
+        learnt = "nothing is trained"
     return [
         f"{question} ({task.kind.replace('-', ' ')})",
-        f"on a frozen {plan.backbone.name}, which is not changed; trained is the {trained}",
+        f"on a frozen {plan.backbone.name}, which is not changed; {learnt}",
+        *_first_head(plan),
         _how_prepared(plan),
     ]
+
+
+def _first_head(plan: Plan) -> Iterator[str]:
+    """Give the texts that the first head is made of, where texts make one."""
+    if not begins_with_texts(plan.train):
+        return
+    yield "the head that comes first is made of texts, and of no records:"
+    texts = list_texts(plan.task.prompts, plan.task.classes)
+    for name, of_class in list(zip(plan.task.classes, texts, strict=True))[:_MOST_LISTED]:
+        first, *others = of_class
+        more = f" and {len(others)} more" if others else ""
+        yield f"  {name}: “{first}”{more}"
+    if len(texts) > _MOST_LISTED:
+        yield f"  and those of {len(texts) - _MOST_LISTED} more classes"
 
 
 def _how_prepared(plan: Plan) -> str:
@@ -123,6 +142,8 @@ def _how_long(plan: Plan) -> str:
     train = plan.train
     if train.method == "closed-form":
         return "one round: this hospital's training data are read once"
+    if trains_nothing(train):
+        return "no training: this hospital's test data are read once, to measure"
     passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     if train.local_steps is not None:
         passes = f"{train.local_steps} steps"
@@ -148,7 +169,7 @@ def _what_leaves(node: Node, proposal: Proposal) -> Iterator[str]:
     each_round = proposal.bytes_each_round
     numbers = f"{layout.values:,} numbers in {len(layout.shapes)} tensors"
     in_all = _size(len(rounds_for(plan.train, "steps")) * each_round)
-    if plan.train.method != "closed-form":
+    if rounds_for(plan.train, "steps"):
         which = "each round of training" if proposal.sums else "each round"
         yield f"after {which} {numbers}, {_size(each_round)}; {in_all} in all"
         yield from _tensors(layout)

@@ -47,6 +47,7 @@ class BackboneStore:
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self.folder = folder
         self.backbones = folder / "backbones"
         self.plans = folder / "plans"
         self.limit = limit
@@ -159,11 +160,16 @@ class BackboneStore:
         write_whole(self._plan(plan_hash), json.dumps(dict(offer)), mode=0o600)
 
     def plan(self, plan_hash: str) -> dict[str, str]:
-        """Return the offer kept under a plan's hash. Raises `Refused` where there is none."""
+        """Return the offer kept under a plan's hash. Raises `Refused` where there is none, or the
+        store itself is gone.
+        """
         path = self._plan(plan_hash)
         try:
             status = path.stat()
         except FileNotFoundError:
+            if not self.folder.is_dir():
+                what = "this node's store is not on its disk: was its folder removed?"
+                raise Refused(Code.STORAGE, what) from None
             what = f"plan {plan_hash} was never offered to this node"
             raise Refused(Code.MISSING, what) from None
         return _read_offer(path, status.st_mtime_ns, status.st_ino)

@@ -27,6 +27,8 @@ class FamilyLine(Line):
         has_folders: whether its weights are folders, and it is nothing without one.
         has_pools: whether a plan may say how its tokens become one vector.
         described_by_weights: whether its sizes are known only from its weights.
+        has_pairs: whether a folder of it may hold an encoder of texts beside its own, so that texts
+            can say what a class is.
     """
 
     pattern: str
@@ -37,6 +39,7 @@ class FamilyLine(Line):
     has_folders: bool = False
     has_pools: bool = False
     described_by_weights: bool = False
+    has_pairs: bool = False
 
 
 _LINES = {
@@ -72,6 +75,7 @@ _LINES = {
         has_folders=True,
         has_pools=True,
         described_by_weights=True,
+        has_pairs=True,
     ),
     "monai-2d": FamilyLine(
         "fedgraft.common.backbones.monai_models:MONAI_2D", r"monai/.+-2d", "image"

@@ -58,6 +58,8 @@ class Backbone:
         features: length of the feature vector.
         preprocess: what its inputs go through first.
         fingerprint: SHA-256 over all parameters and buffers of `net`.
+        text_head: weights `(classes, features)` of the head that texts give, where a plan begins
+            with it: at the coordinator alone, which sends it as it sends any head.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Backbone:
     features: int
     preprocess: Preparation
     fingerprint: str
+    text_head: Tensor | None = None
 
 
 def known_backbones() -> list[str]:

@@ -18,8 +18,9 @@ State = Mapping[str, Tensor]
 # a child's dotted name, or a function of the network and its input
 Step = str | Callable[[Any, Tensor], Tensor]
 Call = Callable[[Any, Callable[..., Any], Tensor], Tensor]
-# how tokens become one vector; native: as the architecture's own classifier does
-Pooling = Literal["mean", "first", "last", "native"]
+# how tokens become one vector; native: as the architecture's own classifier does; joint: in the
+# space that the encoders of a pair share
+Pooling = Literal["mean", "first", "last", "native", "joint"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def keep_state(net: nn.Module, state: State) -> State:
 
 
 ReadFolder = Callable[[Path, int | None, Pooling | None], tuple[State, Preparation]]
+WeighTexts = Callable[[Path, Sequence[Sequence[str]]], Tensor]
 
 
 # ── the record ────────────────────────────────────────────────────────────────────────────────────
@@ -146,6 +148,9 @@ class Family:
             tokens, width)`, not one vector of them; None: its records have no tokens.
         vocabulary: (network) → its table of tokens, which is the head of its language model, too;
             None: it has none.
+        weigh_texts: (folder, texts of each class) → the weights `(classes, features)` of the head
+            that these texts give, where a folder holds the encoder of texts that its network was
+            trained in a pair with; raises `UserError` where it does not; None: there are no pairs.
     """
 
     names: Callable[[], Sequence[str]]
@@ -167,6 +172,7 @@ class Family:
     reference: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     keep_tokens: Callable[[Any], None] | None = None
     vocabulary: Callable[[Any], nn.Embedding | None] | None = None
+    weigh_texts: WeighTexts | None = None
 
 
 def last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

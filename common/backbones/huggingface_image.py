@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedgraft.common.adapters.targets import count_channels
+from fedgraft.common.backbones.clip_texts import weigh_texts
 from fedgraft.common.backbones.family import (
     Family,
     NetworkShape,
@@ -84,7 +86,20 @@ class ImageNetwork(nn.Module):
             self.register_buffer(name, tensor_of(content))
         width = count_channels(self.get_submodule(self.blocks))
         self.has_patches = shape.pooling == "native"
-        self.classifier = nn.Linear(2 * width if self.has_patches else width, 2)
+        if self.has_patches:
+            width = 2 * width
+        width = self.add_projection(shape, width)
+        self.classifier = nn.Linear(width, 2)
+
+    def add_projection(self, shape: Any, width: int) -> int:
+        """Add what stands behind the first token, where anything does. Return how many features
+        there are then.
+        """
+        return width
+
+    def project(self, first: Tensor) -> Tensor:
+        """Return what the classifier reads of the first token (n, width)."""
+        return first
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (n, 1 + patches, width)."""
@@ -129,12 +144,35 @@ class Dinov2Network(ImageNetwork):
 
 
 class ClipImageNetwork(ImageNetwork):
-    """CLIP's encoder of images; its table of positions is interpolated for other sizes."""
+    """CLIP's encoder of images; its table of positions is interpolated for other sizes.
+
+    Attributes:
+        is_joint: whether the classifier reads the space that images and texts share.
+    """
 
     model = "CLIPVisionModel"
     configuration = "CLIPVisionConfig"
     blocks = "encoder.layers"
     last_norm = "post_layernorm"
+    is_joint = False
+
+    def add_projection(self, shape: Any, width: int) -> int:
+        """Add the map into the shared space, where that is read. Return how many features there are
+        then.
+        """
+        if shape.pooling != "joint":
+            return width
+        self.is_joint = True
+        self.visual_projection = nn.Linear(width, shape.projection_dim, bias=False)
+        return shape.projection_dim
+
+    def project(self, first: Tensor) -> Tensor:
+        """Return the first token (n, width); in the shared space a vector of length 1 (n,
+        projection_dim).
+        """
+        if not self.is_joint:
+            return first
+        return F.normalize(self.visual_projection(first), dim=-1)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (n, 1 + patches, width)."""
@@ -160,13 +198,14 @@ def embed_images(net: Any, images: Tensor) -> Tensor:
 
 
 def take_first(net: Any, x: Tensor) -> Tensor:
-    """Tokens (n, 1 + patches, width) → the first, normalised (n, width), and behind it the mean of
-    the others where the library's own classifier reads it (n, 2 · width).
+    """Tokens (n, 1 + patches, width) → the first, normalised (n, width), in the space of a pair
+    where that is read; and behind it the mean of the others where the library's own classifier
+    reads it (n, 2 · width).
     """
     states = net.get_submodule(net.last_norm)(x)
     if net.has_patches:
         return torch.cat([states[:, 0], states[:, 1:].mean(1)], dim=1)
-    return states[:, 0]
+    return net.project(states[:, 0])
 
 
 def call_block(net: Any, run: Callable[..., Any], x: Tensor) -> Tensor:
@@ -326,9 +365,10 @@ HUGGINGFACE_IMAGE = Family(
     order=_list_order(),
     used_by_steps={
         embed_images: ("embeddings", "pre_layrnorm"),
-        take_first: ("layernorm", "post_layernorm"),
+        take_first: ("layernorm", "post_layernorm", "visual_projection"),
     },
     calls=dict.fromkeys(BLOCK_TYPES, call_block),
     read_folder=read_folder,
     kept_when_random=(DESCRIPTION, PREPARATION),
+    weigh_texts=weigh_texts,
 )

@@ -11,7 +11,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fedgraft.common.backbones.family import Pooling
 from fedgraft.common.errors import UserError
@@ -44,6 +52,7 @@ class HuggingFaceShape(BaseModel):
         prefix: that files of models with a head have before a tensor's name.
         former: how a tensor's name becomes the one that files have, by regular expressions.
         part: the key of `config.json` that holds this one of a pair of encoders; empty: none.
+        of_pair: keys that a pair's `config.json` says for both of them.
         pooled: how tokens become one vector where no folder says it; None: as is usual.
         poolings: the ways in which they may.
         native: the one in which the library's own classifier makes its last Linear's input; None:
@@ -57,6 +66,7 @@ class HuggingFaceShape(BaseModel):
     prefix: ClassVar[str] = ""
     former: ClassVar[tuple[tuple[str, str], ...]] = ()
     part: ClassVar[str] = ""
+    of_pair: ClassVar[tuple[str, ...]] = ()
     pooled: ClassVar[Pooling | None] = None
     poolings: ClassVar[tuple[Pooling, ...]] = PLAIN
     native: ClassVar[Pooling | None] = None
@@ -332,6 +342,10 @@ class ClipTextShape(HuggingFaceShape):
         """How many tokens it has."""
         return self.vocab_size
 
+    def for_library(self) -> dict[str, Any]:
+        """Return the keys that the library's own configuration takes; no token is special."""
+        return {**super().for_library(), "bos_token_id": None, "eos_token_id": None}
+
     @model_validator(mode="after")
     def _divides(self) -> ClipTextShape:
         _check_heads(self.hidden_size, self.num_attention_heads)
@@ -339,12 +353,15 @@ class ClipTextShape(HuggingFaceShape):
 
 
 class ClipImageShape(HuggingFaceShape):
-    """CLIP's encoder of images (Radford et al. 2021)."""
+    """CLIP's encoder of images (Radford et al. 2021); in the space that it shares with that of
+    texts, a vector has `projection_dim` values.
+    """
 
     fixed: ClassVar[Mapping[str, object]] = {"num_channels": 3}
     prefix: ClassVar[str] = "vision_model."
     part: ClassVar[str] = "vision_config"
-    poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
+    of_pair: ClassVar[tuple[str, ...]] = ("projection_dim",)
+    poolings: ClassVar[tuple[Pooling, ...]] = ("first", "joint")
 
     model_type: Literal["clip"]
     hidden_size: Width = 768
@@ -355,11 +372,20 @@ class ClipImageShape(HuggingFaceShape):
     patch_size: Side = 32
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Width = 512
 
     @model_validator(mode="after")
     def _divides(self) -> ClipImageShape:
         _check_heads(self.hidden_size, self.num_attention_heads)
         return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what plays no part where the shared space is not asked for."""
+        written = write(self)
+        if self.pooling != "joint":
+            del written["projection_dim"]
+        return written
 
 
 Window = Annotated[int, Field(ge=1, le=64)]
@@ -469,7 +495,8 @@ def read_config(
         if not isinstance(part, dict):
             raise UserError(f"{shape.part} is missing", where=where, remedy=_REMEDY)
         _check_keys(part, where)
-        config = part
+        both = {key: config[key] for key in shape.of_pair if key in config}
+        config = {**part, **both}
     for key, value in shape.fixed.items():
         if config.get(key, value) != value:
             what = f"{key} is {shown(config[key])}, and {value!r} alone is known here"

@@ -24,6 +24,8 @@ HEAD = "classifier"
 NATIVE = "pre_classifier"
 # of all tensors together; no more is made for weights that are not there
 MOST_VALUES = 4_000_000_000
+# and what brings an image into the space that a pair's texts share
+PROJECTION = "visual_projection"
 # in files of 2019
 FORMER = ((r"LayerNorm\.weight$", "LayerNorm.gamma"), (r"LayerNorm\.bias$", "LayerNorm.beta"))
 
@@ -75,6 +77,10 @@ def choose_tensors(
             f"in {where} put a sequence classifier (of AutoModelForSequenceClassification), or"
             " write mean"
         )
+        raise UserError(what, where="backbone.pool", remedy=remedy)
+    if missing == [f"{PROJECTION}.weight"]:
+        what = f"joint, and {missing[0]} is missing in {where}: it is part of a pair of encoders"
+        remedy = "give the folder of the pair (CLIPModel), or write first"
         raise UserError(what, where="backbone.pool", remedy=remedy)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -68,6 +68,12 @@ class TextPreparation:
             tokens[row, : len(numbers)] = torch.tensor(numbers)
         return Batch({"tokens": tokens})
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a text is before it is cut."""
+        if self._words is not None:
+            return len(self._words.number(text, LONGEST))
+        return len(self._shared.encode(text).ids)
+
     def locate(self, text: str) -> list[tuple[int, int] | None]:
         """Return where each of a text's tokens lies in it, (start, end) in characters, at most
         `max_length`; None for those that the tokenizer puts around it.

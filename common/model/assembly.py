@@ -34,10 +34,12 @@ from fedgraft.common.model.public_reference import (
     with_reference,
 )
 from fedgraft.common.model.reference_files import read_reference, reference_path
+from fedgraft.common.model.text_head import with_text_head
 from fedgraft.common.model.token_features import TokenChoice, count_of_token, open_tokens
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.phases import (
+    begins_with_texts,
     counts_constants,
     has_depth_head,
     has_hinges,
@@ -60,6 +62,8 @@ def plan_backbone(plan: Plan, base: Path, weights: str | None = None) -> Backbon
     """
     source = find_weights(plan, base, weights)
     backbone = load_network(plan, source)
+    if begins_with_texts(plan.train):
+        backbone = with_text_head(backbone, plan, source)
     if has_reference(plan.train, plan.privacy):
         return with_reference(backbone, find_reference(plan, backbone, source))
     return backbone
@@ -235,7 +239,7 @@ def _scales_by_ranges(plan: Agreement) -> bool:
 
 def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -> GraftedModel:
     """Return the plan's adapter and a fresh head on a backbone, with the same initial values on
-    every side.
+    every side; a head that texts give has them at the coordinator alone.
 
     Args:
         round_: that it is for: a plan may have another head in its last round; default: that one.

@@ -366,8 +366,7 @@ def graft(
     elif depths is None or isinstance(depths, TokenChoice):
         if depths is not None:
             keep_tokens(net, backbone)
-        head = new_linear(backbone.features, classes, bias=True, seed=seed, name=head_name)
-        net.set_submodule(head_name, head)
+        net.set_submodule(head_name, new_own_head(backbone, classes, seed))
     else:
         reading = choose_features(backbone, net, depths)
         head_name = DEPTH_HEAD
@@ -389,6 +388,19 @@ def graft(
     if isinstance(depths, TokenChoice):
         model.tokens = depths.places
     return model
+
+
+@torch.no_grad()
+def new_own_head(backbone: Backbone, classes: int, seed: int) -> nn.Linear:
+    """Return a head for the network's own last features: as texts give it, where a plan begins with
+    them, else drawn.
+    """
+    name = backbone.head_name
+    head = new_linear(backbone.features, classes, bias=True, seed=seed, name=name)
+    if backbone.text_head is not None:
+        head.weight.copy_(backbone.text_head)
+        head.bias.zero_()
+    return head
 
 
 def free_constants(net: nn.Module, backbone: Backbone) -> None:

@@ -49,9 +49,17 @@ else:
 class AggregateSection(Section):
     """How the server combines the nodes' adapters."""
 
-    later: ClassVar[tuple[str, ...]] = ("missing",)
+    later: ClassVar[tuple[str, ...]] = ("missing", "weighting")
 
     strategy: StrategyName = Field(default="fedavg", description="the rule that combines them")
+    weighting: Literal["examples", "equal"] = Field(
+        default="examples",
+        description=(
+            "what a node counts for in an average; examples: as many as it trains on; equal: as"
+            " much as every other, so that the largest do not drown the smallest (always so with"
+            " central noise)"
+        ),
+    )
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="part of the nodes asked in each round"
     )

@@ -17,7 +17,7 @@ from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.compatibility import check_agreement
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.extension_section import Extensions
-from fedgraft.common.plan.phases import closed_form_rounds, counts_constants
+from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, trains_nothing
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
 from fedgraft.common.plan.task_section import TaskSection
@@ -60,10 +60,12 @@ class Agreement(Section):
         return check_together(self, self.problems())
 
     def _fill_rounds(self) -> None:
-        """Write the rounds of a closed form into the plan, where it says nothing of rounds: there
-        is one for histograms where constants of the backbone are counted.
+        """Write the rounds of a closed form, or of none, into the plan, where it says nothing of
+        rounds: there is one for histograms where constants of the backbone are counted.
         """
         train = self.train
+        if trains_nothing(train) and "rounds" not in train.model_fields_set:
+            object.__setattr__(train, "rounds", 1)
         if train.method == "closed-form" and "rounds" not in train.model_fields_set:
             learns = family_line(self.backbone.name).learns
             counts = counts_constants(train, self.privacy, learns=learns)

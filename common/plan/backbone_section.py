@@ -100,12 +100,13 @@ class BackboneSection(Section):
             " padded (default: 128, or as many as the network has positions)"
         ),
     )
-    pool: Literal["mean", "first", "last", "native"] | None = Field(
+    pool: Literal["mean", "first", "last", "native", "joint"] | None = Field(
         default=None,
         description=(
             "huggingface and huggingface-image only: how tokens become one vector: their mean, the"
             " first, the last, or native: as the library's own classifier of this architecture"
-            " does, so that `fedgraft export` can write one (default: the folder's own)"
+            " does, so that `fedgraft export` can write one; or joint: CLIP's images in the space"
+            " that they share with texts, a vector of length 1 (default: the folder's own)"
         ),
     )
     volume: VolumeSection | None = Field(

@@ -14,6 +14,7 @@ from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.mask_compatibility import check_masks
 from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, has_sums
 from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.prompt_compatibility import check_prompts, check_zero_shot
 from fedgraft.common.plan.section import Problem
 from fedgraft.common.plan.simulation_section import SimulationSection
 from fedgraft.common.plan.task_section import TaskSection
@@ -23,6 +24,7 @@ from fedgraft.common.tasks import task_line
 
 # columns in one message
 MOST_NAMED = 5
+METHODS_WITHOUT_STEPS = {"closed-form": "a closed form", "zero-shot": "a zero-shot plan"}
 
 
 def check_agreement(
@@ -49,6 +51,7 @@ def check_agreement(
         *check_loss(train, privacy),
         *check_class_weights(task, train, privacy),
         *check_central(aggregate, privacy),
+        *check_weighting(aggregate, train),
         *check_factors(adapter, aggregate, privacy),
         *check_encoding(aggregate, privacy),
         *check_closed_form(adapter, train, aggregate),
@@ -65,6 +68,8 @@ def check_agreement(
         *check_choice(train),
         *check_validation(train, evaluate, privacy),
         *check_operating_point(task, train),
+        *check_prompts(task, backbone, train),
+        *check_zero_shot(adapter, train, privacy),
     ]
 
 
@@ -230,6 +235,20 @@ def check_central(aggregate: AggregateSection, privacy: PrivacySection) -> list[
     return [Problem("aggregate.strategy", what, remedy)]
 
 
+def check_weighting(aggregate: AggregateSection, train: TrainSection) -> list[Problem]:
+    """Return the problem of equal weights where nothing is weighed."""
+    if aggregate.weighting == "examples":
+        return []
+    key = "aggregate.weighting"
+    if not STRATEGIES[aggregate.strategy].is_average:
+        what = f"equal, and {aggregate.strategy} weighs no node by its examples"
+        return [Problem(key, what, "leave it out, or write `strategy: fedavg`")]
+    if train.method == "closed-form":
+        what = "equal, and sums are over records, whoever has them"
+        return [Problem(key, what, "leave it out, or write `method: steps`")]
+    return []
+
+
 def check_factors(
     adapter: AdapterSection, aggregate: AggregateSection, privacy: PrivacySection
 ) -> list[Problem]:
@@ -288,6 +307,8 @@ def check_closed_form(
         if train.start != "drawn" or train.finish != "steps":
             key = "train.start" if train.start != "drawn" else "train.finish"
             what = "closed-form, and so is all of the training"
+            if train.start == "prompts":
+                what = "prompts, and a closed form begins with no head"
             problems.append(Problem(key, what, "leave it out, or write `method: steps`"))
     if not STRATEGIES[aggregate.strategy].is_plain_mean:
         what = f"{aggregate.strategy}, and sums are added: no rule chooses among them"
@@ -473,8 +494,9 @@ def check_local_steps(train: TrainSection, privacy: PrivacySection) -> list[Prob
     if "local_epochs" in train.model_fields_set and train.local_epochs != 1:
         what = f"there, and local_epochs is {train.local_epochs}, too"
         return [Problem(key, what, "write one of them")]
-    if train.method == "closed-form":
-        return [Problem(key, "there, and a closed form takes no steps", "leave it out")]
+    if train.method != "steps":
+        what = f"there, and {METHODS_WITHOUT_STEPS[train.method]} takes no steps"
+        return [Problem(key, what, "leave it out")]
     return []
 
 
@@ -487,8 +509,8 @@ def check_choice(train: TrainSection) -> list[Problem]:
         remedy = "leave it out, or write `keep: best` under train"
         return [Problem("train.choose_by", what, remedy)]
     key, value = _name_choice(train)
-    if train.method == "closed-form":
-        what = f"{value}, and a closed form has no rounds to choose from"
+    if train.method != "steps":
+        what = f"{value}, and {METHODS_WITHOUT_STEPS[train.method]} has no rounds to choose from"
         return [Problem(key, what, "leave it out")]
     if train.finish == "closed-form":
         what = f"{value}, and the head is solved for anew in the last round: no other has it"

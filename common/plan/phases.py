@@ -1,5 +1,5 @@
 """What the nodes are asked in each round of a plan: steps, histograms that a table's constants or
-scales are learnt from, or sums that a head is solved from.
+scales are learnt from, sums that a head is solved from, or nothing, where texts say it all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.plan.train_section import TrainSection
 
-Purpose = Literal["steps", "histograms", "sums"]
+Purpose = Literal["steps", "histograms", "sums", "nothing"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
@@ -19,8 +19,12 @@ def purpose_of(train: TrainSection, round_: int) -> Purpose:
         # a plan with a round before the last is one whose backbone learns constants, see
         # `compatibility.check_rounds`
         return "sums" if round_ == train.rounds else "histograms"
-    if round_ == 1 and train.start != "drawn":
-        return "histograms" if train.start == "standardise" else "sums"
+    if trains_nothing(train):
+        return "nothing"
+    if round_ == 1 and train.start == "standardise":
+        return "histograms"
+    if round_ == 1 and train.start == "closed-form":
+        return "sums"
     if train.finish == "closed-form" and round_ == train.rounds:
         return "sums"
     return "steps"
@@ -47,12 +51,22 @@ def has_sums(train: TrainSection) -> bool:
     return "closed-form" in (train.method, train.start, train.finish)
 
 
+def trains_nothing(train: TrainSection) -> bool:
+    """Whether nodes only measure what they are sent."""
+    return train.method == "zero-shot"
+
+
+def begins_with_texts(train: TrainSection) -> bool:
+    """Whether the first head is what texts say of the classes."""
+    return trains_nothing(train) or train.start == "prompts"
+
+
 def has_depth_head(train: TrainSection, round_: int) -> bool:
     """Whether the head in this round reads features of all depths, and is solved from sums."""
-    if train.method == "steps" and train.start != "drawn" and round_ == 1:
+    if train.method == "steps" and train.start in ("closed-form", "standardise") and round_ == 1:
         # before steps it is the network's own head
         return False
-    return purpose_of(train, round_) != "steps"
+    return purpose_of(train, round_) in ("histograms", "sums")
 
 
 def closed_form_rounds(*, counts: bool) -> int:

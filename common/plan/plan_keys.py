@@ -82,6 +82,9 @@ def _kind(annotation: Any) -> tuple[str, type[BaseModel] | None]:
     if origin is tuple:
         element, _ = _kind(inner[0])
         return f"list of {element}", None
+    if origin is dict:
+        element, _ = _kind(inner[1])
+        return f"mapping of text to {element}", None
     if origin in (typing.Union, types.UnionType):
         kinds = [_kind(part) for part in inner]
         words = " | ".join(kind for kind, _ in kinds)

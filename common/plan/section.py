@@ -77,6 +77,13 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def as_names(value: object) -> object:
+    """Return one name as a tuple of one, and a list as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def readable(text: str) -> str:
     """Return text that can stand in a table, a file or a log. Raise ValueError for other text."""
     if not text.isprintable() or text != text.strip():

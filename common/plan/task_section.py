@@ -19,6 +19,7 @@ from fedgraft.common.plan.box_section import BoxSection
 from fedgraft.common.plan.finding_section import FindingSection
 from fedgraft.common.plan.mask_section import MaskSection
 from fedgraft.common.plan.number_section import Bound, NumberSection
+from fedgraft.common.plan.prompts import Prompts
 from fedgraft.common.plan.section import (
     Labels,
     Names,
@@ -26,6 +27,7 @@ from fedgraft.common.plan.section import (
     Problem,
     Section,
     Text,
+    as_names,
     check_together,
     unique,
 )
@@ -39,13 +41,6 @@ def kinds() -> tuple[str, ...]:
 
 
 Kind = Annotated[str, AfterValidator(OneOf(kinds))]
-
-
-def as_names(value: object) -> object:
-    """Return one name as a tuple of one, and a list as a tuple; anything else as it is."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
 
 
 Values = Annotated[
@@ -101,6 +96,7 @@ class TaskSection(Section):
         "survival",
         "mask",
         "boxes",
+        "prompts",
     )
 
     kind: Kind = Field(description="what the data are")
@@ -176,6 +172,15 @@ class TaskSection(Section):
         description=(
             "detection only: how boxes are learnt, such as {strides: [8, 16], width: 64, most:"
             " 100}; null: so"
+        ),
+    )
+    prompts: Prompts | None = Field(
+        default=None,
+        description=(
+            "with `train.start: prompts` or `method: zero-shot`: what a class is in words, such as"
+            ' "a chest X-ray of {}.", the class\'s name in the place of {}; or by class, such as'
+            ' {normal: healthy lungs}; of several texts the mean is taken. null: "a photo of a'
+            ' {}."'
         ),
     )
     labels: Labels | None = Field(

@@ -160,20 +160,23 @@ class TrainSection(Section):
         "local_steps",
     )
 
-    method: Literal["steps", "closed-form"] = Field(
+    method: Literal["steps", "closed-form", "zero-shot"] = Field(
         default="steps",
         description=(
             "steps: nodes train for some rounds; closed-form: in one round nodes send sums over"
             " their records, and the server solves for the head (backbone columns: in a round"
-            " before it, histograms of the columns)"
+            " before it, histograms of the columns); zero-shot: nothing is trained, the head is"
+            " what task.prompts say of the classes, and nodes only measure it (a pair of encoders:"
+            " backbone.pool joint)"
         ),
     )
-    start: Literal["drawn", "closed-form", "standardise"] = Field(
+    start: Literal["drawn", "closed-form", "standardise", "prompts"] = Field(
         default="drawn",
         description=(
             "what the first round is for; closed-form: it solves for the head that steps begin"
             " with; standardise: it tells mean and deviation of each number of a table, by"
-            " histograms of all nodes, for a network without weights"
+            " histograms of all nodes, for a network without weights; prompts: none, steps begin"
+            " with the head that task.prompts give (a pair of encoders: backbone.pool joint)"
         ),
     )
     finish: Literal["steps", "closed-form"] = Field(

@@ -45,6 +45,7 @@ class TaskLine(Line):
             by release, and "equal" shares.
         heads: what `train.closed_form.head` may name.
         has_deviations: whether a solved head says how far its scores may be off.
+        has_text_head: whether a head may be what texts say of its classes.
         writes: whether its answer is a text that is learnt token by token: the last of the plan's
             columns of text.
         has_point: whether another threshold than even odds can be chosen between two classes.
@@ -69,6 +70,7 @@ class TaskLine(Line):
     heads: tuple[str, ...] = ("ridge",)
     has_deviations: bool = True
     has_point: bool = True
+    has_text_head: bool = False
     writes: bool = False
 
     @property
@@ -83,6 +85,7 @@ _LINES = {
         asked=OF_RARE_CLASSES,
         losses=("cross-entropy", "balanced", "focal"),
         has_weights=True,
+        has_text_head=True,
         heads=("ridge", "class-means"),
     ),
     "ordinal": TaskLine(

@@ -55,9 +55,15 @@ class PlainAggregation:
             layout=round_.layout,
             sent=round_.sent,
             states=[update.state for update in ordered],
-            weights=[update.examples for update in ordered],
+            weights=[self._weigh(update) for update in ordered],
         )
         return self._after(self._combiner.combine(batch), batch)
+
+    def _weigh(self, update: AdapterUpdate) -> int:
+        """Return what an update counts for in an average."""
+        if self._plan.aggregate.weighting == "equal":
+            return 1
+        return update.examples
 
     def spent(self, rounds: int) -> None:
         """Return None: the server adds no noise, and what nodes spend they report themselves."""

@@ -27,7 +27,7 @@ class Updates:
         layout: names, order and shapes of the adapter's tensors.
         sent: the adapter that the nodes were sent.
         states: the adapter that each of them made of it.
-        weights: of the states in an average; examples behind each.
+        weights: of the states in an average: the examples behind each, or 1 for every one.
     """
 
     round: int

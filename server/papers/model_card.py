@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgraft.common.files.foreign_text import as_markdown
+from fedgraft.common.plan.phases import begins_with_texts, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
@@ -53,6 +54,10 @@ NOT_COVERED_BY_MODE = {
     ),
 }
 UNKNOWN = "–"
+OF_TEXTS = (
+    "The head was made of texts, not of records: metrics are of records, and so is a temperature or"
+    " a threshold where one was chosen."
+)
 
 
 def not_covered(plan: Plan) -> list[str]:
@@ -100,13 +105,21 @@ def _details(plan: Plan, result: Result) -> list[str]:
     each = f"{train.local_epochs} local epochs"
     if train.local_steps is not None:
         each = f"{train.local_steps} local steps"
+    combined = plan.aggregate.strategy
+    if plan.aggregate.weighting == "equal":
+        combined += ", every site of the same weight"
     training = [
         f"- Training: {train.rounds} rounds of {each}, batch size {train.batch_size},",
-        f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by"
-        f" {plan.aggregate.strategy}",
+        f"  {train.optimizer.name} at {train.optimizer.lr:g}; combined by {combined}",
     ]
     if train.method == "closed-form":
         training = ["- Training: one round; the head is solved from sums over all sites' records"]
+    if begins_with_texts(train):
+        training.append(
+            "- First head: what `task.prompts` say of the classes, by a pair of encoders"
+        )
+    if trains_nothing(train):
+        training = ["- Training: none; the head is what `task.prompts` say of the classes"]
     rounds = f"{result.rounds_done} of {train.rounds} rounds"
     return [
         *_heading("## Model details"),
@@ -361,6 +374,8 @@ def _privacy(plan: Plan, result: Result) -> Sequence[str]:
     """Return ε with its unit, neighbours, δ and accountant, and what it does not cover."""
     mode = plan.privacy.mode
     if mode == "none":
+        if trains_nothing(plan.train):
+            return [OF_TEXTS]
         sent = "sums" if plan.train.method == "closed-form" else "updates"
         return [f"No differential privacy: the {sent} may reveal training data."]
     if not result.privacy:

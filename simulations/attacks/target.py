@@ -44,7 +44,7 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
 from fedgraft.common.plan.chosen_by_validation import measures_validation
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import has_sums, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
@@ -190,6 +190,10 @@ def open_target(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         UserError: no finished run of this plan there, data that is missing, or a plan whose rounds
             are not all of steps.
     """
+    if trains_nothing(plan.train):
+        what = "nothing was trained: the model was made of texts, and no record entered it"
+        remedy = "attack a plan that trains by steps, or one of `train: {method: closed-form}`"
+        raise UserError(what, where=str(run), remedy=remedy)
     if has_sums(plan.train):
         what = "a head that was solved from sums, and this attack runs a node's steps again"
         remedy = (

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedgraft.common.plan.phases import trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import shown, statement
@@ -26,6 +27,10 @@ Steps = Sequence[float]
 NO_PRIVACY = (
     "No differential privacy was asked for: what a site sends may reveal training data, and nothing"
     " below limits how much."
+)
+OF_TEXTS = (
+    "metrics, and a temperature or a threshold where one was chosen: without differential privacy"
+    " they may tell of test and validation records; the model's head was made of texts"
 )
 ASSUMPTIONS = (
     (
@@ -113,7 +118,9 @@ def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) 
 
 def show_not_protected(plan: Plan, result: Mapping[str, Any]) -> list[str]:
     """Return what ε does not cover, in the result's own words."""
-    if plan.privacy.mode == "none":
+    if trains_nothing(plan.train):
+        lines = [OF_TEXTS]
+    elif plan.privacy.mode == "none":
         lines = [UNLIMITED]
     else:
         lines = list(result.get("not_covered_by_epsilon", ()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedgraft.common import run_files
 from fedgraft.common.model.solve_head import closed_form_of, releases_products, sums_products
-from fedgraft.common.plan.phases import has_sums, rounds_for
+from fedgraft.common.plan.phases import has_sums, rounds_for, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.wire.update import BESIDE
@@ -35,6 +35,9 @@ OF_GROUPS = " After the last round the same sums for the groups of people above.
 BYTES_BELOW = (
     "Nothing else is accepted by the code that writes and reads the messages; bytes below are with"
     " their framing."
+)
+OF_TEXTS = (
+    "The model was made of texts, at the server: no update and no sum of features left a site."
 )
 HISTOGRAMS = (
     "In the first round a site sent how often each value of its columns of numbers occurs, rounded"
@@ -81,10 +84,12 @@ def show_releases(plan: Plan, result: Result, run: Path, lines: Lines) -> list[s
     sent = _collect_bytes(lines)
     update = _describe_update(plan, result, lines, len(tensors))
     names = _fold(f"The {len(tensors)} tensors", _tensors_table(tensors), len(tensors))
-    if plan.train.method == "closed-form":
-        # the head is solved at the server: its tensors left no site
+    if not rounds_for(plan.train, "steps"):
+        # the head is solved at the server, or made of texts: its tensors left no site
         names = ""
-    by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
+    by_site = ""
+    if sent:
+        by_site = _fold(f"Bytes by site ({len(sent)})", _sites_table(sent), len(sent))
     sizes = page.figure(_draw_sizes(result), CAPTION)
     hashes = page.facts(_list_hashes(result))
     refusals = _show_refusals(result["refused"])
@@ -107,7 +112,9 @@ def _describe_update(plan: Plan, result: Result, lines: Lines, tensors: int) -> 
         metrics = f"{_describe_sums(plan)} {metrics}"
     if rounds_for(plan.train, "histograms"):
         metrics = f"{HISTOGRAMS} {metrics}"
-    if plan.train.method == "closed-form":
+    if trains_nothing(plan.train):
+        metrics = f"{OF_TEXTS} {metrics}"
+    if not rounds_for(plan.train, "steps"):
         return f"{metrics} No image, no table row, no file name. {BYTES_BELOW}"
     return (
         f"In each round a site sent its adapter, {tensors} tensors (tables of numbers) of"
@@ -153,6 +160,8 @@ def _describe_metrics(plan: Plan, result: Result, lines: Lines) -> str:
 def _draw_sizes(result: Result) -> bytes:
     spent = result["bytes"]
     one = {"this adapter, one update": spent["adapter"]}
+    if not spent["rounds"]:
+        one = {}
     if result.get("closed_form"):
         one = {"the sums of one site": round(count_largest_reply(result))}
     return draw_bytes(

@@ -15,7 +15,7 @@ from typing import Any
 from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import has_sums, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.tasks import TASKS
@@ -122,6 +122,11 @@ def _describe_federation(plan: Plan, result: Result) -> str:
     travelled = "a small adapter"
     if plan.train.method == "closed-form":
         travelled = "sums over them"
+    if trains_nothing(plan.train):
+        return (
+            f"{nodes} sites measured one model that was made of texts: {question}. Their {material}"
+            " stayed where they are; nothing was trained on them."
+        )
     return (
         f"{nodes} sites trained one model together: {question}. Their {material} stayed where they"
         f" are; {travelled} travelled."
@@ -145,6 +150,8 @@ def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card
     spent = [row["epsilon"] for row in result["privacy"].values()]
     cards.append(make_privacy_card(spent))
     sent = Card(show_bytes(result["bytes"]["adapter"]), "left each building in each round")
+    if trains_nothing(plan.train):
+        sent = Card("0 B", "of updates left any building: metrics alone did")
     if has_sums(plan.train):
         largest = show_bytes(count_largest_reply(result))
         sent = Card(largest, "left each building in a round, at most")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.plan.phases import has_sums
+from fedgraft.common.plan.phases import has_sums, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.readable import show_bytes
@@ -23,6 +23,7 @@ TRAINED = {
     "bias": "added biases, and a classifier",
     "full": "the whole network",
 }
+MADE_OF_TEXTS = "nothing; the classifier was made of texts"
 AVERAGES = ("fedavg", "fedprox")
 
 # under differential privacy, counts are told in tens
@@ -86,6 +87,8 @@ def _list_facts(plan: Plan, result: Result) -> list[tuple[str, str]]:
 def _describe_adapter(plan: Plan) -> str:
     """Return what a method trains, in words for people, or in its own words."""
     name = plan.adapter.method
+    if trains_nothing(plan.train):
+        return MADE_OF_TEXTS
     if name in TRAINED:
         return TRAINED[name]
     method = METHODS[name]
@@ -101,6 +104,8 @@ def _describe_backbone(result: Result) -> str:
 
 
 def _describe_rounds(plan: Plan, result: Result) -> str:
+    if trains_nothing(plan.train):
+        return "none: the head is what texts say of the classes (zero-shot)"
     if plan.train.method == "closed-form":
         return "one round: the head is solved from sums over each site's data"
     epochs = plan.train.local_epochs
@@ -114,12 +119,13 @@ def _describe_rounds(plan: Plan, result: Result) -> str:
 
 
 def _describe_combining(plan: Plan) -> str:
+    if trains_nothing(plan.train):
+        return "nothing was sent that could be combined"
     if plan.train.method == "closed-form":
         return "adding the sites' sums, exactly"
-    return _describe_strategy(plan.aggregate.strategy)
-
-
-def _describe_strategy(strategy: str) -> str:
-    if strategy in AVERAGES:
-        return f"the average of the sites' updates ({strategy})"
-    return strategy
+    strategy = plan.aggregate.strategy
+    if strategy not in AVERAGES:
+        return strategy
+    if plan.aggregate.weighting == "equal":
+        return f"the average of the sites' updates, each of the same weight ({strategy})"
+    return f"the average of the sites' updates ({strategy})"

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from fedgraft.common.errors import UserError, UserErrors
 from fedgraft.common.files.mistakes import KeyPath
 from fedgraft.common.files.yaml_file import read_yaml, validate
+from fedgraft.common.plan.phases import trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import find_plan, load_plan, plan_hash
 from fedgraft.simulations.attacks import ATTACKS, explain_not_applying
@@ -162,6 +163,11 @@ def _walk_grid(study: Study) -> Iterator[tuple[Change, ...]]:
 def _list_idle_attacks(study: Study, cell: Cell, source: Source) -> Iterator[UserError]:
     """Give each attack that says nothing of a cell's question."""
     question = cell.plan.task.question
+    if study.attacks and trains_nothing(cell.plan.train):
+        what = "there, and nothing was trained: no record entered a model that was made of texts"
+        where = source.locate(("attacks",))
+        yield UserError(what, where=where, remedy="leave them out, or write `method: steps`")
+        return
     applying = [name for name in ATTACKS if not explain_not_applying(name, question)]
     for number, name in enumerate(study.attacks):
         why = explain_not_applying(name, question)

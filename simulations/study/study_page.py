@@ -14,6 +14,7 @@ from pathlib import Path
 from fedgraft.common import run_files
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.yaml_file import read_yaml, validate
+from fedgraft.common.plan.phases import trains_nothing
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.report import page
@@ -87,6 +88,8 @@ def _show_summary(study: Study, groups: Sequence[Group], folder: Path) -> list[s
     trained = "adapters"
     if plan.train.method == "closed-form":
         trained = "a head solved from sums"
+    if trains_nothing(plan.train):
+        trained = "a head made of texts"
     lead = (
         f"The plan {plan.name}: {plan.backbone.name} with {trained}: {question}. Each"
         " cell of the study is a whole federation on one machine; no cell saw another's data or"

@@ -21,7 +21,7 @@ from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 from fedgraft.simulations.simulated_nodes import write_nodes
 from tests.e2e.conftest import fill
-from tests.e2e.test_failures import refused, trained
+from tests.e2e.hospitals.test_failures import refused, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 CHANGES = ("train.rounds=200", "aggregate.min_nodes=1", "aggregate.round_timeout=15")

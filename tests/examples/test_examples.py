@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fedgraft
+from tests.docs.blocks import read_blocks
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNNER = Path(__file__).with_name("run_examples.py")
 FILES = ("first_federation.py", "own_table.py", "private_budget.py", "first_federation.ipynb")
 # each run by a test of its own
 BOXES = "boxes_of_masks.py"
 NOTES = "synthetic_notes.py"
+PAIR = "clip_of_digits.py"
 HOSTILE = ("client", "server", "common", "simulations")
 
 
@@ -46,7 +50,7 @@ def shown(folder: Path) -> Mapping[str, str]:
 def test_every_example_is_run() -> None:
     """One that is not rots."""
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert found == {*FILES, BOXES, NOTES}
+    assert found == {*FILES, BOXES, NOTES, PAIR}
 
 
 def test_boxes_around_the_parts_of_masks(tmp_path: Path) -> None:
@@ -65,6 +69,22 @@ def test_boxes_around_the_parts_of_masks(tmp_path: Path) -> None:
     (image,) = content["images"]
     assert (image["width"], image["height"]) == (30, 20)
     assert (tmp_path / "out" / image["file_name"]).exists()
+
+
+@pytest.mark.slow
+def test_texts_tell_apart_what_no_caption_named(tmp_path: Path) -> None:
+    """A head of texts that points elsewhere than the pair's images would be right in one of ten:
+    the plan that docs/zero-shots.md shows, on what its example makes.
+    """
+    pytest.importorskip("transformers")
+    subprocess.run([sys.executable, EXAMPLES / PAIR, "."], cwd=tmp_path, check=True)
+    text = (EXAMPLES.parent / "docs" / "zero-shots.md").read_text()
+    (plan,) = [block.text for block in read_blocks(text) if block.text.startswith("name:")]
+    (tmp_path / "plan.yaml").write_text(plan)
+    done = fedgraft.simulate(
+        tmp_path / "plan.yaml", out=tmp_path / "run", baselines=[], progress=False
+    )
+    assert done.metrics.loc["shared model", "accuracy"] > 0.7
 
 
 def test_notes_whose_entities_lie_where_they_are_said_to(tmp_path: Path) -> None:

@@ -14,7 +14,22 @@ from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import amended, load_plan
 from fedgraft.simulations import baselines
-from fedgraft.simulations.baselines import VARIANTS, Pool, measure_alone, measure_pooled
+from fedgraft.simulations.baselines import (
+    VARIANTS,
+    Pool,
+    default_baselines,
+    list_changes,
+    measure_alone,
+    measure_pooled,
+)
+from tests.common.plan.test_agreement import (
+    IMAGES,
+    PRIVATE,
+    TABLES,
+    changes_of,
+    lines,
+    plan_of,
+)
 
 # Trained so far that scores are spread: AUROC counts those within 0.015 of log-odds as equal.
 FURTHER = ("aggregate.min_nodes=1", "train.rounds=10", "train.optimizer.lr=0.05")
@@ -89,6 +104,14 @@ def test_a_plan_that_chooses_a_round_has_every_baseline(name):
     chooses = ["train.keep=best", "train.patience=3", "train.choose_by=auroc"]
     plan = load_plan("pneumonia", chooses)
     assert amended(plan, VARIANTS[name]).adapter.method
+
+
+@pytest.mark.parametrize("line", lines(IMAGES + PRIVATE + TABLES))
+def test_a_plan_with_any_key_has_its_usual_baseline(line: str) -> None:
+    """A run that ends with an error after its training, since a key of steps stands in its way."""
+    plan = amended(plan_of(line), changes_of(line))
+    for name in default_baselines(plan):
+        assert amended(plan, list_changes(name, plan)).train.method == "closed-form"
 
 
 def test_pooled_data_are_all_data(tiny, tmp_path):

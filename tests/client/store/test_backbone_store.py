@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -175,3 +176,12 @@ def test_two_processes_store_the_same_at_once(tmp_path: Path) -> None:
         assert writer.exitcode == 0
     assert all(BackboneStore(tmp_path).has(made(seed)[1]) for seed in range(12))
     assert not list((tmp_path / "backbones").glob("*.part"))
+
+
+def test_a_store_that_was_removed_is_told_as_such(tmp_path: Path) -> None:
+    """Whoever cleared a folder is told that nothing was offered, and looks at the server."""
+    store = BackboneStore(tmp_path / "store")
+    store.put_plan("sha256:" + "0" * 64, {"plan": "one"})
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(Refused, match="not on its disk"):
+        store.plan("sha256:" + "0" * 64)

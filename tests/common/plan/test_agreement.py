@@ -64,6 +64,8 @@ train.calibrate=temperature
 train.keep=best
 train.patience=3
 train.local_steps=3
+pretrain=null backbone.name=huggingface-image backbone.weights=./clip backbone.pool=joint train.start=prompts task.prompts="a digit, {}"
+pretrain=null backbone.name=huggingface-image backbone.weights=./clip backbone.pool=joint train.method=zero-shot train.rounds=1 adapter.method=head task.prompts=["a digit, {}", "the {}"]
 train.keep=best train.choose_by=auroc
 train.closed_form.features=last
 train.closed_form.pool=mean-and-deviation
@@ -76,6 +78,7 @@ aggregate.strategy=median
 aggregate.fraction=0.5
 aggregate.min_nodes=3
 aggregate.missing=allow
+aggregate.weighting=equal
 aggregate.server_lr=0.5
 aggregate.server_momentum=0.5
 aggregate.trim=0.25

@@ -401,6 +401,12 @@ def test_unknown_plans_are_refused_with_the_nearest_name(
             "strategy: fedavg",
         ),
         (
+            PLAN + "aggregate: {strategy: median, weighting: equal}",
+            "plan.yaml:6",
+            "median weighs no node by its examples",
+            "strategy: fedavg",
+        ),
+        (
             PLAN.replace("lora", "head") + "aggregate: {lora_aggregation: svd}",
             "plan.yaml:6",
             "svd is for LoRA",

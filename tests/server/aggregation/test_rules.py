@@ -110,6 +110,17 @@ def test_the_order_of_arrival_changes_nothing():
         assert all(torch.equal(found[0][key], found[1][key]) for key in SHAPES)
 
 
+@given(st.lists(st.integers(1, 10_000), min_size=2, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_equal_weights_are_the_plain_mean(examples):
+    """A site of ten images that its neighbour of a thousand drowns all the same."""
+    updates = [update(state_of(k), count) for k, count in enumerate(examples)]
+    aggregate = AggregateSection(strategy="fedavg", weighting="equal")
+    found = flat(run(aggregate, state_of(99), [updates]))
+    expected = np.mean([flat(each.state) for each in updates], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_fedavgm_is_momentum_on_the_server():
     """Hsu et al. 2019: v ← β v + Δ, w ← w − η v, with Δ = w − mean."""
     aggregate = AggregateSection(strategy="fedavgm", server_lr=0.5, server_momentum=0.7)

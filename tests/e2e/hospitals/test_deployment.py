@@ -19,7 +19,7 @@ from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
 from fedgraft.simulations.deployment.local_federation import BIN, LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
-from tests.e2e.conftest import run_in_process
+from tests.e2e.hospitals.conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 

@@ -42,7 +42,7 @@ from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import find_free_ports, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
-CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "fedgraft.conf"
+CONF = Path(__file__).resolve().parents[3] / "deploy" / "nginx" / "fedgraft.conf"
 
 
 @pytest.fixture(scope="module")

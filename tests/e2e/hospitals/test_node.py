@@ -35,7 +35,7 @@ from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUICK = ("train.rounds=1", "adapter.method=head")
 
 

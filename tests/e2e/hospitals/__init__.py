@@ -1,0 +1,1 @@
+"""Tests of one federation of three hospitals, which ends with this folder."""
