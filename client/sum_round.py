@@ -9,7 +9,7 @@ the sums of all nodes are those of their pooled records to the bit, however the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,9 +32,11 @@ from fedgraft.common.model.solve_head import (
     rounding_of,
     sums_products,
 )
+from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.privacy.discrete_noise import draw_discrete_gaussian
 from fedgraft.common.statistics.gram_sums import GramSums, sum_records, zero_sums
+from fedgraft.common.statistics.noisy_places import Places, sum_places
 from fedgraft.common.statistics.noisy_sums import (
     MOST_NUMBERS,
     NoisySums,
@@ -130,9 +132,21 @@ def list_places(
         there = own >= 0
         yield features[there.numpy()], own[there]
         return
-    for number in range(len(features)):
-        places = model.read_places(torch.from_numpy(features[number : number + 1]), stride)
-        yield places.numpy(), pick_answers(labels[number], stride)
+    yield from list_records(model, features, labels, stride)
+
+
+def list_records(
+    model: GraftedModel, features: np.ndarray, labels: Tensor, stride: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield the places of one record after another, `(m, d)`, and their answers `(m,)`, below 0
+    where a place is none of its record's. Arguments as of `list_places`.
+    """
+    for record, answers in zip(features, labels, strict=False):
+        if model.tokens is not None:
+            yield record, answers
+            continue
+        places = model.read_places(torch.from_numpy(record[None]), stride)
+        yield places.numpy(), pick_answers(answers, stride)
 
 
 def release_sums(task: NodeTask, round_: int) -> NoisySums:
@@ -162,55 +176,69 @@ def release_sums(task: NodeTask, round_: int) -> NoisySums:
 def sum_privately(task: NodeTask, patients: Sequence[np.ndarray] | None) -> NoisySums:
     """Return the sums that noise is added to, each unit's share of them bounded."""
     plan = task.plan
-    shares = plan.train.closed_form.shares
     form = noisy_form_of(plan)
     model, examples = task.for_training()
     labels = task.train.labels
     in_unit = share_in_unit(len(labels), patients)
     width = model.count_features()
-    has_products = releases_products(plan)
-    products = count_products(width) if has_products else 0
-    codes, counts = form.shape(plan.task, shares)
+    products = count_products(width) if releases_products(plan) else 0
+    codes, counts = form.shape(plan.task, plan.train.closed_form.shares)
     total = zero_noisy(width, codes, counts, products)
     for start, features in list_features(model, examples, silent=True):
         rows = slice(start, start + len(features))
-        each = share_places(Shared(features, labels[rows], in_unit[rows]), form.parts)
-        total = total + sum_units(
-            each.features,
-            form.codes(each.labels, plan.task, shares),
-            form.counted(each.labels, plan.task, shares),
-            each.shares,
-            products=has_products,
-        )
+        if form.parts is None:
+            total = total + sum_rows(features, labels[rows], in_unit[rows], plan)
+            continue
+        records = list_records(model, features, labels[rows], plan.task.stride)
+        for (places, answers), share in zip(records, in_unit[rows].tolist(), strict=True):
+            total = total + sum_record(places, answers, share, plan)
     return total
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Rows of noisy sums.
+def sum_rows(
+    features: np.ndarray, labels: Tensor, shares: np.ndarray, plan: Agreement
+) -> NoisySums:
+    """Return the sums over records of which each is one row.
 
-    Attributes:
-        features, labels: `(n, …)`.
-        shares: of each row in its unit, `(n,)`.
+    Args:
+        features: `(n, d)`.
+        labels: their targets, `(n, …)`.
+        shares: of each record in its unit, `(n,)`.
     """
+    form = noisy_form_of(plan)
+    kind = plan.train.closed_form.shares
+    return sum_units(
+        features,
+        form.codes(labels, plan.task, kind),
+        form.counted(labels, plan.task, kind),
+        shares,
+        products=releases_products(plan),
+    )
 
-    features: np.ndarray
-    labels: Tensor
-    shares: np.ndarray
 
-
-def share_places(records: Shared, parts: Callable[[Tensor], np.ndarray] | None) -> Shared:
-    """Return a row for each place of the records, which share a record's weight by `parts`; the
-    records themselves where there are none.
+def sum_record(places: np.ndarray, answers: Tensor, share: float, plan: Agreement) -> NoisySums:
+    """Return the sums over the places of one record.
 
     A place that is none of its record's stays, with no weight: how long sums take does not tell how
     long a text is.
+
+    Args:
+        places: `(m, d)`.
+        answers: of each, below 0 where it is none of the record's, `(m,)`.
+        share: of the record in its unit.
     """
-    if parts is None:
-        return records
-    shares = parts(records.labels) * records.shares[:, None]
-    places = records.features.reshape(-1, records.features.shape[-1])
-    return Shared(places, records.labels.clamp(min=0).flatten(), shares.flatten())
+    form = noisy_form_of(plan)
+    if form.parts is None:
+        raise ValueError(f"a record of {plan.task.question} has no places")
+    kind = plan.train.closed_form.shares
+    known = answers.clamp(min=0)
+    each = Places(
+        places,
+        form.codes(known, plan.task, kind),
+        form.counted(known, plan.task, kind),
+        form.parts(answers[None])[0],
+    )
+    return sum_places(each, share, products=releases_products(plan))
 
 
 def share_in_unit(records: int, patients: Sequence[np.ndarray] | None) -> np.ndarray:

@@ -49,6 +49,9 @@ WithOption = Annotated[
     ),
 ]
 
+# lines of a table on the screen
+MOST_SHOWN = 100
+
 
 @app.command()
 def validate(
@@ -344,6 +347,46 @@ def predict(
 
 
 @app.command()
+def nearest(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="What is asked about, as `predict` takes it.")
+    ],
+    among: Annotated[
+        str,
+        typer.Option(
+            metavar="PUBLIC",
+            help="Examples that anybody may see: as INPUT, or with labels as a hospital's data.",
+        ),
+    ],
+    count: Annotated[int, typer.Option(min=1, help="So many examples for each input.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="A CSV to write, too.")
+    ] = None,
+    backbone: Annotated[Path | None, typer.Option(help="The backbone's file, if it moved.")] = None,
+    with_: WithOption = None,
+) -> None:
+    """Show for each input the public examples that a shared model sees as most alike: by the cosine
+    between what its head reads of them. Nothing leaves this machine.
+
+    Example: `fedgraft nearest runs/digits-1 new.npz --among sklearn:digits --count 3`
+    """
+    from fedgraft.common.files.foreign_text import as_printable
+    from fedgraft.simulations.nearest_examples import HEADER, find_alike, write_alike
+
+    alike = find_alike(run, data, among, count, backbone)
+    if out is not None:
+        write_alike(alike, out)
+    rows: list[tuple[str, ...]] = []
+    for each in alike[:MOST_SHOWN]:
+        names = [str(each.input), str(each.rank), str(each.example), each.label]
+        rows.append((*map(as_printable, names), f"{each.similarity:.3f}"))
+    _print_table(f"the nearest of {as_printable(among)}", list(HEADER), rows)
+    if len(alike) > MOST_SHOWN:
+        print(f"and {len(alike) - MOST_SHOWN} more lines; all of them: --out FILE.csv")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its shared_model folder.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
@@ -524,14 +567,16 @@ def _print_json(value: Any) -> None:
 def _print_table(title: str, head: list[str], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for number, name in enumerate(head):
         table.add_column(
             name, overflow="fold", no_wrap=number == 0
         )  # a key is one word to search for
     for row in rows:
-        table.add_row(*row)
+        # cells may hold brackets, which are no markup
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

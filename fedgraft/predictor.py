@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fedgraft.common.inputs.material import Raw
     from fedgraft.common.model.shared_model import SharedModel
+    from fedgraft.simulations.nearest_examples import Described
 
 
 class Predictor:
@@ -98,6 +99,48 @@ class Predictor:
         if names is not None:
             table.index = pandas.Index(names, name="input")
         return table
+
+    def nearest(self, inputs: Any, *, among: Any, count: int = 5) -> pandas.DataFrame:
+        """Find the public examples that the model sees as most alike each input.
+
+        Args:
+            inputs: as of `predict`.
+            among: examples that anybody may see: as of `predict`, or the path of some with labels,
+                as a hospital's data are, or `sklearn:digits`.
+            count: how many for each input.
+
+        Returns:
+            A row for each pair, the most alike first: `input`, `rank` from 1, `example`, its
+                `label` where it has one, and `similarity`, the cosine between what the head reads
+                of both. Of arrays inputs and examples are numbered from 0.
+
+        Raises:
+            UserError: as `predict`, and a question whose head reads places or tokens of a record.
+        """
+        import pandas
+
+        from fedgraft.simulations.nearest_examples import HEADER, tell_alike
+
+        described = self._describe(inputs, is_public=False)
+        public = self._describe(among, is_public=True)
+        alike = tell_alike(described, public, count)
+        return pandas.DataFrame([vars(each) for each in alike], columns=list(HEADER))
+
+    def _describe(self, records: Any, *, is_public: bool) -> Described:
+        """Return records as the head reads them, each with its name or number."""
+        from fedgraft.simulations.nearest_examples import (
+            Described,
+            describe_inputs,
+            describe_public,
+        )
+
+        if isinstance(records, str | Path):
+            if is_public:
+                return describe_public(self._shared, str(records))
+            return describe_inputs(self._shared, Path(records))
+        raw = self._as_raw(records)
+        features = self._shared.vectors(self._shared.preprocess(raw))
+        return Described(range(len(features)), features)
 
     def masks(self, inputs: Any) -> list[np.ndarray]:
         """Return the class of each place of images or volumes, uint8, in their own size.

@@ -88,9 +88,9 @@ def predict(
     check_tokens(shared, tokens)
     line = task_line(shared.plan.task.question)
     if line.has_masks:
-        return write_masks(shared, data, out, _read_batches(shared, data))
+        return write_masks(shared, data, out, read_batches(shared, data))
     if line.has_boxes:
-        return write_boxes(shared, out, _read_batches(shared, data))
+        return write_boxes(shared, out, read_batches(shared, data))
     written = 0
     try:
         with replacing(out) as part, part.open("w", newline="") as file:
@@ -102,7 +102,7 @@ def predict(
             if shared.variance is not None and not sliding:
                 head.append("deviation")
             writer.writerow(head)
-            for names, inputs in _read_batches(shared, data):
+            for names, inputs in read_batches(shared, data):
                 told = tell_batch(shared, inputs, sliding=sliding, tokens=tokens)
                 deviations = None if sliding else shared.deviations(inputs)
                 lines = _list_lines(shared, names, told, deviations)
@@ -117,7 +117,7 @@ def predict(
 
 def outline_path(shared: SharedModel, data: Path) -> Iterator[Tensor]:
     """Yield the mask of each input of `data`. Raise `UserError` as `predict`."""
-    for _, mask, _ in outline_inputs(shared, data, _read_batches(shared, data)):
+    for _, mask, _ in outline_inputs(shared, data, read_batches(shared, data)):
         yield mask
 
 
@@ -139,7 +139,7 @@ def read_inputs(
     names: list[str] = []
     values = [torch.empty(0, len(shared.columns))]
     answers: list[str] = []
-    for some, inputs in _read_batches(shared, data):
+    for some, inputs in read_batches(shared, data):
         names += some
         told = tell_batch(shared, inputs, sliding=sliding, tokens=tokens)
         values.append(told.values)
@@ -179,7 +179,7 @@ def _list_lines(
     return lines
 
 
-def _read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
+def read_batches(shared: SharedModel, data: Path) -> Iterator[Batch]:
     """Yield names and raw inputs of `data`, some at a time."""
     line = input_line(shared.plan.task.material)
     if not data.exists():

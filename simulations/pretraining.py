@@ -105,10 +105,12 @@ def pretrain(plan: Plan, plan_path: Path) -> dict[str, Any]:
 
 def _make_reference(plan: Plan, backbone: Backbone, split: Split, weights: Path) -> str | None:
     """Write where the features of the source data lie and how they spread, for a closed form under
-    differential privacy; return the path, or None for a question that has no such form.
+    differential privacy; return the path, or None for a question that has no such form, or whose
+    head reads those of places.
     """
-    closed = TASKS[plan.task.question].closed_form
-    if closed is None or closed.noisy is None:
+    task = TASKS[plan.task.question]
+    closed = task.closed_form
+    if closed is None or closed.noisy is None or task.takes == "maps":
         return None
     choice = choose_depths(backbone, plan)
     batches = (split.inputs(part) for part in torch.split(torch.arange(len(split)), AT_ONCE))

@@ -175,7 +175,7 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
         UserError: the data is missing, corrupt, or not what the plan says; names file, line and
             column.
     """
-    source = _open_source(data, task)
+    source = open_source(data, task)
     _check_readable(source, data.max_unreadable)
     targets, strata = source.derived(("targets", task), lambda: _targets(source, task))
     owners = _check_meaning(source, data, task, strata)
@@ -195,7 +195,10 @@ def open_records(data: DataSource, task: TaskSection, seed: int = 0) -> Records:
     return Records(targets, strata, splits, fingerprint, source, owners, data.rows, task)
 
 
-def _open_source(data: DataSource, task: TaskSection) -> Source:
+def open_source(data: DataSource, task: TaskSection) -> Source:
+    """Return every record of a file or folder, whatever its label is. Raise `UserError` for what
+    cannot be read, or is of another kind than the task's.
+    """
     name = str(data.path)
     line = task_line(task.question)
     masks = line.has_masks

@@ -12,7 +12,12 @@ from fedgraft.client.node.approve import Proposal
 from fedgraft.client.node.node_file import Node
 from fedgraft.common.adapters import METHODS
 from fedgraft.common.files.bundle import Bundle, contents_of, extensions_in, unpacked
-from fedgraft.common.model.solve_head import closed_form_of, releases_products, sums_products
+from fedgraft.common.model.solve_head import (
+    closed_form_of,
+    noisy_form_of,
+    releases_products,
+    sums_products,
+)
 from fedgraft.common.plan.chosen_by_validation import (
     calibrates,
     chooses_point,
@@ -301,6 +306,8 @@ def _privacy(node: Node, plan: Plan) -> Iterator[str]:
     how = _HOW[privacy.mode]
     if privacy.mode == "sample" and plan.train.method == "closed-form":
         how = "each record's features have norm 1, and their sums are noised here"
+        if noisy_form_of(plan).parts is not None:
+            how = "the places of a record, of norm 1 each, share its weight; sums are noised here"
     yield how
     if privacy.target_epsilon is None:
         amount = f"noise multiplier {privacy.noise_multiplier:g}"

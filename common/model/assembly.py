@@ -160,22 +160,40 @@ def find_reference(plan: Plan, backbone: Backbone, source: str | Path | None) ->
     Args:
         source: of the backbone's weights: a file, a name, or None.
     """
-    if TASKS[plan.task.question].takes == "tokens":
+    takes = TASKS[plan.task.question].takes
+    if takes == "tokens":
         # of tokens nothing public is known
         return Reference(count_token_features(backbone, plan))
-    choice = choose_depths(backbone, plan)
-    declare = family_of(backbone.name).reference
-    if declare is not None:
-        return take_declared(*declare(backbone.net))
-    if source is not None and not plan.backbone.random:
-        path = reference_path(Path(source))
-        if path.is_file():
-            return read_reference(path, backbone, choice)
+    choice: DepthChoice | MapChoice
+    if takes == "maps":
+        choice = choose_maps(backbone, plan, plan.train.rounds)
+    else:
+        choice = choose_depths(backbone, plan)
+        made = _find_made(plan, backbone, source, choice)
+        if made is not None:
+            return made
     public = INPUTS[plan.task.material].public
     if public is None:
         return bring_to_norm(backbone, choice)
     cut = partial(public, backbone.preprocess, plan.backbone, plan.task)
     return fit_public(backbone, choice, cut)
+
+
+def _find_made(
+    plan: Plan, backbone: Backbone, source: str | Path | None, choice: DepthChoice
+) -> Reference | None:
+    """Return the reference that follows from what a plan declares, or that lies beside the weights;
+    None where there is none.
+    """
+    declare = family_of(backbone.name).reference
+    if declare is not None:
+        return take_declared(*declare(backbone.net))
+    if source is None or plan.backbone.random:
+        return None
+    path = reference_path(Path(source))
+    if not path.is_file():
+        return None
+    return read_reference(path, backbone, choice)
 
 
 def count_token_features(backbone: Backbone, plan: Agreement) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedgraft.common.backbones.backbone import Backbone, slices_of
+from fedgraft.common.backbones.reference import NAME
 from fedgraft.common.inputs.augment_images import PATCH
 from fedgraft.common.model.box_head import BoxHead, drop_finer
 from fedgraft.common.model.depth_features import Selection
@@ -61,7 +62,9 @@ def new_map_head(maps: StageMaps, choice: MapChoice, classes: int, seed: int) ->
     if choice.strides and choice.width is not None:
         return BoxHead(layout, classes, strides=choice.strides, width=choice.width, seed=seed)
     if choice.width is None:
-        return PixelHead(layout, classes, more)
+        reference = maps.net._modules.get(NAME)
+        standardise = None if reference is None else reference.forward
+        return PixelHead(layout, classes, more, standardise)
     return MapDecoder(
         layout, classes, width=choice.width, seed=seed, solved=choice.solved, more=more
     )

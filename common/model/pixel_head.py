@@ -2,13 +2,14 @@
 
 A place is described by every map brought to the image's own grid, and by means of the image around
 it. Linear interpolation and a linear head may be exchanged, so the head is taken on each map first:
-nothing of the full width is ever made to predict.
+nothing of the full width is ever made to predict. Under differential privacy it is, an image after
+the other: the features of a place are brought to norm 1, and that cannot be exchanged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from fedgraft.common.model.stage_maps import MapLayout
 SQUARES = (1, 5, 15)
 # (n, C, H, W) and (n, C, D, H, W) are enlarged so
 MODES = {2: "bilinear", 3: "trilinear"}
+Standardise = Callable[[Tensor], Tensor]
 
 
 class PixelHead(nn.Linear):
@@ -36,14 +38,23 @@ class PixelHead(nn.Linear):
         layout: of the maps of an example.
         classes: outputs for each place.
         more: layouts of examples of other sizes, such as crops.
+        standardise: features (…, d) → the same centred, whitened and of norm 1, where the network
+            has a public reference. That one belongs to the network: it is no part of the head.
     """
 
-    def __init__(self, layout: MapLayout, classes: int, more: tuple[MapLayout, ...] = ()) -> None:
+    def __init__(
+        self,
+        layout: MapLayout,
+        classes: int,
+        more: tuple[MapLayout, ...] = (),
+        standardise: Standardise | None = None,
+    ) -> None:
         super().__init__(count_of_place(layout), classes, device="meta")
         self.weight = nn.Parameter(torch.zeros(classes, self.in_features))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.layouts = index_layouts((layout, *more))
         self.grid = layout.grid
+        self.standardise = standardise
 
     def count_places(self, stride: int) -> int:
         """Return how many places of an example `read_pixels` takes."""
@@ -51,6 +62,8 @@ class PixelHead(nn.Linear):
 
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (n, classes, *grid)."""
+        if self.standardise is not None:
+            return self._tell_places(packed, self.standardise)
         layout = find_layout(self.layouts, packed)
         maps = describe_places(layout.unpack(packed))
         parts = self.weight.split([each.shape[1] for each in maps], dim=1)
@@ -59,6 +72,21 @@ class PixelHead(nn.Linear):
         for values, weight in zip(maps, parts, strict=True):
             logits = logits + enlarge(torch.einsum("kc,nc...->nk...", weight, values), layout.grid)
         return logits
+
+    def _tell_places(self, packed: Tensor, standardise: Standardise) -> Tensor:
+        """Return logits whose features are made in full: of one image after another, of one row of
+        it, or of one slice of a volume, after another.
+        """
+        layout = find_layout(self.layouts, packed)
+        logits: list[Tensor] = []
+        for image in packed.split(1):
+            maps = [enlarge(each, layout.grid) for each in describe_places(layout.unpack(image))]
+            rows: list[Tensor] = []
+            for row in zip(*(each.split(1, dim=2) for each in maps), strict=True):
+                features = standardise(torch.cat(row, dim=1).movedim(1, -1))
+                rows.append(F.linear(features, self.weight, self.bias).movedim(-1, 1))
+            logits.append(torch.cat(rows, dim=2))
+        return torch.cat(logits)
 
     @torch.no_grad()
     def read_pixels(self, packed: Tensor, stride: int = 1) -> Tensor:
@@ -71,7 +99,10 @@ class PixelHead(nn.Linear):
         maps: list[Tensor] = []
         for values in describe_places(layout.unpack(packed)):
             maps.append(enlarge(values, layout.grid)[(..., *grid)])
-        return torch.cat(maps, dim=1)
+        features = torch.cat(maps, dim=1)
+        if self.standardise is None:
+            return features
+        return self.standardise(features.movedim(1, -1)).movedim(-1, 1)
 
 
 def count_of_place(layout: MapLayout) -> int:

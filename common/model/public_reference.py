@@ -22,7 +22,11 @@ from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.depth_features import DepthFeatures, count_features
 from fedgraft.common.model.grafted_model import DepthChoice, choose_features, copy_sharing
+from fedgraft.common.model.map_heads import MapChoice
+from fedgraft.common.model.place_features import IMAGES, PlaceFeatures, open_places
 
+# of features of records, or of their places
+Choice = DepthChoice | MapChoice
 AT_ONCE = 32
 # references that a process keeps, the newest: a simulation opens its plan's backbone three times
 MOST_KEPT = 4
@@ -46,9 +50,11 @@ def is_norm_alone(backbone: Backbone) -> bool:
 
 
 # ── where it comes from ───────────────────────────────────────────────────────────────────────────
-def bring_to_norm(backbone: Backbone, choice: DepthChoice) -> Reference:
+def bring_to_norm(backbone: Backbone, choice: Choice) -> Reference:
     """Return a reference for features of which nothing is known."""
     features = features_of(backbone, choice)
+    if isinstance(features, PlaceFeatures):
+        return Reference(features.head.in_features)
     return Reference(count_features(features, choice.example))
 
 
@@ -59,7 +65,7 @@ def take_declared(mean: Tensor, change: Tensor) -> Reference:
     return reference
 
 
-def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Raw]) -> Reference:
+def fit_public(backbone: Backbone, choice: Choice, public: Callable[[], Raw]) -> Reference:
     """Return the reference that public records give: the same bits on one kind of processor.
 
     It is computed once in a process for the same tensors, preparation and features.
@@ -73,6 +79,8 @@ def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Raw
     if known is not None:
         return known
     raw = public()
+    if isinstance(features, PlaceFeatures):
+        raw = raw[:IMAGES]
     parts = [raw[start : start + AT_ONCE] for start in range(0, len(raw), AT_ONCE)]
     values = compute_features(features, map(backbone.preprocess, parts))
     reference = Reference(values.shape[1])
@@ -83,7 +91,7 @@ def fit_public(backbone: Backbone, choice: DepthChoice, public: Callable[[], Raw
     return reference
 
 
-def fit_source(backbone: Backbone, choice: DepthChoice, batches: Iterable[Batch]) -> Reference:
+def fit_source(backbone: Backbone, choice: Choice, batches: Iterable[Batch]) -> Reference:
     """Return the reference that a plan's public source data give, however few they are.
 
     Args:
@@ -101,20 +109,24 @@ def fit_source(backbone: Backbone, choice: DepthChoice, batches: Iterable[Batch]
 
 
 # ── features ──────────────────────────────────────────────────────────────────────────────────────
-def features_of(backbone: Backbone, choice: DepthChoice) -> DepthFeatures:
-    """Return the chosen features of a backbone."""
+def features_of(backbone: Backbone, choice: Choice) -> DepthFeatures | PlaceFeatures:
+    """Return the chosen features of a backbone: of records, or of some places of them."""
     net = copy_sharing(backbone.net, lambda parameter: True)
+    if isinstance(choice, MapChoice):
+        return open_places(backbone, net, choice)
     return choose_features(backbone, net, choice)
 
 
-def describe_features(backbone: Backbone, features: DepthFeatures) -> tuple[str, ...]:
+def describe_features(
+    backbone: Backbone, features: DepthFeatures | PlaceFeatures
+) -> tuple[str, ...]:
     """Return what features depend on beside the backbone's tensors."""
     preparation = json.dumps(backbone.preprocess.to_json(), sort_keys=True)
     return (backbone.name, preparation, features.pool, *features.stages)
 
 
 @torch.no_grad()
-def compute_features(features: DepthFeatures, batches: Iterable[Batch]) -> Tensor:
+def compute_features(features: DepthFeatures | PlaceFeatures, batches: Iterable[Batch]) -> Tensor:
     """Return the features of prepared batches `(n, d)`, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -28,6 +28,7 @@ from fedgraft.common.backbones.backbone import (
 )
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import fingerprint_of, read_tensors, write_tensors
+from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Preparation, Raw
 from fedgraft.common.inputs.volume import VolumePreparation
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
@@ -36,6 +37,7 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_from_json
 from fedgraft.common.run_files import SHARED_MODEL, VARIANCE
+from fedgraft.common.statistics.nearest_neighbours import Neighbours, find_nearest
 from fedgraft.common.statistics.predictive_variance import PredictiveVariance
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
@@ -165,6 +167,32 @@ class SharedModel:
         if self.variance is None:
             return None
         return self.variance.deviations(self.model.features(self.preprocess(raw)))
+
+    @torch.inference_mode()
+    def vectors(self, prepared: Batch) -> Tensor:
+        """Return what the head reads of each prepared record, `(n, d)`: the adapted backbone's
+        features, of all depths where the head reads those.
+
+        Raises:
+            UserError: the head answers for places or tokens, and no one vector is a record's; or
+                features that are not finite.
+        """
+        if self.question.takes != "pooled":
+            what = f"the answers of {self.plan.task.kind} are for places or tokens of a record"
+            remedy = "take a run whose head reads one vector for each record"
+            raise UserError(f"{what}, and no one vector is the record's", remedy=remedy)
+        features = self.model.features(prepared)
+        if not bool(torch.isfinite(features).all()):
+            remedy = "take a record out that holds infinite or missing numbers"
+            raise UserError("a record's features are not finite", remedy=remedy)
+        return features
+
+    def nearest(self, raw: Raw, among: Raw, count: int = 5) -> Neighbours:
+        """Return which of `among` the model sees as most alike each of `raw`, both as of `predict`,
+        by the cosine between what the head reads of them. Raise `UserError` as `vectors`.
+        """
+        rows = self.vectors(self.preprocess(raw))
+        return find_nearest(rows, self.vectors(self.preprocess(among)), count)
 
 
 @dataclass(frozen=True)

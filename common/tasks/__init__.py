@@ -143,7 +143,7 @@ _LINES = {
         materials=("image", "volume"),
         has_logits=False,
         losses=("dice-cross-entropy",),
-        releases=(),
+        releases=("sums", "products"),
         has_deviations=False,
         has_point=False,
     ),

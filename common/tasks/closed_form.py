@@ -29,7 +29,8 @@ class NoisyForm:
         counted: (targets, section, shares) → in which count each record is, `(n, counts)`.
         head: (sums, section, shares, prior) → the head on features of norm 1.
         parts: (targets `(n, places)`) → the share of each place in its record, not negative, 1 a
-            record at most, `(n, places)`; None: a record is one row of the sums.
+            record at most, `(n, places)`; codes and counts are then 1 in one column. None: a record
+            is one row of the sums.
     """
 
     shape: Callable[[TaskSection, str], tuple[int, int]]

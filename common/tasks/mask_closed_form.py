@@ -9,15 +9,23 @@ masks, follows from the same sums:
 
 so the threshold is chosen by training sums, and by nothing else. Soft masks have a lower Dice than
 the best cut of them: the rule finds rather too much than too little.
+
+Under differential privacy an image is the unit, not a place of it: its places share its weight of 1
+(`noisy_places.py`), half of it those of the background, half all others. Were all places worth the
+same, little of small things would be left beside the noise, and none would ever be likelier than
+the background. The likeliest class of a place is its answer.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fedgraft.common.plan.task_section import TaskSection
+from fedgraft.common.statistics.noisy_places import share_halves
 from fedgraft.common.statistics.ridge import RidgeSolution
-from fedgraft.common.tasks.class_head import check_counts, one_hot
+from fedgraft.common.tasks.class_head import NOISY, check_counts, one_hot
 from fedgraft.common.tasks.closed_form import ClosedForm, Head
 
 # of a cut: a class that is hardly told needs no cut at nothing, and no score is certain
@@ -63,4 +71,5 @@ MASK_HEAD = ClosedForm(
     targets=one_hot,
     check=check_counts,
     head=solve_masks,
+    noisy=replace(NOISY, parts=share_halves),
 )

@@ -14,15 +14,13 @@ from torch import Tensor
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.statistics.class_scores import describe_scores, discriminant
 from fedgraft.common.statistics.noisy_means import solve_counted
+from fedgraft.common.statistics.noisy_places import share_halves
 from fedgraft.common.statistics.noisy_products import solve_products
 from fedgraft.common.statistics.noisy_sums import NoisySums
 from fedgraft.common.statistics.ridge import RidgeSolution
 from fedgraft.common.tasks.class_head import check_counts
 from fedgraft.common.tasks.closed_form import ClosedForm, Head, NoisyForm
-from fedgraft.common.tasks.entity_tags import OUTSIDE, count_tags
-
-# of a text's weight, for the tokens of its entities
-OF_ENTITIES = 0.5
+from fedgraft.common.tasks.entity_tags import count_tags
 
 
 def tags_of(task: TaskSection) -> int:
@@ -53,22 +51,6 @@ def solve_tags(solution: RidgeSolution, task: TaskSection, prior: str) -> Head:
 
 
 # ── under differential privacy ────────────────────────────────────────────────────────────────────
-def share_tokens(tags: Tensor) -> np.ndarray:
-    """Return each token's share of its text `(n, tokens)`: not negative, 1 a text at most, 0 where
-    a token is none of the text's.
-    """
-    values = tags.numpy()
-    inside = (values > OUTSIDE).astype(np.float64)
-    outside = (values == OUTSIDE).astype(np.float64)
-    shares = OF_ENTITIES * _part(inside) + (1 - OF_ENTITIES) * _part(outside)
-    # rounding must not make a text weigh more
-    return shares * (1 - 2.0**-40)
-
-
-def _part(here: np.ndarray) -> np.ndarray:
-    return here / np.maximum(here.sum(1, keepdims=True), 1.0)
-
-
 def code_tags(tags: Tensor, task: TaskSection, shares: str) -> np.ndarray:
     """Return 1 in the column of each token's tag, `(m, tags)`."""
     return np.eye(tags_of(task))[tags.numpy()]
@@ -95,6 +77,6 @@ TOKEN_HEAD = ClosedForm(
         codes=code_tags,
         counted=code_tags,
         head=solve_noisy_tags,
-        parts=share_tokens,
+        parts=share_halves,
     ),
 )

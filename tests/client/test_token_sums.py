@@ -19,7 +19,6 @@ from fedgraft.common.model.solve_head import rounding_of
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, SCALE
-from fedgraft.common.tasks.token_closed_form import share_tokens
 from tests.entity_texts import PLAN, draw_sites, write_notes
 from tests.huggingface_folders import write_folder
 
@@ -105,13 +104,3 @@ def test_a_text_moves_noisy_sums_by_no_more_than_the_noise_is_for(here: Path) ->
         rest = sum_privately(less, None)
         assert np.linalg.norm(whole.sums - rest.sums) <= SCALE
         assert np.linalg.norm(whole.counts - rest.counts) <= COUNT_STEP
-
-
-def test_tokens_share_the_weight_of_their_text() -> None:
-    """Half of it the entities', half all others'; never more than 1."""
-    tags = torch.tensor([[-1, 0, 0, 1, 2, -1], [-1, 0, 0, 0, 0, -1], [-1, -1, -1, -1, -1, -1]])
-    shares = share_tokens(tags)
-    assert shares[0] == pytest.approx([0, 0.25, 0.25, 0.25, 0.25, 0])
-    assert shares[1] == pytest.approx([0, 0.125, 0.125, 0.125, 0.125, 0])
-    assert not shares[2].any()
-    assert (shares.sum(1) <= 1).all()

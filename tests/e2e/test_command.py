@@ -258,6 +258,7 @@ def test_images_that_are_wrong(place, command):
         ),
         (["pretrain", "plan.yaml"], ["pretrain"]),
         (["predict", "nowhere", "north.csv"], ["nowhere"]),
+        (["nearest", "nowhere", "north.csv", "--among", "south.csv"], ["nowhere"]),
         (["report", "nowhere"], ["nowhere"]),
         (["report", "full"], ["full"]),
     ],

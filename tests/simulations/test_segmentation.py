@@ -170,7 +170,13 @@ def test_records_without_masks_are_refused_in_words(sites: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"privacy": {"mode": "sample", "target_epsilon": 3}}, "privacy.mode"),
+        (
+            {
+                "privacy": {"mode": "sample", "target_epsilon": 3},
+                "train": {"method": "closed-form", "closed_form": {"shares": "equal"}},
+            },
+            "train.closed_form.shares",
+        ),
         ({"train": {"calibrate": "temperature"}}, "train.calibrate"),
         ({"task": {**PLAN["task"], "kind": "image-classification"}}, "task.mask"),
         ({"task.kind": "tabular-segmentation"}, "segmentation is for image and volume"),
@@ -187,6 +193,31 @@ def test_patches_are_for_masks_alone() -> None:
     task = {"kind": "image-classification", "classes": ["a", "b"]}
     with pytest.raises(UserError, match="patches"):
         fedgraft.validate({**PLAN, "task": task, "train": {"augment": "patches"}})
+
+
+@pytest.mark.parametrize("release", ["sums", "products"])
+def test_one_round_under_privacy(sites: Path, release: str) -> None:
+    """The whole way: a head on features of norm 1, opened again, outlines what it did in the run,
+    and each hospital spent what the plan says. So few images are drowned by the noise.
+    """
+    privacy = {"mode": "sample", "target_epsilon": 18, "delta": 1e-3}
+    train = {"method": "closed-form", "closed_form": {"release": release}}
+    run = simulate("run", privacy=privacy, train=train)
+    result = json.loads((sites / "run/result.json").read_text())
+    assert {row["epsilon"] <= 18 for row in result["privacy"].values()} == {True}
+    assert 0 <= float(run.metrics.loc["shared model", "dice"]) <= 1
+    found = run.shared_model.masks("new")
+    again = fedgraft.load_shared_model("run").masks("new")
+    for one, other in zip(found, again, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_steps_under_privacy_with_a_head_solved_at_the_end(sites: Path) -> None:
+    """Steps train a decoder; the last round's head is another, on features of norm 1."""
+    privacy = {"mode": "sample", "target_epsilon": 18, "delta": 1e-3}
+    train = {**STEPS["train"], "rounds": 2, "local_epochs": 1, "finish": "closed-form"}
+    run = simulate("run", privacy=privacy, train=train)
+    assert 0 <= float(run.metrics.loc["shared model", "dice"]) <= 1
 
 
 def test_noise_on_whole_updates_and_on_counts_of_overlaps(sites: Path) -> None:

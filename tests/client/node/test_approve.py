@@ -140,6 +140,23 @@ def test_the_words_tell_rounds_of_sums_from_rounds_of_steps(node: Node) -> None:
     assert "in round 1:" not in words
 
 
+def test_the_words_say_that_places_of_a_record_are_no_records(node: Node, tmp_path: Path) -> None:
+    """A person who reads of norms and records would take the pixels for them, or the image."""
+    plan = {
+        "name": "cells",
+        "task": {"kind": "image-segmentation", "classes": ["background", "cell"]},
+        "backbone": {"name": "cifar-resnet8", "image_size": 16},
+        "adapter": {"method": "head"},
+        "train": {"method": "closed-form"},
+        "privacy": {"mode": "sample", "target_epsilon": 3, "delta": 1e-3},
+    }
+    (tmp_path / "cells.json").write_text(json.dumps(plan))
+    words = in_words(node, propose(node, load_plan(tmp_path / "cells.json"), None))
+    assert "features by class, over the places of images" in words
+    assert "the places of a record, of norm 1 each, share its weight; sums are noised here" in words
+    assert "ε at most 3 for the whole run at δ = 0.001; it hides a single record" in words
+
+
 def test_the_words_tell_of_validation_records(node: Node) -> None:
     """Records that do not train after all, and looks at them, which nobody was told of."""
     plain = in_words(node, propose(node, load_plan("pneumonia"), None))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.model.map_decoder import MapDecoder
 from fedgraft.common.model.pixel_head import PixelHead
@@ -105,6 +106,32 @@ def test_its_logits_are_those_of_the_features_of_each_place(slices: int | None) 
         assert pixels.shape == (2, head.in_features, *batch.shape[2:])
         wanted = F.linear(pixels.movedim(1, -1), head.weight, head.bias).movedim(-1, 1)
         torch.testing.assert_close(head(packed), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("slices", [None, 3])
+def test_with_a_public_reference_a_place_has_norm_1_and_the_head_reads_that(
+    slices: int | None,
+) -> None:
+    """Sums over features of norm 1, and a head that predicts on others; or a reference that travels
+    with the head, where a node would find it to be none of the adapter's.
+    """
+    batch = images(2, 3, 24, 24) if slices is None else images(2, 3, 3, 24, 24)
+    maps = open_maps("cifar-resnet8", batch[:1], slices)
+    layout = layout_of(maps, batch[:1])
+    plain = PixelHead(layout, classes=3)
+    reference = Reference(plain.in_features)
+    with torch.no_grad():
+        packed = maps(batch)
+        rows = plain.read_pixels(packed).movedim(1, -1).flatten(0, -2)
+        reference.fit(rows)
+        head = PixelHead(layout, classes=3, standardise=reference.forward)
+        head.weight.copy_(images(*head.weight.shape, seed=2))
+        pixels = head.read_pixels(packed).movedim(1, -1)
+        torch.testing.assert_close(pixels.flatten(0, -2), reference(rows))
+        torch.testing.assert_close(pixels.norm(dim=-1), torch.ones(pixels.shape[:-1]))
+        wanted = F.linear(pixels, head.weight, head.bias).movedim(-1, 1)
+        torch.testing.assert_close(head(packed), wanted, rtol=1e-4, atol=1e-4)
+    assert list(head.state_dict()) == ["weight", "bias"]
 
 
 def test_means_of_the_image_are_over_what_of_a_square_lies_in_it() -> None:
