@@ -132,7 +132,7 @@ def approve(
     proposal = propose(opened, loaded, code, base=base, weights=weights)
     if not json_:
         print(in_words(opened, proposal) + "\n")
-    if not yes and not typer.confirm("Approve this plan and this code for this node?"):
+    if not yes and not _agrees("Approve this plan and this code for this node?"):
         raise RunFailed("not approved; nothing was changed")
     approval = record(opened, proposal, by)
     if json_:
@@ -333,9 +333,17 @@ def _offer_code(bundle: Bundle, yes: bool) -> None:
         return
     if not yes:
         print(code_in_words(bundle, folder) + "\n")
-        if not typer.confirm("Run this code here, to work out what the plan would do?"):
+        if not _agrees("Run this code here, to work out what the plan would do?"):
             raise RunFailed("not approved; nothing was run and nothing was changed")
     offer_extensions(folders)
+
+
+def _agrees(question: str) -> bool:
+    """Ask, and return whether the answer is yes: no answer, where nobody sits there, is none."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
 
 
 # ── what is printed ───────────────────────────────────────────────────────────────────────────────

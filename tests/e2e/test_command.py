@@ -4,12 +4,14 @@ behind.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -454,6 +456,20 @@ def test_predict_meets_mistakes(runs, command):
     for out in ("plan.yaml/found.csv", "empty", "no/such/folder/found.csv"):
         refuse(runs, command("predict", "images", "spots.npz", "--out", out), out)
     assert not list(runs.rglob("*.part"))
+
+
+def test_a_question_that_nobody_answers_approves_nothing(place, command, monkeypatch) -> None:
+    """A traceback where an approval is asked for in a script, without a terminal; or worse, a
+    yes.
+    """
+    assert command("partition", "plan.yaml", "--out", "nodes").code == 0
+    (node,) = list(Path("nodes").glob("node-0.yaml"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    done = command("node", "approve", "plan.yaml", "--node", node)
+    assert done.code == 1
+    assert "not approved; nothing was changed" in done.err
+    assert "Traceback" not in done.err
+    assert not list(Path().rglob("approvals.jsonl"))
 
 
 # ── a process of its own ──────────────────────────────────────────────────────────────────────────
