@@ -32,20 +32,6 @@ ADAPTERS = (
     "train.optimizer.lr=5e-4",
 )
 
-# trained on patches beside the head that sums give, all sites of one weight
-DECODER = (
-    "train.method=steps",
-    "train.start=closed-form",
-    "train.rounds=61",
-    "train.local_steps=4",
-    "train.batch_size=8",
-    "train.augment=patches",
-    "train.schedule=cosine",
-    "train.optimizer.lr=0.003",
-    "aggregate.weighting=equal",
-    "evaluate.every=61",
-)
-
 
 class Measured(NamedTuple):
     """A ready plan that is measured: in which file of results, beside which baselines, with what
@@ -68,7 +54,6 @@ PLANS = {
     "icu-coma": Measured("icu", "alone"),
     "ultrasound": Measured("families", "alone,random-backbone"),
     "nuclei": Measured("families", "alone,random-backbone"),
-    "nuclei-decoder": Measured("families", "none", "nuclei", DECODER, seeds=ONE_SEED),
     "generate": Measured("generate", "alone,random-backbone", seeds=ONE_SEED),
     "ultrasound-adapters": Measured("families", "none", "ultrasound", ADAPTERS),
 }
