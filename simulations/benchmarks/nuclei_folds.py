@@ -2,8 +2,8 @@
 
     python -m fedgraft.simulations.benchmarks.nuclei_folds
 
-Fold k keeps every third image of each microscope for tests, from the list's k-th on: each of the 196
-images is a test once.
+Fold k keeps every third image of each microscope for tests, from the list's k-th on: each of the
+196 images is a test once.
 """
 
 from __future__ import annotations
