@@ -22,7 +22,7 @@ from fedgraft.simulations.report.canvas import (
 NAMED_NODES = 40
 NAMED_CLASSES = 12
 # in a line of a legend, each name with its mark
-LEGEND_LETTERS = 64
+LEGEND_LETTERS = 54
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -73,6 +73,8 @@ def draw_label_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str
             left=left,
             color=choose_colour(number),
             edgecolor="white",
+            # a colour that comes again is another class
+            hatch="//" if number >= len(COLOURS) else None,
             label=name,
         )
         left += column

@@ -148,14 +148,17 @@ def _make_cards(plan: Plan, result: Result, attacks: AttackResults) -> list[Card
             cards.append(_make_measure_card(measure, value, result))
 
     spent = [row["epsilon"] for row in result["privacy"].values()]
-    cards.append(make_privacy_card(spent))
+    protection = make_privacy_card(spent)
     sent = Card(show_bytes(result["bytes"]["adapter"]), "left each building in each round")
     if trains_nothing(plan.train):
+        protection = Card(
+            "none", "differential privacy: the model was made of texts, not of records"
+        )
         sent = Card("0 B", "of updates left any building: metrics alone did")
     if has_sums(plan.train):
         largest = show_bytes(count_largest_reply(result))
         sent = Card(largest, "left each building in a round, at most")
-    cards.append(sent)
+    cards += [protection, sent]
 
     strongest = find_strongest(attacks)
     if strongest is not None:
