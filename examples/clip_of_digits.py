@@ -155,6 +155,8 @@ def write_pair(pair: CLIPModel, tokenizer: Tokenizer, folder: Path) -> None:
 
 def main(folder: Path) -> None:
     """Write the pair and the hospitals' images."""
+    # so small that threads would wait for one another
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     data: Any = load_digits()
     digits = data.images.astype(np.float32)

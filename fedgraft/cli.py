@@ -31,9 +31,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-PlanArgument = Annotated[
-    str, typer.Argument(help="A plan.yaml, or the name of a ready plan: digits, heart, pneumonia.")
-]
+PLAN_HELP = "A plan.yaml, or the name of a ready plan: digits, heart, pneumonia."
+PlanArgument = Annotated[str, typer.Argument(help=PLAN_HELP)]
+OptionalPlan = Annotated[str | None, typer.Argument(help=PLAN_HELP)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
@@ -55,7 +55,7 @@ MOST_SHOWN = 100
 
 @app.command()
 def validate(
-    plan: PlanArgument,
+    plan: OptionalPlan = None,
     set_: SetOption = None,
     with_: WithOption = None,
     json_: JsonOption = False,
@@ -83,6 +83,8 @@ def validate(
             "every key of a plan", ["key", "type", "default", "what it is"], describe_keys()
         )
         return
+    if plan is None:
+        raise UserError("no plan is named", remedy="write a file's path, or a ready plan's name")
     from fedgraft.client.node.finding import print_findings
     from fedgraft.simulations.try_plan import try_plan
 

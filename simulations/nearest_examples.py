@@ -92,6 +92,8 @@ def find_alike(
 
 def tell_alike(inputs: Described, public: Described, count: int) -> list[Likeness]:
     """Return the nearest public examples of each input, the most similar first."""
+    if count < 1:
+        raise UserError(f"{count} examples for each input", where="count", remedy="write 1 or more")
     found = find_nearest(inputs.features, public.features, count)
     alike: list[Likeness] = []
     for name, positions, similarities in zip(

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from fedgraft.common.backbones.backbone import Backbone
-from fedgraft.common.errors import Interrupted, RunFailed, UserError
+from fedgraft.common.errors import Interrupted, RunFailed, UserError, UserErrors
 from fedgraft.common.files.yaml_file import parse_yaml
 from fedgraft.common.model.assembly import check_scales, plan_backbone, plan_model
 from fedgraft.common.plan.phases import purpose_of
@@ -28,6 +28,7 @@ from fedgraft.server.papers.progress import Progress
 from fedgraft.server.papers.run_folder import RunFolder
 from fedgraft.server.papers.run_manifest import run_facts, write_manifest
 from fedgraft.simulations.baselines import (
+    BASELINES,
     VARIANTS,
     default_baselines,
     list_changes,
@@ -192,9 +193,7 @@ def run_seed(job: SeedJob) -> Result:
     started = time.perf_counter()
     if not options.engine.resume:
         check_scales(plan)
-    baselines = _choose_baselines(options, plan)
-    # what does not go together is told before anything is trained
-    variants = {name: _plan_variant(job, name, plan) for name in baselines if name in VARIANTS}
+    baselines, variants = plan_baselines(job, plan)
     ledgers = options.ledger or job.out / "ledgers"
     with nodes_on_disk(plan, job.path, ledgers, options.policy) as nodes:
         counts = count_nodes(plan, nodes)
@@ -259,9 +258,27 @@ def run_baseline(
     return measured
 
 
-def _plan_variant(job: SeedJob, name: str, plan: Plan) -> Plan:
-    """Return the plan of a baseline that is a federation of its own."""
-    return load_plan(job.name, [*job.overrides, *list_changes(name, plan)])
+def plan_baselines(job: SeedJob, plan: Plan) -> tuple[list[str], dict[str, Plan]]:
+    """Return the baselines of a run, and the plans of those that are federations of their own: what
+    does not go together is told before anything is trained. Of all, those that do are taken.
+    """
+    names: list[str] = []
+    variants: dict[str, Plan] = {}
+    chosen = _choose_baselines(job.options, plan)
+    for name in chosen:
+        if name in VARIANTS:
+            try:
+                changed = load_plan(job.name, [*job.overrides, *list_changes(name, plan)])
+            except UserError as error:
+                if chosen == BASELINES:
+                    continue
+                first = error.errors[0] if isinstance(error, UserErrors) else error
+                what = f"{name} does not go with this plan: {first.what}"
+                remedy = f"leave {name} out; `all` takes those that go"
+                raise UserError(what, where="--baselines", remedy=remedy) from error
+            variants[name] = changed
+        names.append(name)
+    return names, variants
 
 
 def _run_variant(

@@ -211,5 +211,8 @@ def unreadable(path: object, error: Exception) -> UserError:
         remedy = "let the node's user read it"
     else:
         what = f"cannot be read ({type(error).__name__}: {str(error)[:120]})"
+        if type(error).__name__ == "UnidentifiedImageError":
+            # its own words are the address of a buffer
+            what = "is no image of a format that is known here"
         remedy = "the file is corrupt or of another format; replace it"
     return UserError(what, where=str(path), remedy=remedy)

@@ -17,8 +17,14 @@ from fedgraft.common.plan.backbone_section import BackboneSection
 from fedgraft.common.plan.compatibility import check_agreement
 from fedgraft.common.plan.evaluate_section import EvaluateSection
 from fedgraft.common.plan.extension_section import Extensions
-from fedgraft.common.plan.phases import closed_form_rounds, counts_constants, trains_nothing
+from fedgraft.common.plan.phases import (
+    begins_with_texts,
+    closed_form_rounds,
+    counts_constants,
+    trains_nothing,
+)
 from fedgraft.common.plan.privacy_section import PrivacySection
+from fedgraft.common.plan.prompts import USUAL
 from fedgraft.common.plan.section import Problem, Section, Seed, check_together
 from fedgraft.common.plan.task_section import TaskSection
 from fedgraft.common.plan.train_section import TrainSection
@@ -57,6 +63,7 @@ class Agreement(Section):
     def _fits_together(self) -> Agreement:
         self._fill_rounds()
         self._fill_question()
+        self._fill_texts()
         return check_together(self, self.problems())
 
     def _fill_rounds(self) -> None:
@@ -83,6 +90,12 @@ class Agreement(Section):
         if "loss" not in self.train.model_fields_set and self.train.loss not in line.losses:
             train = self.train.model_copy(update={"loss": line.losses[0]})
             object.__setattr__(self, "train", train)
+
+    def _fill_texts(self) -> None:
+        """Write into the plan which texts make its first head, where it leaves them out."""
+        if begins_with_texts(self.train) and self.task.prompts is None:
+            task = self.task.model_copy(update={"prompts": USUAL})
+            object.__setattr__(self, "task", task)
 
     def problems(self) -> list[Problem]:
         """Return what of the sections does not fit together."""

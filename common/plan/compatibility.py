@@ -246,6 +246,8 @@ def check_weighting(aggregate: AggregateSection, train: TrainSection) -> list[Pr
     if train.method == "closed-form":
         what = "equal, and sums are over records, whoever has them"
         return [Problem(key, what, "leave it out, or write `method: steps`")]
+    if train.method == "zero-shot":
+        return [Problem(key, "equal, and nothing is trained that could be weighed", "leave it out")]
     return []
 
 

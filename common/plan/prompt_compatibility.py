@@ -29,7 +29,10 @@ def check_prompts(
     if not task_line(task.question).has_text_head:
         what = f"{value}, and texts say what classes are: {task.kind} asks for something else"
         problems.append(Problem(key, what, "leave it out"))
-    if not family_line(backbone.name).has_pairs:
+    if task.material != "image":
+        what = f"{value}, and texts are compared with images: {task.kind} has none"
+        problems.append(Problem(key, what, "leave it out"))
+    elif not family_line(backbone.name).has_pairs:
         what = f"{value}, and {backbone.name} is no pair of encoders, for images and for texts"
         remedy = "leave it out, or name a CLIP's folder: `name: huggingface-image`, `pool: joint`"
         problems.append(Problem(key, what, remedy))

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgraft.common.files.foreign_text import as_markdown
-from fedgraft.common.plan.phases import begins_with_texts, trains_nothing
+from fedgraft.common.plan.phases import begins_with_texts, rounds_for, trains_nothing
 from fedgraft.common.plan.plan import Plan
+from fedgraft.common.plan.prompts import list_texts
+from fedgraft.common.plan.train_section import TrainSection
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
 from fedgraft.common.tasks import TASKS
@@ -115,18 +117,16 @@ def _details(plan: Plan, result: Result) -> list[str]:
     if train.method == "closed-form":
         training = ["- Training: one round; the head is solved from sums over all sites' records"]
     if begins_with_texts(train):
-        training.append(
-            "- First head: what `task.prompts` say of the classes, by a pair of encoders"
-        )
+        training.append(f"- First head: {_name_texts(plan)}, by a pair of encoders")
     if trains_nothing(train):
-        training = ["- Training: none; the head is what `task.prompts` say of the classes"]
+        training = [f"- Training: none; the head is {_name_texts(plan)}, by a pair of encoders"]
     rounds = f"{result.rounds_done} of {train.rounds} rounds"
     return [
         *_heading("## Model details"),
         f"- What: `{result.backbone.name}`, frozen, with a {method} adapter and a head",
         f"- Question: {as_markdown(TASKS[plan.task.question].describe(plan.task))}",
-        f"- Size: {result.adapter.values:,} trained values ({sizes.adapter:,} bytes) on a backbone"
-        " of",
+        f"- Size: {result.adapter.values:,} {_name_values(train)} ({sizes.adapter:,} bytes) on a"
+        " backbone of",
         f"  {sizes.backbone:,} bytes",
         f"- Backbone: `{result.backbone.fingerprint_before}`",
         f"- Plan: `{result.plan_hash}` (in full in `model.json`)",
@@ -138,11 +138,24 @@ def _details(plan: Plan, result: Result) -> list[str]:
     ]
 
 
+def _name_values(train: TrainSection) -> str:
+    return "values of texts" if trains_nothing(train) else "trained values"
+
+
+def _name_texts(plan: Plan) -> str:
+    """Return what a head is made of where texts make it, with the first of them."""
+    texts = list_texts(plan.task.prompts, plan.task.classes)
+    first = as_markdown(texts[0][0])
+    return f"what {sum(map(len, texts)):,} texts say of the classes, such as “{first}”"
+
+
 def _intended_use(plan: Plan) -> list[str]:
+    kind = "the kind the nodes trained on"
+    if trains_nothing(plan.train):
+        kind = "the kind the nodes measured it on"
     return [
         *_heading("## Intended use"),
-        f"- Primary use: {plan.task.kind}, the question above, on inputs of the kind the nodes"
-        " trained on",
+        f"- Primary use: {plan.task.kind}, the question above, on inputs of {kind}",
         "- Users: those who can compare its answers with their own before relying on them",
         "- Out of scope: clinical decisions. It has not been validated for clinical use, nor on any"
         " site but those below",
@@ -236,13 +249,25 @@ def _analyses(result: Result, nodes: Mapping[str, Metrics]) -> list[str]:
 def _ethics(plan: Plan, result: Result) -> list[str]:
     return [
         *_heading("## Ethical considerations"),
-        "- Records never left the nodes. What left them: the adapter's values in each round, and"
-        " what the privacy part lists",
+        f"- Records never left the nodes. What left them: {_name_sent(plan)}, and what the privacy"
+        " part lists",
         "- Mistakes harm those whom they concern; the run does not weigh one kind of mistake"
         " against another",
         *_heading("### Privacy"),
         *_privacy(plan, result),
     ]
+
+
+def _name_sent(plan: Plan) -> str:
+    """Return what nodes sent of their training."""
+    sent: list[str] = []
+    if rounds_for(plan.train, "histograms"):
+        sent.append("histograms of their columns")
+    if rounds_for(plan.train, "sums"):
+        sent.append("sums over their records")
+    if rounds_for(plan.train, "steps"):
+        sent.append("the adapter's values in each round of steps")
+    return " and ".join(sent) or "nothing of any training"
 
 
 def _caveats(result: Result) -> list[str]:

@@ -29,8 +29,8 @@ NO_PRIVACY = (
     " below limits how much."
 )
 OF_TEXTS = (
-    "metrics, and a temperature or a threshold where one was chosen: without differential privacy"
-    " they may tell of test and validation records; the model's head was made of texts"
+    "metrics, and a temperature or a threshold where one was chosen, may tell of test and"
+    " validation records; the model's head was made of texts"
 )
 ASSUMPTIONS = (
     (
@@ -92,6 +92,8 @@ def show_privacy(plan: Plan, result: Mapping[str, Any], attacks: AttackResults) 
     """
     title = page.heading("Privacy")
     audits = show_audits({"": attacks})
+    if trains_nothing(plan.train):
+        return [title, page.note(f"No differential privacy, and no training: {OF_TEXTS}."), audits]
     if plan.privacy.mode == "none":
         return [title, page.note(NO_PRIVACY, warn=True), audits]
     if not result["privacy"]:

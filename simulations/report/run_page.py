@@ -45,6 +45,7 @@ NO_ATTACK = (
     "No attack was run against this model. `fedgraft study membership` runs some on a plan like"
     " this."
 )
+NOT_TRAINED = "No attack was run: the model learnt of no record here, so there is none to tell of."
 BEST_ATTACK = (
     "how well the best attack tells who was in the data (AUC; guessing: 0.50, always right: 1)"
 )
@@ -93,7 +94,7 @@ def render_run_page(run: Path, result: Result, plan_text: str) -> str:
     sections += show_fairness(plan, result)
     sections += show_releases(plan, result, run, lines)
     sections += show_privacy(plan, result, attacks)
-    sections += _show_attacks(attacks)
+    sections += _show_attacks(plan, attacks)
     sections += show_not_protected(plan, result)
     sections += _show_how_to_repeat(result, plan_text, run)
     return page.page(f"{result['name']}: report", sections)
@@ -186,13 +187,14 @@ def _make_accuracy_card(accuracy: float, result: Result) -> Card:
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
-def _show_attacks(attacks: AttackResults) -> list[str]:
+def _show_attacks(plan: Plan, attacks: AttackResults) -> list[str]:
     by_plan = {"": attacks}
     membership = show_membership(by_plan)
     others = show_sums(by_plan) + show_other_attacks(by_plan)
     heading = page.heading("What attackers found")
     if not membership and not others:
-        return [heading, page.paragraph(NO_ATTACK)]
+        words = NOT_TRAINED if trains_nothing(plan.train) else NO_ATTACK
+        return [heading, page.paragraph(words)]
     return [heading, membership, others]
 
 

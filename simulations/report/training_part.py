@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedgraft.common.adapters import METHODS
-from fedgraft.common.plan.phases import has_sums, trains_nothing
+from fedgraft.common.plan.phases import begins_with_texts, has_sums, trains_nothing
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.tasks import TASKS
 from fedgraft.simulations.readable import show_bytes
@@ -112,10 +112,11 @@ def _describe_rounds(plan: Plan, result: Result) -> str:
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
     if plan.train.local_steps is not None:
         passes = f"{plan.train.local_steps} steps"
+    begun = ", from a head that is made of texts" if begins_with_texts(plan.train) else ""
     rounds = f"{plan.train.rounds} rounds"
     if result.get("validation", {}).get("ended_early"):
         rounds = f"{result['rounds_done']} rounds (at most {plan.train.rounds} were planned)"
-    return f"{rounds} of {passes} over each site's data"
+    return f"{rounds} of {passes} over each site's data{begun}"
 
 
 def _describe_combining(plan: Plan) -> str:

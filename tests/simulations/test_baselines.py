@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node_task import open_splits, open_validation
+from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import concatenate
 from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.shared_model import load_shared_model
-from fedgraft.common.plan.plan_file import amended, load_plan
+from fedgraft.common.plan.plan_file import amended, load_plan, plan_yaml
 from fedgraft.simulations import baselines
 from fedgraft.simulations.baselines import (
+    BASELINES,
     VARIANTS,
     Pool,
     default_baselines,
@@ -22,6 +26,7 @@ from fedgraft.simulations.baselines import (
     measure_alone,
     measure_pooled,
 )
+from fedgraft.simulations.simulate import SeedJob, SimulationOptions, plan_baselines
 from tests.common.plan.test_agreement import (
     IMAGES,
     PRIVATE,
@@ -112,6 +117,24 @@ def test_a_plan_with_any_key_has_its_usual_baseline(line: str) -> None:
     plan = amended(plan_of(line), changes_of(line))
     for name in default_baselines(plan):
         assert amended(plan, list_changes(name, plan)).train.method == "closed-form"
+
+
+def test_a_baseline_that_does_not_go_with_the_plan_is_named(tiny, tmp_path) -> None:
+    """A refusal of `--set`, which nobody typed; or after the training; or `all` that is refused
+    for one of them.
+    """
+    federation = tiny(3)
+    plan = federation.plan("adapter.method=head", "train.method=closed-form", "train.rounds=1")
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan_yaml(plan))
+    job = SeedJob(file, file, (), tmp_path / "run", SimulationOptions(baselines=("full",)))
+    with pytest.raises(UserError, match="--baselines: full does not go with this plan"):
+        plan_baselines(job, plan)
+    every = replace(job, options=SimulationOptions(baselines=BASELINES))
+    names, variants = plan_baselines(every, plan)
+    assert "full" not in names
+    assert {"alone", "pooled", "random-backbone"} <= set(names)
+    assert "random-backbone" in variants
 
 
 def test_pooled_data_are_all_data(tiny, tmp_path):
