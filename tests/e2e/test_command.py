@@ -366,9 +366,12 @@ def test_validate_prints_what_it_promises(command):
     assert said["plan"]["task"]["labels"] == [5, 6, 7, 8, 9]
     assert said["plan_hash"] in command("validate", "digits", "--set", "seed=7").out
     assert said["plan_hash"] not in command("validate", "digits", "--set", "seed=8").out
-    keys = command("validate", "digits", "--keys").out
+    keys = command("validate", "--keys").out
     for key in ("train.rounds", "aggregate.min_nodes", "simulation.partition.alpha"):
         assert key in keys
+    without = command("validate")
+    assert without.code == 2
+    assert "no plan is named" in without.err
 
 
 # ── predict ───────────────────────────────────────────────────────────────────────────────────────

@@ -109,7 +109,12 @@ def test_nothing_but_metrics_is_asked_for(folder: Path, tmp_path: Path) -> None:
     alone = result.baselines["alone"]["accuracy"]
     assert alone == pytest.approx(result.final.global_["accuracy"])
     card = (tmp_path / "run" / "shared_model" / "MODEL_CARD.md").read_text()
-    assert "Training: none; the head is what `task.prompts` say of the classes" in card
+    assert "Training: none; the head is what" in card
+    assert "such as “a photo of a " in card
+    assert "trained values" not in card
+    assert "What left them: nothing of any training" in card
+    # the plan's own words, where it left them out
+    assert "a photo of a {}." in (tmp_path / "run" / "plan.yaml").read_text()
     page = (tmp_path / "run" / "report.html").read_text()
     assert "no update and no sum of features left a site" in page
 
