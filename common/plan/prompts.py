@@ -40,11 +40,22 @@ def find_mistake(prompts: Prompts, classes: tuple[str, ...]) -> tuple[str, str] 
             return f"no text for {missing[0]!r}", "write a text for each class"
         if foreign:
             return f"{foreign[0]!r} is none of the classes", "write a text for each class"
-        return None
+        return _find_same(prompts)
     for text in prompts:
         if text.count(PLACE) != 1:
             remedy = f"write where the class's name goes, such as {USUAL[0]!r}; or texts by class"
             return f"{text!r}, and it would be the same for every class", remedy
+    return None
+
+
+def _find_same(prompts: Mapping[str, tuple[str, ...]]) -> tuple[str, str] | None:
+    """Return the mistake of two classes that the same texts stand for; None: there are none."""
+    first_of: dict[frozenset[str], str] = {}
+    for name, texts in prompts.items():
+        other = first_of.setdefault(frozenset(texts), name)
+        if other != name:
+            what = f"{other!r} and {name!r} have the same texts, and could not be told apart"
+            return what, "write other texts for one of them"
     return None
 
 

@@ -200,6 +200,27 @@ def test_every_adapter_may_begin_with_the_texts(folder: Path, tmp_path: Path) ->
             },
             "no text for 'pain'",
         ),
+        (
+            {
+                "task": {
+                    "kind": "image-classification",
+                    "classes": CLASSES,
+                    "prompts": {name: ["a", "b"] for name in CLASSES},
+                }
+            },
+            "have the same texts",
+        ),
+        (
+            {
+                "task": {
+                    "kind": "tabular-classification",
+                    "classes": CLASSES,
+                    "columns": ["a"],
+                },
+                "backbone": {"name": "mlp"},
+            },
+            "texts are compared with images: tabular-classification has none",
+        ),
     ],
 )
 def test_what_texts_cannot_begin_is_refused_in_words(
