@@ -124,24 +124,29 @@ def list_places(
         labels: their targets come first.
         stride: every so many-th place each way is read.
     """
+    own = labels[: len(features)]
     if model.count_places(stride) == 1:
-        yield features, labels[: len(features)]
+        yield features, own
         return
     if model.tokens is not None:
-        own = labels[: len(features)]
         there = own >= 0
         yield features[there.numpy()], own[there]
         return
-    yield from list_records(model, features, labels, stride)
+    yield from list_records(model, features, own, stride)
 
 
 def list_records(
     model: GraftedModel, features: np.ndarray, labels: Tensor, stride: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield the places of one record after another, `(m, d)`, and their answers `(m,)`, below 0
-    where a place is none of its record's. Arguments as of `list_places`.
+    where a place is none of its record's.
+
+    Args:
+        features: what the head reads of the records, `(n, …)`.
+        labels: their targets, `(n, …)`.
+        stride: as of `list_places`.
     """
-    for record, answers in zip(features, labels, strict=False):
+    for record, answers in zip(features, labels, strict=True):
         if model.tokens is not None:
             yield record, answers
             continue

@@ -87,7 +87,7 @@ def _describe_bytes(result: Result) -> str:
     beside = ""
     # a table without a network has nothing else to send
     if full > size > 0:
-        times = full / max(size, 1)
+        times = full / size
         beside = f"full fine-tuning would send {show_bytes(full)}, {times:.0f} times as much; "
     backbone = f"the backbone ({show_bytes(spent['backbone'])}) went out once"
     nodes = spent["handout"]["nodes"]

@@ -54,7 +54,7 @@ def put_long_files_first(items: list[pytest.Item]) -> None:
 
 def _place(tests: Counter[Path], slow: set[Path]) -> Callable[[pytest.Item], tuple[int, int]]:
     def place(item: pytest.Item) -> tuple[int, int]:
-        if item.get_closest_marker("deployment") is not None:
+        if is_of_federations(item.path):
             return 0, 0 if shares_a_federation(item) else 1
         if item.path in slow:
             return 1, tests[item.path]

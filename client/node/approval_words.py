@@ -26,7 +26,6 @@ from fedgraft.common.plan.chosen_by_validation import (
 )
 from fedgraft.common.plan.phases import begins_with_texts, rounds_for, trains_nothing
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.prompts import list_texts
 from fedgraft.common.statistics.gram_sums import LEAST_RECORDS_A_FEATURE
 from fedgraft.common.statistics.noisy_sums import count_products
 from fedgraft.common.statistics.temperature import TEMPERATURES
@@ -124,7 +123,7 @@ def _first_head(plan: Plan) -> Iterator[str]:
     if not begins_with_texts(plan.train):
         return
     yield "the head that comes first is made of texts, and of no records:"
-    texts = list_texts(plan.task.prompts, plan.task.classes)
+    texts = plan.task.texts
     for name, of_class in list(zip(plan.task.classes, texts, strict=True))[:_MOST_LISTED]:
         first, *others = of_class
         more = f" and {len(others)} more" if others else ""

@@ -167,10 +167,9 @@ class BackboneStore:
         try:
             status = path.stat()
         except FileNotFoundError:
+            what = f"plan {plan_hash} was never offered to this node"
             if not self.folder.is_dir():
                 what = "this node's store is not on its disk: was its folder removed?"
-                raise Refused(Code.STORAGE, what) from None
-            what = f"plan {plan_hash} was never offered to this node"
             raise Refused(Code.MISSING, what) from None
         return _read_offer(path, status.st_mtime_ns, status.st_ino)
 

@@ -37,7 +37,6 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import canonical, plan_from_json
 from fedgraft.common.run_files import SHARED_MODEL, VARIANCE
-from fedgraft.common.statistics.nearest_neighbours import Neighbours, find_nearest
 from fedgraft.common.statistics.predictive_variance import PredictiveVariance
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Task
@@ -186,13 +185,6 @@ class SharedModel:
             remedy = "take a record out that holds infinite or missing numbers"
             raise UserError("a record's features are not finite", remedy=remedy)
         return features
-
-    def nearest(self, raw: Raw, among: Raw, count: int = 5) -> Neighbours:
-        """Return which of `among` the model sees as most alike each of `raw`, both as of `predict`,
-        by the cosine between what the head reads of them. Raise `UserError` as `vectors`.
-        """
-        rows = self.vectors(self.preprocess(raw))
-        return find_nearest(rows, self.vectors(self.preprocess(among)), count)
 
 
 @dataclass(frozen=True)

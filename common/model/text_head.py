@@ -11,7 +11,6 @@ from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.plan.agreement import Agreement
-from fedgraft.common.plan.prompts import list_texts
 from fedgraft.common.wire.layout import BadUpdate, check_believable
 
 
@@ -31,7 +30,7 @@ def with_text_head(backbone: Backbone, plan: Agreement, source: str | Path | Non
         what = f"{source}, and texts are read by the encoder that lies in a pair's folder"
         remedy = "name the folder that the model was downloaded to"
         raise UserError(what, where="backbone.weights", remedy=remedy)
-    weights = weigh_texts(folder, list_texts(plan.task.prompts, plan.task.classes))
+    weights = weigh_texts(folder, plan.task.texts)
     if weights.shape[1] != backbone.features:
         what = f"texts of {weights.shape[1]} values, and images of {backbone.features}"
         raise UserError(what, where=str(folder), remedy="give the folder of one pair")

@@ -243,11 +243,9 @@ def check_weighting(aggregate: AggregateSection, train: TrainSection) -> list[Pr
     if not STRATEGIES[aggregate.strategy].is_average:
         what = f"equal, and {aggregate.strategy} weighs no node by its examples"
         return [Problem(key, what, "leave it out, or write `strategy: fedavg`")]
-    if train.method == "closed-form":
-        what = "equal, and sums are over records, whoever has them"
+    if train.method != "steps":
+        what = f"equal, and {METHODS_WITHOUT_STEPS[train.method]} weighs no node"
         return [Problem(key, what, "leave it out, or write `method: steps`")]
-    if train.method == "zero-shot":
-        return [Problem(key, "equal, and nothing is trained that could be weighed", "leave it out")]
     return []
 
 

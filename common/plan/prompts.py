@@ -59,13 +59,8 @@ def _find_same(prompts: Mapping[str, tuple[str, ...]]) -> tuple[str, str] | None
     return None
 
 
-def list_texts(prompts: Prompts | None, classes: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the texts of each class, in the order of the classes.
-
-    Args:
-        prompts: of the plan, without a mistake; None: it says nothing of them.
-    """
-    prompts = prompts or USUAL
+def list_texts(prompts: Prompts, classes: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the texts of each class, in the order of the classes; `prompts` have no mistake."""
     if isinstance(prompts, Mapping):
         return [prompts[name] for name in classes]
     texts: list[tuple[str, ...]] = []

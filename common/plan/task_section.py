@@ -19,7 +19,7 @@ from fedgraft.common.plan.box_section import BoxSection
 from fedgraft.common.plan.finding_section import FindingSection
 from fedgraft.common.plan.mask_section import MaskSection
 from fedgraft.common.plan.number_section import Bound, NumberSection
-from fedgraft.common.plan.prompts import Prompts
+from fedgraft.common.plan.prompts import Prompts, list_texts
 from fedgraft.common.plan.section import (
     Labels,
     Names,
@@ -222,6 +222,13 @@ class TaskSection(Section):
     def mask_section(self) -> MaskSection:
         """Return how masks are learnt."""
         return self.mask or MaskSection()
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Return the texts of each class. Raise ValueError where no head is made of texts."""
+        if self.prompts is None:
+            raise ValueError("the plan has no texts of its classes")
+        return list_texts(self.prompts, self.classes)
 
     @property
     def stride(self) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 from fedgraft.common.files.foreign_text import as_markdown
 from fedgraft.common.plan.phases import begins_with_texts, rounds_for, trains_nothing
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.prompts import list_texts
 from fedgraft.common.plan.train_section import TrainSection
 from fedgraft.common.privacy.accounting import shown
 from fedgraft.common.result import Metrics, Result
@@ -144,7 +143,7 @@ def _name_values(train: TrainSection) -> str:
 
 def _name_texts(plan: Plan) -> str:
     """Return what a head is made of where texts make it, with the first of them."""
-    texts = list_texts(plan.task.prompts, plan.task.classes)
+    texts = plan.task.texts
     first = as_markdown(texts[0][0])
     return f"what {sum(map(len, texts)):,} texts say of the classes, such as “{first}”"
 

@@ -159,11 +159,11 @@ def _describe_metrics(plan: Plan, result: Result, lines: Lines) -> str:
 
 def _draw_sizes(result: Result) -> bytes:
     spent = result["bytes"]
-    one = {"this adapter, one update": spent["adapter"]}
-    if not spent["rounds"]:
-        one = {}
+    one: dict[str, float] = {}
     if result.get("closed_form"):
         one = {"the sums of one site": round(count_largest_reply(result))}
+    elif spent["rounds"]:
+        one = {"this adapter, one update": spent["adapter"]}
     return draw_bytes(
         {
             **one,

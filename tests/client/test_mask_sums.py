@@ -4,7 +4,6 @@ moves.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import pytest
 import torch
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.node.node_file import load_node
-from fedgraft.client.node_task import NodeTask, open_splits, working_model
+from fedgraft.client.node_task import NodeTask
 from fedgraft.client.sum_round import sum_privately
-from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.inputs.public_patches import cut_patches
 from fedgraft.common.model.assembly import choose_maps, load_network, plan_backbone, plan_model
 from fedgraft.common.model.pixel_head import pick_places
@@ -25,6 +22,7 @@ from fedgraft.common.model.public_reference import compute_features, features_of
 from fedgraft.common.model.solve_head import solve_noisy_head
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, PRODUCT_SCALE, SCALE, NoisySums
+from tests.hospital_task import task_of
 from tests.task_matrix import write_masks
 
 STRIDE = 4
@@ -45,14 +43,7 @@ PLAN: dict[str, Any] = {
 def a_task(here: Path, *overrides: str) -> NodeTask:
     """Return a hospital's task under the plan: twelve images with masks."""
     write_masks(here / "north.npz", np.random.default_rng(3), 12)
-    write_whole(here / "node.yaml", b"name: n\ndata: {path: north.npz}\nstore: store\n")
-    write_whole(here / "plan.json", json.dumps(PLAN).encode())
-    node = load_node(here / "node.yaml")
-    plan = load_plan(here / "plan.json", overrides)
-    backbone = plan_backbone(plan, here)
-    train, test = open_splits(node, plan, backbone.preprocess)
-    model = working_model(backbone, plan)
-    return NodeTask("n", plan, model, train, test, model.frozen_fingerprint())
+    return task_of(here, PLAN, "north.npz", *overrides)
 
 
 def without(task: NodeTask, left_out: int) -> NoisySums:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,13 @@ import pytest
 import torch
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.node.node_file import load_node
-from fedgraft.client.node_task import NodeTask, open_splits, working_model
+from fedgraft.client.node_task import NodeTask
 from fedgraft.client.sum_round import sum_privately, sum_split
-from fedgraft.common.files.whole_files import write_whole
-from fedgraft.common.model.assembly import plan_backbone
 from fedgraft.common.model.solve_head import rounding_of
-from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.common.statistics.gram_sums import GramSums
 from fedgraft.common.statistics.noisy_sums import COUNT_STEP, SCALE
 from tests.entity_texts import PLAN, draw_sites, write_notes
+from tests.hospital_task import task_of
 from tests.huggingface_folders import write_folder
 
 pytest.importorskip("transformers")
@@ -36,14 +32,7 @@ def here(tmp_path: Path) -> Path:
 
 def a_task(here: Path, *overrides: str) -> NodeTask:
     """Return the hospital's task under the plan."""
-    write_whole(here / "node.yaml", b"name: n\ndata: {path: north.csv}\nstore: store\n")
-    write_whole(here / "plan.json", json.dumps(PLAN).encode())
-    node = load_node(here / "node.yaml")
-    plan = load_plan(here / "plan.json", overrides)
-    backbone = plan_backbone(plan, here)
-    train, test = open_splits(node, plan, backbone.preprocess)
-    model = working_model(backbone, plan)
-    return NodeTask("n", plan, model, train, test, model.frozen_fingerprint())
+    return task_of(here, PLAN, "north.csv", *overrides)
 
 
 def test_every_token_of_every_text_is_a_row_and_no_other_place(here: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedgraft.simulations.deployment.processes import wait_until
+
 TABLE_PLAN = """
 name: tiny
 task:
@@ -124,3 +126,11 @@ def process(programs: Path) -> Callable[..., Done]:
 def installed(program: list[str]) -> Callable[..., Done]:
     """The same with the installed command, which imports everything itself."""
     return lambda *words, cwd: run_to_its_end([*program, *words], cwd)
+
+
+def wait_for_first_round(run: Path) -> None:
+    """Wait until the first round of a deployment's run is finished: on a busy machine its processes
+    take minutes to be there.
+    """
+    first = run / "checkpoints" / "round-0001"
+    wait_until("the first round is finished", first.is_dir, 300)

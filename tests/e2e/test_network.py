@@ -20,7 +20,7 @@ from fedgraft.server.site.certificates import make_certificates
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
 from fedgraft.simulations.simulated_nodes import write_nodes
-from tests.e2e.conftest import fill
+from tests.e2e.conftest import fill, wait_for_first_round
 from tests.e2e.hospitals.test_failures import refused, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
@@ -107,11 +107,7 @@ def test_a_cut_cable_costs_its_node_a_few_rounds(cable: Cable, tmp_path: Path, s
         wait_until("it is connected", lambda: federation.count_connections("far") > 0)
         running = federation.begin_run(plan, out, *CHANGES)
         try:
-            wait_until(
-                "the first round is finished",
-                lambda: (out / "checkpoints" / "round-0001").is_dir(),
-                300,
-            )
+            wait_for_first_round(out)
             wait_until("it is in the middle of a message", lambda: federation.is_at_work("far"), 60)
             cable.cut()
             wait_until("a round went on without it", lambda: refused(out, "south"), 90)

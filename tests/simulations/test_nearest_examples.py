@@ -23,6 +23,7 @@ import fedgraft
 from fedgraft.cli import app
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.shared_model import SharedModel, load_shared_model
+from fedgraft.common.statistics.nearest_neighbours import find_nearest
 from tests.task_matrix import write_masks
 
 PLAN: dict[str, Any] = {
@@ -85,8 +86,9 @@ def test_they_are_those_of_scikit_learn(home: Path, shared: SharedModel) -> None
     digits: Any = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
     raw = torch.from_numpy(images[:300])
-    found = shared.nearest(raw[:20], among=raw[20:], count=7)
-    features = shared.vectors(shared.preprocess(raw)).numpy()
+    vectors = shared.vectors(shared.preprocess(raw))
+    found = find_nearest(vectors[:20], vectors[20:], count=7)
+    features = vectors.numpy()
     head = shared.model.net.get_submodule(shared.model.solved_name)
     assert features.shape == (300, head.in_features)
     search = NearestNeighbors(n_neighbors=7, metric="cosine").fit(features[20:])

@@ -16,7 +16,7 @@ import torch
 
 from fedgraft.client.store import backbone_store
 from fedgraft.client.store.backbone_store import IN_USE, BackboneStore
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.tensor_files import fingerprint_of
 
 
@@ -183,5 +183,7 @@ def test_a_store_that_was_removed_is_told_as_such(tmp_path: Path) -> None:
     store = BackboneStore(tmp_path / "store")
     store.put_plan("sha256:" + "0" * 64, {"plan": "one"})
     shutil.rmtree(tmp_path / "store")
-    with pytest.raises(Refused, match="not on its disk"):
+    with pytest.raises(Refused, match="not on its disk") as refused:
         store.plan("sha256:" + "0" * 64)
+    # the server hands out once more, as to a node that never had it
+    assert refused.value.code is Code.MISSING

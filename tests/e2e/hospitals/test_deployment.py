@@ -18,7 +18,7 @@ import pytest
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
 from fedgraft.simulations.deployment.local_federation import BIN, LocalFederation
-from fedgraft.simulations.deployment.processes import wait_until
+from tests.e2e.conftest import wait_for_first_round
 from tests.e2e.hospitals.conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
@@ -105,11 +105,7 @@ def test_a_killed_run_is_told_and_resumed(federation: LocalFederation, in_proces
     out = federation.folder / "runs" / "killed"
     running = federation.begin_run(federation.folder / "plan.yaml", out)
     try:
-        wait_until(
-            "the first round is finished",
-            lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            300,
-        )
+        wait_for_first_round(out)
         server_app = federation.find_server_app()
         assert server_app is not None
         os.kill(server_app, signal.SIGKILL)

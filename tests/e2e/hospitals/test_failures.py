@@ -12,6 +12,7 @@ import pytest
 from fedgraft.server.papers.metric_lines import read_lines
 from fedgraft.simulations.deployment.local_federation import LocalFederation
 from fedgraft.simulations.deployment.processes import wait_until
+from tests.e2e.conftest import wait_for_first_round
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 PATIENCE = 30  # seconds that a round waits
@@ -45,11 +46,7 @@ def test_a_node_that_hangs_is_waited_for_so_long_and_no_longer(federation: Local
     out = federation.folder / "runs" / "hangs"
     running = begin(federation, out, "train.rounds=5")
     try:
-        wait_until(
-            "the first round is finished",
-            lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            300,
-        )
+        wait_for_first_round(out)
         federation.freeze("west")
         wait_until("a round went on without it", lambda: bool(refused(out, "west")), 120)
         federation.thaw("west")  # it answers now, what it was asked in a round that is over
@@ -82,11 +79,7 @@ def test_a_node_that_dies_while_it_trains_comes_back(federation: LocalFederation
     out = federation.folder / "runs" / "dies"
     running = begin(federation, out, "train.rounds=200")
     try:
-        wait_until(
-            "the first round is finished",
-            lambda: (out / "checkpoints" / "round-0001").is_dir(),
-            300,
-        )
+        wait_for_first_round(out)
         wait_until("it is in the middle of a message", lambda: federation.is_at_work("south"), 120)
         before = federation.count_connections("south")
         federation.kill_supernode("south")
