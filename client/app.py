@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -67,6 +68,10 @@ def reply(desk: Desk, handle: Handler, message: Message, context: Context) -> Me
         log.error("%s", error)
         reason = "this node's own set-up or data is not in order; its log says what"
         answer = refuse(desk, context, Code.SETUP, reason)
+    except torch.OutOfMemoryError:
+        log.exception("the card is full")
+        reason = "this node's card has no memory left; what a private round reserved stays counted"
+        answer = refuse(desk, context, Code.FAILURE, reason)
     except Exception as error:
         # an error in our code must not take the round, or a traceback's values, with it
         log.exception("message failed")

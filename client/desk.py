@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -22,6 +22,7 @@ from flwr.app import Context
 from fedgraft.client.data.split import Split
 from fedgraft.client.node.node_file import Node, load_node
 from fedgraft.client.node_task import open_splits, open_validation, working_model
+from fedgraft.client.open_on_card import open_on_card
 from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.clipping_engine import losses_of
 from fedgraft.client.privacy.gradient_check import check_gradients
@@ -29,6 +30,7 @@ from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.backbones.backbone import backbone_from_state, preparation_from_json
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.probes import draw_probes
+from fedgraft.common.model.devices import CPU, find_device
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import has_depth_head
@@ -96,11 +98,16 @@ class Offer:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A plan's grafted model, its layout on the wire, and the frozen part's fingerprint."""
+    """A plan's grafted model, its layout on the wire, and the frozen part's fingerprint.
+
+    Attributes:
+        block: examples that are trained on at once, see `step_block.py`; None: a whole batch.
+    """
 
     model: GraftedModel
     layout: Layout
     fingerprint: str
+    block: int | None = None
 
 
 def find_node(context: Context) -> Path:
@@ -116,7 +123,7 @@ class Desk:
 
         desk = Desk()
         node = desk.node(context)
-        with desk.model(plan, offer, desk.store(node)) as opened: …
+        with desk.model(node, plan, offer, train, round_=1) as opened: …
 
     Args:
         find: context of a message → the path of its node's file.
@@ -140,7 +147,8 @@ class Desk:
         self._agreements: Shelf[tuple[Agreement, str]] = Shelf(most_bytes, lambda pair: SMALL)
         self._splits: Shelf[tuple[Split, Split, Split]] = Shelf(most_bytes, _size_of_splits)
         self._budgets: Shelf[Budget] = Shelf(most_bytes, lambda budget: SMALL)
-        self._models = ModelPool()
+        self._devices: Shelf[torch.device] = Shelf(most_bytes, lambda device: SMALL)
+        self._models: defaultdict[torch.device, ModelPool] = defaultdict(ModelPool)
 
     def node(self, context: Context) -> Node:
         """Return the node that a message is for. Raise `Refused` or `UserError` where none is."""
@@ -199,20 +207,25 @@ class Desk:
 
     @contextmanager
     def model(
-        self, plan: Agreement, offer: Offer, store: BackboneStore, train: Split, round_: int
+        self, node: Node, plan: Agreement, offer: Offer, train: Split, round_: int
     ) -> Iterator[OpenModel]:
-        """Lend a model of the agreement's in a round to one thread.
+        """Lend a model of the agreement's in a round to one thread, on the node's device.
 
         Raises:
             Refused: the backbone is not in the node's store, or differential privacy cannot be had
                 for this model.
+            UserError: the device is not there.
         """
+        device = self._devices.get(node.device, lambda: find_device(node.device))
 
         def build() -> OpenModel:
-            opened = open_model(plan, offer, store, round_)
-            if plan.privacy.mode == "sample" and plan.train.method == "steps":
-                # of its shape alone: no record is looked at
-                example = train.inputs(torch.zeros(1, dtype=torch.int64))
+            opened = open_model(plan, offer, self.store(node), round_)
+            private = plan.privacy.mode == "sample" and plan.train.method == "steps"
+            if device == CPU and not private:
+                return opened
+            # of its shape alone: no record is looked at
+            example = train.inputs(torch.zeros(1, dtype=torch.int64))
+            if private:
                 probes = draw_probes(plan.task.material, train.preparation, example, 2)
                 check_gradients(
                     opened.model,
@@ -221,11 +234,14 @@ class Desk:
                     losses_of(plan.task, plan.train),
                     TASKS[plan.task.question].probes(plan.task),
                 )
-            return opened
+            if device == CPU:
+                return opened
+            block = open_on_card(opened.model, device, plan, node.store, train.preparation, example)
+            return replace(opened, block=block)
 
         # the head may be another in the last round
         key = (offer, has_depth_head(plan.train, round_))
-        with self._models.lend(key, build) as opened:
+        with self._models[device].lend(key, build) as opened:
             yield opened
 
 

@@ -285,8 +285,7 @@ def open_message(desk: Desk, message: Message, context: Context) -> Iterator[Ope
 def lend_model(desk: Desk, received: RoundMessage) -> AbstractContextManager[OpenModel]:
     """Lend a model of the message's agreement."""
     train_split, _ = desk.splits(received.context, received.offer)
-    store = desk.store(received.node)
-    return desk.model(received.plan, received.offer, store, train_split, received.round)
+    return desk.model(received.node, received.plan, received.offer, train_split, received.round)
 
 
 def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessage:
@@ -317,6 +316,7 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         layout=layout,
         memory=Feedback(node.store / "feedback", received.identity),
         validation=desk.validation(received.context, received.offer),
+        block=model.block,
     )
     kept = KeptAnswers(node.store / "answers", received.identity)
     return OpenMessage(node, task, received.round, layout, state, kept)

@@ -39,6 +39,8 @@ class NodeTask:
         layout: of the adapter on the wire.
         memory: what rounding updates lost so far, where they are encoded.
         validation: what a round is chosen by.
+        block: examples that are trained on at once on a card, see `step_block.py`; None: a whole
+            batch.
     """
 
     node: str
@@ -52,6 +54,7 @@ class NodeTask:
     layout: Layout | None = field(default=None, repr=False)
     memory: Feedback | None = None
     validation: Examples | None = None
+    block: int | None = None
 
     def for_training(self) -> tuple[GraftedModel, Examples]:
         """Return what is trained, and on what: from the first trainable layer on, unless inputs are

@@ -162,7 +162,7 @@ def _train(task: NodeTask, round_: int, optimizer: Steps) -> local_steps.Trained
     """Take local steps without noise, on the model as it is loaded."""
     plan = task.plan
     model, examples = task.for_training()
-    training = local_steps.local_training(plan, task.train.labels)
+    training = local_steps.local_training(plan, task.train.labels, task.block)
     generator = round_generator(plan.seed, round_, task.node)
     return local_steps.train(model, examples, training, optimizer=optimizer, generator=generator)
 
@@ -189,6 +189,7 @@ def _train_privately(task: NodeTask, round_: int, optimizer: Steps) -> local_ste
             patients=budget.patients,
             proximal=plan.train.proximal,
             augment=local_steps.augmentation_with_targets(plan),
+            block=task.block,
         )
         train_privately(model, examples, optimizer, training, budget.randomness(plan, round_))
     return local_steps.Trained(steps=mechanism.steps, loss=0.0)

@@ -85,8 +85,9 @@ def simulate(
             random-backbone; default one-round, where the plan allows it, and `[]` for nothing. A
             text is read as the command's option is: "alone,head", "none".
         progress: show a bar.
-        options: `engine` ("inprocess" or "flower"), `workers`, `together`, `resume`, `ledger` (a
-            folder that outlasts the run), `policy` (clauses of every node's policy).
+        options: `engine` ("inprocess" or "flower"), `workers`, `together`, `resume`, `device` (cpu,
+            cuda, cuda:N, mps or auto), `ledger` (a folder that outlasts the run), `policy` (clauses
+            of every node's policy).
 
     Raises:
         UserError: the plan or its data are not in order; nothing was written.
@@ -152,6 +153,7 @@ def study(
     out: str | Path | None = None,
     workers: int | None = None,
     engine: str = "inprocess",
+    device: str = "cpu",
     progress: bool = True,
 ) -> Any:
     """Put a question to a plan: a grid over its keys and seeds, attacks on each, one table.
@@ -160,6 +162,7 @@ def study(
         study: the name of a ready study, or a file.
         out: the study's folder; default runs/study-NAME. Cells that are finished are not run again.
         workers: cells at once, a process each; default: cores.
+        device: where cells compute: cpu, cuda, cuda:N, mps or auto.
 
     Returns:
         A data frame with a row for each cell; `attrs["page"]` is the page's path.
@@ -172,7 +175,9 @@ def study(
     from fedgraft.simulations.study.run_study import run_study
 
     folder = None if out is None else Path(out)
-    done = run_study(str(study), out=folder, workers=workers, engine=engine, quiet=not progress)
+    done = run_study(
+        str(study), out=folder, workers=workers, engine=engine, device=device, quiet=not progress
+    )
     table = pandas.DataFrame(done["rows"])
     table.attrs["page"] = f"{done['folder']}/report.html"
     return table
@@ -233,7 +238,7 @@ def _simulation_options(
     from fedgraft.simulations.engines.engine import EngineOptions
     from fedgraft.simulations.simulate import SimulationOptions
 
-    known = ("engine", "workers", "together", "resume", "ledger", "policy")
+    known = ("engine", "workers", "together", "resume", "device", "ledger", "policy")
     for name in options:
         if name not in known:
             remedy = f"give some of {', '.join(known)}"
@@ -249,6 +254,7 @@ def _simulation_options(
             workers=options.get("workers"),
             together=options.get("together", False),
             resume=options.get("resume", False),
+            device=options.get("device", "cpu"),
         ),
         baselines=chosen,
         ledger=None if ledger is None else Path(ledger),

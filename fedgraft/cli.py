@@ -38,6 +38,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the plan; may be repeated."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="Where to compute: cpu, cuda, cuda:N, mps, or auto: a card if there is one."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the machine-readable result.")]
 WithOption = Annotated[
     list[Path] | None,
@@ -219,6 +223,7 @@ def simulate(
             help="Train many small heads at once: faster, the same to 1e-6, not bit for bit.",
         ),
     ] = False,
+    device: DeviceOption = "cpu",
     ledger: Annotated[
         Path | None,
         typer.Option(
@@ -245,7 +250,9 @@ def simulate(
     from fedgraft.simulations.simulate import SimulationOptions, read_clauses, simulate_plan
 
     options = SimulationOptions(
-        engine=EngineOptions(engine, workers=workers, together=together, resume=resume),
+        engine=EngineOptions(
+            engine, workers=workers, together=together, resume=resume, device=device
+        ),
         baselines=None if baselines is None else choose_baselines(baselines),
         ledger=ledger,
         policy=read_clauses(policy or []),
@@ -268,6 +275,7 @@ def study(
     engine: Annotated[
         str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")
     ] = "inprocess",
+    device: DeviceOption = "cpu",
     with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -282,7 +290,7 @@ def study(
     """
     from fedgraft.simulations.study.run_study import run_study
 
-    done = run_study(study, out=out, workers=workers, engine=engine, quiet=json_)
+    done = run_study(study, out=out, workers=workers, engine=engine, device=device, quiet=json_)
     if json_:
         _print_json(done)
     else:
@@ -336,6 +344,7 @@ def predict(
         int | None,
         typer.Option(help="Answers that are written: of so many tokens at most (default: 64)."),
     ] = None,
+    device: DeviceOption = "cpu",
     with_: WithOption = None,
 ) -> None:
     """Run the shared model of a run on new data and write a CSV of probabilities, or of answers.
@@ -344,7 +353,7 @@ def predict(
     """
     from fedgraft.simulations.predict import predict as run_model
 
-    written = run_model(run, data, out, backbone, sliding=sliding, tokens=tokens)
+    written = run_model(run, data, out, backbone, sliding=sliding, tokens=tokens, device=device)
     print(f"{written} predictions in {out}")
 
 

@@ -35,6 +35,7 @@ from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
 from fedgraft.common.model.assembly import keep_adapters
+from fedgraft.common.model.devices import find_device, prepare_device
 from fedgraft.common.model.solve_head import solve_head
 from fedgraft.common.plan.phases import counts_constants, has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
@@ -267,9 +268,12 @@ def _open_tasks(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[N
     """Return what each node works on; they share one model."""
     model = working_model(backbone, plan)
     fingerprint = model.frozen_fingerprint()
+    opened = [load_simulated_node(path) for path in nodes]
+    device = find_device(opened[0].device)
+    prepare_device(device, tf32=plan.backbone.precision == "tf32")
+    model.move_to(device)
     tasks = []
-    for path in nodes:
-        node = load_simulated_node(path)
+    for node in opened:
         train, test = open_splits(node, plan, backbone.preprocess)
         cache = open_cache(node)
         task = NodeTask(node.name, plan, model, train, test, fingerprint, cache=cache)
@@ -283,11 +287,13 @@ def _train_alone(task: NodeTask, backbone: Backbone) -> tuple[NodeTask, dict[str
     """
     train = task.plan.train
     # threads must not share a model
-    task = replace(task, model=working_model(backbone, task.plan, 1))
+    device = task.model.device
+    task = replace(task, model=working_model(backbone, task.plan, 1).move_to(device))
     state = task.model.adapter_state()
     for round_ in range(1, train.rounds + 1):
         if has_depth_head(train, round_) != task.model.has_solved_head:
-            task = replace(task, model=working_model(backbone, task.plan, round_))
+            another = working_model(backbone, task.plan, round_).move_to(device)
+            task = replace(task, model=another)
             state = keep_adapters(state, task.model)
         state = _train_round(task, state, round_)
     return task, state

@@ -39,6 +39,7 @@ from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
+from fedgraft.common.model.devices import find_device, prepare_device
 from fedgraft.common.model.shared_model import SharedModel, Told, load_shared_model
 from fedgraft.common.tasks import task_line
 from fedgraft.simulations.predict_boxes import write_boxes
@@ -64,6 +65,7 @@ def predict(
     *,
     sliding: bool = False,
     tokens: int | None = None,
+    device: str = "cpu",
 ) -> int:
     """Predict every input of `data` and write one CSV line each: input, the answer, what is told of
     it (a probability for each class, or a number), and the predictive standard deviation of the
@@ -75,6 +77,7 @@ def predict(
         sliding: look at volumes in overlapping crops and take the mean of their probabilities;
             nothing is said of how far scores may be off.
         tokens: that are written at most, where answers are texts.
+        device: where the model is computed: cpu, cuda, cuda:N, mps or auto.
 
     Returns:
         How many lines were written (without the header).
@@ -85,6 +88,9 @@ def predict(
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
+    chosen = find_device(device)
+    prepare_device(chosen, tf32=shared.plan.backbone.precision == "tf32")
+    shared.model.move_to(chosen)
     check_tokens(shared, tokens)
     line = task_line(shared.plan.task.question)
     if line.has_masks:

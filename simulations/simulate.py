@@ -158,6 +158,8 @@ class SeedJob:
             words += ["--engine", options.engine.name]
         if options.engine.together:
             words.append("--together")
+        if options.engine.device != "cpu":
+            words += ["--device", options.engine.device]
         if options.baselines is not None:
             words += ["--baselines", ",".join(options.baselines) or "none"]
         if options.ledger:
@@ -195,7 +197,8 @@ def run_seed(job: SeedJob) -> Result:
         check_scales(plan)
     baselines, variants = plan_baselines(job, plan)
     ledgers = options.ledger or job.out / "ledgers"
-    with nodes_on_disk(plan, job.path, ledgers, options.policy) as nodes:
+    device = options.engine.device
+    with nodes_on_disk(plan, job.path, ledgers, options.policy, device) as nodes:
         counts = count_nodes(plan, nodes)
         backbone = plan_backbone(plan, job.path.parent)
         # an adapter that does not fit is told here, before anything is written
@@ -293,7 +296,8 @@ def _run_variant(
     with contextlib.ExitStack() as stack:
         if changed.privacy.at_node and purpose_of(changed.train, 1) == "sums":
             # beside the run, not after it: the hospitals' ledgers are not those of the run
-            own = nodes_on_disk(changed, job.path, out / "ledgers", job.options.policy)
+            ledgers = out / "ledgers"
+            own = nodes_on_disk(changed, job.path, ledgers, job.options.policy, engine.device)
             nodes = stack.enter_context(own)
         stack.enter_context(progress.follow(name, out, changed.train.rounds))
         result = simulate(changed, job.path, out, nodes=list(nodes), options=engine)

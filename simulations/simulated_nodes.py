@@ -22,6 +22,7 @@ from fedgraft.client.readers.scan_form import ScanForm
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import dump_yaml
+from fedgraft.common.model.devices import spread_over
 from fedgraft.common.plan.chosen_by_validation import calibrates, chooses_point, chooses_round
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
@@ -51,6 +52,7 @@ def write_nodes(
     ledgers: Path | None = None,
     activations: Path | None = None,
     policy: Mapping[str, Any] = NO_CLAUSES,
+    device: str = "cpu",
 ) -> list[Path]:
     """Write `node-K.yaml`, and `node-K.rows.npz` where nodes share a file, for each node of a
     simulation.
@@ -64,6 +66,7 @@ def write_nodes(
         activations: folder of what frozen layers compute, shared by all nodes: once for the whole
             file; default one inside `folder`.
         policy: clauses of every node's policy, over those that a simulation has by itself.
+        device: where nodes compute; over several cards they are spread.
 
     Returns:
         The paths of the node.yaml files, in the order of the nodes.
@@ -82,6 +85,7 @@ def write_nodes(
     cache_folder = str(activations or folder / "activations")
     # each node verifies the backbone that it is sent; it lies on this disk once
     (folder / "store" / "backbones").mkdir(parents=True, exist_ok=True)
+    devices = spread_over(device, len(shares))
     paths = []
     for number, share in enumerate(shares):
         node = {
@@ -92,6 +96,7 @@ def write_nodes(
             "cache": {"folder": cache_folder},
             "policy": {**_default_policy(simulation), **policy},
             "threads": plan.train.threads,
+            "device": devices[number],
         }
         path = folder / f"node-{number}.yaml"
         write_whole(path, dump_yaml(node), durable=False)

@@ -110,7 +110,7 @@ def try_cell(label: str, method: str) -> dict[str, str]:
     if method == ONE_ROUND:
         return _try_one_round(opened)
     try:
-        _make(opened, method)
+        make_model(opened, method)
     except UserError as error:
         return {PROPERTIES[0]: error.what}
     found: dict[str, str] = {}
@@ -119,7 +119,7 @@ def try_cell(label: str, method: str) -> dict[str, str]:
     return found
 
 
-def _make(
+def make_model(
     opened: Opened, method: str, *, moved: bool = False, targets: str = "auto"
 ) -> GraftedModel:
     if method == "head":
@@ -141,17 +141,17 @@ def _as_said(condition: bool) -> str:
 
 @torch.no_grad()
 def _nothing_at_first(opened: Opened, method: str) -> str:
-    model = _make(opened, method)
+    model = make_model(opened, method)
     head = model.net.get_submodule(model.head_name)
     bare = head(opened.backbone.net(opened.probes))
-    moved = _make(opened, method, moved=True)(opened.probes)
+    moved = make_model(opened, method, moved=True)(opened.probes)
     is_alive = float((moved - bare).abs().max()) > 1e-4
     return _as_said(is_alive and torch.allclose(model(opened.probes), bare, atol=1e-6, rtol=1e-6))
 
 
 def _gradients(opened: Opened, method: str) -> str:
     try:
-        check_gradients(_make(opened, method), "hooks", opened.probes, cross_entropies)
+        check_gradients(make_model(opened, method), "hooks", opened.probes, cross_entropies)
     except Refused as refused:
         return refused.reason
     return WORKS
@@ -160,7 +160,7 @@ def _gradients(opened: Opened, method: str) -> str:
 @torch.no_grad()
 def _kept(opened: Opened, method: str) -> str:
     try:
-        model = _make(opened, method, moved=True, targets="last-block")
+        model = make_model(opened, method, moved=True, targets="last-block")
     except UserError as error:
         return error.what
     prefix = frozen_prefix(model)
@@ -172,7 +172,7 @@ def _kept(opened: Opened, method: str) -> str:
 
 @torch.no_grad()
 def _merged(opened: Opened, method: str) -> str:
-    model = _make(opened, method, moved=True).double()
+    model = make_model(opened, method, moved=True).double()
     probes = opened.probes
     if probes.is_floating_point():
         probes = probes.double()
@@ -181,10 +181,10 @@ def _merged(opened: Opened, method: str) -> str:
 
 @torch.no_grad()
 def _reloaded(opened: Opened, method: str) -> str:
-    model = _make(opened, method, moved=True)
+    model = make_model(opened, method, moved=True)
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, Path(folder))
-        again = _make(opened, method)
+        again = make_model(opened, method)
         load_adapter(again, Path(folder))
     return _as_said(torch.equal(again(opened.probes), model(opened.probes)))
 
@@ -195,8 +195,8 @@ def _opens(opened: Opened, method: str) -> str:
     state = {name: tensor.clone() for name, tensor in backbone_state(backbone).items()}
     arrived = backbone_from_state(backbone.name, state, backbone.preprocess)
     there = Opened(arrived, opened.example, opened.probes)
-    model = _make(opened, method, moved=True)
-    same = torch.equal(_make(there, method, moved=True)(opened.probes), model(opened.probes))
+    model = make_model(opened, method, moved=True)
+    same = torch.equal(make_model(there, method, moved=True)(opened.probes), model(opened.probes))
     return _as_said(same and arrived.fingerprint == backbone.fingerprint)
 
 
@@ -206,7 +206,7 @@ def _peft(opened: Opened, method: str) -> str:
         return NONE
     from peft import PeftModel
 
-    model = _make(opened, method, moved=True)
+    model = make_model(opened, method, moved=True)
     plain = copy.deepcopy(opened.backbone.net)
     plain.set_submodule(model.head_name, nn.Linear(opened.backbone.features, CLASSES))
     with tempfile.TemporaryDirectory() as folder:

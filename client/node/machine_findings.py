@@ -11,7 +11,8 @@ from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.store.journal import Journal
-from fedgraft.common.errors import Refused
+from fedgraft.common.errors import Refused, UserError
+from fedgraft.common.model.devices import CPU, describe_device, find_device, list_devices
 
 # bytes
 LEAST_DISK = 1_000_000_000
@@ -24,6 +25,7 @@ def check_machine(node: Node) -> Iterator[Finding]:
     yield _check_store(node.store)
     yield _check_memory()
     yield _check_processors(node.threads)
+    yield _check_device(node.device)
     yield _check_ledger(node.ledger_path)
     if node.audit_path is not None:
         yield _check_audit_log(node.audit_path)
@@ -71,6 +73,18 @@ def _check_processors(threads: int) -> Finding:
         detail = f"threads: {threads}, and there are {cores}"
         return wrong("processors", detail, f"write `threads: {cores}`")
     return ok("processors", f"{threads} of {cores} for training")
+
+
+def _check_device(text: str) -> Finding:
+    """Return where models are computed; a card that lies idle is named."""
+    try:
+        device = find_device(text)
+    except UserError as error:
+        return wrong("device", error.what, error.remedy)
+    others = [name for name in list_devices() if name != "cpu"]
+    if device == CPU and others:
+        return ok("device", f"cpu; {others[0]} is here and not used: `device: {others[0]}`")
+    return ok("device", describe_device(device))
 
 
 def _cores() -> int:

@@ -41,6 +41,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Bytes = Annotated[int, Field(ge=1, le=2**50)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -171,6 +172,13 @@ class Node(Section):
     policy: Policy = Field(default=Policy(), description="what this hospital permits")
     cache: Cache = Field(default=Cache(), description="what is computed once and kept")
     threads: Threads = Field(default=1, description="CPU threads for training")
+    device: Device = Field(
+        default="cpu",
+        description=(
+            "where models are computed: cpu, cuda or cuda:N (an NVIDIA card), mps (Apple), or auto:"
+            " a card if there is one. Steps under privacy need float64, which mps has not"
+        ),
+    )
     slow_bfloat16: bool = Field(
         default=False,
         description=(

@@ -48,6 +48,8 @@ class PrivateTraining:
         proximal: μ of FedProx. Its gradient does not look at the data: it is added behind the
             noise.
         augment: (batch, targets, generator) → both, changed at random: masks with their images.
+        block: examples that go through the model at once; None: all that were drawn. Of patients,
+            whose examples belong together, always all.
     """
 
     mechanism: Mechanism
@@ -55,6 +57,7 @@ class PrivateTraining:
     patients: Sequence[np.ndarray] | None = None
     proximal: float = 0.0
     augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
+    block: int | None = None
 
 
 def train_privately(
@@ -138,6 +141,7 @@ class PrivateModel:
         self._optimizer = optimizer
         self._randomness = randomness
         self._proximal = training.proximal
+        self._block = training.block
         self._received: list[Tensor] = []
         if self._proximal:
             self._received = [p.detach().clone() for p in self.parameters]
@@ -161,7 +165,18 @@ class PrivateModel:
         self, inputs: Batch | Tensor, targets: Tensor, owners: Tensor | None = None
     ) -> dict[Tensor, Tensor]:
         """Return what a step releases, by parameter: clipped, summed, noised and divided."""
-        return self._release(self.engine.sums(Drawn(inputs, targets, owners)))
+        device = self.parameters[0].device
+        targets = targets.to(device)
+        if owners is not None:
+            return self._release(self.engine.sums(Drawn(inputs, targets, owners.to(device))))
+        if self._block is None or self._block >= len(targets):
+            return self._release(self.engine.sums(Drawn(inputs, targets)))
+        sums: dict[Tensor, Tensor] = {}
+        for start in range(0, len(targets), self._block):
+            rows = slice(start, start + self._block)
+            for p, part in self.engine.sums(Drawn(inputs[rows], targets[rows])).items():
+                sums[p] = sums[p] + part if p in sums else part
+        return self._release(sums)
 
     @torch.no_grad()
     def _take(self, gradient: dict[Tensor, Tensor]) -> None:
@@ -179,18 +194,19 @@ class PrivateModel:
 
     @torch.no_grad()
     def _release(self, sums: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Return noisy sums, divided: noise on all parameters at once, added in float64.
+        """Return noisy sums, divided: noise on all parameters at once, in float64 on the host.
 
         No sum counts as zero.
         """
         parts = []
         for p in self.parameters:
             parts.append(sums[p].reshape(-1) if p in sums else p.new_zeros(p.numel()))
-        flat = torch.cat(parts)
+        flat = torch.cat(parts).cpu()
 
         deviation = self.mechanism.noise_multiplier * self.mechanism.max_grad_norm
         noise = torch.from_numpy(self._randomness.normal(len(flat))).mul_(deviation)
         noisy = noise.add_(flat).to(flat.dtype).div_(self.mechanism.expected)
+        noisy = noisy.to(self.parameters[0].device)
         released = noisy.split([p.numel() for p in self.parameters])
         pairs = zip(self.parameters, released, strict=True)
         return {p: part.view_as(p) for p, part in pairs}

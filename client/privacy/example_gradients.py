@@ -146,7 +146,7 @@ def clip_and_sum(gradients: Sequence[Gradient], max_norm: float) -> dict[Tensor,
 def mean_by_owner(gradients: Tensor, owners: Tensor) -> Tensor:
     """Return the mean over each owner's examples: (n, …) by example → (owners, …)."""
     count = int(owners.max()) + 1
-    sums = torch.zeros((count, *gradients.shape[1:]), dtype=gradients.dtype)
+    sums = gradients.new_zeros(count, *gradients.shape[1:])
     sums.index_add_(0, owners, gradients)
     return sums / _beside(owners.bincount(), sums)
 

@@ -85,5 +85,6 @@ class Activations:
             batch = self.split.prepare(rows[start : start + BLOCK])
             block = batch.empty_like(BLOCK).map(torch.zero_)
             block.write(slice(0, len(batch)), batch)
-            parts.append(self.form.flatten(self.prefix(block.joined))[: len(batch)])
+            activations = self.prefix(block.joined).cpu()
+            parts.append(self.form.flatten(activations)[: len(batch)])
         return np.concatenate(parts)

@@ -29,6 +29,7 @@ from fedgraft.client.store.activation_file import (
 from fedgraft.client.store.activations import BLOCK, Activations
 from fedgraft.common.backbones import family_line
 from fedgraft.common.inputs.probes import draw_probes
+from fedgraft.common.model.devices import describe_device
 from fedgraft.common.model.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.instructions import name_instructions
@@ -187,6 +188,9 @@ def _name_of(prefix: FrozenPrefix, split: Split, cut: Cut) -> str:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+    device = prefix.tail.device
+    if device.type != "cpu":
+        key |= {"device": describe_device(device)}
     if prefix.front is not None:
         # other instructions, other bits
         key |= {"precision": "bfloat16", "instructions": name_instructions()}
@@ -202,12 +206,12 @@ def _try_cut(
     material = family_line(cut.backbone).material
     example = split.prepare(split.rows[:1])
     draw = draw_probes(material, split.preparation, example, 1).joined
-    block = prefix(draw.expand(BLOCK, *draw.shape[1:]).contiguous())
+    block = prefix(draw.expand(BLOCK, *draw.shape[1:]).contiguous()).cpu()
     shape = tuple(block.shape[1:])
     channels_last = block.ndim == 4 and not block.is_contiguous()
     exact = ActivationForm(shape, channels_last, "float32")
     with torch.inference_mode():
-        activations = exact.unflatten(exact.flatten(prefix(draw)))
+        activations = exact.unflatten(exact.flatten(prefix(draw).cpu()))
         is_exact = torch.equal(prefix.tail(activations), model(draw))
     if is_exact and bool((block == block[:1]).all()):
         return ActivationForm(shape, channels_last, cut.dtype)

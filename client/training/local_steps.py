@@ -51,6 +51,8 @@ class LocalTraining:
         loss: (outputs, targets) → the mean loss of a batch, nats.
         proximal: μ of FedProx (Li et al. 2020, eq. 2): adds μ/2 · ‖w − w_received‖² to the loss.
         augment: (batch, targets, generator) → both, changed at random.
+        block: examples that go through the model at once; their gradients are added. None: all of a
+            batch.
     """
 
     epochs: int
@@ -59,6 +61,7 @@ class LocalTraining:
     proximal: float = 0.0
     augment: AugmentPairs = lambda batch, targets, generator: (batch, targets)
     steps: int | None = None
+    block: int | None = None
 
     def batches(
         self, examples: Examples, generator: torch.Generator
@@ -71,8 +74,14 @@ class LocalTraining:
         return itertools.islice(batches, self.steps)
 
 
-def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
-    """Return how a plan trains at a node whose training examples have these labels."""
+def local_training(plan: Agreement, labels: Tensor, block: int | None = None) -> LocalTraining:
+    """Return how a plan trains at a node whose training examples have these labels.
+
+    Args:
+        block: as of `LocalTraining`; a loss that is no mean over examples needs the whole batch.
+    """
+    if losses_as_named(plan.task, plan.train) is None:
+        block = None
     return LocalTraining(
         epochs=plan.train.local_epochs,
         batch_size=plan.train.batch_size,
@@ -80,6 +89,7 @@ def local_training(plan: Agreement, labels: Tensor) -> LocalTraining:
         proximal=plan.train.proximal,
         augment=augmentation_with_targets(plan),
         steps=plan.train.local_steps,
+        block=block,
     )
 
 
@@ -89,7 +99,7 @@ def loss_of(plan: Agreement, labels: Tensor) -> Loss:
     shift = balance_of(plan, labels)
     if shift is None:
         return loss
-    return lambda outputs, targets: loss(outputs + shift, targets)
+    return lambda outputs, targets: loss(outputs + shift.to(outputs.device), targets)
 
 
 def _mean_loss(plan: Agreement, weights: Tensor | None) -> Loss:
@@ -163,18 +173,38 @@ def train(
     loss_sum = 0.0
     for drawn, labels in training.batches(examples, generator):
         batch, targets = training.augment(drawn, labels, generator)
-        loss = training.loss(model(batch), targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = add_gradients(model, batch, targets, training)
         # The proximal gradient μ(w − w_received), added directly: no graph is needed for it.
         for parameter, start in zip(trainable, received, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=training.proximal)
         optimizer.step()
         steps += 1
-        loss_sum += float(loss.detach()) * len(labels)
+        loss_sum += loss * len(labels)
         seen += len(labels)
     return Trained(steps=steps, loss=loss_sum / max(seen, 1))
+
+
+def add_gradients(
+    model: nn.Module, batch: Batch, targets: Tensor, training: LocalTraining
+) -> float:
+    """Add the gradient of a batch's mean loss to what parameters have; return the loss, nats."""
+    block = training.block
+    if block is None or block >= len(targets):
+        outputs = model(batch)
+        loss = training.loss(outputs, targets.to(outputs.device))
+        loss.backward()
+        return float(loss.detach())
+    total = 0.0
+    for start in range(0, len(targets), block):
+        rows = slice(start, start + block)
+        outputs = model(batch[rows])
+        own = targets[rows].to(outputs.device)
+        loss = training.loss(outputs, own) * (len(own) / len(targets))
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 @torch.inference_mode()
@@ -189,7 +219,7 @@ def evaluate(
     """Return metric sums of a model over examples; `examples` is 0 where there are none.
 
     Args:
-        look: is shown the outputs `(n, …)` of each batch, in the examples' order.
+        look: is shown the outputs `(n, …)` of each batch, on the host, in the examples' order.
         silent: a record whose outputs are not finite counts as if all were 0. Under differential
             privacy: a server could send a model that overflows on certain records only, and a
             refusal would tell that they are there.
@@ -200,7 +230,7 @@ def evaluate(
     question = TASKS[task.question]
     total = question.zero(task)
     for batch, labels in batches_in_order(examples, question.at_once):
-        outputs = model(batch)
+        outputs = model(batch).cpu()
         if silent:
             outputs = keep_finite(outputs)
         look(outputs)

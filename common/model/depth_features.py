@@ -89,6 +89,8 @@ def refer(net: nn.Module, features: Tensor) -> Tensor:
     reference = net._modules.get(NAME)
     if reference is None:
         return features
+    if not torch.amp.is_autocast_available(features.device.type):
+        return reference(features)
     with torch.autocast(features.device.type, enabled=False):
         return reference(features)
 

@@ -23,6 +23,7 @@ from fedgraft.common.model.grafted_model import GraftedModel
 
 # whose weights autocast rounds
 ROUNDED = (nn.Linear, nn.MultiheadAttention, *CONVOLUTIONS)
+ROUNDED_TO = torch.bfloat16
 # convolutions are faster where the channels of a place lie together, by the axes of a batch
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -51,7 +52,7 @@ class Bfloat16Front:
         if x.ndim in LAYOUTS:
             x = x.contiguous(memory_format=LAYOUTS[x.ndim])
         stages = list(list_stages_of(self._copy))[: self._stages]
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=ROUNDED_TO):
             for stage in stages:
                 x = stage.run(x)
         return widen(x)
@@ -103,7 +104,7 @@ def round_weights(model: GraftedModel) -> GraftedModel:
 
 def _round(parameter: nn.Parameter) -> nn.Parameter:
     """Return a layer's parameter in bfloat16, a convolution's with its channels together."""
-    values = parameter.detach().bfloat16()
+    values = parameter.detach().to(ROUNDED_TO)
     layout = LAYOUTS.get(values.ndim)
     if layout is not None:
         values = values.contiguous(memory_format=layout)

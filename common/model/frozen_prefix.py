@@ -68,7 +68,10 @@ class FrozenPrefix:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Prepared inputs (n, …) → what enters the first trainable layer (n, …)."""
+        """Prepared inputs (n, …), wherever they lie → what enters the first trainable layer (n, …),
+        on the model's device.
+        """
+        x = x.to(self.tail.device)
         if self.front is not None:
             return self.front(x)
         for stage in self.stages:

@@ -131,18 +131,33 @@ class GraftedModel(nn.Module):
         self.eval()
 
     def forward(self, inputs: Batch | Tensor) -> Tensor:
-        """Return the outputs (n, outputs) for a prepared batch, or what it
-        joins to (n, …).
+        """Return the outputs (n, outputs) for a prepared batch, or what it joins to (n, …).
+
+        Inputs may lie anywhere; outputs lie on the model's device.
         """
         if isinstance(inputs, Batch):
             inputs = inputs.joined
+        inputs = inputs.to(self.device)
         for step in self.steps:
             inputs = step(inputs)
         return inputs
 
+    @property
+    def device(self) -> torch.device:
+        """Return where it is computed."""
+        return next(self.net.parameters()).device
+
+    def move_to(self, device: torch.device) -> GraftedModel:
+        """Bring the model to a device, in place; what was sealed stays sealed. Return it."""
+        self.net.to(device)
+        if self._seal is not None:
+            names = self.frozen_state().keys()
+            self._seal = Seal.of(self.net, names, self._seal.fingerprint)
+        return self
+
     @torch.no_grad()
     def features(self, inputs: Batch) -> Tensor:
-        """Return what the head reads of a prepared batch, `(n, d)`."""
+        """Return what the head reads of a prepared batch, `(n, d)`, on the host."""
         read: list[Tensor] = []
         head = self.net.get_submodule(self.head_name)
         handle = head.register_forward_pre_hook(lambda module, entering: read.append(entering[0]))
@@ -151,8 +166,8 @@ class GraftedModel(nn.Module):
         finally:
             handle.remove()
         if self.depths is None:
-            return mean_over_slices(read[0], self.slices)
-        return read[0]
+            return mean_over_slices(read[0], self.slices).cpu()
+        return read[0].cpu()
 
     @property
     def has_solved_head(self) -> bool:
@@ -207,9 +222,11 @@ class GraftedModel(nn.Module):
         return dict(sorted(trainable.items()))
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return what travels: copies of the trainable tensors by sorted name."""
-        parameters = self.trainable_parameters()
-        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        """Return what travels: copies of the trainable tensors by sorted name, on the host."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.trainable_parameters().items():
+            state[name] = parameter.detach().to("cpu", copy=True)
+        return state
 
     def adapter_spec(self) -> Spec:
         """Return (dtype, shape) of what travels by name, for instance
@@ -247,7 +264,7 @@ class GraftedModel(nn.Module):
                 continue
             for part, parameter in module.named_parameters():
                 if not parameter.requires_grad:
-                    drawn[f"{name}.{part}"] = parameter.detach()
+                    drawn[f"{name}.{part}"] = parameter.detach().cpu()
         return dict(sorted(drawn.items()))
 
     def frozen_state(self) -> dict[str, Tensor]:

@@ -137,7 +137,11 @@ def _numbers(tensor: Tensor) -> np.ndarray:
 
 
 def _total(tensor: Tensor, numbers: np.ndarray | None) -> int:
-    """Return the sum of a tensor's numbers, modulo 2⁶⁴."""
-    if numbers is None:
-        numbers = _numbers(tensor.detach().cpu().contiguous())
-    return int(np.add.reduce(numbers))
+    """Return the sum of a tensor's numbers, modulo 2⁶⁴, added up where they lie."""
+    if numbers is not None:
+        return int(np.add.reduce(numbers))
+    flat = tensor.detach().contiguous().reshape(-1)
+    if flat.device.type == "cpu":
+        return int(np.add.reduce(_numbers(flat)))
+    wide = flat.nbytes % 8 == 0 and flat.data_ptr() % 8 == 0
+    return int(flat.view(torch.int64 if wide else torch.uint8).sum(dtype=torch.int64))

@@ -98,7 +98,8 @@ class SharedModel:
         """Raw images `(n, channels, H, W)` uint8, tables `(n, columns)`, or n texts → what is told
         of each, `(n, columns)`: probabilities of classes, or numbers in their unit.
         """
-        return self.question.predict(self.model(self.preprocess(raw)), self.plan.task)
+        outputs = self.model(self.preprocess(raw)).cpu()
+        return self.question.predict(outputs, self.plan.task)
 
     @torch.inference_mode()
     def tell(self, raw: Raw, tokens: int | None = None) -> Told:
@@ -112,7 +113,7 @@ class SharedModel:
             texts: Any = raw
             answers = write(self.model, texts, self.preprocess, tokens)
             return Told(torch.empty(len(answers), 0), answers)
-        outputs = self.model(self.preprocess(raw))
+        outputs = self.model(self.preprocess(raw)).cpu()
         task = self.plan.task
         values = self.question.predict(outputs, task)
         if self.question.locate is None:
@@ -151,7 +152,7 @@ class SharedModel:
         for volume in raw:
             told: list[Tensor] = []
             for crop in self.preprocess.crops(volume):
-                told.append(self.question.predict(self.model(crop), task))
+                told.append(self.question.predict(self.model(crop).cpu(), task))
             means.append(torch.cat(told).mean(0))
         return torch.stack(means)
 

@@ -51,7 +51,7 @@ def find_in_image(shared: SharedModel, image: Tensor) -> Detections:
     for start in range(0, len(windows), AT_ONCE):
         some = windows[start : start + AT_ONCE]
         cuts = [cut_window(whole, window, side) for window in some]
-        places = read_places(shared.model(Batch({"image": torch.stack(cuts)})))
+        places = read_places(shared.model(Batch({"image": torch.stack(cuts)})).cpu())
         for number, window in enumerate(some):
             parts.append(keep_own(find_boxes(places, number, most, side), window))
     kept = join_parts(parts, most)

@@ -59,7 +59,7 @@ def outline_image(shared: SharedModel, image: Tensor) -> Tensor:
     for start in range(0, len(corners), AT_ONCE):
         some = corners[start : start + AT_ONCE]
         windows = [whole[:, top : top + side, left : left + side] for top, left in some]
-        shares = shared.model(Batch({"image": torch.stack(windows)})).softmax(1)
+        shares = shared.model(Batch({"image": torch.stack(windows)})).cpu().softmax(1)
         for (top, left), share in zip(some, shares, strict=True):
             total[:, top : top + side, left : left + side] += share
             times[top : top + side, left : left + side] += 1
@@ -94,7 +94,7 @@ def outline_volume(shared: SharedModel, volume: Volume) -> Tensor:
     sides = tuple(volume.values.shape[1:])
     total = torch.zeros(len(shared.classes), *sides)
     for offset, crop in preparation.cover(volume):
-        shares = shared.model(crop).softmax(1)[0]
+        shares = shared.model(crop).cpu().softmax(1)[0]
         for axis in range(3):
             places, is_inside = preparation.find_outputs(volume, axis, offset[axis])
             shares = shares.index_select(1 + axis, places)

@@ -108,7 +108,7 @@ def threshold_losses(outputs: Tensor, targets: Tensor) -> Tensor:
     """Logits `(n, K − 1)`, grades `(n,)` → the sum over thresholds of the cross-entropy of lying
     above it, `(n,)`, nats.
     """
-    thresholds = torch.arange(outputs.shape[1])
+    thresholds = torch.arange(outputs.shape[1], device=outputs.device)
     above = (targets[:, None] > thresholds).to(outputs.dtype)
     return F.binary_cross_entropy_with_logits(outputs, above, reduction="none").sum(1)
 

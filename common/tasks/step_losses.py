@@ -80,4 +80,4 @@ def weigh(losses: Losses, weights: Tensor) -> Losses:
     The mean of a batch is taken over its examples, not over their weights: with a rare class the
     latter would make the step of every batch depend on whether one of it is there.
     """
-    return lambda outputs, targets: losses(outputs, targets) * weights[targets]
+    return lambda outputs, targets: losses(outputs, targets) * weights.to(targets.device)[targets]

@@ -70,7 +70,7 @@ def _write_some(
         for place, row in enumerate(open_rows):
             own = texts[row] + answers[row]
             batch[place, : len(own)] = torch.tensor(own)
-        logits = model(Batch({"tokens": batch}))
+        logits = model(Batch({"tokens": batch})).cpu()
         still_open: list[int] = []
         for place, row in enumerate(open_rows):
             last = len(texts[row]) + len(answers[row]) - 1

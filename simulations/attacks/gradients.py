@@ -66,7 +66,7 @@ class ObservedStep:
             noised = private.gradient(batch, labels, owners)
         gradients = []
         for parameter in self.model.trainable_parameters().values():
-            total = noised[parameter] * self.mechanism.expected
+            total = noised[parameter].cpu() * self.mechanism.expected
             gradients.append(total / len(labels))
         return gradients
 
@@ -80,11 +80,14 @@ class ObservedStep:
             graph: keep what is needed to differentiate it again, with respect to the inputs.
         """
         parameters = list(self.model.trainable_parameters().values())
-        loss = self.task.loss(self.model(batch), labels)
+        outputs = self.model(batch).cpu()
+        loss = self.task.loss(outputs, labels)
         derivatives = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
         gradients = []
         for parameter, gradient in zip(parameters, derivatives, strict=True):
-            gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
+            own = torch.zeros_like(parameter) if gradient is None else gradient
+            # what an attacker has is on the host, and can be differentiated from there
+            gradients.append(own.cpu())
         return gradients
 
 

@@ -211,4 +211,4 @@ def _features(model: GraftedModel, batch: Batch) -> Tensor:
         model(batch)
     finally:
         handle.remove()
-    return seen[0]
+    return seen[0].cpu()

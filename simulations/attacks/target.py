@@ -41,6 +41,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import read_tensors
 from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.model.assembly import plan_model
+from fedgraft.common.model.devices import find_device, prepare_device
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
 from fedgraft.common.plan.chosen_by_validation import measures_validation
@@ -138,7 +139,8 @@ class Target:
         self.model.load_adapter_state(state)
         task = self._node_task(number, self.plan, split, split)
         model, examples = task.for_tests()
-        outputs = [model(batch) for batch, _ in batches_in_order(examples, self.task.at_once)]
+        batches = batches_in_order(examples, self.task.at_once)
+        outputs = [model(batch).cpu() for batch, _ in batches]
         if not outputs:
             return torch.empty((0, self.model.outputs))
         return torch.cat(outputs)
@@ -239,6 +241,10 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
     if plan.privacy.mode == "none":
         fuse(model.net)
     data, others = open_nodes(plan, nodes, backbone.preprocess)
+    fingerprint = model.frozen_fingerprint()
+    device = find_device(data[0].node.device)
+    prepare_device(device, tf32=plan.backbone.precision == "tf32")
+    model.move_to(device)
     return Target(
         plan=plan,
         backbone=backbone,
@@ -249,7 +255,7 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         kept=kept.round,
         received=received,
         shared=kept.adapter,
-        fingerprint=model.frozen_fingerprint(),
+        fingerprint=fingerprint,
         others=others,
     )
 

@@ -27,6 +27,7 @@ from fedgraft.common.extensions import read_extensions
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.assembly import plan_backbone
+from fedgraft.common.model.devices import find_device
 from fedgraft.common.plan.data_files import resolve
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import plan_yaml
@@ -50,6 +51,8 @@ class EngineOptions:
         together: train nodes at once where that is a gain: the same to about 1e-6, and not bit for
             bit.
         resume: go on with the run that is there.
+        device: where nodes compute: cpu, cuda, cuda:N, mps or auto; over several cards nodes are
+            spread.
 
     Raises:
         UserError: no such engine, or one that cannot do what is wanted.
@@ -59,6 +62,7 @@ class EngineOptions:
     workers: int | None = None
     together: bool = False
     resume: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -68,6 +72,11 @@ class EngineOptions:
             what = "nodes are trained at once in one process only"
             remedy = "leave it out, or use --engine inprocess"
             raise UserError(what, where="--together", remedy=remedy)
+        find_device(self.device)
+        if self.device != "cpu" and not self.is_default:
+            what = f"{self.device}: nodes compute on cards in one process only"
+            remedy = "leave it out, or use --engine inprocess"
+            raise UserError(what, where="--device", remedy=remedy)
 
     @property
     def is_default(self) -> bool:
@@ -76,20 +85,28 @@ class EngineOptions:
 
     def describe(self) -> str:
         """Return what result.json calls it."""
+        words = [self.name]
         if self.together:
-            return f"{self.name}, nodes together"
-        return self.name
+            words.append("nodes together")
+        if self.device != "cpu":
+            words.append(f"on {self.device}")
+        return ", ".join(words)
 
 
 @contextmanager
 def nodes_on_disk(
-    plan: Plan, plan_path: Path, ledgers: Path | None = None, policy: Mapping[str, Any] = NO_CLAUSES
+    plan: Plan,
+    plan_path: Path,
+    ledgers: Path | None = None,
+    policy: Mapping[str, Any] = NO_CLAUSES,
+    device: str = "cpu",
 ) -> Iterator[list[Path]]:
     """The plan's data dealt to its nodes, as one node.yaml each in a temporary folder.
 
     Args:
         ledgers: folder of the nodes' privacy ledgers; default: they are lost with the nodes.
         policy: clauses of every node's policy.
+        device: as of `EngineOptions`.
 
     Raises:
         UserError: no `simulation` section, or data that is missing or not in order.
@@ -103,7 +120,13 @@ def nodes_on_disk(
     with tempfile.TemporaryDirectory(prefix="fedgraft-nodes-") as folder:
         kept = activations_folder()
         paths = write_nodes(
-            plan, plan_path, Path(folder), ledgers=ledgers, activations=kept, policy=policy
+            plan,
+            plan_path,
+            Path(folder),
+            ledgers=ledgers,
+            activations=kept,
+            policy=policy,
+            device=device,
         )
         for path in paths if policy else ():
             load_node(path)  # a clause that no policy has is told here

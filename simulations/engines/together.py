@@ -189,12 +189,14 @@ class Stack:
 
     def train(self) -> list[TrainedNode]:
         """Return every node's adapter after all of its steps, in the order that was given."""
+        device = self._tail.device
         everything = [examples.inputs(torch.arange(len(examples))) for examples in self._examples]
-        inputs = torch.cat([batch.joined for batch in everything])
-        labels = torch.cat([examples.labels for examples in self._examples])
+        inputs = torch.cat([batch.joined for batch in everything]).to(device)
+        labels = torch.cat([examples.labels for examples in self._examples]).to(device)
         values: dict[str, Tensor] = {}
         for name, value in self._received.items():
-            values[f"net.{name}"] = value.expand(len(self._tasks), *value.shape).clone()
+            stacked = value.expand(len(self._tasks), *value.shape)
+            values[f"net.{name}"] = stacked.to(device, copy=True).contiguous()
         start: dict[str, Tensor] = {}
         if self._plan.train.proximal:
             start = {name: value.clone() for name, value in values.items()}
@@ -213,7 +215,8 @@ class Stack:
         added = self._balances()
         weights = self._class_weights()
         optimizer = self._new_optimizer(values)
-        sums = torch.zeros(len(self._tasks))
+        device = tail.device
+        sums = torch.zeros(len(self._tasks), device=device)
         schedule = self._schedule
         for step in range(max(schedule.steps)):
             active = sum(count > step for count in schedule.steps)
@@ -222,8 +225,8 @@ class Stack:
             leaves: dict[str, Tensor] = {}
             for name, value in zip(values, optimizer.parameters, strict=True):
                 leaves[name] = value.detach().requires_grad_()
-            positions = schedule.positions[:active, step]
-            share = schedule.shares[:active, step]
+            positions = schedule.positions[:active, step].to(device)
+            share = schedule.shares[:active, step].to(device)
             outputs = forward(leaves, inputs[positions]) + added[:active]
             losses = losses_of(outputs.flatten(0, 1), labels[positions].flatten(0, 1))
             # an empty place may be at infinity
@@ -251,8 +254,8 @@ class Stack:
             if shift is not None:
                 shifts.append(shift)
         if not shifts:
-            return torch.zeros(len(self._tasks), 1, 1)
-        return torch.stack(shifts)[:, None]
+            return torch.zeros(len(self._tasks), 1, 1, device=self._tail.device)
+        return torch.stack(shifts)[:, None].to(self._tail.device)
 
     def _class_weights(self) -> Tensor | None:
         """Return the weight of each class at each node, `(nodes, classes)`; None: all weigh 1."""
@@ -261,7 +264,7 @@ class Stack:
             own = local_steps.weights_of(self._plan, task.train.labels)
             if own is not None:
                 weights.append(own)
-        return torch.stack(weights) if weights else None
+        return torch.stack(weights).to(self._tail.device) if weights else None
 
     def _new_optimizer(self, values: dict[str, Tensor]) -> Adam | Sgd:
         section = self._plan.train
@@ -274,7 +277,9 @@ class Stack:
         trained: dict[int, TrainedNode] = {}
         epochs = self._plan.train.local_epochs
         for row, number in enumerate(self._by_steps):
-            state = {name: values[f"net.{name}"][row].clone() for name in self._received}
+            state: dict[str, Tensor] = {}
+            for name in self._received:
+                state[name] = values[f"net.{name}"][row].to("cpu", copy=True)
             seen = max(epochs * len(self._examples[row]), 1)
             steps = self._schedule.steps[row]
             taken = local_steps.Trained(steps=steps, loss=float(sums[row]) / seen)

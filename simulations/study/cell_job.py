@@ -49,6 +49,8 @@ class CellJob:
     engine: str
     baselines: tuple[str, ...]
     attacks: tuple[str, ...]
+    # where nodes compute
+    device: str = "cpu"
     # clauses of every node's policy
     policy: Mapping[str, Any] = field(default_factory=dict)
     # folders of code that plans may name, of the process that started this one
@@ -115,7 +117,7 @@ def _federate(job: CellJob) -> None:
     missing = tuple(name for name in job.baselines if name not in known)
     shutil.rmtree(job.run, ignore_errors=True)
     options = SimulationOptions(
-        engine=EngineOptions(job.engine, workers=1),
+        engine=EngineOptions(job.engine, workers=1, device=job.device),
         baselines=missing,
         policy=dict(job.policy),
         quiet=True,
@@ -141,7 +143,7 @@ def _attack(job: CellJob) -> None:
         return
     plan = job.cell.plan
     ledgers = job.run / run_files.LEDGERS
-    with nodes_on_disk(plan, job.data_anchor, ledgers, job.policy) as nodes:
+    with nodes_on_disk(plan, job.data_anchor, ledgers, job.policy, job.device) as nodes:
         for name in missing:
             started = time.perf_counter()
             measured = ATTACKS[name](plan, job.run, nodes, plan.seed)

@@ -24,7 +24,7 @@ from fedgraft.common.errors import Interrupted, RunFailed, UserError
 from fedgraft.common.files.whole_files import write_whole
 from fedgraft.common.files.yaml_file import read_yaml
 from fedgraft.server.papers.run_manifest import run_facts, write_manifest
-from fedgraft.simulations.engines.engine import ENGINES
+from fedgraft.simulations.engines.engine import ENGINES, EngineOptions
 from fedgraft.simulations.report.attack_results import read_attack_results
 from fedgraft.simulations.study.cell_job import CellJob
 from fedgraft.simulations.study.cells import load_study
@@ -87,6 +87,7 @@ def run_study(
     out: Path | None = None,
     workers: int | None = None,
     engine: str = "inprocess",
+    device: str = "cpu",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run what is not finished of a study; write its table and its page.
@@ -96,6 +97,7 @@ def run_study(
         out: its folder; default runs/study-NAME. What is finished in it stays.
         workers: cells at once, each in a process with one thread for torch; default: cores.
         engine: `inprocess` or `flower`.
+        device: where cells compute: cpu, cuda, cuda:N, mps or auto.
         quiet: print nothing.
 
     Returns:
@@ -106,7 +108,7 @@ def run_study(
         RunFailed: some cells failed; the others are in the table.
         Interrupted: Ctrl-C; finished cells are kept.
     """
-    opened = open_study(name, out, engine)
+    opened = open_study(name, out, engine, device)
     jobs = opened.jobs
     waiting = [job for job in jobs if not job.is_done()]
     started = time.perf_counter()
@@ -133,11 +135,13 @@ def run_study(
     }
 
 
-def open_study(name: str, out: Path | None, engine: str) -> OpenStudy:
+def open_study(name: str, out: Path | None, engine: str, device: str = "cpu") -> OpenStudy:
     """Read a study and make its folder. Raise `UserError` where something is wrong with it."""
     if engine not in ENGINES:
         remedy = f"write one of {', '.join(ENGINES)}"
         raise UserError(f"{engine!r} is no engine", where="--engine", remedy=remedy)
+    # a card that is not there, or not for this engine
+    EngineOptions(engine, device=device)
     study, plan_file, cells = load_study(name)
     folder = (out or Path("runs") / f"study-{study.name}").absolute()
     open_folder(folder, study)
@@ -149,6 +153,7 @@ def open_study(name: str, out: Path | None, engine: str) -> OpenStudy:
             base=plan_file.parent,
             out=folder,
             engine=engine,
+            device=device,
             baselines=study.baselines,
             attacks=study.attacks,
         )
