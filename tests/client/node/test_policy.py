@@ -30,6 +30,7 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.privacy.accounting import epsilon
+from fedgraft.common.wire.backbone_parts import PartTable, cut_part, part_content
 from fedgraft.common.wire.content_bytes import content_bytes
 from fedgraft.common.wire.layout import ADAPTER, Layout, pack
 from fedgraft.common.wire.spent_record import read_spent
@@ -105,11 +106,11 @@ class Hostile:
         self, state: dict[str, Tensor] | None = None, fingerprint: str = "", **changed: Any
     ) -> RecordDict | str:
         net = backbone()
-        about = ConfigRecord(
-            {"fingerprint": fingerprint or net.fingerprint, "part": 1, "parts": 1, **changed}
-        )
-        arrays: Any = ArrayRecord(state or backbone_state(net))  # type: ignore[arg-type]
-        return self.send("query.backbone", RecordDict({"backbone": arrays, "about": about}))
+        state = state or backbone_state(net)
+        part = cut_part(state, PartTable.of(state, 10**6), 1)
+        content = part_content(part, fingerprint or net.fingerprint)
+        content.config_records["about"].update(changed)
+        return self.send("query.backbone", content)
 
     def train(
         self, plan: Plan, round_: int, *, factor: float = 1.0, **changed: Any
