@@ -8,9 +8,9 @@
         download.data.replace(path)
 
 `data` is the .safetensors file that it becomes: each part goes to its place, and the head is
-written last, so that no second copy is ever made, in memory or on disk. `parts.json` is the table of
-its tensors and the parts that are there with their SHA-256; a part is written down there once its
-bytes are on the disk. So a process that is killed, or a cable that is cut, costs one part.
+written last, so that no second copy is ever made, in memory or on disk. `parts.json` is the table
+of its tensors and the parts that are there with their SHA-256; a part is written down there once
+its bytes are on the disk. So a process that is killed, or a cable that is cut, costs one part.
 """
 
 from __future__ import annotations

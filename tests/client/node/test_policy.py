@@ -22,6 +22,7 @@ from fedgraft.client.desk import Desk
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.privacy.ledger_records import DataSet
+from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
@@ -111,6 +112,10 @@ class Hostile:
         content = part_content(part, fingerprint or net.fingerprint)
         content.config_records["about"].update(changed)
         return self.send("query.backbone", content)
+
+    def kept(self, fingerprint: str) -> dict[str, Tensor]:
+        """What the node has as this backbone."""
+        return BackboneStore(load_node(self.path).store).load(fingerprint)
 
     def train(
         self, plan: Plan, round_: int, *, factor: float = 1.0, **changed: Any
@@ -400,13 +405,16 @@ def test_another_backbone_is_refused(hostile) -> None:
     said = server.offer(plan, net=other)
     assert isinstance(said, str)
     assert "not approved" in said
-    server.accepted(plan)
-    assert isinstance(
-        server.offer(plan, net=other), str
-    )  # again, to put it in the place of the first offer
+    assert not isinstance(server.offer(plan), str)
     said = server.hand_out(backbone_state(other), good.fingerprint)
     assert isinstance(said, str)
     assert "not sha256" in said
+    server.accepted(plan)
+    # again, to put it in the place of the first offer
+    assert isinstance(server.offer(plan, net=other), str)
+    # and of the backbone that is here
+    server.hand_out(backbone_state(other), good.fingerprint)
+    assert fingerprint_of(server.kept(good.fingerprint)) == good.fingerprint
     assert isinstance(server.hand_out(backbone_state(other), other.fingerprint), str)
     for wrong in ({"part": 0}, {"part": 2}, {"part": "x"}, {"parts": 10**9}):
         said = server.hand_out(**wrong)
