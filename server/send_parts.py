@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.errors import Code
+from fedgraft.common.files.mapped_pages import give_back
 from fedgraft.common.wire.backbone_parts import PartTable, cut_part, part_content
 from fedgraft.server.exchange import Replies
 
@@ -115,7 +116,10 @@ class PartSender:
         return None if len(numbers) < len(missing) else [int(number) for number in numbers]
 
     def _content(self, number: int) -> RecordDict:
-        part = cut_part(backbone_state(self._backbone), self.table, number)
+        state = backbone_state(self._backbone)
+        part = cut_part(state, self.table, number)
+        # mapped from its file, the backbone is needed again when a model is merged or measured
+        give_back(state.values())
         return part_content(part, self._backbone.fingerprint)
 
 

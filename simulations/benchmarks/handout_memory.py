@@ -3,8 +3,9 @@
     .venv/bin/python -m fedgraft.simulations.benchmarks.handout_memory
 
 Real processes on loopback, three nodes, TLS, node keys and the gateway: ViT-B/16 with random
-values, 343 MB in a `.safetensors` file, to three nodes that lack it; the median of three runs. Idle
-is what a process has before the run (of the ServerApp and the ClientApp: after their imports).
+values, 343 MB in a `.safetensors` file, to three nodes that lack it, each with a disk of its own;
+the median of three runs. Idle is what a process has before the run, of the ServerApp what it has
+after its imports, and of the ClientApp what it has when it answers the offer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.node.node_file import load_node
 from fedgraft.common import run_files
 from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
 from fedgraft.common.plan.plan_file import load_plan
@@ -42,21 +44,21 @@ adapter: {method: head}
 train: {rounds: 1, batch_size: 16}
 simulation: {nodes: 3, data: spots.npz, partition: {kind: iid}}
 """
-# what the two short-lived processes have behind them before they do anything
-IMPORTS = {
-    "ServerApp": "import flwr.superlink.cli, fedgraft.server.app",
-    "ClientApp": "import flwr.supernode.cli, opacus, fedgraft.client.app",
-}
+# what the ServerApp's process has behind it before it does anything
+IMPORTS = "import flwr.superlink.cli, fedgraft.server.app"
 LOOK = 0.1
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One hand-out: seconds, bytes down, and memory of each kind of process."""
+    """One hand-out: seconds, bytes down, and memory of each kind of process: idle, before the first
+    part, and in the hand-out.
+    """
 
     seconds: float
     down: int
     idle: dict[str, Memory]
+    before: dict[str, Memory]
     peaks: dict[str, Memory]
 
 
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--table", default="handout", help="the name it is recorded under")
     arguments = parser.parse_args()
-    imports = {kind: measure_imports(code) for kind, code in IMPORTS.items()}
+    imports = measure_imports()
     measured = []
     for _ in range(arguments.runs):
         with tempfile.TemporaryDirectory(prefix="fedgraft-handout-") as folder:
@@ -77,7 +79,7 @@ def main() -> None:
     record("handout", arguments.table, table, packages=PACKAGES, notes=[words_of(measured)])
 
 
-def measure(folder: Path, imports: dict[str, Memory]) -> Measured:
+def measure(folder: Path, imports: Memory) -> Measured:
     """Run one federation until its first round begins."""
     plan_file = write_plan(folder)
     nodes = {}
@@ -85,21 +87,25 @@ def measure(folder: Path, imports: dict[str, Memory]) -> Measured:
         nodes[f"node-{number}"] = file
     out = folder / "runs" / "first"
     with LocalFederation(folder, nodes, plan_file) as federation:
+        part_disks(federation)
         with MemoryWatch(federation) as watch:
             # what they have while nothing is asked of them
             time.sleep(10 * LOOK)
-            watch.begin("hand-out")
+            watch.begin("offer")
             run = federation.begin_run(plan_file, out)
-            while run.poll() is None and not first_round_began(federation):
-                time.sleep(LOOK)
-            watch.begin("after")
+            for phase, word in (("hand-out", "query.backbone"), ("after", "group 1")):
+                while run.poll() is None and not was_sent(federation, word):
+                    time.sleep(LOOK)
+                watch.begin(phase)
         said, errors = run.communicate()
         if run.returncode != 0:
             sys.exit(f"{said}\n{errors}")
     result = json.loads((out / run_files.RESULT).read_text())
-    idle = watch.peaks["idle"] | imports
-    handout = result["bytes"]["handout"]
-    return Measured(result["seconds"]["handout"], handout["down"], idle, watch.peaks["hand-out"])
+    before = watch.peaks["offer"]
+    idle = watch.peaks["idle"] | {"ServerApp": imports, "ClientApp": before["ClientApp"]}
+    seconds = result["seconds"]["handout"]
+    down = result["bytes"]["handout"]["down"]
+    return Measured(seconds, down, idle, before, watch.peaks["hand-out"])
 
 
 def write_plan(folder: Path) -> Path:
@@ -115,15 +121,23 @@ def write_plan(folder: Path) -> Path:
     return path
 
 
-def first_round_began(federation: LocalFederation) -> bool:
-    """Return whether a node was sent the first round."""
-    return any("group 1" in federation.log(node) for node in federation.files)
+def part_disks(federation: LocalFederation) -> None:
+    """Give each node a disk of its own, as hospitals have; simulated nodes share one."""
+    for file in federation.files.values():
+        shared = load_node(file).store / "backbones"
+        if shared.is_symlink():
+            shared.unlink()
 
 
-def measure_imports(code: str) -> Memory:
-    """Return the memory of a process that imports something and does nothing."""
-    code += (
-        "\nfrom fedgraft.simulations.deployment.memory_watch import read_memory"
+def was_sent(federation: LocalFederation, word: str) -> bool:
+    """Return whether a node was sent a message with a word in its line of the log."""
+    return any(word in federation.log(node) for node in federation.files)
+
+
+def measure_imports() -> Memory:
+    """Return the memory of a process that has the ServerApp's imports and does nothing."""
+    code = (
+        f"{IMPORTS}\nfrom fedgraft.simulations.deployment.memory_watch import read_memory"
         "\nmemory = read_memory('self')\nprint(memory.resident, memory.anonymous)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -133,14 +147,16 @@ def measure_imports(code: str) -> Memory:
 
 def show(measured: list[Measured]) -> ResultTable:
     """Return the table of medians, MB."""
-    table = ResultTable(("process", "idle, MB", "peak, MB", "above idle", "of it not of a file"))
+    head = ("process", "idle, MB", "before the first part", "peak", "above idle", "not of a file")
+    table = ResultTable(head)
     for kind in KINDS:
         idle = statistics.median(each.idle[kind].resident for each in measured)
+        before = statistics.median(each.before[kind].resident for each in measured)
         peak = statistics.median(each.peaks[kind].resident for each in measured)
         own = statistics.median(
             each.peaks[kind].anonymous - each.idle[kind].anonymous for each in measured
         )
-        cells = [f"{size / MEGABYTE:,.0f}" for size in (idle, peak, peak - idle, own)]
+        cells = [f"{size / MEGABYTE:,.0f}" for size in (idle, before, peak, peak - idle, own)]
         table.add(kind, *cells)
     return table
 
