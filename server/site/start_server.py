@@ -31,8 +31,8 @@ from fedgraft.server.site.supervisor import Child, Supervisor, say
 
 # before a certificate ends, every start says so
 RENEW_DAYS = 30
-# glibc keeps what its threads freed, hundreds of megabytes at the SuperLink after a hand-out: memory
-# for a megabyte and more goes back to the system at once, and threads share the rest
+# glibc keeps what its threads freed, hundreds of megabytes at the SuperLink in a hand-out: memory
+# of a megabyte and more goes back to the system at once, and threads share the rest
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "2"}
 
 

@@ -40,7 +40,7 @@ def federation(tmp_path: Path) -> Iterator[LocalFederation]:
     write_images(tmp_path / "spots.npz")
     plan = load_plan(tmp_path / "plan.yaml")
     files = write_nodes(plan, tmp_path / "plan.yaml", tmp_path / "nodes")
-    nodes = dict(zip(("north", "south"), files, strict=True))
+    nodes: dict[str, Path] = dict(zip(("north", "south"), files, strict=True))
     with LocalFederation(tmp_path, nodes, tmp_path / "plan.yaml") as running:
         # a disk for each, as hospitals have
         for file in running.files.values():

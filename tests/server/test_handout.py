@@ -150,16 +150,16 @@ def test_a_damaged_part_alone_is_sent_once_more(begin) -> None:
 
 def test_wrong_bytes_are_sent_once_more(begin) -> None:
     """Every part arrived as it was sent, and the whole is another backbone: nothing of it stays."""
-    last: list[Answer] = ["sound"] * (len(ALL) - 1)
-    roster, nodes = begin(a=[], b=[*last, WRONG])
+    sound: list[Answer] = ["sound"] * (len(ALL) - 1)
+    roster, nodes = begin(a=[], b=[*sound, WRONG])
     roster.refresh()
     assert nodes.asked == {"a": ALL, "b": ALL + ALL}
     assert (sorted(roster.handout.sent), roster.handout.refused) == (["a", "b"], [])
 
 
 def test_wrong_bytes_twice_are_reported(begin) -> None:
-    wrong: list[Answer] = [*["sound"] * (len(ALL) - 1), WRONG]
-    roster, nodes = begin(a=[], b=wrong + wrong)
+    sound: list[Answer] = ["sound"] * (len(ALL) - 1)
+    roster, nodes = begin(a=[], b=[*sound, WRONG, *sound, WRONG])
     roster.refresh()
     assert nodes.asked == {"a": ALL, "b": ALL + ALL}
     assert roster.handout.refused == [("b", f"sent twice; {OTHER_BYTES}")]
