@@ -11,7 +11,6 @@ after its imports, and of the ClientApp what it has when it answers the offer.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.node.node_file import load_node
-from fedgraft.common import run_files
+from fedgraft.client.store.journal import Journal
 from fedgraft.common.backbones.backbone_files import load_backbone, save_backbone
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
@@ -80,32 +79,43 @@ def main() -> None:
 
 
 def measure(folder: Path, imports: Memory) -> Measured:
-    """Run one federation until its first round begins."""
+    """Run one federation until its first round begins: by the nodes' logs, from the first part that
+    one of them has to the first message of a round.
+    """
     plan_file = write_plan(folder)
     nodes = {}
     for number, file in enumerate(write_nodes(load_plan(plan_file), plan_file, folder / "nodes")):
         nodes[f"node-{number}"] = file
-    out = folder / "runs" / "first"
+    phases: dict[str, float] = {}
     with LocalFederation(folder, nodes, plan_file) as federation:
         part_disks(federation)
         with MemoryWatch(federation) as watch:
             # what they have while nothing is asked of them
             time.sleep(10 * LOOK)
             watch.begin("offer")
-            run = federation.begin_run(plan_file, out)
+            run = federation.begin_run(plan_file, folder / "runs" / "first")
             for phase, word in (("hand-out", "query.backbone"), ("after", "group 1")):
                 while run.poll() is None and not was_sent(federation, word):
                     time.sleep(LOOK)
                 watch.begin(phase)
-        said, errors = run.communicate()
-        if run.returncode != 0:
-            sys.exit(f"{said}\n{errors}")
-    result = json.loads((out / run_files.RESULT).read_text())
+                phases[phase] = time.monotonic()
+        if run.poll() is not None:
+            sys.exit("\n".join(run.communicate()))
+        # what comes now is no hand-out
+        run.kill()
+        down = sum(count_bytes(file) for file in federation.files.values())
     before = watch.peaks["offer"]
     idle = watch.peaks["idle"] | {"ServerApp": imports, "ClientApp": before["ClientApp"]}
-    seconds = result["seconds"]["handout"]
-    down = result["bytes"]["handout"]["down"]
+    seconds = phases["after"] - phases["hand-out"]
     return Measured(seconds, down, idle, before, watch.peaks["hand-out"])
+
+
+def count_bytes(file: Path) -> int:
+    """Return the bytes of a backbone's messages that a node's audit log counts."""
+    path = load_node(file).audit_path
+    assert path is not None
+    bodies = [entry.body for entry in Journal(path).entries() if entry.kind == "in"]
+    return sum(body["bytes"] for body in bodies if body["kind"] == "query.backbone")
 
 
 def write_plan(folder: Path) -> Path:
