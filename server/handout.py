@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ OFFER_TIMEOUT = 600.0
 LONGEST_NAME = 100
 # seconds between two looks
 POLL = 0.2
+# a node that was lost so often while it was sent the backbone is asked no more in this run
+MOST_LOSSES = 3
 # refusals after which another copy of the backbone may help
 ONCE_MORE = (Code.DAMAGED, Code.MISSING, Code.FAILURE, Code.UNKNOWN)
 
@@ -77,6 +80,8 @@ class Roster:
         self._plan = plan
         self._backbone = backbone
         self._offered: set[int] = set()
+        # node id → how often it was lost while it was sent the backbone
+        self._losses: Counter[int] = Counter()
         # what nodes said that they lack of the backbone, where they have some of it
         self._missing_parts: dict[str, list[int]] = {}
         self._sender = PartSender(backbone, self._send_part, self._count)
@@ -169,7 +174,7 @@ class Roster:
             for name, failure in failed.items():
                 failures[name] = attempt + failure.reason
                 if failure.is_lost:
-                    self._offered.discard(lacking[name])
+                    self._ask_later(lacking[name])
             again = [name for name, failure in failed.items() if failure.code in ONCE_MORE]
             waiting = {name: lacking[name] for name in again}
             if not waiting:
@@ -179,6 +184,12 @@ class Roster:
             if name in failures:
                 self.nodes.pop(name, None)
                 self._note_refusal(name, failures[name])
+
+    def _ask_later(self, node_id: int) -> None:
+        """Offer again at the next look; not for ever, since each time may cost the others a wait."""
+        self._losses[node_id] += 1
+        if self._losses[node_id] < MOST_LOSSES:
+            self._offered.discard(node_id)
 
     def _ask_what_is_missing(self, nodes: Mapping[str, int]) -> None:
         """Offer again, to hear what the nodes keep of what they were sent; one that does not say is

@@ -198,6 +198,14 @@ def test_a_lost_node_goes_on_where_it_was(begin) -> None:
     assert nodes.asked == {"a": ALL, "b": [1, 2, 3, 3, *ALL[3:]]}
 
 
+def test_a_node_that_is_lost_every_time_is_left(begin) -> None:
+    """A hostile node that makes the others wait for it before each round."""
+    roster, nodes = begin(a=["lost"] * 9)
+    for _ in range(9):
+        roster.refresh()
+    assert nodes.asked == {"a": [1] * handout.MOST_LOSSES}
+
+
 def test_another_server_goes_on_where_the_first_one_was(begin) -> None:
     """A ServerApp that was killed: the next one begins anew."""
     roster, nodes = begin(a=[], b=[])
