@@ -186,7 +186,7 @@ class Roster:
                 self._note_refusal(name, failures[name])
 
     def _ask_later(self, node_id: int) -> None:
-        """Offer again at the next look; not for ever, since each time may cost the others a wait."""
+        """Offer again at the next look; not for ever: each time may cost the others a wait."""
         self._losses[node_id] += 1
         if self._losses[node_id] < MOST_LOSSES:
             self._offered.discard(node_id)
