@@ -27,7 +27,12 @@ from fedgraft.common.backbones.backbone_files import load_backbone, save_backbon
 from fedgraft.common.plan.plan_file import load_plan
 from fedgraft.simulations.benchmarks.result_files import ResultTable, record
 from fedgraft.simulations.deployment.local_federation import LocalFederation
-from fedgraft.simulations.deployment.memory_watch import KINDS, Memory, MemoryWatch
+from fedgraft.simulations.deployment.memory_watch import (
+    KINDS,
+    Memory,
+    MemoryWatch,
+    count_processor_seconds,
+)
 from fedgraft.simulations.simulated_nodes import write_nodes
 
 NODES = 3
@@ -50,11 +55,12 @@ LOOK = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """One hand-out: seconds, bytes down, and memory of each kind of process: idle, before the first
-    part, and in the hand-out.
+    """One hand-out: seconds, those that all processes computed for it, bytes down, and memory of each
+    kind of process: idle, before the first part, and in the hand-out.
     """
 
     seconds: float
+    processor: float
     down: int
     idle: dict[str, Memory]
     before: dict[str, Memory]
@@ -86,7 +92,8 @@ def measure(folder: Path, imports: Memory) -> Measured:
     nodes = {}
     for number, file in enumerate(write_nodes(load_plan(plan_file), plan_file, folder / "nodes")):
         nodes[f"node-{number}"] = file
-    phases: dict[str, float] = {}
+    began: dict[str, float] = {}
+    computed: dict[str, float] = {}
     with LocalFederation(folder, nodes, plan_file) as federation:
         part_disks(federation)
         with MemoryWatch(federation) as watch:
@@ -98,7 +105,8 @@ def measure(folder: Path, imports: Memory) -> Measured:
                 while run.poll() is None and not was_sent(federation, word):
                     time.sleep(LOOK)
                 watch.begin(phase)
-                phases[phase] = time.monotonic()
+                began[phase] = time.monotonic()
+                computed[phase] = count_processor_seconds(federation)
         if run.poll() is not None:
             sys.exit("\n".join(run.communicate()))
         # what comes now is no hand-out
@@ -106,8 +114,9 @@ def measure(folder: Path, imports: Memory) -> Measured:
         down = sum(count_bytes(file) for file in federation.files.values())
     before = watch.peaks["offer"]
     idle = watch.peaks["idle"] | {"ServerApp": imports, "ClientApp": before["ClientApp"]}
-    seconds = phases["after"] - phases["hand-out"]
-    return Measured(seconds, down, idle, before, watch.peaks["hand-out"])
+    seconds = began["after"] - began["hand-out"]
+    processor = computed["after"] - computed["hand-out"]
+    return Measured(seconds, processor, down, idle, before, watch.peaks["hand-out"])
 
 
 def count_bytes(file: Path) -> int:
@@ -174,14 +183,17 @@ def show(measured: list[Measured]) -> ResultTable:
 def words_of(measured: list[Measured]) -> str:
     """Return how long it took, and how much was sent."""
     seconds = statistics.median(each.seconds for each in measured)
+    processor = statistics.median(each.processor for each in measured)
     down = statistics.median(each.down for each in measured)
-    return f"{seconds:.1f} s for {down / MEGABYTE:,.0f} MB to {NODES} nodes"
+    took = f"{seconds:.0f} s, {processor:.0f} s of processors"
+    return f"{took}, for {down / MEGABYTE:,.0f} MB to {NODES} nodes"
 
 
 def describe(measured: Measured) -> str:
     """Return one run in a line."""
     peaks = [f"{kind} {memory.resident / MEGABYTE:.0f}" for kind, memory in measured.peaks.items()]
-    return f"{measured.seconds:.1f} s, {measured.down:,} bytes; {', '.join(peaks)} MB"
+    took = f"{measured.seconds:.1f} s, {measured.processor:.1f} s of processors"
+    return f"{took}, {measured.down:,} bytes; {', '.join(peaks)} MB"
 
 
 if __name__ == "__main__":

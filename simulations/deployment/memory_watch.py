@@ -9,6 +9,7 @@ watch.peaks["hand-out"]["ServerApp"].resident
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,10 +110,7 @@ class MemoryWatch(threading.Thread):
         return None
 
     def _is_ours(self, pid: int) -> bool:
-        try:
-            return self._folder in (PROC / str(pid) / "environ").read_bytes()
-        except OSError:
-            return False
+        return is_of(self._folder, pid)
 
     def __enter__(self) -> Self:
         self.look()
@@ -122,6 +120,33 @@ class MemoryWatch(threading.Thread):
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self.join()
+
+
+def count_processor_seconds(federation: LocalFederation) -> float:
+    """Return what all processes of a federation have computed so far, those that ended with them."""
+    folder = str(federation.folder).encode()
+    ticks = 0
+    for process in list_processes():
+        if is_of(folder, process.pid):
+            ticks += sum(_read_ticks(process.pid))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read_ticks(pid: int) -> list[int]:
+    """Return a process's own time as user and system, and that of its children that ended."""
+    try:
+        _, _, rest = (PROC / str(pid) / "stat").read_text().rpartition(")")
+    except OSError:
+        return []
+    return [int(word) for word in rest.split()[11:15]]
+
+
+def is_of(folder: bytes, pid: int) -> bool:
+    """Return whether a process was started below a folder, by its environment."""
+    try:
+        return folder in (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return False
 
 
 def read_memory(pid: int | str) -> Memory:
