@@ -55,8 +55,8 @@ LOOK = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """One hand-out: seconds, those that all processes computed for it, bytes down, and memory of each
-    kind of process: idle, before the first part, and in the hand-out.
+    """One hand-out: seconds, those that all processes computed for it, bytes down, and memory of
+    each kind of process: idle, before the first part, and in the hand-out.
     """
 
     seconds: float

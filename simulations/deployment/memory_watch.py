@@ -123,7 +123,7 @@ class MemoryWatch(threading.Thread):
 
 
 def count_processor_seconds(federation: LocalFederation) -> float:
-    """Return what all processes of a federation have computed so far, those that ended with them."""
+    """Return what all processes of a federation have computed so far, children that ended too."""
     folder = str(federation.folder).encode()
     ticks = 0
     for process in list_processes():
