@@ -66,7 +66,7 @@ def test_only_what_is_missing_is_sent(federation: LocalFederation):
         return 0 < len(find_missing(federation, "south")) < parts
 
     try:
-        wait_until("a part came and was kept", has_begun)
+        wait_until("a part came and was kept", has_begun, 300)
         federation.kill_node("south")
         said, errors = running.communicate(timeout=240)
     finally:
