@@ -1,6 +1,6 @@
 """A backbone on its way: its tensors as one run of bytes, cut into parts of one size.
 
-    table = PartTable.of(backbone_state(backbone), 32_000_000)
+    table = PartTable.of(backbone_state(backbone), 44_000_000)
     for number in table.numbers:
         content = part_content(cut_part(state, table, number), backbone.fingerprint)
 
