@@ -21,8 +21,8 @@ from fedgraft.common.files.mapped_pages import give_back
 from fedgraft.common.wire.backbone_parts import PartTable, cut_part, part_content
 from fedgraft.server.exchange import Replies
 
-# bytes of a part: each costs every node a process of some seconds (32 MB: 1.4 times the processor
-# time of 64), and twice its size of memory at the ServerApp (300 MB above idle end at 48)
+# bytes of a part: each costs every node a process of some seconds (with 32 MB, 1.4 times the
+# processor time of 64), and the ServerApp twice its size of memory
 PART = 44_000_000
 
 # content, nodes → what they answer
