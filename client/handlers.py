@@ -1,7 +1,8 @@
 """What a node does for each kind of message; `client/app.py` is the door that calls it.
 
-offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here
-backbone   a part of the backbone's tensors → kept; with the last one, all are verified
+offer      an agreement and a backbone's fingerprint → is it accepted, and is the backbone here, or
+           which parts of it are missing
+backbone   a part of the backbone's tensors → kept; once all are here, they are verified
 train      the shared adapter → the adapter after local training, with metrics of what came; or,
            in a round of sums or histograms, those of the records
 evaluate   the shared adapter → metrics only (after the last round); with `validation`, those that a
@@ -44,6 +45,7 @@ from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.chosen_by_validation import calibrates, measures_validation
 from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.statistics.gram_sums import GramSums
+from fedgraft.common.wire.backbone_parts import read_part
 from fedgraft.common.wire.histogram_record import histogram_record
 from fedgraft.common.wire.layout import ADAPTER, Layout, unpack
 from fedgraft.common.wire.metric_records import VALIDATION, group_records
@@ -53,7 +55,6 @@ from fedgraft.common.wire.sums_record import sums_record
 from fedgraft.common.wire.update import AdapterUpdate
 
 log = logging.getLogger("fedgraft.client")
-MOST_PARTS = 10_000  # of a backbone
 
 
 @dataclass
@@ -119,30 +120,30 @@ def offer(desk: Desk, message: Message, context: Context) -> Answer:
     examples = 1
     if plan.privacy.mode == "none":
         examples = len(train)
-    about = {
+    about: dict[str, Any] = {
         "node": node.name,
         "has": store.has(offered.fingerprint),
         "plan-hash": identity,
         "examples": examples,
     }
+    download = store.find_download(offered.fingerprint)
+    if download is not None and download.table is not None:
+        # where to go on with a hand-out that was broken off
+        about["table"] = download.table.digest
+        about["missing"] = download.missing()
     return Answer(RecordDict({"about": ConfigRecord(about)}))
 
 
 def backbone(desk: Desk, message: Message, context: Context) -> Answer:
-    """Keep a part of a backbone that was offered; with its last part, verify it."""
+    """Keep a part of a backbone that was offered; once all are here, verify them."""
     node = desk.node(context)
     about = message.content.config_records["about"]
     fingerprint = str(about["fingerprint"])
-    part = about.get("part")
-    parts = about.get("parts")
     check_approved(node, plan_hash=None, backbone=fingerprint)
-    if not (isinstance(part, int) and isinstance(parts, int) and 1 <= part <= parts <= MOST_PARTS):
-        what = f"part {str(part)[:20]} of {str(parts)[:20]} of a backbone"
-        raise Refused(Code.MISMATCH, what)
-    state = message.content.array_records["backbone"].to_torch_state_dict()
-    desk.store(node).put_part(state, fingerprint, part, parts)
-    confirmation: dict[str, Any] = {"node": node.name, "part": part}
-    if part == parts:
+    part = read_part(message.content)
+    missing = desk.store(node).put_part(part, fingerprint)
+    confirmation: dict[str, Any] = {"node": node.name, "part": part.number}
+    if not missing:
         confirmation = {"node": node.name, "stored": fingerprint}
     return Answer(RecordDict({"about": ConfigRecord(confirmation)}))
 

@@ -35,6 +35,7 @@ class Replies:
         refused: why the others did not, in words, the silent ones among them.
         codes: of those that refused themselves, why, for programs.
         called: what those that refused themselves call themselves.
+        lost: those that ended, or went away, before they could answer.
         down, up: bytes to and from each node.
     """
 
@@ -42,12 +43,14 @@ class Replies:
     refused: dict[str, str] = field(default_factory=dict)
     codes: dict[str, Code] = field(default_factory=dict)
     called: dict[str, str] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
 
     def take(self, name: str, message: Message, timeout: float, read: Read | None = None) -> None:
         """Write down one node's reply, or let it be read at once and forgotten."""
         if message.has_error():
+            self.lost.add(name)
             self.refused[name] = as_printable(_words(message.error.reason, timeout))
             return
         self.up[name] = message_bytes(message)

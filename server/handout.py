@@ -1,35 +1,36 @@
 """Offers the plan and its backbone by fingerprint; sends the backbone to the nodes that lack it.
 
-A large backbone goes in parts, one after the other: Flower keeps some three copies of a message's
+A backbone goes in parts, one after the other (`send_parts.py`): Flower keeps copies of a message's
 tensors in each process that it passes, so what a process needs is a few parts and not a few
-backbones.
+backbones. A node that has some of the parts says in its answer to the offer which ones it lacks.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from fedgraft.common.backbones.backbone import Backbone, backbone_state
+from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import Code, RunFailed
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.server.exchange import Replies, exchange
 from fedgraft.server.federation import Federation
+from fedgraft.server.send_parts import PartSender, about_of
 
 # seconds; a node opens its data before it answers
 OFFER_TIMEOUT = 600.0
-# bytes of tensors in a message; a larger tensor goes alone
-PART = 64_000_000
 LONGEST_NAME = 100
 # seconds between two looks
 POLL = 0.2
+# a node that was lost so often while it was sent the backbone is asked no more in this run
+MOST_LOSSES = 3
 # refusals after which another copy of the backbone may help
 ONCE_MORE = (Code.DAMAGED, Code.MISSING, Code.FAILURE, Code.UNKNOWN)
 
@@ -79,6 +80,11 @@ class Roster:
         self._plan = plan
         self._backbone = backbone
         self._offered: set[int] = set()
+        # node id → how often it was lost while it was sent the backbone
+        self._losses: Counter[int] = Counter()
+        # what nodes said that they lack of the backbone, where they have some of it
+        self._missing_parts: dict[str, list[int]] = {}
+        self._sender = PartSender(backbone, self._send_part, self._count)
 
     def refresh(self) -> None:
         """Offer the plan to every connected node that was not asked yet, and hand out the backbone.
@@ -125,7 +131,7 @@ class Roster:
         taken = set(self.nodes)
         lacking: dict[str, int] = {}
         for key in sorted(replies.contents, key=int):
-            about = _about(replies.contents[key])
+            about = about_of(replies.contents[key])
             name = str(about.get("node", ""))
             if name in taken:
                 # perhaps that node under a new id: asked again until its old one is gone
@@ -146,99 +152,72 @@ class Roster:
             self.handout.count(name, replies.down[key], replies.up[key])
             if not about.get("has"):
                 lacking[name] = ids[key]
+                self._note_missing_parts(name, about)
         return lacking
 
     # ── the backbone ──────────────────────────────────────────────────────────────────────────────
     def send_backbone(self, lacking: Mapping[str, int]) -> None:
-        """Send the backbone; once more to nodes whose copy was not what was offered.
+        """Send the backbone, to each node the parts that it lacks; once more what did not arrive as
+        it was sent.
 
-        Those that failed twice leave the roster and are reported.
+        Those that failed twice leave the roster and are reported. One that was lost on the way is
+        offered the plan again when it is there again, and goes on where it was.
         """
         waiting = dict(lacking)
         failures: dict[str, str] = {}
         for attempt in ("", "sent twice; "):
-            failed = self._send_once(waiting)
+            failed = self._sender.send(waiting, self._missing_parts)
             self.handout.sent += [name for name in waiting if name not in failed]
             for name in waiting:
                 failures.pop(name, None)
+                self._missing_parts.pop(name, None)
             for name, failure in failed.items():
                 failures[name] = attempt + failure.reason
+                if failure.is_lost:
+                    self._ask_later(lacking[name])
             again = [name for name, failure in failed.items() if failure.code in ONCE_MORE]
             waiting = {name: lacking[name] for name in again}
             if not waiting:
                 break
+            self._ask_what_is_missing(waiting)
         for name in lacking:
             if name in failures:
                 self.nodes.pop(name, None)
                 self._note_refusal(name, failures[name])
 
-    def _send_once(self, nodes: Mapping[str, int]) -> dict[str, Failure]:
-        """Send every part to these nodes; return why those failed that do not hold it then."""
-        going = dict(nodes)
-        failed: dict[str, Failure] = {}
-        parts = list(parts_of(backbone_state(self._backbone), PART))
-        for number, part in enumerate(parts, start=1):
-            replies = self._exchange("query.backbone", self._part(part, number, len(parts)), going)
-            confirmed: tuple[str, int | str] = ("part", number)
-            if number == len(parts):
-                confirmed = ("stored", self._backbone.fingerprint)
-            for name in list(going):
-                self.handout.count(name, replies.down[name], replies.up.get(name, 0))
-                about = _about(replies.contents.get(name, RecordDict()))
-                key, value = confirmed
-                if about.get(key) != value:
-                    failed[name] = Failure.of(name, replies)
-                    del going[name]
-            if not going:
-                break
-        return failed
+    def _ask_later(self, node_id: int) -> None:
+        """Offer again at the next look; not for ever: each time may cost the others a wait."""
+        self._losses[node_id] += 1
+        if self._losses[node_id] < MOST_LOSSES:
+            self._offered.discard(node_id)
 
-    def _part(self, part: dict[str, Tensor], number: int, parts: int) -> RecordDict:
-        about = {"fingerprint": self._backbone.fingerprint, "part": number, "parts": parts}
-        tensors = ArrayRecord(part)  # pyright: ignore[reportArgumentType]
-        return RecordDict({"backbone": tensors, "about": ConfigRecord(about)})
+    def _ask_what_is_missing(self, nodes: Mapping[str, int]) -> None:
+        """Offer again, to hear what the nodes keep of what they were sent; one that does not say is
+        sent everything.
+        """
+        replies = self._exchange("query.offer", self._offer(), nodes)
+        for name in nodes:
+            self.handout.count(name, replies.down[name], replies.up.get(name, 0))
+            if name in replies.contents:
+                self._note_missing_parts(name, about_of(replies.contents[name]))
+
+    def _note_missing_parts(self, name: str, about: ConfigRecord) -> None:
+        missing = self._sender.read_missing(about)
+        if missing is not None:
+            self._missing_parts[name] = missing
 
     # ── small ─────────────────────────────────────────────────────────────────────────────────────
     def _exchange(self, kind: str, content: RecordDict, nodes: Mapping[str, int]) -> Replies:
         return exchange(self._grid, kind, content, nodes, group="0", timeout=OFFER_TIMEOUT)
 
+    def _send_part(self, content: RecordDict, nodes: Mapping[str, int]) -> Replies:
+        return self._exchange("query.backbone", content, nodes)
+
+    def _count(self, name: str, down: int, up: int) -> None:
+        self.handout.count(name, down, up)
+
     def _note_refusal(self, node: str, reason: str) -> None:
         self.handout.refused.append((node, reason))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a node does not hold the backbone; a code where it said so itself."""
-
-    reason: str
-    code: Code | None
-
-    @classmethod
-    def of(cls, name: str, replies: Replies) -> Failure:
-        """Return why a node did not confirm what it was sent."""
-        reason = replies.refused.get(name, "did not confirm the backbone")
-        return cls(reason, replies.codes.get(name))
-
-
-def _about(content: RecordDict) -> ConfigRecord:
-    return content.config_records.get("about", ConfigRecord())
-
-
-def parts_of(state: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors in their order, in groups of at most `most` bytes.
-
-    One that is larger goes by itself.
-    """
-    part: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in state.items():
-        if part and size + tensor.nbytes > most:
-            yield part
-            part = {}
-            size = 0
-        part[name] = tensor
-        size += tensor.nbytes
-    yield part
 
 
 def count_missing(grid: Grid, federation: Federation) -> int:

@@ -1,7 +1,8 @@
 """Backbones and plans that a node has received, on disk under their hashes.
 
 A backbone is written beside its place, flushed, and renamed into it: a reader sees all of it or
-nothing, and two processes that store the same one do no harm. What is read is what was verified:
+nothing, and two processes that store the same one do no harm. One that comes in parts grows in a
+folder beside its place (`backbone_download.py`). What is read is what was verified:
 the fingerprint is computed over the tensors when all have arrived, and again when a file is loaded
 that is not the very one that was verified (its size, inode and times are kept beside it). A round
 checks the frozen part by itself, before and after.
@@ -26,10 +27,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedgraft.client.store.backbone_download import Download
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.tensor_files import fingerprint_of
-from fedgraft.common.files.whole_files import replacing, write_whole
+from fedgraft.common.files.whole_files import flush_folder, replacing, write_whole
+from fedgraft.common.wire.backbone_parts import Part
 
+# the end of the name of a folder with what has come of a backbone
+UNFINISHED = ".parts"
 # seconds since it was last used
 IN_USE = 3600.0
 _MEGABYTE = 1e6
@@ -64,53 +69,55 @@ class BackboneStore:
         with self._alone():
             self._keep(state, fingerprint)
 
-    def put_part(
-        self, state: Mapping[str, Tensor], fingerprint: str, part: int, parts: int
-    ) -> None:
-        """Keep one of the parts (from 1) in which a backbone arrives; the last one makes it whole.
+    def put_part(self, part: Part, fingerprint: str) -> list[int]:
+        """Keep one of the parts in which a backbone arrives, in whatever order; the last one makes
+        it whole.
 
-        Raises as `put`.
+        Returns:
+            Numbers of the parts that are still missing; none once it is whole and verified.
+
+        Raises:
+            Refused: as `put`, or the part itself is damaged; the other parts stay.
         """
-        if parts == 1:
-            self.put(state, fingerprint)
-            return
-        folder = self._backbone(fingerprint).with_suffix(".parts")
         with self._alone():
             # another node of this store was sent it, too
             if self.has(fingerprint):
-                return
-            if part == 1:
-                self._begin_parts(folder)
-            files = [folder / f"{number:05d}" for number in range(1, part + 1)]
-            self._keep_part(state, files)
-            if part == parts:
-                try:
-                    self._join_parts(files, fingerprint)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+                return []
+            download = self._download(fingerprint)
+            if download.table is None or download.table.digest != part.table.digest:
+                self._remove_unfinished()
+                self._make_room(part.table.size)
+                self._check_disk(part.table.size)
+            download.begin(part.table)
+            download.keep(part)
+            missing = download.missing()
+            if not missing:
+                download.finish(fingerprint)
+                self._publish(download, fingerprint)
+            return missing
 
-    def _begin_parts(self, folder: Path) -> None:
-        """Make a folder for parts, without what another sending, or another backbone, left."""
-        for unfinished in self.backbones.glob("*.parts"):
+    def find_download(self, fingerprint: str) -> Download | None:
+        """Return what is here of a backbone that has not come whole; None where nothing is."""
+        if self.has(fingerprint):
+            return None
+        download = self._download(fingerprint)
+        return None if download.table is None else download
+
+    def _remove_unfinished(self) -> None:
+        """Make way for a download: there is one at a time, or a disk would fill with beginnings."""
+        for unfinished in self.backbones.glob(f"*{UNFINISHED}"):
             shutil.rmtree(unfinished)
-        folder.mkdir()
 
-    def _keep_part(self, state: Mapping[str, Tensor], files: list[Path]) -> None:
-        """Write the last of these files; those before it must be there."""
-        *earlier, file = files
-        if not all(path.is_file() for path in earlier):
-            what = f"part {len(files)} of the backbone came, and the ones before it are not here"
-            raise Refused(Code.MISSING, what)
-        self._check_size(sum(path.stat().st_size for path in earlier) + _size(state))
-        save_file(_contiguous(state), file)
+    def _publish(self, download: Download, fingerprint: str) -> None:
+        """Give a verified download its place."""
+        self._make_room(download.data.stat().st_size)
+        download.data.replace(self._backbone(fingerprint))
+        flush_folder(self.backbones)
+        download.remove()
+        self._note(fingerprint)
 
-    def _join_parts(self, files: list[Path], fingerprint: str) -> None:
-        state: dict[str, Tensor] = {}
-        # mapped, not read: the memory of one part is enough
-        for file in files:
-            state |= load_file(file)
-        _check_fingerprint(state, fingerprint)
-        self._keep(state, fingerprint)
+    def _download(self, fingerprint: str) -> Download:
+        return Download(self._backbone(fingerprint).with_suffix(UNFINISHED))
 
     def _keep(self, state: Mapping[str, Tensor], fingerprint: str) -> None:
         """Write a verified backbone, if it is not here; whoever calls holds the lock."""
@@ -202,6 +209,13 @@ class BackboneStore:
         if self.limit is not None and size > self.limit:
             most = f"this node keeps at most {self.limit / _MEGABYTE:.0f} MB of backbones"
             raise Refused(Code.STORAGE, f"{most}; this one has {size / _MEGABYTE:.0f}")
+
+    def _check_disk(self, size: int) -> None:
+        """Raise `Refused` for more bytes than the disk has room for."""
+        free = shutil.disk_usage(self.backbones).free
+        if size > free:
+            what = f"this node's disk has {free / _MEGABYTE:.0f} MB left"
+            raise Refused(Code.STORAGE, f"{what}; the backbone has {size / _MEGABYTE:.0f}")
 
     # ── what was verified ─────────────────────────────────────────────────────────────────────────
     def _note(self, fingerprint: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,21 @@ def fingerprint_of(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach()
         kind = str(tensor.dtype).removeprefix("torch.")
-        head = json.dumps([name, kind, list(tensor.shape)])
-        digest.update(head.encode() + b"\0")
+        digest.update(fingerprint_head(name, kind, tensor.shape))
         raw = tensor.cpu().contiguous().reshape(-1)
         if raw.numel():
             digest.update(raw.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
+
+
+def fingerprint_head(name: str, kind: str, shape: Sequence[int]) -> bytes:
+    """Return what a fingerprint covers of a tensor before its bytes.
+
+    Args:
+        kind: torch's name of its kind of numbers, such as `float32`.
+    """
+    head = json.dumps([name, kind, list(shape)])
+    return head.encode() + b"\0"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

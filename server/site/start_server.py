@@ -31,6 +31,9 @@ from fedgraft.server.site.supervisor import Child, Supervisor, say
 
 # before a certificate ends, every start says so
 RENEW_DAYS = 30
+# glibc keeps what its threads freed, hundreds of megabytes at the SuperLink in a hand-out: memory
+# of a megabyte and more goes back to the system at once, and threads share the rest
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "2"}
 
 
 def start(server: Server, file: Path) -> None:
@@ -145,8 +148,10 @@ def _superexec(server: Server) -> list[str]:
 
 
 def _environment(server: Server) -> dict[str, str]:
-    """Return what the processes see: our programs before Flower's of the same name."""
-    seen = environment(server.work / "home") | _hub(server)
+    """Return what the processes see: our programs before Flower's of the same name, and that memory
+    is given back.
+    """
+    seen = GIVES_BACK | environment(server.work / "home") | _hub(server)
     seen["PATH"] = os.pathsep.join([str(server.work / "programs"), seen["PATH"]])
     return seen
 

@@ -38,6 +38,7 @@ SECTIONS = (
     "studies",
     "leaks",
     "deployment",
+    "handout",
     "peers",
     "steps",
     "cost",

@@ -22,6 +22,7 @@ from fedgraft.client.desk import Desk
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.privacy.ledger import Ledger
 from fedgraft.client.privacy.ledger_records import DataSet
+from fedgraft.client.store.backbone_store import BackboneStore
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import UserError
@@ -30,6 +31,7 @@ from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.common.privacy.accounting import epsilon
+from fedgraft.common.wire.backbone_parts import PartTable, cut_part, part_content
 from fedgraft.common.wire.content_bytes import content_bytes
 from fedgraft.common.wire.layout import ADAPTER, Layout, pack
 from fedgraft.common.wire.spent_record import read_spent
@@ -105,11 +107,15 @@ class Hostile:
         self, state: dict[str, Tensor] | None = None, fingerprint: str = "", **changed: Any
     ) -> RecordDict | str:
         net = backbone()
-        about = ConfigRecord(
-            {"fingerprint": fingerprint or net.fingerprint, "part": 1, "parts": 1, **changed}
-        )
-        arrays: Any = ArrayRecord(state or backbone_state(net))  # type: ignore[arg-type]
-        return self.send("query.backbone", RecordDict({"backbone": arrays, "about": about}))
+        state = state or backbone_state(net)
+        part = cut_part(state, PartTable.of(state, 10**6), 1)
+        content = part_content(part, fingerprint or net.fingerprint)
+        content.config_records["about"].update(changed)
+        return self.send("query.backbone", content)
+
+    def kept(self, fingerprint: str) -> dict[str, Tensor]:
+        """What the node has as this backbone."""
+        return BackboneStore(load_node(self.path).store).load(fingerprint)
 
     def train(
         self, plan: Plan, round_: int, *, factor: float = 1.0, **changed: Any
@@ -399,13 +405,16 @@ def test_another_backbone_is_refused(hostile) -> None:
     said = server.offer(plan, net=other)
     assert isinstance(said, str)
     assert "not approved" in said
-    server.accepted(plan)
-    assert isinstance(
-        server.offer(plan, net=other), str
-    )  # again, to put it in the place of the first offer
+    assert not isinstance(server.offer(plan), str)
     said = server.hand_out(backbone_state(other), good.fingerprint)
     assert isinstance(said, str)
     assert "not sha256" in said
+    server.accepted(plan)
+    # again, to put it in the place of the first offer
+    assert isinstance(server.offer(plan, net=other), str)
+    # and of the backbone that is here
+    server.hand_out(backbone_state(other), good.fingerprint)
+    assert fingerprint_of(server.kept(good.fingerprint)) == good.fingerprint
     assert isinstance(server.hand_out(backbone_state(other), other.fingerprint), str)
     for wrong in ({"part": 0}, {"part": 2}, {"part": "x"}, {"parts": 10**9}):
         said = server.hand_out(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,14 @@ from fedgraft.client.store import backbone_store
 from fedgraft.client.store.backbone_store import IN_USE, BackboneStore
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.files.tensor_files import fingerprint_of
+from fedgraft.common.wire.backbone_parts import (
+    Part,
+    PartTable,
+    TensorRow,
+    cut_part,
+    hash_pieces,
+)
+from tests.common.files.test_whole_files import full_disk
 
 
 def made(seed: int, values: int = 25_000) -> tuple[dict[str, torch.Tensor], str]:
@@ -44,8 +53,9 @@ def test_what_was_put_is_loaded(tmp_path: Path) -> None:
         store.put(state | {"steps": torch.tensor(9)}, made(2)[1])
 
 
-def parts(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    return [{name: tensor} for name, tensor in state.items()]
+def parts(state: dict[str, torch.Tensor], size: int = 60_000) -> list[Part]:
+    table = PartTable.of(state, size)
+    return [cut_part(state, table, number) for number in table.numbers]
 
 
 def test_parts_make_a_whole(tmp_path: Path) -> None:
@@ -53,32 +63,153 @@ def test_parts_make_a_whole(tmp_path: Path) -> None:
     stay for ever.
     """
     store, (state, name), (other, another) = BackboneStore(tmp_path), made(1), made(2)
-    store.put_part(parts(other)[0], another, 1, 2)  # never finished
-    for number, part in enumerate(parts(state), start=1):
+    # never finished
+    store.put_part(parts(other)[0], another)
+    left = []
+    for part in parts(state):
         assert not store.has(name)
-        store.put_part(part, name, number, 2)
+        left.append(store.put_part(part, name))
+    assert left == [[2], []]
     assert all(torch.equal(store.load(name)[key], state[key]) for key in state)
     assert not list(store.backbones.glob("*.parts"))
-    store.put_part(
-        parts(state)[1], name, 2, 2
-    )  # it is whole: a node with the same store was sent it, too
+    # it is whole: a node with the same store was sent it, too
+    assert store.put_part(parts(state)[1], name) == []
 
 
-def test_a_wrong_or_missing_part_keeps_nothing(tmp_path: Path) -> None:
-    """One flipped byte in one part; a part that came without the one before; more bytes than the
-    store may hold.
-    """
-    store, (state, name) = BackboneStore(tmp_path, limit=150_000), made(1)
-    with pytest.raises(Refused, match="the ones before it are not here"):
-        store.put_part(parts(state)[1], name, 2, 2)
-    store.put_part({"weight": state["weight"] + 1e-6}, name, 1, 2)
-    with pytest.raises(Refused, match="as offered"):
-        store.put_part(parts(state)[1], name, 2, 2)
+def test_parts_may_come_in_any_order_and_to_another_process(tmp_path: Path) -> None:
+    """What came of a broken hand-out is lost, or takes the place of what comes later."""
+    state, name = made(3)
+    for number, left in ((1, [1, 3, 4, 5, 6]), (4, [1, 3, 4, 6]), (0, [3, 4, 6])):
+        assert BackboneStore(tmp_path).put_part(parts(state, 20_000)[number], name) == left
+    # a process that knows nothing of the one before
+    download = BackboneStore(tmp_path).find_download(name)
+    assert download is not None
+    assert download.missing() == [3, 4, 6]
+    for number in (5, 3, 2):
+        left = BackboneStore(tmp_path).put_part(parts(state, 20_000)[number], name)
+    assert left == []
+    assert BackboneStore(tmp_path).find_download(name) is None
+    loaded = BackboneStore(tmp_path).load(name)
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_a_part_that_is_cut_in_another_way_begins_anew(tmp_path: Path) -> None:
+    """Bytes of two ways of cutting in one file."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    store.put_part(parts(state, 20_000)[0], name)
+    assert store.put_part(parts(state, 60_000)[0], name) == [2]
+    assert store.put_part(parts(state, 60_000)[1], name) == []
+    assert store.has(name)
+
+
+def test_a_damaged_part_costs_that_part_alone(tmp_path: Path) -> None:
+    """A flipped bit for which everything is sent again; one that is kept."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    first, second = parts(state)
+    store.put_part(first, name)
+    for broken in (
+        dataclasses.replace(second, pieces=[bytes(sum(map(len, second.pieces)))]),
+        dataclasses.replace(second, pieces=second.pieces[:-1]),
+        dataclasses.replace(second, digest="of something else"),
+    ):
+        with pytest.raises(Refused, match="part 2 of the backbone arrived damaged") as refused:
+            store.put_part(broken, name)
+        assert refused.value.code is Code.DAMAGED
+    download = store.find_download(name)
+    assert download is not None
+    assert download.missing() == [2]
+    assert store.put_part(second, name) == []
+
+
+def test_bytes_that_were_hashed_and_are_not_those_offered_keep_nothing(tmp_path: Path) -> None:
+    """A server that sends another backbone, each part with its right hash."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    first, second = parts(state | {"weight": state["weight"] + 1e-6})
+    store.put_part(first, name)
+    with pytest.raises(Refused, match="as offered") as refused:
+        store.put_part(second, name)
+    assert refused.value.code is Code.DAMAGED
     assert not store.has(name)
-    assert not list(store.backbones.glob("*.parts"))
-    store.put_part(parts(state)[0], name, 1, 3)
-    with pytest.raises(Refused, match="at most 0 MB"):
-        store.put_part(parts(state)[0], name, 2, 3)
+    assert store.find_download(name) is None
+
+
+def test_a_byte_that_changed_on_the_disk_costs_its_part_alone(tmp_path: Path) -> None:
+    """A hand-out that is sent again whole for one bad block, or used with it."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    first, second = parts(state)
+    store.put_part(first, name)
+    (data,) = store.backbones.glob("*.parts/data")
+    with data.open("r+b") as file:
+        file.seek(5_000)
+        file.write(b"\x55\x55")
+    with pytest.raises(Refused, match="as offered"):
+        store.put_part(second, name)
+    download = store.find_download(name)
+    assert download is not None
+    assert download.missing() == [1]
+    assert store.put_part(first, name) == []
+    assert torch.equal(store.load(name)["weight"], state["weight"])
+
+
+@pytest.mark.parametrize("cut", [0, 10, 70_000])
+def test_a_download_whose_file_was_cut_short_lacks_what_was_cut(tmp_path: Path, cut: int) -> None:
+    """Parts that are written down and not there."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    for part in parts(state, 30_000)[:3]:
+        store.put_part(part, name)
+    (data,) = store.backbones.glob("*.parts/data")
+    os.truncate(data, cut)
+    for part in parts(state, 30_000):
+        left = store.put_part(part, name)
+    assert left == []
+    assert torch.equal(store.load(name)["weight"], state["weight"])
+
+
+def test_what_is_declared_is_bounded_before_it_comes(tmp_path: Path) -> None:
+    """A server that fills the disk with the beginnings of backbones, or with one large one."""
+    store, (state, name) = BackboneStore(tmp_path, limit=90_000), made(1)
+    with pytest.raises(Refused, match="at most 0 MB") as refused:
+        store.put_part(parts(state)[0], name)
+    assert refused.value.code is Code.STORAGE
+    huge = PartTable((TensorRow("weight", "float32", (2**50,)),), 2**42)
+    part = Part(huge, 1, [b"1234"], hash_pieces([b"1234"]))
+    with pytest.raises(Refused, match="disk has"):
+        BackboneStore(tmp_path / "other").put_part(part, name)
+    for seed in range(4):
+        beginning, other = made(seed, 10_000)
+        store.put_part(parts(beginning, 20_000)[0], other)
+    assert len(list(store.backbones.glob("*.parts"))) == 1
+    # a part that is longer than its table says
+    longer = parts(made(9, 10_000)[0])[0]
+    longer = dataclasses.replace(longer, pieces=[*longer.pieces, b"more"])
+    with pytest.raises(Refused, match="damaged"):
+        store.put_part(longer, made(9, 10_000)[1])
+
+
+def test_a_full_disk_is_told_and_keeps_what_came(tmp_path: Path) -> None:
+    """An error of the node's code, or a part that is written down and is not there."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    first, second = parts(state)
+    store.put_part(first, name)
+    with full_disk(70_000), pytest.raises(Refused, match="no room") as refused:
+        store.put_part(second, name)
+    assert refused.value.code is Code.STORAGE
+    download = store.find_download(name)
+    assert download is not None
+    assert download.missing() == [2]
+
+
+def test_parts_of_an_older_release_do_not_stay(tmp_path: Path) -> None:
+    """A folder of files that nobody reads any more, or that is taken for a download."""
+    store, (state, name) = BackboneStore(tmp_path), made(1)
+    folder = store.backbones / f"{name[7:]}.parts"
+    folder.mkdir(parents=True)
+    (folder / "00001").write_bytes(b"as it was")
+    assert store.find_download(name) is None
+    for part in parts(state):
+        store.put_part(part, name)
+    assert store.has(name)
+    assert not folder.exists()
 
 
 def test_the_longest_unused_makes_room(tmp_path: Path) -> None:
@@ -151,9 +282,9 @@ def _put_many(folder: Path, seeds: range) -> None:
 def _put_in_parts(folder: Path, seeds: Iterable[int], together: threading.Barrier) -> None:
     for seed in seeds:
         state, name = made(seed)
-        for number, part in enumerate(parts(state), start=1):
+        for part in parts(state):
             together.wait(60)  # the server sends a part when all have answered the one before
-            BackboneStore(folder).put_part(part, name, number, 2)
+            BackboneStore(folder).put_part(part, name)
 
 
 def test_nodes_of_one_store_are_sent_the_same_parts(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import PushTaskOutputRequest, PushTaskOutputResponse
 from flwr.supercore.superexec.executor import ExecutionSpec
 
-from fedgraft.server.site import serverapp, superexec
+from fedgraft.server.site import serverapp, start_server, superexec
 
 ASK = """
 import runpy, sys
@@ -102,3 +104,13 @@ def test_a_killed_serverapp_is_told_at_once(
     assert len(SuperLink.heard) == 2
     assert SuperLink.heard[1].sub_status == SubStatus.FAILED
     assert signal.SIGKILL.name in SuperLink.heard[1].details
+
+
+def test_what_a_person_set_for_glibc_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that keep what they freed, or a coordinator's own setting that is lost."""
+    server: Any = SimpleNamespace(work=tmp_path, hub=None)
+    for name in start_server.GIVES_BACK:
+        monkeypatch.delenv(name, raising=False)
+    assert start_server._environment(server).items() >= start_server.GIVES_BACK.items()
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    assert start_server._environment(server)["MALLOC_ARENA_MAX"] == "8"

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.common.backbones.backbone import backbone_state
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.model.assembly import plan_backbone
-from fedgraft.server import handout
+from fedgraft.common.wire.backbone_parts import PartTable, hash_pieces, part_content, read_part
+from fedgraft.server import send_parts
 from tests.simulations.conftest import client_app
 
 
 class Wire:
-    """Delivers messages to the ClientApp; flips one bit of the first `times` backbones that each
-    named node gets.
+    """Delivers messages to the ClientApp; flips one bit of the first `times` messages of a backbone
+    that each named node gets.
+
+    Args:
+        hashes: with the hash of what arrives then: only the whole shows it.
     """
 
-    def __init__(self, times: int, nodes: set[int]) -> None:
-        self._times, self._nodes = times, nodes
+    def __init__(self, times: int, nodes: set[int], *, hashes: bool = False) -> None:
+        self._times, self._nodes, self._hashes = times, nodes, hashes
         self.arrived: Counter[int] = Counter()
 
     def __call__(self, message: Message, context: Any) -> Message:
@@ -30,22 +35,30 @@ class Wire:
         if message.metadata.message_type == "query.backbone":
             self.arrived[node] += 1
             if node in self._nodes and self.arrived[node] <= self._times:
-                state = message.content.array_records["backbone"].to_torch_state_dict()
-                name = next(iter(state))
-                state[name] = state[name].clone()
-                state[name].view(-1)[0] += 1e-6
-                record: dict[str, Any] = {
-                    "backbone": ArrayRecord(state),
-                    "about": message.content["about"],
-                }
-                message.content = RecordDict(record)
+                message.content = self._flip(message.content)
         return client_app(message, context)
+
+    def _flip(self, content: RecordDict) -> RecordDict:
+        part = read_part(content)
+        first, *others = part.pieces
+        pieces = [bytes([first[0] ^ 1]) + first[1:], *others]
+        digest = hash_pieces(pieces) if self._hashes else part.digest
+        flipped = dataclasses.replace(part, pieces=pieces, digest=digest)
+        return part_content(flipped, str(content.config_records["about"]["fingerprint"]))
+
+
+def part_disks(federation: Any) -> None:
+    """A disk for each node, as hospitals have; otherwise another node's good part would do."""
+    for node in federation.nodes:
+        (load_node(node).store / "backbones").unlink()
 
 
 def test_a_wrong_byte_is_asked_for_once_more(tiny, tmp_path):
     """A node that is lost to one flipped bit; or a second copy for those that had a good one."""
     wire = Wire(1, nodes={2})
-    result, grid = tiny().run(tmp_path / "run", handle=wire)
+    made = tiny()
+    part_disks(made)
+    result, grid = made.run(tmp_path / "run", handle=wire)
     assert result["status"] == "completed"
     assert wire.arrived == {2: 2, 3: 1, 4: 1}
     assert len(result["nodes"]) == 3
@@ -57,34 +70,35 @@ def test_a_wrong_byte_is_asked_for_once_more(tiny, tmp_path):
     assert len(sizes) == 4
 
 
-def test_a_wrong_byte_in_one_of_many_parts(tiny, tmp_path, monkeypatch):
-    """A flipped bit that only the whole shows: all parts go once more to the node that has it, and
-    to no other.
+@pytest.mark.parametrize("hashes", [False, True])
+def test_a_wrong_byte_in_one_of_many_parts(tiny, tmp_path, monkeypatch, hashes):
+    """A flipped bit for which more is sent again than that part; one that only the whole shows, for
+    which all goes once more; to the node that has it, and to no other.
     """
-    monkeypatch.setattr(handout, "PART", 100)
+    monkeypatch.setattr(send_parts, "PART", 100)
     made = tiny()
-    for node in (
-        made.nodes
-    ):  # a disk for each, as hospitals have; otherwise another node's good part would do
-        (load_node(node).store / "backbones").unlink()
+    part_disks(made)
     state = backbone_state(plan_backbone(made.plan(), made.path.parent))
-    count = len(list(handout.parts_of(state, 100)))
-    wire = Wire(1, nodes={2})
+    count = PartTable.of(state, 100).parts
+    wire = Wire(1, nodes={2}, hashes=hashes)
     result, grid = made.run(tmp_path / "run", handle=wire)
     assert count > 2
     assert result["status"] == "completed"
-    assert wire.arrived == {2: 2 * count, 3: count, 4: count}
+    again = count if hashes else 1
+    assert wire.arrived == {2: count + again, 3: count, 4: count}
     assert len(result["nodes"]) == 3
-    sent = [m.content["backbone"] for m in grid.down if m.metadata.message_type == "query.backbone"]
-    assert {name for part in sent for name in part} == set(state)
+    sent = [m for m in grid.down if m.metadata.message_type == "query.backbone"]
+    assert len(sent) == 3 * count + again
 
 
 def test_a_second_wrong_byte_is_reported(tiny, tmp_path):
     """A node that is sent the backbone for ever; a federation that waits for it; or one that does
     not say so.
     """
-    wire = Wire(9, nodes={2})
-    result, _ = tiny().run(tmp_path / "run", handle=wire)
+    wire = Wire(9, nodes={2}, hashes=True)
+    made = tiny()
+    part_disks(made)
+    result, _ = made.run(tmp_path / "run", handle=wire)
     assert result["status"] == "completed"
     assert wire.arrived == {2: 2, 3: 1, 4: 1}
     (refused,) = [row for row in result["refused"] if row["round"] == 0]
