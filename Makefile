@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help install demo test e2e quick exhaustive bench study docs check format clean
+.PHONY: help install demo test e2e quick gpu exhaustive bench study docs check format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ e2e: $(STAMP) ## federations of real processes: TLS, strangers, kills, a cut cab
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  echo "nginx is not here and cannot be installed: the tests of its configuration are skipped"
 	$(BIN)/python -m pytest -v -n 2 $(TOGETHER) -m 'deployment and not exhaustive'
+
+gpu: $(STAMP) ## on a machine with a card: what it computes is what the processor computes; and how fast
+	$(BIN)/python -m pytest -v -m gpu
+	$(BIN)/python -m fedgraft.simulations.benchmarks.cards
 
 exhaustive: $(STAMP) ## the long versions of the numerical checks, about half an hour
 	$(BIN)/python -m pytest -m exhaustive

@@ -170,6 +170,10 @@ class Desk:
             return BackboneStore(node.store)
         return BackboneStore(node.store, node.store_limit * MEGABYTE)
 
+    def device(self, node: Node) -> torch.device:
+        """Return where a node's models are computed. Raise `UserError` where that is not there."""
+        return self._devices.get(node.device, lambda: find_device(node.device))
+
     def splits(self, context: Context, offer: Offer) -> tuple[Split, Split]:
         """Return train and test split of a node's data under an agreement."""
         train, test, _ = self._all_splits(context, offer)
@@ -216,7 +220,7 @@ class Desk:
                 for this model.
             UserError: the device is not there.
         """
-        device = self._devices.get(node.device, lambda: find_device(node.device))
+        device = self.device(node)
 
         def build() -> OpenModel:
             opened = open_model(plan, offer, self.store(node), round_)

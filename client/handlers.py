@@ -41,6 +41,7 @@ from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.client.store.kept_answers import KeptAnswers
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
 from fedgraft.common.errors import Code, Refused
+from fedgraft.common.model.devices import describe_device
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.chosen_by_validation import calibrates, measures_validation
 from fedgraft.common.plan.phases import purpose_of
@@ -125,6 +126,8 @@ def offer(desk: Desk, message: Message, context: Context) -> Answer:
         "has": store.has(offered.fingerprint),
         "plan-hash": identity,
         "examples": examples,
+        # last bits depend on it
+        "device": describe_device(desk.device(node)),
     }
     download = store.find_download(offered.fingerprint)
     if download is not None and download.table is not None:

@@ -288,6 +288,8 @@ class Result(Part):
         missing: how many nodes were expected and not there when the run began.
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
+        devices: where each node computed, in its own words, such as `cpu, AMX`.
+        precision: of the frozen part.
         engine, ledger, notes, data: what a simulation adds.
     """
 
@@ -318,6 +320,8 @@ class Result(Part):
     nodes: dict[str, NodeFacts] = {}
     error: str = ""
     peak_rss_bytes: int = 0
+    devices: dict[str, str] = {}
+    precision: str = "float32"
     engine: str = ""
     ledger: str = ""
     notes: tuple[str, ...] = ()

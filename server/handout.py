@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import Code, RunFailed
+from fedgraft.common.files.foreign_text import as_printable
 from fedgraft.common.plan.plan import Plan, agreement_of
 from fedgraft.common.plan.plan_file import agreement_hash, canonical
 from fedgraft.server.exchange import Replies, exchange
@@ -43,12 +44,14 @@ class Handout:
         refused: `(node, reason)` of every node that did not join.
         down, up: bytes by node.
         sent: nodes that were sent the backbone (the others had it).
+        devices: where each node that joined computes, in its own words.
     """
 
     refused: list[tuple[str, str]] = field(default_factory=list)
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, down: int, up: int) -> None:
         """Add bytes to and from a node."""
@@ -150,6 +153,7 @@ class Roster:
             self.nodes[name] = ids[key]
             self.examples[name] = examples
             self.handout.count(name, replies.down[key], replies.up[key])
+            self.handout.devices[name] = as_printable(str(about.get("device", "")), LONGEST_NAME)
             if not about.get("has"):
                 lacking[name] = ids[key]
                 self._note_missing_parts(name, about)

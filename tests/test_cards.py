@@ -70,7 +70,7 @@ def test_the_walk_finds_what_is_forgotten(way: str) -> None:
 
 def test_the_walk_finds_it_on_the_way_back_and_in_gradients_of_single_examples() -> None:
     layer = nn.Linear(4, 4).to(CARD)
-    parameters = dict(layer.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(layer.named_parameters())
     x = torch.randn(4, 4, device=CARD)
 
     def loss(values: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ _LOGGED = {
     "layout": "layout",
     "stored": "stored",
     "has": "has",
+    "device": "device",
     "part": "part",
     "parts": "parts",
 }

@@ -11,24 +11,28 @@ import os
 import torch
 
 from fedgraft.common.errors import UserError
+from fedgraft.common.model.instructions import name_instructions
 
 CPU = torch.device("cpu")
 # how torch asks cuBLAS for sums in the same order each time; read when a card is first used
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# torch then asks the driver's library for the cards, and not the driver itself
+ASK_GENTLY = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def find_device(text: str) -> torch.device:
     """Return the device that is meant by `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a text that is
     none of these is not here either.
 
-    `auto` is the first card that torch can use, else the processor. Asking wakes a card's driver,
-    and a process that was forked afterwards could not use it: ask in the process that computes.
+    `auto` is the first card that torch can use, else the processor. Asking does not wake a card: a
+    process that is forked afterwards can still use it.
 
     Raises:
         UserError: it is not there; says what is.
     """
     if text == "cpu":
         return CPU
+    os.environ.setdefault(ASK_GENTLY, "1")
     if text == "auto":
         return _find_any()
     if text == "mps":
@@ -45,6 +49,7 @@ def find_device(text: str) -> torch.device:
 
 def list_devices() -> list[str]:
     """Return what there is, as `device` takes it, the processor last."""
+    os.environ.setdefault(ASK_GENTLY, "1")
     names: list[str] = []
     if torch.cuda.is_available():
         names += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -80,9 +85,13 @@ def prepare_device(device: torch.device, *, tf32: bool) -> None:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return a device in words, such as `cuda:0, NVIDIA A100 80GB PCIe, CUDA 13.0`."""
+    """Return a device in words, such as `cuda:0, NVIDIA A100 80GB PCIe, CUDA 13.0`, or `cpu, AMX`:
+    with what last bits depend on.
+    """
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    if device == CPU:
+        return f"cpu, {name_instructions()}"
     return str(device)
 
 

@@ -130,11 +130,21 @@ def _details(plan: Plan, result: Result) -> list[str]:
         f"- Backbone: `{result.backbone.fingerprint_before}`",
         f"- Plan: `{result.plan_hash}` (in full in `model.json`)",
         f"- Made with: {', '.join(versions)}",
+        *_name_devices(result),
         *training,
         f"- Status of the run: {result.status}, {rounds}, seed {plan.seed}",
         *_choice(result),
         "- License and contact: not stated in the plan; ask the coordinator of the run",
     ]
+
+
+def _name_devices(result: Result) -> list[str]:
+    """Return where sites computed, and the frozen part's precision."""
+    devices = sorted(set(filter(None, result.devices.values())))
+    if not devices:
+        return []
+    listed = as_markdown("; ".join(devices))
+    return [f"- Computed on: {listed}; the frozen part in {result.precision}"]
 
 
 def _name_values(train: TrainSection) -> str:

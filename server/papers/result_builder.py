@@ -79,6 +79,7 @@ class ResultBuilder:
         nodes = {}
         for name, examples in sorted(roster.examples.items()):
             nodes[name] = NodeFacts(examples=examples)
+        self._note(devices=self.result.devices | handout.devices)
         handed_out = self.result.bytes.handout.plus(traffic)
         # a resumed run may send it again to those that had it: more bytes, and no more nodes
         handed_out = handed_out.but(nodes=min(handed_out.nodes, len(nodes)))
@@ -254,6 +255,7 @@ def opening_result(federation: Federation, layout: Layout) -> Result:
         final=FinalMetrics(global_={}, nodes={}),
         baselines={},
         bytes=sizes,
+        precision=plan.backbone.precision,
         encoding=EncodingFacts(
             kind=plan.aggregate.encoding,
             relative_error=None if plan.privacy.mode == "central" else 0.0,
