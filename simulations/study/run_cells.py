@@ -15,6 +15,7 @@ from fedgraft.simulations.engines.engine import ACTIVATIONS
 from fedgraft.simulations.study.cell_job import CellJob, run_cell
 from fedgraft.simulations.study.cell_processes import Outcome, cells_in_processes
 
+
 def run_cells(
     jobs: Sequence[CellJob], name: str, total: int, workers: int | None, quiet: bool
 ) -> dict[str, str]:
@@ -36,7 +37,10 @@ def run_cells(
     started = time.perf_counter()
     done = total - len(jobs)
     # processes first: a bar has a thread of its own, and it would not be in a forked process
-    with _run_each(jobs, processes) as outcomes, _CellProgress(name, total, done, quiet) as progress:
+    with (
+        _run_each(jobs, processes) as outcomes,
+        _CellProgress(name, total, done, quiet) as progress,
+    ):
         for number, (job, reason) in enumerate(outcomes, start=1):
             if reason:
                 failed[job.cell.folder] = reason
