@@ -2,8 +2,8 @@
 
 Opacus integrates the distribution function over some twenty intervals. QUADPACK asks for one value
 at a time, and NumPy takes as long for one as for hundreds. Where it asks first is known: at the 21
-points of Gauss and Kronrod in each interval (QUADPACK's dqk21; Piessens et al. 1983, table of qk21).
-They are computed at once; any other value is computed when it is asked for.
+points of Gauss and Kronrod in each interval (Piessens et al., QUADPACK, 1983: qk21). They are
+computed at once; any other value is computed when it is asked for.
 """
 
 from __future__ import annotations

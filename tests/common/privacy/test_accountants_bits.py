@@ -33,7 +33,8 @@ def test_a_step_s_divergence_has_opacus_s_bits(sigma: float, rate: float, order:
     except (ArithmeticError, ValueError):
         ours = None
     if theirs is not None and math.isnan(theirs):
-        assert ours is not None and math.isnan(ours)
+        assert ours is not None
+        assert math.isnan(ours)
         return
     assert ours == theirs
 
@@ -52,8 +53,8 @@ def _counted_by_opacus(sigma: float, rate: float, order: float) -> float | None:
     ("sigma", "rate", "expected"), [(0.0, 0.1, math.inf), (1.0, 0.0, 0.0), (2.0, 1.0, 8 / 8)]
 )
 def test_a_step_at_the_ends(sigma: float, rate: float, expected: float) -> None:
-    """No noise that costs something finite; nobody drawn that costs; the Gaussian mechanism, α / 2σ²,
-    that is not itself.
+    """No noise that costs something finite; nobody drawn who costs something; all drawn, and not
+    α / 2σ² of the Gaussian mechanism.
     """
     assert divergence_of_step(sigma, rate, 8.0) == expected
 
