@@ -75,7 +75,7 @@ def choose_start_method() -> str:
 
 def import_for(jobs: Sequence[CellJob]) -> None:
     """Import what cells need, once for all the processes that are forked from this one."""
-    names = list(OF_A_RUN)
+    names: list[str] = [*OF_A_RUN]
     if any(job.cell.plan.privacy.mode != "none" for job in jobs):
         names += OF_PRIVACY
     for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_most_of_a_mean_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> 
     base = prv.TruncatedPrivacyRandomVariable
     one_by_one = base.cdf
 
-    def count(self: prv.TruncatedPrivacyRandomVariable, t: object) -> object:
+    def count(self: prv.TruncatedPrivacyRandomVariable, t: Any) -> Any:
         asked.append(np.ndim(t))
         return one_by_one(self, t)
 
