@@ -16,6 +16,7 @@ from fedgraft.client.node.finding import Finding, ok, skipped
 from fedgraft.client.node.machine_findings import check_machine
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node.policy_findings import check_policy
+from fedgraft.client.node.precision_findings import check_precision
 from fedgraft.client.site.network import check_connection
 from fedgraft.common.plan.plan import Plan
 
@@ -31,6 +32,8 @@ def check_node(node: Node, plan: Plan | None) -> list[Finding]:
         findings += about_data
 
     findings += check_machine(node)
+    if plan is not None:
+        findings += check_precision(node, plan)
     if node.connection is None:
         findings.append(skipped("connection", "none in the node's file: a node of a simulation"))
     else:

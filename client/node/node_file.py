@@ -171,6 +171,13 @@ class Node(Section):
     policy: Policy = Field(default=Policy(), description="what this hospital permits")
     cache: Cache = Field(default=Cache(), description="what is computed once and kept")
     threads: Threads = Field(default=1, description="CPU threads for training")
+    slow_bfloat16: bool = Field(
+        default=False,
+        description=(
+            "whether a plan in bfloat16 is in order where this machine is slower at it than at"
+            " float32; `fedgraft node check` times it"
+        ),
+    )
     connection: Connection | None = Field(
         default=None,
         description="how this node reaches the coordinator (none: a simulation's node)",

@@ -31,6 +31,7 @@ from fedgraft.common.backbones import family_line
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.frozen_prefix import FrozenPrefix, frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.model.instructions import name_instructions
 
 log = logging.getLogger("fedgraft.client")
 
@@ -186,6 +187,9 @@ def _name_of(prefix: FrozenPrefix, split: Split, cut: Cut) -> str:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+    if prefix.front is not None:
+        # other instructions, other bits
+        key |= {"precision": "bfloat16", "instructions": name_instructions()}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
+from fedgraft.common.model.frozen_precision import run_frozen_in_bfloat16
 from fedgraft.common.model.grafted_model import (
     DepthChoice,
     GraftedModel,
@@ -257,7 +258,7 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
         depths = choose_vocabulary(backbone, plan)
     elif has_depth_head(plan.train, number):
         depths = choose_depths(backbone, plan)
-    return graft(
+    model = graft(
         backbone,
         method=adapter.method,
         classes=count_outputs(plan),
@@ -267,6 +268,9 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
         depths=depths,
         **options,
     )
+    if plan.backbone.precision == "bfloat16":
+        run_frozen_in_bfloat16(model)
+    return model
 
 
 def keep_adapters(state: Mapping[str, Tensor], model: GraftedModel) -> dict[str, Tensor]:

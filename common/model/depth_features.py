@@ -74,12 +74,28 @@ class DepthFeatures:
         with watching(self.net, self.stages, self.head_name) as outputs:
             self.net(x)
         here = None if self.places is None else self.places(x)
-        pooled = [pool_positions(*outputs[name], self.pool, here) for name in self.stages]
+        pooled: list[Tensor] = []
+        for name in self.stages:
+            output, channels_last = outputs[name]
+            pooled.append(pool_positions(widen(output), channels_last, self.pool, here))
         features = mean_over_slices(torch.cat(pooled, dim=1), self.slices)
-        reference = self.net._modules.get(NAME)
-        if reference is None:
-            return features
+        return refer(self.net, features)
+
+
+def refer(net: nn.Module, features: Tensor) -> Tensor:
+    """Return features as a network's public reference maps them, in float32 whatever the network
+    runs in: their norms are what privacy counts on.
+    """
+    reference = net._modules.get(NAME)
+    if reference is None:
+        return features
+    with torch.autocast(features.device.type, enabled=False):
         return reference(features)
+
+
+def widen(output: Tensor) -> Tensor:
+    """Return what a network in bfloat16 gives as float32; anything else as it is."""
+    return output.float() if output.dtype == torch.bfloat16 else output
 
 
 def pool_positions(

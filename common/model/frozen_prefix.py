@@ -58,15 +58,19 @@ class FrozenPrefix:
             behind that block.
         stages: what it does, in order.
         tail: the rest, as a model that shares every module of the whole: activations → outputs.
+        front: the stages in another precision than float32; None: as they are.
     """
 
     name: str
     stages: tuple[Stage, ...]
     tail: GraftedModel
+    front: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Prepared inputs (n, …) → what enters the first trainable layer (n, …)."""
+        if self.front is not None:
+            return self.front(x)
         for stage in self.stages:
             x = stage.run(x)
         return x
@@ -76,7 +80,7 @@ def frozen_prefix(model: GraftedModel) -> FrozenPrefix | None:
     """Return the longest frozen prefix; None where the network's order is not known, or next to
     nothing is frozen there.
     """
-    stages = tuple(_stages_of_model(model))
+    stages = tuple(list_stages_of(model))
     first = _find_first_trained(stages)
     if first == 0:
         return None
@@ -85,8 +89,9 @@ def frozen_prefix(model: GraftedModel) -> FrozenPrefix | None:
     if frozen < LEAST_SHARE * sum(stage.layers for stage in stages):
         return None
     tail = copy.copy(model)
+    tail.front = None
     tail.steps = tuple(stage.run for stage in stages[first:])
-    return FrozenPrefix(stages[first].name, front, tail)
+    return FrozenPrefix(stages[first].name, front, tail, model.front)
 
 
 def _find_first_trained(stages: tuple[Stage, ...]) -> int:
@@ -98,7 +103,7 @@ def _find_first_trained(stages: tuple[Stage, ...]) -> int:
 
 
 # ── a network as stages ───────────────────────────────────────────────────────────────────────────
-def _stages_of_model(model: GraftedModel) -> Iterator[Stage]:
+def list_stages_of(model: GraftedModel) -> Iterator[Stage]:
     """Yield what a model does, in its order; nothing where that is not known."""
     if model.depths is None and model.slices is not None:
         # what would be kept between stages is no longer a row a record

@@ -96,6 +96,8 @@ class GraftedModel(nn.Module):
             volumes; None: a record is what the network takes.
         tokens: of a text, where the head answers for each; None: it answers for a record, or for
             the places of maps.
+        front: the frozen part in front of the first trained layer in another precision, see
+            `frozen_precision.py`; None: in float32, as a part of the network.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class GraftedModel(nn.Module):
             self.steps = (AcrossSlices(net, slices),)
         if depths is not None:
             self.steps = (depths, net.get_submodule(head_name))
+        self.front: Callable[[Tensor], Tensor] | None = None
         self._seal: Seal | None = None
         self.eval()
 

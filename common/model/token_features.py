@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone
-from fedgraft.common.backbones.reference import NAME
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.depth_features import (
     LAST,
     Selection,
     list_stages,
+    refer,
     select_stages,
     thin_out,
     watching,
+    widen,
 )
 
 
@@ -71,9 +72,8 @@ class TokenFeatures:
         """Tokens (n, length) → features (n, length, d)."""
         with watching(self.net, self.stages, self.head_name) as outputs:
             self.net(x)
-        features = torch.cat([outputs[name][0] for name in self.stages], dim=-1)
-        reference = self.net._modules.get(NAME)
-        return features if reference is None else reference(features)
+        states = [widen(outputs[name][0]) for name in self.stages]
+        return refer(self.net, torch.cat(states, dim=-1))
 
 
 def keep_tokens(net: nn.Module, backbone: Backbone) -> None:

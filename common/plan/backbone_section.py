@@ -48,6 +48,7 @@ class BackboneSection(Section):
         "channels",
         "windows",
         "preparation",
+        "precision",
     )
 
     name: Text = Field(
@@ -125,6 +126,15 @@ class BackboneSection(Section):
     random: bool = Field(
         default=False,
         description="throw away what the weights learnt and keep the preprocessing (a baseline)",
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description=(
+            "of the frozen part in front of the first trained layer: bfloat16 is up to five times"
+            " as fast on processors that have units for it, which `fedgraft node check` measures;"
+            " tf32 is float32 with shorter products on an NVIDIA card, and float32 elsewhere. What"
+            " is trained stays in float32"
+        ),
     )
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = (
         Field(default=(64, 64), description="mlp only: width of each hidden layer")

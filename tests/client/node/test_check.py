@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from fedgraft.cli import app
-from fedgraft.client.node import machine_findings
+from fedgraft.client.node import machine_findings, precision_findings
 from fedgraft.client.node.check import check_node
 from fedgraft.client.node.finding import Finding
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.store.journal import Journal
+from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.model.assembly import shape_options
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import agreement_hash, load_plan
 
@@ -267,3 +270,36 @@ def test_the_command_its_table_and_its_exit_status(tmp_path: Path) -> None:
     done = run.invoke(app, ["node", "check", str(file), "--plan", "pneumonia"])
     assert "→" in done.output
     assert "1 of" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("speed", "allowed", "state"), [(2.0, 0, "ok"), (0.6, 0, "wrong"), (0.6, 1, "ok")]
+)
+def test_bfloat16_that_is_slower_than_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: float, allowed: int, state: str
+) -> None:
+    """A hospital without units for bfloat16 that learns it from a night of computing."""
+    plan = load_plan("pneumonia-one-round", ["backbone.precision=bfloat16"])
+    monkeypatch.setattr(precision_findings, "measure_speed", lambda *arguments: speed)
+    found = look(hospital(tmp_path, f"slow_bfloat16: {bool(allowed)}\n".lower()), plan)
+    assert found["bfloat16"].state == state
+    assert f"{speed} times as fast as float32" in found["bfloat16"].detail
+    if state == "wrong":
+        assert "slow_bfloat16: true" in found["bfloat16"].remedy
+    assert "bfloat16" not in look(hospital(tmp_path), load_plan("pneumonia-one-round"))
+
+
+def test_bfloat16_is_timed_on_made_up_records(tmp_path: Path) -> None:
+    """A figure that nobody measured; or threads that stay as the measurement set them."""
+    plan = load_plan("pneumonia-one-round", ["backbone.precision=bfloat16"])
+    threads = torch.get_num_threads()
+    backbone = load_backbone(plan.backbone.name, **shape_options(plan))
+    assert 0.01 < precision_findings.measure_speed(backbone, plan, 1) < 100
+    assert torch.get_num_threads() == threads
+
+
+def test_bfloat16_where_nothing_is_frozen(tmp_path: Path) -> None:
+    plan = load_plan("pneumonia", ["backbone.precision=bfloat16"])
+    found = look(hospital(tmp_path), plan)["bfloat16"]
+    assert found.state == "wrong"
+    assert "nothing worth it is frozen" in found.detail

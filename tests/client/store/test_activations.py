@@ -70,8 +70,13 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("adapter.method=head", "adapter.targets=auto"), ("adapter.method=bottleneck",)],
-    ids=["lora", "head", "bottleneck"],
+    [
+        (),
+        ("adapter.method=head", "adapter.targets=auto"),
+        ("adapter.method=bottleneck",),
+        ("backbone.precision=bfloat16",),
+    ],
+    ids=["lora", "head", "bottleneck", "bfloat16"],
 )
 def test_the_same_bits_with_the_cache_without_it_and_from_disk(tmp_path, overrides, monkeypatch):
     """Results that depend on whether the activations were kept: batches of 24 against blocks of 32,
@@ -174,6 +179,16 @@ def test_other_weights_another_cut_and_other_preprocessing_have_files_of_their_o
     for overrides in ((), ("seed=8",), ("adapter.method=bottleneck",), ("backbone.image_size=8",)):
         a_task(tmp_path, *overrides).for_training()
     assert len(list((tmp_path / "store" / "activations").glob(f"*{SUFFIX}"))) == 4
+
+
+def test_another_precision_and_other_instructions_have_files_of_their_own(tmp_path, monkeypatch):
+    """Activations that a processor with AMX computed, used on one without; or float32 for both."""
+    a_task(tmp_path).for_training()
+    a_task(tmp_path, "backbone.precision=bfloat16").for_training()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    a_task(tmp_path).for_training()
+    a_task(tmp_path, "backbone.precision=bfloat16").for_training()
+    assert len(list((tmp_path / "store" / "activations").glob(f"*{SUFFIX}"))) == 3
 
 
 def test_only_the_owner_may_read(tmp_path):

@@ -36,6 +36,7 @@ backbone.image_size=64
 backbone.channels=4
 backbone.windows=[[0, 80], [-20, 180], [-800, 2000]]
 backbone.random=true
+backbone.precision=tf32
 backbone.hidden=[9]
 adapter.method=head
 adapter.rank=9
