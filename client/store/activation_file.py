@@ -79,7 +79,7 @@ class ActivationFile:
         os.utime(self._descriptor)
         self.form = form
         self._start = _start_of_rows(rows)
-        # as arrays: to index a memmap takes ten times as long
+        # as arrays: to index a memmap takes twice as long
         self._sums = np.asarray(np.memmap(path, np.uint32, "r", _PAGE, (rows,)))
         values = np.memmap(path, form.dtype, "r", self._start, (rows, form.values))
         self._values = np.asarray(values)

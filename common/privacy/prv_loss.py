@@ -1,4 +1,4 @@
-"""A privacy loss whose mean takes a tenth of the time, to the same bits.
+"""A privacy loss whose mean takes a fifth of the time, to the same bits.
 
 Opacus integrates the distribution function over some twenty intervals. QUADPACK asks for one value
 at a time, and NumPy takes as long for one as for hundreds. Where it asks first is known: at the 21
