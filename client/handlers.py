@@ -306,8 +306,10 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
     state = unpack(received.content.array_records[ADAPTER], layout)
     train_split, test_split = desk.splits(received.context, received.offer)
     budget = None
+    durable = True
     if plan.privacy.at_node:
         budget = desk.budget(received.context, received.offer)
+        durable = budget.is_durable
     task = NodeTask(
         node=node.name,
         plan=plan,
@@ -322,7 +324,7 @@ def open_task(desk: Desk, received: RoundMessage, model: OpenModel) -> OpenMessa
         validation=desk.validation(received.context, received.offer),
         block=model.block,
     )
-    kept = KeptAnswers(node.store / "answers", received.identity)
+    kept = KeptAnswers(node.store / "answers", received.identity, durable)
     return OpenMessage(node, task, received.round, layout, state, kept)
 
 

@@ -288,6 +288,9 @@ def study(
 
     Example: `fedgraft study utility-vs-epsilon --workers 2`
     """
+    if workers != 1 and engine == "inprocess":
+        # before NumPy is imported, or it begins threads, and a process with threads is not forked
+        os.environ["OMP_NUM_THREADS"] = "1"
     from fedgraft.simulations.study.run_study import run_study
 
     done = run_study(study, out=out, workers=workers, engine=engine, device=device, quiet=json_)

@@ -100,7 +100,14 @@ class Budget:
     @property
     def ledger(self) -> Ledger:
         """This node's ledger."""
-        return Ledger(self.node.ledger_path)
+        return Ledger(self.node.ledger_path, durable=self.is_durable)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether what is written here must outlast a power cut: not where the noise can be drawn
+        again, which protects nobody.
+        """
+        return self.source is system_randomness
 
     # ── before training ───────────────────────────────────────────────────────────────────────────
     def mechanism(self, plan: Agreement, round_: int = 1) -> Mechanism:

@@ -72,10 +72,11 @@ class Ledger:
     Args:
         path: the SQLite file; it is made with the first reservation.
         anchor: where the head is kept a second time; default beside it.
+        durable: whether what is written outlasts a power cut. A hospital's does.
     """
 
-    def __init__(self, path: Path, *, anchor: Path | None = None) -> None:
-        self._chain = Chain(path, anchor=anchor, tables=TABLES)
+    def __init__(self, path: Path, *, anchor: Path | None = None, durable: bool = True) -> None:
+        self._chain = Chain(path, anchor=anchor, tables=TABLES, durable=durable)
         self.path = path
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────

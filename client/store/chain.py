@@ -77,10 +77,20 @@ class Chain:
         anchor: the second place; default beside it. On another disk it also tells of a restored
             backup.
         tables: SQL of further tables that its user keeps in the same file (and must check itself).
+        durable: whether an entry is on the disk when `writing` ends. Without, a killed process
+            loses nothing either, and a power cut may lose the log.
     """
 
-    def __init__(self, path: Path, *, anchor: Path | None = None, tables: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        anchor: Path | None = None,
+        tables: str = "",
+        durable: bool = True,
+    ) -> None:
         self.path = path
+        self.durable = durable
         self.anchor = anchor or path.with_name(path.name + ".head")
         self.tables = tables
 
@@ -142,6 +152,9 @@ class Chain:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        if not self.durable:
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection
         connection.execute("PRAGMA synchronous = EXTRA")
         # macOS: through the disk's own cache
         connection.execute("PRAGMA fullfsync = ON")
@@ -187,7 +200,7 @@ class Chain:
         An anchor may lag by what was being written in a crash, never lead.
         """
         if read_anchor(self.anchor).count <= head.count:
-            put_anchor(self.anchor, head)
+            put_anchor(self.anchor, head, durable=self.durable)
 
 
 def _read_entries(connection: sqlite3.Connection) -> tuple[list[Entry], list[str]]:

@@ -118,7 +118,7 @@ def read_anchor(anchor: Path) -> Head:
     return parse_head(anchor.read_text(encoding="ascii"))
 
 
-def put_anchor(anchor: Path, head: Head, mode: int = 0o600) -> None:
-    """Keep a head in a file of its own, durably. Raises OSError."""
+def put_anchor(anchor: Path, head: Head, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Keep a head in a file of its own. Raises OSError."""
     anchor.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(anchor, f"{head}\n", mode=mode)
+    write_whole(anchor, f"{head}\n", mode=mode, durable=durable)

@@ -32,10 +32,12 @@ class KeptAnswers:
     Args:
         folder: of the node's store.
         plan: the agreement's hash.
+        durable: whether an answer is on the disk before it leaves.
     """
 
     folder: Path
     plan: str
+    durable: bool = True
 
     def find(self, kind: str, question: RecordDict) -> RecordDict | None:
         """Return what was answered to this very question; None: nothing that is still here.
@@ -56,7 +58,7 @@ class KeptAnswers:
         return read_content(body)
 
     def keep(self, kind: str, question: RecordDict, answer: RecordDict) -> None:
-        """Keep an answer before it leaves, durably, in the place of the one before it.
+        """Keep an answer before it leaves, in the place of the one before it.
 
         Raises:
             Refused: the disk does not take it.
@@ -65,7 +67,7 @@ class KeptAnswers:
         content = digest_of(question) + hashlib.sha256(body).digest() + body
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(kind), content, mode=0o600)
+            write_whole(self._path(kind), content, mode=0o600, durable=self.durable)
         except OSError as error:
             what = f"an answer cannot be kept here ({error.strerror}); it is not sent"
             raise Refused(Code.STORAGE, what) from error

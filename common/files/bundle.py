@@ -21,7 +21,6 @@ import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +133,8 @@ def describe_app(app: Mapping[str, Any], *, extended: bool = False) -> bytes:
     Args:
         extended: whether there are extensions among its files.
     """
+    from importlib.metadata import version
+
     import tomli_w
 
     if extended:
@@ -195,6 +196,8 @@ def signed_name() -> str:
     """Return what this release is called where a hub serves it with signatures:
     `@fedgraft/fedgraft==0.1.0`.
     """
+    from importlib.metadata import version
+
     return f"@{APP['publisher']}/fedgraft=={version('fedgraft')}"
 
 

@@ -7,7 +7,6 @@ beside each number.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import digamma
 
 
 def precision_errors(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
@@ -17,6 +16,9 @@ def precision_errors(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray
     before all n and tied with one another, and then add p (a + p) / (a + p + b); worst, one by one
     behind all n, they add Σ_i (a + i) / (a + i + b + n), i = 1 … p.
     """
+    # SciPy takes a tenth of a second to import
+    from scipy.special import digamma
+
     after = _count_from(positives)
     before = after - positives
     wrong_after = _count_from(negatives)

@@ -31,6 +31,9 @@ from fedgraft.client.privacy.clipping_engine import losses_of
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, train_privately
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.round import round_generator
+from fedgraft.client.store.activation_cache import open_cache
+from fedgraft.client.store.activations import Activations
+from fedgraft.client.store.cut_models import Cut, behind_prefix
 from fedgraft.client.training import local_steps
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.assembly import plan_model
@@ -38,7 +41,12 @@ from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.common.tasks import TASKS
-from fedgraft.simulations.attacks.canary_model import CanaryModel, WithCanaries, add_canaries
+from fedgraft.simulations.attacks.canary_model import (
+    CanaryModel,
+    WithCanaries,
+    add_canaries,
+    cut_canary_model,
+)
 from fedgraft.simulations.attacks.empirical_epsilon import audit_guesses
 from fedgraft.simulations.attacks.privacy_limit import state_privacy
 from fedgraft.simulations.attacks.sums_audit import audit_sums
@@ -84,7 +92,10 @@ def audit_mechanism(plan: Plan, run: Path, nodes: Sequence[Path], seed: int) -> 
 
     included = np.random.default_rng([seed, 3]).random(CANARIES) < 0.5
     model = plan_model(target.backbone, plan)
-    scores = score_canaries(plan, model, data.train, included, mechanism=mechanism, seed=seed)
+    # as the node itself trains: what its frozen layers give is kept
+    cut = Cut(plan.backbone.name, target.fingerprint, plan.train.activations)
+    _, records = behind_prefix(model, data.train, cut, open_cache(data.node))
+    scores = score_canaries(plan, model, records, included, mechanism=mechanism, seed=seed)
     audit = audit_guesses(scores, included, delta=delta)
     return {
         "kind": "audit",
@@ -108,6 +119,7 @@ def score_canaries(
 
     Args:
         model: the plan's model, as for private training (not fused); it is not changed.
+        records: the node's, prepared, or as activations behind the model's frozen prefix.
         included: `(m,)` bool.
         mechanism: the noisy steps of a round; None: the plan has no privacy, and training is plain,
             for one epoch.
@@ -119,7 +131,10 @@ def score_canaries(
     canaries = len(included)
     numbers = torch.from_numpy(np.flatnonzero(included))
     examples = WithCanaries(records, numbers, model.outputs)
-    probe = Probe(plan, add_canaries(model, canaries), examples, seed)
+    probed = add_canaries(model, canaries)
+    if isinstance(records, Activations):
+        probed = cut_canary_model(probed)
+    probe = Probe(plan, probed, examples, seed)
     seen = torch.zeros((model.outputs, canaries), dtype=torch.float64)
 
     rounds = plan.train.rounds

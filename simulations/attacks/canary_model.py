@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedgraft.client.data.examples import Examples
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
+from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import GraftedModel, copy_sharing
 
 # a value that no prepared record has; a canary's number is added to it
@@ -108,6 +109,21 @@ def add_canaries(model: GraftedModel, canaries: int) -> CanaryModel:
     )
     probed.steps = (head.light, *probed.steps)
     return CanaryModel(probed, head)
+
+
+def cut_canary_model(probed: CanaryModel) -> CanaryModel:
+    """Return the part behind the frozen prefix, which sees activations instead of inputs; the same
+    where nothing is frozen there.
+
+    A canary is a blank activation with its number in it. The head shows the layers before it
+    nothing of a canary, so its gradient is the same.
+    """
+    prefix = frozen_prefix(probed.model)
+    if prefix is None:
+        return probed
+    tail = prefix.tail
+    tail.steps = (probed.head.light, *tail.steps)
+    return CanaryModel(tail, probed.head)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,8 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedgraft.simulations.engines.engine import ACTIVATIONS
 from fedgraft.simulations.study.cell_job import CellJob, run_cell
-
-KILLED = "its process was killed; is there enough memory? Try fewer --workers"
+from fedgraft.simulations.study.cell_processes import Outcome, cells_in_processes
 
 
 def run_cells(
@@ -39,8 +35,13 @@ def run_cells(
         return failed
     processes = min(workers or os.cpu_count() or 1, len(jobs))
     started = time.perf_counter()
-    with _CellProgress(name, total, total - len(jobs), quiet) as progress:
-        for number, (job, reason) in enumerate(_run_each(jobs, processes), start=1):
+    done = total - len(jobs)
+    # processes first: a bar has a thread of its own, and it would not be in a forked process
+    with (
+        _run_each(jobs, processes) as outcomes,
+        _CellProgress(name, total, done, quiet) as progress,
+    ):
+        for number, (job, reason) in enumerate(outcomes, start=1):
             if reason:
                 failed[job.cell.folder] = reason
             seconds_each = (time.perf_counter() - started) / number
@@ -49,48 +50,14 @@ def run_cells(
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
-def _run_each(jobs: Sequence[CellJob], processes: int) -> Iterator[tuple[CellJob, str]]:
-    """Yield each cell, as it ends, and why it failed if it did."""
-    if processes == 1:
-        for job in jobs:
-            yield job, run_cell(job)
-        return
-
-    with _one_thread_each(), _one_frozen_pass():
-        pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-        try:
-            futures = {pool.submit(run_cell, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], _reason_of(future)
-            # they end by themselves
-            pool.shutdown(wait=False)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _reason_of(future: Future[str]) -> str:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return KILLED
-
-
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one thread for arithmetic: cells are what runs in
-    parallel.
-    """
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+def _run_each(jobs: Sequence[CellJob], processes: int) -> Iterator[Iterator[Outcome]]:
+    """Give each cell, as it ends, and why it failed if it did."""
+    if processes == 1:
+        yield ((job, run_cell(job)) for job in jobs)
+        return
+    with _one_frozen_pass(), cells_in_processes(jobs, processes) as outcomes:
+        yield outcomes
 
 
 @contextmanager

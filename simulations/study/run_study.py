@@ -30,7 +30,6 @@ from fedgraft.simulations.study.cell_job import CellJob
 from fedgraft.simulations.study.cells import load_study
 from fedgraft.simulations.study.run_cells import run_cells
 from fedgraft.simulations.study.study_file import Study, write_study
-from fedgraft.simulations.study.study_page import write_study_page
 from fedgraft.simulations.study.study_table import Row, make_row, write_table
 
 
@@ -49,6 +48,9 @@ class OpenStudy:
         if not rows:
             return rows
         write_table(rows, self.folder)
+        # its pictures and intervals take half a second to import, for which cells need not wait
+        from fedgraft.simulations.study.study_page import write_study_page
+
         write_study_page(self.folder)
         plan_folder = os.path.relpath(self.plan_folder, self.folder)
         write_manifest(self.folder, self.list_facts() | {"plan_folder": plan_folder})

@@ -20,6 +20,7 @@ import pytest
 
 from fedgraft.client.node.node_file import load_node
 from fedgraft.client.node.policy import Policy
+from fedgraft.client.privacy.budget import Budget
 from fedgraft.client.privacy.ledger import Ledger, Reservation
 from fedgraft.client.privacy.ledger_holds import HeldRounds
 from fedgraft.client.privacy.ledger_records import DataSet, patient_digest
@@ -29,6 +30,7 @@ from fedgraft.client.store.chain_entry import parse_head
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.plan.privacy_section import PrivacySection
 from fedgraft.common.privacy.accounting import epsilon
+from fedgraft.common.privacy.randomness import Randomness
 from tests.records import open_records
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -59,6 +61,41 @@ def reserve(ledger: Ledger, round_: int = 1, **changed: Any) -> Reservation:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "node" / "ledger.sqlite")
+
+
+# ── on the disk ───────────────────────────────────────────────────────────────────────────────────
+def test_a_reservation_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch) -> None:
+    """A hospital's ledger that forgets in a power cut what was spent; a simulation's, which
+    protects nobody, that waits for the disk four times a round.
+    """
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name, durable in {"hospital": True, "simulated": False}.items():
+        ledger = Ledger(tmp_path / name / "ledger.sqlite", durable=durable)
+        ledger.settle(reserve(ledger))
+        assert len(ledger.history(DATA)) == 1
+        assert ledger.verify() == []
+        connection = ledger._chain._open()
+        (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+        connection.close()
+        # SQLite's own numbers: EXTRA and OFF
+        assert synchronous == (3 if durable else 0)
+        assert bool(flushed) is durable
+        flushed.clear()
+
+
+def test_only_noise_that_can_be_drawn_again_spares_the_disk(tmp_path: Path) -> None:
+    """A node in a hospital that opens its ledger as a simulation does."""
+    budget = Budget(node=None, data=DATA, examples=50)  # type: ignore[arg-type]
+    assert budget.is_durable
+    repeated = replace(budget, source=lambda *asked: Randomness(bytes(32)))
+    assert not repeated.is_durable
 
 
 # ── spending ──────────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,8 @@ from fedgraft.client.data.split import Split
 from fedgraft.client.privacy import one_pass
 from fedgraft.client.privacy.example_gradients import Gradient
 from fedgraft.client.privacy.mechanism import Mechanism, calibrate
+from fedgraft.client.store.activations import Activations
+from fedgraft.client.store.cut_models import Cut, behind_prefix
 from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
@@ -97,6 +99,22 @@ def test_records_are_seen_as_the_plans_model_sees_them(hospital) -> None:
     probed, inputs = add_canaries(model, 5), split.inputs(torch.arange(4))
     with torch.no_grad():
         assert torch.allclose(probed.model(inputs), model(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["{method: head}", "{method: lora, targets: last-block}"])
+def test_an_audit_behind_the_frozen_layers_scores_the_same(hospital, adapter: str) -> None:
+    """Canaries that are lost where activations stand for images, or records that move them."""
+    path, split = hospital
+    plan, model = opened(path, f"adapter={adapter}", "train.rounds=1")
+    cut = Cut(plan.backbone.name, model.frozen_fingerprint(), "float32")
+    _, kept = behind_prefix(model, split, cut, None)
+    assert isinstance(kept, Activations)
+    included = np.arange(CANARIES) % 2 == 0
+    scores = []
+    for records in (split, kept):
+        mechanism = calibrate(plan, 100)
+        scores.append(score_canaries(plan, model, records, included, mechanism=mechanism, seed=1))
+    assert np.allclose(*scores, rtol=1e-3, atol=1e-4 * np.abs(scores[0]).max())
 
 
 # ── a correct mechanism ───────────────────────────────────────────────────────────────────────────
