@@ -90,15 +90,13 @@ def _compose(rows: tuple[Row, ...], delta: float, grid: Grid) -> float:
     import numpy as np
     from opacus.accountants.analysis import prv
 
-    from fedgraft.common.privacy.prv_loss import PrivacyLoss
-
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         domain = prv.Domain.create_aligned(-grid.reach, grid.reach, grid.mesh)
         losses: list[prv.DiscretePRV] = []
         for sigma, rate, _ in rows:
             loss = prv.PoissonSubsampledGaussianPRV(rate, sigma)
-            truncated = PrivacyLoss(loss, domain.t_min, domain.t_max)
+            truncated = prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max)
             losses.append(prv.discretize(truncated, domain))
         composed = prv.compose_heterogeneous(losses, [steps for _, _, steps in rows])
         _, _, upper = composed.compute_epsilon(delta, grid.slack, PRV_ERROR)
