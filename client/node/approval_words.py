@@ -110,9 +110,12 @@ def _what_it_learns(plan: Plan) -> list[str]:
     learnt = f"trained is the {trained}"
     if trains_nothing(plan.train):
         learnt = "nothing is trained"
+    computed = ""
+    if plan.backbone.precision != "float32":
+        computed = f" and computed in {plan.backbone.precision}"
     return [
         f"{question} ({task.kind.replace('-', ' ')})",
-        f"on a frozen {plan.backbone.name}, which is not changed; {learnt}",
+        f"on a frozen {plan.backbone.name}, which is not changed{computed}; {learnt}",
         *_first_head(plan),
         _how_prepared(plan),
     ]

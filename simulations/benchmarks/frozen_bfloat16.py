@@ -3,13 +3,12 @@
     python -m fedgraft.simulations.benchmarks.frozen_bfloat16 [--seeds 5]
 
 Each plan is run twice over the same seeds, with the same deals and first values; nothing is chosen
-by what comes out. Seconds are those of all rounds: the frozen pass is the most of them.
+by what comes out. How long a pass takes: `fedgraft.simulations.benchmarks.cards`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ PLANS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("X-rays, head by steps", "pneumonia", ("adapter.method=head", "train.rounds=10")),
     ("ultrasound, one round", "ultrasound", ()),
 )
-HEAD = ("plan", "float32", "bfloat16", "difference", "AUROC", "AUROC, bfloat16", "seconds ÷")
+HEAD = ("plan", "float32", "bfloat16", "difference", "AUROC", "AUROC, bfloat16")
 
 
 def main() -> None:
@@ -63,8 +62,7 @@ def main() -> None:
         table.print_last()
     notes = [
         f"{options.seeds} seeds, {name_instructions()} instructions",
-        "difference: of accuracy, in points, mean and largest over seeds; seconds ÷: of all rounds"
-        " in float32 over bfloat16",
+        "difference: of accuracy, in points, mean and largest over seeds",
     ]
     record("bfloat16", "accuracy", table, notes=notes)
 
@@ -72,11 +70,9 @@ def main() -> None:
 def compare(exact: Results, rounded: Results) -> list[str]:
     """Return the cells of a plan's row after its name."""
     points: list[float] = []
-    ratios: list[float] = []
     for one, other in zip(exact, rounded, strict=True):
         moved = other["final"]["global"]["accuracy"] - one["final"]["global"]["accuracy"]
         points.append(100 * moved)
-        ratios.append(one["seconds"]["rounds"] / other["seconds"]["rounds"])
     largest = max(points, key=abs)
     return [
         show_metric(exact, "accuracy"),
@@ -84,7 +80,6 @@ def compare(exact: Results, rounded: Results) -> list[str]:
         f"{np.mean(points):+.2f}, {largest:+.2f}",
         show_metric(exact, "auroc"),
         show_metric(rounded, "auroc"),
-        f"{statistics.median(ratios):.1f}",
     ]
 
 

@@ -651,6 +651,10 @@ def test_the_folder_is_as_agreed(tiny, tmp_path):
     # 13 columns would be 26 inputs; here 6 inputs, two hidden layers of 8 and a head of 2
     assert result["bytes"]["full_model"] == 4 * ((6 * 8 + 8) + (8 * 8 + 8) + (8 * 2 + 2))
     assert result["peak_rss_bytes"] > 10**7
+    # where each node computed, with what last bits depend on
+    assert set(result["devices"]) == set(result["nodes"])
+    assert all(text.startswith("cpu, ") for text in result["devices"].values())
+    assert result["precision"] == "float32"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "plan.yaml", "result.json", "metrics.jsonl", "shared_model", "checkpoints"
     }  # fmt: skip
