@@ -286,7 +286,8 @@ def choose_depths(backbone: Backbone, plan: Agreement) -> DepthChoice:
     material = INPUTS[plan.task.material]
     example = material.example(backbone.preprocess, plan.backbone, plan.task)
     probe = draw_probes(plan.task.material, backbone.preprocess, example, 1)
-    return DepthChoice(section.features, section.pool, probe.joined)
+    precision = plan.backbone.precision
+    return DepthChoice(section.features, section.pool, probe.joined, precision)
 
 
 def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
@@ -310,6 +311,7 @@ def choose_maps(backbone: Backbone, plan: Agreement, round_: int) -> MapChoice:
         width=width,
         solved=plan.train.start == "closed-form",
         patches=plan.train.augment == "patches",
+        precision=plan.backbone.precision,
     )
 
 

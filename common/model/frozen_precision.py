@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,13 +50,14 @@ class Bfloat16Front:
         if self._copy is None:
             # when it is first asked for: a model that only reads kept activations needs none
             self._copy = round_weights(self._model)
-        if x.ndim in LAYOUTS:
-            x = x.contiguous(memory_format=LAYOUTS[x.ndim])
         stages = list(list_stages_of(self._copy))[: self._stages]
-        with torch.autocast(x.device.type, dtype=ROUNDED_TO):
+
+        def run(x: Tensor) -> Tensor:
             for stage in stages:
                 x = stage.run(x)
-        return widen(x)
+            return x
+
+        return run_in_bfloat16(run, x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bfloat16Front:
         """Return one of the copied model, which rounds its own weights."""
@@ -79,15 +81,35 @@ def run_frozen_in_bfloat16(model: GraftedModel) -> None:
     model.steps = (model.front, *prefix.tail.steps)
 
 
+def run_in_bfloat16(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return what a network with rounded weights gives for inputs `(n, …)`, in float32."""
+    if x.ndim in LAYOUTS:
+        x = x.contiguous(memory_format=LAYOUTS[x.ndim])
+    with torch.autocast(x.device.type, dtype=ROUNDED_TO):
+        x = run(x)
+    return widen(x)
+
+
 def round_weights(model: GraftedModel) -> GraftedModel:
     """Return a copy of a model whose frozen layers hold weights in bfloat16; every other tensor is
     the model's own.
     """
+    rounded = copy.copy(model)
+    net, depths = copy.deepcopy((model.net, model.depths), list_rounded(model.net))
+    rounded.__dict__["_modules"] = {"net": net}
+    rounded.depths = depths
+    return rounded
+
+
+def list_rounded(net: nn.Module) -> dict[int, Any]:
+    """Return what a deep copy of a network is to take for each of its tensors, by identity: of its
+    frozen layers' weights those in bfloat16, of all others the same.
+    """
     aliases: dict[int, Any] = {}
-    for tensor in (*model.net.parameters(), *model.net.buffers()):
+    for tensor in (*net.parameters(), *net.buffers()):
         aliases[id(tensor)] = tensor
-    owners = count_owners(model.net)
-    for module in model.net.modules():
+    owners = count_owners(net)
+    for module in net.modules():
         if not isinstance(module, ROUNDED):
             continue
         for parameter in module.parameters(recurse=False):
@@ -95,11 +117,7 @@ def round_weights(model: GraftedModel) -> GraftedModel:
             if parameter.requires_grad or owners[id(parameter)] > 1:
                 continue
             aliases[id(parameter)] = _round(parameter)
-    rounded = copy.copy(model)
-    net, depths = copy.deepcopy((model.net, model.depths), aliases)
-    rounded.__dict__["_modules"] = {"net": net}
-    rounded.depths = depths
-    return rounded
+    return aliases
 
 
 def _round(parameter: nn.Parameter) -> nn.Parameter:

@@ -65,11 +65,13 @@ class DepthChoice:
         features: "all", "last" or names of stages, see `depth_features.py`.
         pool: what is taken of a stage's positions.
         example: a prepared batch of one, which shows the widths.
+        precision: that the frozen part is computed in.
     """
 
     features: Selection
     pool: Pool
     example: Tensor
+    precision: str = "float32"
 
 
 class GraftedModel(nn.Module):

@@ -29,6 +29,7 @@ class MapChoice:
         solved: whether a linear head beside the decoder is solved from sums first.
         patches: whether it is trained on patches, see `augment_images.py`.
         strides: of the places that tell boxes; none: the head answers for each place of an image.
+        precision: that the frozen part is computed in.
     """
 
     features: Selection
@@ -37,6 +38,7 @@ class MapChoice:
     solved: bool = False
     patches: bool = False
     strides: tuple[int, ...] = ()
+    precision: str = "float32"
 
 
 def open_maps(backbone: Backbone, net: nn.Module, choice: MapChoice) -> StageMaps:

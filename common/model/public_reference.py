@@ -7,9 +7,11 @@ features are brought to norm 1 and no more.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -21,6 +23,7 @@ from fedgraft.common.files.tensor_files import fingerprint_of
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Raw
 from fedgraft.common.model.depth_features import DepthFeatures, count_features
+from fedgraft.common.model.frozen_precision import list_rounded, run_in_bfloat16
 from fedgraft.common.model.grafted_model import DepthChoice, choose_features, copy_sharing
 from fedgraft.common.model.map_heads import MapChoice
 from fedgraft.common.model.place_features import IMAGES, PlaceFeatures, open_places
@@ -74,7 +77,7 @@ def fit_public(backbone: Backbone, choice: Choice, public: Callable[[], Raw]) ->
         public: gives raw records that anybody has, `(n, …)`, always the same ones.
     """
     features = features_of(backbone, choice)
-    key = (backbone.fingerprint, *describe_features(backbone, features))
+    key = (backbone.fingerprint, *describe_features(backbone, features, choice))
     known = _kept.get(key)
     if known is not None:
         return known
@@ -82,7 +85,7 @@ def fit_public(backbone: Backbone, choice: Choice, public: Callable[[], Raw]) ->
     if isinstance(features, PlaceFeatures):
         raw = raw[:IMAGES]
     parts = [raw[start : start + AT_ONCE] for start in range(0, len(raw), AT_ONCE)]
-    values = compute_features(features, map(backbone.preprocess, parts))
+    values = compute_features(features, map(backbone.preprocess, parts), choice.precision)
     reference = Reference(values.shape[1])
     reference.fit(values)
     while len(_kept) >= MOST_KEPT:
@@ -100,7 +103,7 @@ def fit_source(backbone: Backbone, choice: Choice, batches: Iterable[Batch]) -> 
     # scikit-learn takes a second to import
     from sklearn.covariance import ledoit_wolf_shrinkage
 
-    values = compute_features(features_of(backbone, choice), batches)
+    values = compute_features(features_of(backbone, choice), batches, choice.precision)
     reference = Reference(values.shape[1])
     with threadpool_limits(1):
         shrink = float(ledoit_wolf_shrinkage(values.double().numpy()))
@@ -118,20 +121,31 @@ def features_of(backbone: Backbone, choice: Choice) -> DepthFeatures | PlaceFeat
 
 
 def describe_features(
-    backbone: Backbone, features: DepthFeatures | PlaceFeatures
+    backbone: Backbone, features: DepthFeatures | PlaceFeatures, choice: Choice
 ) -> tuple[str, ...]:
     """Return what features depend on beside the backbone's tensors."""
     preparation = json.dumps(backbone.preprocess.to_json(), sort_keys=True)
-    return (backbone.name, preparation, features.pool, *features.stages)
+    described = (backbone.name, preparation, features.pool, *features.stages)
+    if choice.precision != "bfloat16":
+        return described
+    return (*described, choice.precision)
 
 
 @torch.no_grad()
-def compute_features(features: DepthFeatures | PlaceFeatures, batches: Iterable[Batch]) -> Tensor:
+def compute_features(
+    features: DepthFeatures | PlaceFeatures, batches: Iterable[Batch], precision: str
+) -> Tensor:
     """Return the features of prepared batches `(n, d)`, on one thread."""
+    compute: Callable[[Tensor], Tensor] = features
+    if precision == "bfloat16":
+        # what is whitened is what nodes will compute, with the noise of its rounding
+        net = features.maps.net if isinstance(features, PlaceFeatures) else features.net
+        rounded = copy.deepcopy(features, list_rounded(net))
+        compute = partial(run_in_bfloat16, rounded)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        parts = [features(batch.joined) for batch in batches]
+        parts = [compute(batch.joined) for batch in batches]
     finally:
         torch.set_num_threads(threads)
     return torch.cat(parts)

@@ -51,7 +51,7 @@ def read_reference(path: Path, backbone: Backbone, choice: DepthChoice) -> Refer
 
 
 def _describe(backbone: Backbone, choice: DepthChoice) -> str:
-    chosen = describe_features(backbone, features_of(backbone, choice))
+    chosen = describe_features(backbone, features_of(backbone, choice), choice)
     return json.dumps([backbone.fingerprint, *chosen])
 
 

@@ -15,7 +15,7 @@ from fedgraft.common.model import frozen_precision
 from fedgraft.common.model.frozen_precision import round_weights, run_frozen_in_bfloat16
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.grafted_model import DepthChoice, GraftedModel, graft
-from fedgraft.common.model.public_reference import bring_to_norm, with_reference
+from fedgraft.common.model.public_reference import bring_to_norm, fit_public, with_reference
 from tests.huggingface_folders import ARCHITECTURES, example_texts, write_folder
 
 NETWORKS = ("resnet18", "vit_b_16", "swin_t", "convnext_tiny", "efficientnet_b0", "cifar-resnet20")
@@ -153,3 +153,23 @@ def test_where_nothing_is_frozen_it_is_refused(lively):
     """A plan that says bfloat16 and trains in float32 without a word."""
     with pytest.raises(UserError, match=r"backbone\.precision.*nothing worth it is frozen"):
         lowered(lively("cifar-resnet20"), method="lora")
+
+
+def test_a_reference_whitens_what_is_computed(cifar_weights: Path):
+    """Directions in which features hardly differ, blown up by a reference that was fitted in
+    float32: what is whitened there is the noise of rounding.
+    """
+    backbone = load_backbone("cifar-resnet20", weights=cifar_weights, image_size=16)
+    generator = torch.Generator().manual_seed(1)
+    public = torch.randint(0, 256, (900, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    example = backbone.preprocess(public[:1]).joined
+    spreads: dict[str, float] = {}
+    for fitted in ("float32", "bfloat16"):
+        choice = DepthChoice("all", "mean", example, fitted)
+        reference = fit_public(backbone, choice, lambda: public)
+        model = lowered(backbone, depths=DepthChoice("all", "mean", example, "bfloat16"))
+        features = model.features(backbone.preprocess(public))
+        white = (features - reference.mean) @ reference.whiten
+        spreads[fitted] = float(torch.linalg.eigvalsh(torch.cov(white.T))[-1])
+    assert spreads["bfloat16"] == pytest.approx(1, abs=0.05)
+    assert spreads["float32"] > 1.2, spreads
