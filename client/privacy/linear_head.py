@@ -28,10 +28,15 @@ def find_linear_head(model: GraftedModel) -> nn.Linear | None:
     that it does; None for any other model, and where rows are not records.
     """
     head = model.steps[-1]
-    if type(head) is not nn.Linear or head.bias is None or model.tokens is not None:
+    if not isinstance(head, nn.Linear) or head.bias is None or model.tokens is not None:
         return None
     # a layer that does more than its class says is left to the engines with hooks
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__:
+    if (
+        type(head) is not nn.Linear
+        or head._forward_hooks
+        or head._forward_pre_hooks
+        or "forward" in head.__dict__
+    ):
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
     if {id(p) for p in trained} != {id(head.weight), id(head.bias)}:

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.privacy import choose_engine, dp_sgd
+from fedgraft.client.privacy import dp_sgd
+from fedgraft.client.privacy.clipping_engine import ClippingEngine, Losses
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.lots import draw_lots
 from fedgraft.client.privacy.mechanism import Mechanism
@@ -165,15 +166,18 @@ def make_private_step(
     optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, RATE)
     training = PrivateTraining(MECHANISM, cross_entropies)
     randomness = Randomness()
-    own = choose_engine.attach_engine
-    if not ours:
-        choose = lambda model, losses, mechanism: OpacusHooks(model, losses, mechanism.max_grad_norm)
-        dp_sgd.attach_engine = choose
+    before = dp_sgd.attach_engine
+    dp_sgd.attach_engine = before if ours else attach_opacus
     private = wrappings.enter_context(make_private(model, optimizer, training, randomness))
-    dp_sgd.attach_engine = own
+    dp_sgd.attach_engine = before
     endless = replace(MECHANISM, steps=sys.maxsize)
     lots = draw_lots(endless, UNITS, private.values, randomness)
     return lambda: private.step(inputs, labels, noise=next(lots).noise)
+
+
+def attach_opacus(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> ClippingEngine:
+    """Attach Opacus's hooks, whatever the model."""
+    return OpacusHooks(model, losses, mechanism.max_grad_norm)
 
 
 # ── time ──────────────────────────────────────────────────────────────────────────────────────────
