@@ -28,6 +28,7 @@ def adapters(folder):
         ("train.loss=balanced",),
         ("train.class_weights=inverse",),
         ("train.loss=focal", "train.class_weights=[1, 3]"),
+        ("privacy={mode: central, noise_multiplier: 0.5, max_update_norm: 0.05}",),
         (
             "train.optimizer={name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.01}",
             "train.schedule=cosine",
@@ -67,17 +68,6 @@ def test_it_is_really_used(tiny, tmp_path, monkeypatch, most, batches):
     )
     tiny(4).run(tmp_path / "out", ("train.rounds=2",), workers=1, **TOGETHER)
     assert calls == 2 * batches
-
-
-def test_not_under_privacy(tiny, tmp_path, monkeypatch):
-    """DP-SGD that is skipped because nodes are trained at once."""
-    monkeypatch.setattr(
-        "fedgraft.simulations.engines.together.run_rounds",
-        lambda *given: pytest.fail("trained without noise"),
-    )
-    plan = "privacy={mode: sample, noise_multiplier: 1.0, delta: 1.0e-4}"
-    result, _ = tiny(3).run(tmp_path / "out", (plan, "train.rounds=1"), **TOGETHER)
-    assert len(result["privacy"]) == 3
 
 
 def test_one_bad_node_does_not_stop_the_others(tiny, tmp_path):
