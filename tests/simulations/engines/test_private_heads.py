@@ -118,14 +118,15 @@ def test_a_node_that_cannot_reserve_is_left_out_alone(tiny, tmp_path, monkeypatc
     others refused as well.
     """
     reserve = Ledger.reserve
+    federation = tiny(3)
+    full = load_simulated_node(federation.nodes[1]).ledger_path
 
     def of_one_that_cannot(self, *given, **options):
-        if "node-1" in str(self.path):
+        if self.path == full:
             raise error
         return reserve(self, *given, **options)
 
     monkeypatch.setattr(Ledger, "reserve", of_one_that_cannot)
-    federation = tiny(3)
     plan = (*SAMPLE, "train.rounds=2", "aggregate.round_timeout=20")
     result, _ = federation.run(tmp_path / "out", plan, **TOGETHER)
     assert [(row["node"], row["round"]) for row in result["refused"]] == [("h1", 1), ("h1", 2)]
