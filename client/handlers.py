@@ -352,8 +352,8 @@ def compose_update(opened: OpenMessage, outcome: Outcome, round_: int) -> Answer
     """Return what leaves this node after a round."""
     received = release_metrics(opened, outcome.received, round_, "metrics")
     spent = outcome.spent
-    # noisy metrics are counted, too
-    if spent is not None and received is not None:
+    # noisy metrics are counted, too; others cost nothing
+    if spent is not None and opened.node.policy.noises_metrics(opened.plan.privacy):
         spent = require_budget(opened.task).spent(opened.plan)
     update = AdapterUpdate(
         round=round_,

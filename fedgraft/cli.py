@@ -220,7 +220,8 @@ def simulate(
         bool,
         typer.Option(
             "--together",
-            help="Train many small heads at once: faster, the same to 1e-6, not bit for bit.",
+            help="Train many small heads at once, private ones too: faster, the same to 1e-6, not "
+            "bit for bit.",
         ),
     ] = False,
     device: DeviceOption = "cpu",

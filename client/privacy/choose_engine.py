@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedgraft.client.privacy.clipping_engine import ClippingEngine, Losses
 from fedgraft.client.privacy.ghost_clipping import GhostClipping
+from fedgraft.client.privacy.linear_head import LinearHead, find_linear_head
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.one_pass import OnePass, knows_layers
 from fedgraft.client.privacy.opacus_hooks import OpacusHooks
@@ -14,8 +15,8 @@ from fedgraft.common.model.grafted_model import GraftedModel
 def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> ClippingEngine:
     """Attach per-example gradients to a model.
 
-    Ghost clipping where the plan asks for it, our own pass where it knows every trained layer,
-    Opacus's hooks otherwise.
+    Ghost clipping where the plan asks for it, no pass backwards where a linear head is all that
+    trains, our own pass where it knows every trained layer, Opacus's hooks otherwise.
 
     Raises:
         Refused: the engine cannot take this model, or this unit.
@@ -34,6 +35,9 @@ def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> 
                 "write privacy.grad_sample_mode: hooks",
             )
         return GhostClipping(model, losses, mechanism.max_grad_norm)
+    head = find_linear_head(model)
+    if head is not None:
+        return LinearHead(model, head, losses, mechanism.max_grad_norm)
     if knows_layers(model):
         return OnePass(model, losses, mechanism.max_grad_norm)
     return OpacusHooks(model, losses, mechanism.max_grad_norm)

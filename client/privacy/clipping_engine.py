@@ -1,5 +1,6 @@
 """What gives the clipped sums of a step: one small protocol, one file an engine.
 
+    client/privacy/linear_head.py     our own, for a linear head alone
     client/privacy/one_pass.py        our own, for layers whose gradients are known here
     client/privacy/opacus_hooks.py    Opacus's hooks, for all other layers
     client/privacy/ghost_clipping.py  Opacus's ghost clipping, where the plan asks for it

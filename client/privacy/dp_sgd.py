@@ -26,13 +26,13 @@ from torch import Tensor
 from fedgraft.client.data.examples import Examples
 from fedgraft.client.privacy.choose_engine import attach_engine
 from fedgraft.client.privacy.clipping_engine import ClippingEngine, Drawn, Losses
+from fedgraft.client.privacy.lots import draw_lots
 from fedgraft.client.privacy.mechanism import Mechanism
-from fedgraft.client.privacy.patients import draw_examples
 from fedgraft.client.training.local_steps import AugmentPairs
 from fedgraft.client.training.optimizers import Steps
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.privacy.randomness import Randomness, poisson_sample
+from fedgraft.common.privacy.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,15 @@ def train_privately(
     patients = training.patients
     units = len(examples) if patients is None else len(patients)
     with make_private(model, optimizer, training, randomness) as private:
-        for _ in range(mechanism.steps):
-            positions = poisson_sample(units, mechanism.sample_rate, randomness)
-            owners = None
-            if patients is not None:
-                positions, owners = draw_examples(patients, positions, randomness)
-            if len(positions) == 0:
-                private.step_without_examples()
+        for lot in draw_lots(mechanism, units, private.values, randomness, patients):
+            if lot.generator is None:
+                private.step_without_examples(lot.noise)
                 continue
-            rows = torch.from_numpy(positions)
+            rows = torch.from_numpy(lot.positions)
             inputs, targets = training.augment(
-                examples.inputs(rows), examples.labels[rows], randomness.generator()
+                examples.inputs(rows), examples.labels[rows], lot.generator
             )
-            private.step(inputs, targets, owners)
+            private.step(inputs, targets, lot.owners, noise=lot.noise)
 
 
 @contextlib.contextmanager
@@ -125,6 +121,10 @@ class PrivateModel:
 
     with make_private(model, optimizer, training, Randomness()) as private:
         private.step(inputs, targets)
+
+    Attributes:
+        parameters: that are trained.
+        values: of all of them together.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class PrivateModel:
         self.engine = engine
         self.mechanism = training.mechanism
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.values = sum(p.numel() for p in self.parameters)
         self._optimizer = optimizer
         self._randomness = randomness
         self._proximal = training.proximal
@@ -146,37 +147,51 @@ class PrivateModel:
         if self._proximal:
             self._received = [p.detach().clone() for p in self.parameters]
 
-    def step(self, inputs: Batch | Tensor, targets: Tensor, owners: Tensor | None = None) -> None:
+    def step(
+        self,
+        inputs: Batch | Tensor,
+        targets: Tensor,
+        owners: Tensor | None = None,
+        *,
+        noise: np.ndarray | None = None,
+    ) -> None:
         """Take one noisy step on examples `(n, …)`.
 
         Args:
             owners: whose each example is, `(n,)` numbers from 0; None: each is a unit.
+            noise: standard normal numbers `(values,)` of this step alone; None: drawn here.
         """
-        self._take(self.gradient(inputs, targets, owners))
+        self._take(self._release(self._sums(inputs, targets, owners), noise))
 
-    def step_without_examples(self) -> None:
+    def step_without_examples(self, noise: np.ndarray | None = None) -> None:
         """Take a step into which no unit was drawn: noise alone.
 
         To leave it out would tell that nobody was there.
         """
-        self._take(self._release({}))
+        self._take(self._release({}, noise))
 
     def gradient(
         self, inputs: Batch | Tensor, targets: Tensor, owners: Tensor | None = None
     ) -> dict[Tensor, Tensor]:
         """Return what a step releases, by parameter: clipped, summed, noised and divided."""
+        return self._release(self._sums(inputs, targets, owners))
+
+    def _sums(
+        self, inputs: Batch | Tensor, targets: Tensor, owners: Tensor | None
+    ) -> dict[Tensor, Tensor]:
+        """Return the clipped sums, by parameter."""
         device = self.parameters[0].device
         targets = targets.to(device)
         if owners is not None:
-            return self._release(self.engine.sums(Drawn(inputs, targets, owners.to(device))))
+            return self.engine.sums(Drawn(inputs, targets, owners.to(device)))
         if self._block is None or self._block >= len(targets):
-            return self._release(self.engine.sums(Drawn(inputs, targets)))
+            return self.engine.sums(Drawn(inputs, targets))
         sums: dict[Tensor, Tensor] = {}
         for start in range(0, len(targets), self._block):
             rows = slice(start, start + self._block)
             for p, part in self.engine.sums(Drawn(inputs[rows], targets[rows])).items():
                 sums[p] = sums[p] + part if p in sums else part
-        return self._release(sums)
+        return sums
 
     @torch.no_grad()
     def _take(self, gradient: dict[Tensor, Tensor]) -> None:
@@ -193,7 +208,9 @@ class PrivateModel:
         self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def _release(self, sums: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def _release(
+        self, sums: dict[Tensor, Tensor], noise: np.ndarray | None = None
+    ) -> dict[Tensor, Tensor]:
         """Return noisy sums, divided: noise on all parameters at once, in float64 on the host.
 
         No sum counts as zero.
@@ -201,12 +218,23 @@ class PrivateModel:
         parts = []
         for p in self.parameters:
             parts.append(sums[p].reshape(-1) if p in sums else p.new_zeros(p.numel()))
-        flat = torch.cat(parts).cpu()
-
-        deviation = self.mechanism.noise_multiplier * self.mechanism.max_grad_norm
-        noise = torch.from_numpy(self._randomness.normal(len(flat))).mul_(deviation)
-        noisy = noise.add_(flat).to(flat.dtype).div_(self.mechanism.expected)
-        noisy = noisy.to(self.parameters[0].device)
+        flat = torch.cat(parts)
+        if noise is None:
+            noise = self._randomness.normal(self.values)
+        noisy = add_noise(flat.cpu(), noise, self.mechanism).to(flat.device)
         released = noisy.split([p.numel() for p in self.parameters])
         pairs = zip(self.parameters, released, strict=True)
         return {p: part.view_as(p) for p, part in pairs}
+
+
+def add_noise(sums: Tensor, noise: np.ndarray, mechanism: Mechanism) -> Tensor:
+    """Return clipped sums with a mechanism's noise, divided by the units that are expected: added
+    in float64, and then rounded to the sums' type.
+
+    Args:
+        sums: any shape, on the host.
+        noise: standard normal numbers, the same shape.
+    """
+    deviation = mechanism.noise_multiplier * mechanism.max_grad_norm
+    noisy = torch.from_numpy(noise * deviation).add_(sums)
+    return noisy.to(sums.dtype).div_(mechanism.expected)

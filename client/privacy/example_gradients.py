@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # as Opacus has it
-_TINY = 1e-6
+TINY = 1e-6
 
 
 @dataclass
@@ -133,7 +133,7 @@ def clip_and_sum(gradients: Sequence[Gradient], max_norm: float) -> dict[Tensor,
     """
     squares = torch.stack([each.squared_norms() for each in gradients])
     norms = squares.sum(0).sqrt()
-    factors = (max_norm / (norms + _TINY)).clamp(max=1.0)
+    factors = (max_norm / (norms + TINY)).clamp(max=1.0)
     broken = ~torch.isfinite(norms)
     if bool(broken.any()):
         factors = factors.masked_fill(broken, 0.0)

@@ -177,6 +177,8 @@ def _enter(name: str, module: nn.Module, caller: _Caller) -> Iterator[Stage]:
         yield Stage(name, partial(call, module.forward), layers=_count_layers(module))
         adapter = partial(_adapt, module.get_submodule("adapter"))
         yield Stage(f"{name}.adapter", partial(call, adapter), trains=True)
+    elif call is _call_alone:
+        yield _stage_of(name, module, module)
     else:
         yield _stage_of(name, module, partial(call, module))
 

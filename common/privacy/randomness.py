@@ -45,14 +45,8 @@ class Randomness:
         return (words >> np.uint64(64 - BITS)) * 2.0**-BITS
 
     def normal(self, count: int) -> np.ndarray:
-        """Return `(count,)` standard normal numbers (Box and Muller 1958)."""
-        half = -(-count // 2)
-        # torch's logarithm and sine are the quicker ones
-        draws = torch.from_numpy(self.uniform(2 * half))
-        radius = torch.log1p(-draws[:half]).mul_(-2).sqrt_()
-        angle = draws[half:] * (2 * math.pi)
-        pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-        return pairs[:count].numpy()
+        """Return `(count,)` standard normal numbers."""
+        return to_normal(self.uniform(count + count % 2))[:count]
 
     def integers(self, below: np.ndarray) -> np.ndarray:
         """Return whole numbers, each uniform from 0 to one less than its bound, int64.
@@ -82,6 +76,18 @@ class Randomness:
         """Return a torch generator for what needs no secrecy: which way an image is flipped."""
         seed = int(self.uniform(1)[0] * 2**BITS)
         return torch.Generator().manual_seed(seed)
+
+
+def to_normal(uniform: np.ndarray) -> np.ndarray:
+    """Return as many standard normal numbers as uniform ones in [0, 1), by rows `(…, 2k)`, float64
+    (Box and Muller 1958).
+    """
+    half = uniform.shape[-1] // 2
+    # torch's logarithm and sine are the quicker ones
+    draws = torch.from_numpy(uniform)
+    radius = torch.log1p(-draws[..., :half]).mul_(-2).sqrt_()
+    angle = draws[..., half:] * (2 * math.pi)
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], -1).numpy()
 
 
 def _draw_bytes(count: int) -> bytes:

@@ -17,14 +17,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.privacy import choose_engine
+from fedgraft.client.privacy import dp_sgd
+from fedgraft.client.privacy.clipping_engine import ClippingEngine, Losses
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
+from fedgraft.client.privacy.lots import draw_lots
 from fedgraft.client.privacy.mechanism import Mechanism
+from fedgraft.client.privacy.opacus_hooks import OpacusHooks
 from fedgraft.client.training.optimizers import new_optimizer
 from fedgraft.common.adapters.fused import fuse
 from fedgraft.common.backbones.backbone_files import load_backbone
@@ -39,6 +43,8 @@ BATCH = 32
 ADAMW = OptimizerSection(name="adamw")
 RATE = 1e-3
 MECHANISM = Mechanism(1.0, 0.1, 1, BATCH, 1.0)
+# with the mechanism's sample rate a lot is a batch
+UNITS = 10 * BATCH
 # name and side of its inputs, pixels
 NETWORKS = {"cifar-resnet20": 32, "resnet18": 64}
 ADAPTERS = (
@@ -154,17 +160,24 @@ def make_private_step(
     ours: bool,
     wrappings: contextlib.ExitStack,
 ) -> Step:
-    """Return the same under DP-SGD: in one pass (`client/privacy/one_pass.py`), or with
-    Opacus's hooks.
+    """Return the same under DP-SGD, its lot and noise drawn as in a round: by our own engines, or
+    with Opacus's hooks.
     """
     optimizer = new_optimizer(model.trainable_parameters().values(), ADAMW, RATE)
     training = PrivateTraining(MECHANISM, cross_entropies)
-    before = choose_engine.knows_layers
-    choose_engine.knows_layers = lambda model: ours
-    wrapping = make_private(model, optimizer, training, Randomness())
-    private = wrappings.enter_context(wrapping)
-    choose_engine.knows_layers = before
-    return lambda: private.step(inputs, labels)
+    randomness = Randomness()
+    before = dp_sgd.attach_engine
+    dp_sgd.attach_engine = before if ours else attach_opacus
+    private = wrappings.enter_context(make_private(model, optimizer, training, randomness))
+    dp_sgd.attach_engine = before
+    endless = replace(MECHANISM, steps=sys.maxsize)
+    lots = draw_lots(endless, UNITS, private.values, randomness)
+    return lambda: private.step(inputs, labels, noise=next(lots).noise)
+
+
+def attach_opacus(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> ClippingEngine:
+    """Attach Opacus's hooks, whatever the model."""
+    return OpacusHooks(model, losses, mechanism.max_grad_norm)
 
 
 # ── time ──────────────────────────────────────────────────────────────────────────────────────────

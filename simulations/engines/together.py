@@ -4,6 +4,8 @@ step is one product.
     adapters (nodes, …) × batches (nodes, batch, …) → outputs → one gradient for each node → one
     optimizer step
 
+Under privacy by example a linear head trains the same way (`private_heads.py`).
+
 A small head trains in microseconds, and calling torch for it costs more than the arithmetic; here
 one call serves all nodes. Nodes are in order of their number of steps, so that those which still
 train are always the first ones. The same steps as `client/training/local_steps.py` takes, to about
@@ -37,11 +39,14 @@ from fedgraft.client.round import (
     round_generator,
 )
 from fedgraft.client.training import local_steps
-from fedgraft.client.training.optimizers import Adam, Sgd, new_optimizer
-from fedgraft.common.model.grafted_model import GraftedModel
-from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import purpose_of
 from fedgraft.common.tasks.step_losses import losses_as_named
+from fedgraft.simulations.engines.private_heads import (
+    Result,
+    new_stacked_optimizer,
+    run_private_rounds,
+    suits_private_heads,
+)
 
 MOST_BYTES = 64 * 2**20  # of one group's inputs
 
@@ -69,33 +74,70 @@ def train_together(
             opened = [handlers.open_task(desk, each, model) for each in received]
             plan = opened[0].plan
             round_ = opened[0].round
-            if purpose_of(plan.train, round_) != "steps" or not is_worthwhile(plan, model.model):
+            if purpose_of(plan.train, round_) != "steps" or not is_worthwhile(opened[0].task):
                 return None
-            outcomes = run_rounds([each.task for each in opened], opened[0].state, round_)
+            if plan.privacy.mode == "sample":
+                results = run_privately(opened, messages)
+            else:
+                clip = handlers.read_clip(messages[0])
+                outcomes = run_rounds([each.task for each in opened], opened[0].state, round_, clip)
+                results = list(outcomes)
     except Exception:
         # whose fault it is shows when each is asked by itself
         return None
     replies: list[Message] = []
-    for each, outcome, message, context in zip(opened, outcomes, messages, contexts, strict=True):
+    for each, result, message, context in zip(opened, results, messages, contexts, strict=True):
         # one that fails, or may not leave, is that node's alone
-        replies.append(client.reply(desk, _handler(each, outcome, round_), message, context))
+        replies.append(client.reply(desk, _handler(each, result, round_), message, context))
     return replies
 
 
-def _handler(opened: OpenMessage, outcome: Outcome, round_: int) -> client.Handler:
-    """Return a handler that gives what one node trained."""
+def run_privately(opened: Sequence[OpenMessage], messages: Sequence[Message]) -> list[Result]:
+    """Return what became of each node's private round, None of one that answered before. Nothing is
+    raised once the first node has reserved.
+    """
+    results: list[Result] = [None] * len(opened)
+    asked: list[int] = []
+    for number, (each, message) in enumerate(zip(opened, messages, strict=True)):
+        # what noise hides is released once, and counted once
+        if each.kept.find(message.metadata.message_type, message.content) is None:
+            asked.append(number)
+    start = 0
+    for group in _groups([opened[number].task for number in asked]):
+        numbers = asked[start : start + len(group)]
+        start += len(group)
+        found = run_private_rounds([opened[number] for number in numbers], opened[0].round)
+        for number, result in zip(numbers, found, strict=True):
+            results[number] = result
+    return results
+
+
+def _handler(opened: OpenMessage, result: Result, round_: int) -> client.Handler:
+    """Return a handler that gives what one node trained, or says why it did not."""
+
+    def compose() -> Answer:
+        if isinstance(result, Exception):
+            raise result
+        if result is None:
+            raise RuntimeError("nothing was trained")
+        return handlers.compose_update(opened, result, round_)
 
     def handle(desk: Desk, message: Message, context: Context) -> Answer:
-        return handlers.compose_update(opened, outcome, round_)
+        return handlers.answer_once(opened, message, compose)
 
     return handle
 
 
-def is_worthwhile(plan: Agreement, model: GraftedModel) -> bool:
-    """Whether nodes of this plan gain: all that trains is linear layers (a stacked convolution is a
-    grouped one, which is slower), without privacy's own loop and without augmentation.
+def is_worthwhile(task: NodeTask) -> bool:
+    """Whether nodes of a plan gain: all that trains is linear layers (a stacked convolution is a
+    grouped one, which is slower), or under privacy at each step one linear head, and without
+    augmentation.
     """
-    if plan.privacy.mode != "none" or plan.train.augment != "none":
+    plan = task.plan
+    model = task.model
+    if plan.privacy.mode == "sample":
+        return suits_private_heads(task)
+    if plan.privacy.mode == "local" or plan.train.augment != "none":
         return False
     if plan.train.local_steps is not None:
         return False
@@ -107,9 +149,15 @@ def is_worthwhile(plan: Agreement, model: GraftedModel) -> bool:
 
 
 def run_rounds(
-    tasks: Sequence[NodeTask], received: Mapping[str, Tensor], round_: int
+    tasks: Sequence[NodeTask],
+    received: Mapping[str, Tensor],
+    round_: int,
+    clip: float | None = None,
 ) -> list[Outcome]:
     """Do what `fedgraft.client.round.run_round` does, for nodes of one plan that share one model.
+
+    Args:
+        clip: L2 norm that the updates are clipped to in mode central; default the plan's.
 
     Raises:
         Refused: as there; for all of them.
@@ -134,7 +182,7 @@ def run_rounds(
     seconds = (time.perf_counter() - started) / len(tasks)
     outcomes: list[Outcome] = []
     for task, node, sums in zip(tasks, trained, measured, strict=True):
-        terms = ReleaseTerms(plan, round_, layout=task.layout, memory=task.memory)
+        terms = ReleaseTerms(plan, round_, clip, layout=task.layout, memory=task.memory)
         outgoing = release(Outgoing(node.state, received), terms)
         outcomes.append(
             compose_outcome(task, outgoing, node.trained, measured=sums, seconds=seconds)
@@ -214,7 +262,7 @@ class Stack:
         forward = vmap(lambda parameters, x: functional_call(tail, parameters, (x,)))
         added = self._balances()
         weights = self._class_weights()
-        optimizer = self._new_optimizer(values)
+        optimizer = new_stacked_optimizer(self._plan, list(values.values()), self._round)
         device = tail.device
         sums = torch.zeros(len(self._tasks), device=device)
         schedule = self._schedule
@@ -265,13 +313,6 @@ class Stack:
             if own is not None:
                 weights.append(own)
         return torch.stack(weights).to(self._tail.device) if weights else None
-
-    def _new_optimizer(self, values: dict[str, Tensor]) -> Adam | Sgd:
-        section = self._plan.train
-        rate = local_steps.learning_rate(
-            section.optimizer.lr, section.schedule, self._round, section.rounds
-        )
-        return new_optimizer(values.values(), section.optimizer, rate)
 
     def _unstack(self, values: dict[str, Tensor], sums: Tensor) -> list[TrainedNode]:
         trained: dict[int, TrainedNode] = {}
