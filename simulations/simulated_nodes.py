@@ -216,7 +216,7 @@ def _check_room(folder: Path, nodes: int) -> None:
     raise UserError(
         f"{nodes:,} nodes need some {needed:,} files, and the disk has room for {disk.f_favail:,}",
         where=str(folder),
-        remedy="set TMPDIR to a folder on a disk with more inodes (`df -i`), or ask for fewer nodes",
+        remedy="set TMPDIR to a folder on a disk with more inodes, or ask for fewer nodes",
     )
 
 

@@ -18,8 +18,8 @@ from fedgraft.simulations.simulated_nodes import _check_room
 def test_a_disk_without_inodes_is_told_before_anything_is_dealt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, free: int, is_refused: bool
 ) -> None:
-    """Told "No space left on device" after minutes, on a disk that is nearly empty; a file system that
-    counts no inodes and is refused.
+    """Told "No space left on device" after minutes, on a disk that is nearly empty; a file system
+    that counts no inodes and is refused.
     """
     room = SimpleNamespace(f_files=files, f_favail=free)
     monkeypatch.setattr(os, "statvfs", lambda folder: room)
