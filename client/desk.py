@@ -56,6 +56,8 @@ class Shelf(Generic[Opened]):
         self._size = size
         self._things: OrderedDict[Hashable, Opened] = OrderedDict()
         self._lock = threading.Lock()
+        # how many were opened since their bytes were counted
+        self._uncounted = 0
 
     def get(self, key: Hashable, make: Callable[[], Opened]) -> Opened:
         """Return the thing of a key, made if it is not here."""
@@ -71,6 +73,13 @@ class Shelf(Generic[Opened]):
         return thing
 
     def _make_room(self) -> None:
+        """Let go what was used longest ago. Bytes are counted once an eighth more was opened:
+        counted at each opening, thousands of nodes would take the square of their number.
+        """
+        self._uncounted += 1
+        if 8 * self._uncounted < len(self._things):
+            return
+        self._uncounted = 0
         held = sum(map(self._size, self._things.values()))
         while held > self._most_bytes and len(self._things) > 1:
             _, gone = self._things.popitem(last=False)

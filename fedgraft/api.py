@@ -154,6 +154,7 @@ def study(
     workers: int | None = None,
     engine: str = "inprocess",
     device: str = "cpu",
+    ray: str | None = None,
     progress: bool = True,
 ) -> Any:
     """Put a question to a plan: a grid over its keys and seeds, attacks on each, one table.
@@ -163,6 +164,7 @@ def study(
         out: the study's folder; default runs/study-NAME. Cells that are finished are not run again.
         workers: cells at once, a process each; default: cores.
         device: where cells compute: cpu, cuda, cuda:N, mps or auto.
+        ray: address of a Ray cluster whose machines compute the cells; all of them see `out`.
 
     Returns:
         A data frame with a row for each cell; `attrs["page"]` is the page's path.
@@ -176,7 +178,13 @@ def study(
 
     folder = None if out is None else Path(out)
     done = run_study(
-        str(study), out=folder, workers=workers, engine=engine, device=device, quiet=not progress
+        str(study),
+        out=folder,
+        workers=workers,
+        engine=engine,
+        device=device,
+        ray=ray,
+        quiet=not progress,
     )
     table = pandas.DataFrame(done["rows"])
     table.attrs["page"] = f"{done['folder']}/report.html"

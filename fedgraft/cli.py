@@ -277,6 +277,13 @@ def study(
         str, typer.Option(help="`inprocess`, or `flower`: Flower's Simulation Runtime.")
     ] = "inprocess",
     device: DeviceOption = "cpu",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Cells on the machines of a Ray cluster (`auto`, HOST:PORT) that all see --out.",
+        ),
+    ] = None,
     with_: WithOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -294,7 +301,9 @@ def study(
         os.environ["OMP_NUM_THREADS"] = "1"
     from fedgraft.simulations.study.run_study import run_study
 
-    done = run_study(study, out=out, workers=workers, engine=engine, device=device, quiet=json_)
+    done = run_study(
+        study, out=out, workers=workers, engine=engine, device=device, ray=ray, quiet=json_
+    )
     if json_:
         _print_json(done)
     else:

@@ -31,14 +31,14 @@ from fedgraft.server.calibration import calibrate
 from fedgraft.server.choice import choose
 from fedgraft.server.decision_threshold import choose_operating_point
 from fedgraft.server.evaluation import evaluate_everywhere
-from fedgraft.server.exchange import Read, Replies, exchange
+from fedgraft.server.exchange import Reader, Replies, exchange
 from fedgraft.server.federation import Federation
 from fedgraft.server.handout import Roster, gather
 from fedgraft.server.messages import round_content
 from fedgraft.server.papers.model_card import model_card
 from fedgraft.server.papers.result_builder import ResultBuilder, opening_result
 from fedgraft.server.papers.run_folder import Checkpoint, RunFolder
-from fedgraft.server.round_replies import read_replies
+from fedgraft.server.round_replies import UpdateIntake
 from fedgraft.server.rounds import Round
 from fedgraft.server.sums.sum_intake import SumIntake
 from fedgraft.server.validation import measure_validation
@@ -157,14 +157,15 @@ def federate(
                 combined, variance = state, None
             elif purpose != "steps":
                 intake = SumIntake(round_, roster.examples)
-                answers = intake.close(train(grid, roster, round_, intake.read))
+                answers = intake.close(train(grid, roster, round_, intake))
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
                 solution = intake.solve()
                 run.note_solution(solution.facts)
                 combined, variance = solution.adapter, solution.variance
             else:
-                answers = read_replies(round_, train(grid, roster, round_), roster.examples)
+                intake = UpdateIntake(round_, roster.examples)
+                answers = intake.close(train(grid, roster, round_, intake))
                 folder.add_lines(answers.lines)
                 run.note_round(answers)
                 combined, variance = aggregation.aggregate(round_, answers.updates), None
@@ -230,13 +231,13 @@ def choose_answers(grid: Grid, roster: Roster, last: Round, run: ResultBuilder) 
     return last
 
 
-def train(grid: Grid, roster: Roster, round_: Round, read: Read | None = None) -> Replies:
+def train(grid: Grid, roster: Roster, round_: Round, reader: Reader) -> Replies:
     """Send a round to its cohort and return what comes back, as `exchange` does."""
     nodes = {name: roster.nodes[name] for name in round_.cohort}
     timeout = round_.plan.aggregate.round_timeout
     content = round_content(round_)
     return exchange(
-        grid, "train", content, nodes, group=str(round_.number), timeout=timeout, read=read
+        grid, "train", content, nodes, group=str(round_.number), timeout=timeout, reader=reader
     )
 
 

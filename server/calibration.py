@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedgraft.common.errors import RunFailed
 from fedgraft.common.result import Calibration, Refusal, Traffic
 from fedgraft.common.statistics.temperature import NEUTRAL, choose_temperature
-from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.temperature_record import TemperatureSums, read_temperatures
 from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.messages import round_content
+from fedgraft.server.read_in_order import InOrder
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -36,20 +37,25 @@ def calibrate(grid: Grid, roster: Roster, kept: Round) -> Calibrated:
     Raises:
         RunFailed: no node has validation records to choose by.
     """
+    together = TemperatureSums.nothing()
+
+    def add(name: str, content: RecordDict) -> None:
+        nonlocal together
+        together = together + read_temperatures(content)
+
+    nodes = dict(sorted(roster.nodes.items()))
+    reader = InOrder(nodes, add)
     replies = exchange(
         grid,
         "evaluate.temperature",
         round_content(kept),
-        roster.nodes,
+        nodes,
         group="temperature",
         timeout=kept.plan.aggregate.round_timeout,
+        reader=reader,
     )
-    together = TemperatureSums.nothing()
-    for name in sorted(replies.contents):
-        try:
-            together = together + read_temperatures(replies.contents[name])
-        except BadUpdate as error:
-            replies.refused[name] = str(error)
+    reader.close()
+    replies.refused |= reader.refused
     refused = refusals_of(replies, kept.number, "temperature: ")
     if together.examples == 0:
         reasons = [f"\n  {refusal.node}: {refusal.reason}" for refusal in refused]

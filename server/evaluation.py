@@ -13,13 +13,13 @@ from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.result import FinalMetrics, Metrics, Refusal, Traffic
 from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Sums
-from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import read_groups, read_sums
 from fedgraft.common.wire.spent_record import read_spent
 from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.merged_groups import MergedGroups
 from fedgraft.server.messages import round_content
+from fedgraft.server.read_in_order import InOrder
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -54,20 +54,21 @@ def evaluate_everywhere(
         last: the model as a round that sends it out.
         score_bin: from which score on the second of two classes is answered; None: from even odds.
     """
+    merging = _Merging(last.plan, score_bin)
+    # in this order they are read, and as far as may be they arrive in it
+    nodes = dict(sorted(roster.nodes.items()))
+    reader = InOrder(nodes, merging.add)
     replies = exchange(
         grid,
         "evaluate",
         round_content(last),
-        roster.nodes,
+        nodes,
         group="evaluate",
         timeout=last.plan.aggregate.round_timeout,
+        reader=reader,
     )
-    merging = _Merging(last.plan, score_bin)
-    for name in sorted(replies.contents):
-        try:
-            merging.add(name, replies.contents[name])
-        except BadUpdate as error:
-            replies.refused[name] = str(error)
+    reader.close()
+    replies.refused |= reader.refused
 
     lines = []
     for name, metrics in merging.nodes.items():

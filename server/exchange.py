@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -21,9 +22,20 @@ from fedgraft.common.result import Traffic
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.message_size import message_bytes
 
-Read = Callable[[str, RecordDict], None]
 # seconds between two pulls
 POLL = 0.2
+
+
+class Reader(Protocol):
+    """Reads replies as they arrive, so that not all of them are held at once."""
+
+    def read(self, name: str, content: RecordDict) -> None:
+        """Take in one node's reply. Raises `BadUpdate`."""
+        ...
+
+    def pass_over(self, name: str) -> None:
+        """Take note that nothing will be read from this node."""
+        ...
 
 
 @dataclass
@@ -47,8 +59,15 @@ class Replies:
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
 
-    def take(self, name: str, message: Message, timeout: float, read: Read | None = None) -> None:
+    def take(
+        self, name: str, message: Message, timeout: float, reader: Reader | None = None
+    ) -> None:
         """Write down one node's reply, or let it be read at once and forgotten."""
+        self._take(name, message, timeout, reader)
+        if name in self.refused and reader is not None:
+            reader.pass_over(name)
+
+    def _take(self, name: str, message: Message, timeout: float, reader: Reader | None) -> None:
         if message.has_error():
             self.lost.add(name)
             self.refused[name] = as_printable(_words(message.error.reason, timeout))
@@ -57,11 +76,11 @@ class Replies:
         refusal = message.content.config_records.get("refused")
         if refusal:
             self._take_refusal(name, refusal)
-        elif read is None:
+        elif reader is None:
             self.contents[name] = message.content
         else:
             try:
-                read(name, message.content)
+                reader.read(name, message.content)
             except BadUpdate as error:
                 self.refused[name] = as_printable(str(error))
 
@@ -85,7 +104,7 @@ def exchange(
     *,
     group: str,
     timeout: float,
-    read: Read | None = None,
+    reader: Reader | None = None,
 ) -> Replies:
     """Send one content to several nodes and return what they answer.
 
@@ -116,11 +135,12 @@ def exchange(
 
     deadline = time.monotonic() + timeout
     while waiting and time.monotonic() < deadline:
-        arrived = _ready(grid, list(waiting))
+        # a view: to copy ten thousand ids at each look takes longer than what comes
+        arrived = _ready(grid, waiting.keys())
         for message in arrived:
             name = waiting.pop(message.metadata.reply_to_message_id, None)
             if name is not None:
-                replies.take(name, message, timeout, read)
+                replies.take(name, message, timeout, reader)
         if not arrived:
             time.sleep(POLL)
     for name in waiting.values():
@@ -147,7 +167,7 @@ def _push(grid: Grid, messages: list[Message]) -> list[str]:
     return [message_id if message_id in pushed else "" for message_id in ids]
 
 
-def _ready(grid: Grid, ids: list[str]) -> list[Message]:
+def _ready(grid: Grid, ids: Iterable[str]) -> list[Message]:
     """Return replies that are there. A SuperLink that fails for a moment is asked again.
 
     Seen with 340 MB to two nodes on a busy machine: its database was locked, and the answer was

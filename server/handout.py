@@ -139,7 +139,8 @@ class Roster:
             if name in taken:
                 # perhaps that node under a new id: asked again until its old one is gone
                 self._offered.discard(ids[key])
-            if not name or len(name) > LONGEST_NAME or name in joined | taken:
+            is_taken = name in joined or name in taken
+            if not name or len(name) > LONGEST_NAME or is_taken:
                 called = f"{name[:LONGEST_NAME]!r}"
                 self._note_refusal(
                     key, f"answered the offer under an unusable or taken name {called}"

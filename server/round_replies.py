@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flwr.app import RecordDict
+
 from fedgraft.common.privacy.accounting import Spent
 from fedgraft.common.result import Refusal, RoundTraffic
-from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.update import AdapterUpdate
 from fedgraft.server.exchange import Replies
 from fedgraft.server.intake.admit import admit
@@ -37,33 +38,48 @@ class Answers:
     refused: list[Refusal] = field(default_factory=list)
 
 
-def read_replies(round_: Round, replies: Replies, offered: Mapping[str, int]) -> Answers:
-    """Check every reply of a round and return what may be combined.
+class UpdateIntake:
+    """The updates of one round as they arrive: each is checked at once.
 
-    Of a reply that was read only what is combined stays in memory: sums of metrics take more than a
-    small adapter.
+    Of a reply only what is combined stays in memory: sums of metrics take more than a small
+    adapter.
+
+        intake = UpdateIntake(round_, roster.examples)
+        answers = intake.close(train(grid, roster, round_, intake))
 
     Args:
         offered: the weight that each node said it would have, before the first round.
     """
-    answers = new_answers(round_, replies)
-    for name in round_.cohort:
-        sizes = {"down": replies.down.get(name, 0), "up": replies.up.get(name, 0)}
-        line: dict[str, Any] = {"round": round_.number, "node": name, "bytes": sizes}
-        content = replies.contents.pop(name, None)
-        if content is not None:
-            try:
-                update = admit(content, Terms(round_, offered[name]))
-            except BadUpdate as error:
-                replies.refused[name] = str(error)
+
+    def __init__(self, round_: Round, offered: Mapping[str, int]) -> None:
+        self._round = round_
+        self._offered = offered
+        self._updates: dict[str, AdapterUpdate] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
+
+    def read(self, name: str, content: RecordDict) -> None:
+        """Check a node's reply. Raise `BadUpdate` where it may not be combined."""
+        update = admit(content, Terms(self._round, self._offered[name]))
+        self._measured[name] = _measured(update)
+        self._updates[name] = replace(update, received=None)
+
+    def pass_over(self, name: str) -> None:
+        """Do nothing: nobody waits for this node."""
+
+    def close(self, replies: Replies) -> Answers:
+        """Return what may be combined, in the order of the cohort, and a line for each node."""
+        answers = new_answers(self._round, replies)
+        for name in self._round.cohort:
+            sizes = {"down": replies.down.get(name, 0), "up": replies.up.get(name, 0)}
+            line: dict[str, Any] = {"round": self._round.number, "node": name, "bytes": sizes}
+            if name in self._updates:
+                line |= self._measured[name]
+                _keep(name, self._updates[name], answers)
             else:
-                line |= _measured(update)
-                _keep(name, update, answers)
-        if name not in answers.updates:
-            line["refused"] = replies.refused.get(name, "")
-        answers.lines.append(line)
-    answers.refused = refusals_of(replies, round_.number)
-    return answers
+                line["refused"] = replies.refused.get(name, "")
+            answers.lines.append(line)
+        answers.refused = refusals_of(replies, self._round.number)
+        return answers
 
 
 def new_answers(round_: Round, replies: Replies) -> Answers:
@@ -89,7 +105,7 @@ def _keep(name: str, update: AdapterUpdate, answers: Answers) -> None:
     answers.rounding = max(answers.rounding, update.rounding)
     if update.spent is not None:
         answers.spent[name] = update.spent
-    answers.updates[name] = replace(update, received=None)
+    answers.updates[name] = update
 
 
 def _measured(update: AdapterUpdate) -> dict[str, Any]:

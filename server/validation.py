@@ -17,6 +17,7 @@ from fedgraft.common.wire.metric_records import VALIDATION, read_sums
 from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.messages import round_content
+from fedgraft.server.read_in_order import InOrder
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -51,33 +52,45 @@ def measure_validation(
         purpose: what it is for, in the messages' group and in words of a refusal.
     """
     number = after.number
+    merging = _Merging(number, after.plan.task)
+    nodes = dict(sorted(roster.nodes.items()))
+    reader = InOrder(nodes, merging.add)
     replies = exchange(
         grid,
         "evaluate.validation",
         round_content(after),
-        roster.nodes,
+        nodes,
         group=f"{purpose}-{number}",
         timeout=after.plan.aggregate.round_timeout,
+        reader=reader,
     )
-    task = after.plan.task
-    together = TASKS[task.question].zero(task)
-    lines = []
-    for name in sorted(replies.contents):
-        try:
-            sums = read_validation(replies.contents[name], task)
-        except BadUpdate as error:
-            replies.refused[name] = str(error)
-            continue
-        together = together + sums
-        lines.append({"round": number, "node": name, "validation": sums.summary()})
+    reader.close()
+    replies.refused |= reader.refused
     return Measured(
         round=number,
-        sums=together,
-        metrics=together.summary(),
+        sums=merging.together,
+        metrics=merging.together.summary(),
         traffic=replies.traffic(),
         refused=refusals_of(replies, number, f"{purpose}: "),
-        lines=lines,
+        lines=merging.lines,
     )
+
+
+class _Merging:
+    """Sums over validation records as they come in, node by node."""
+
+    def __init__(self, number: int, task: TaskSection) -> None:
+        self._number = number
+        self._task = task
+        self.together: Sums = TASKS[task.question].zero(task)
+        self.lines: list[dict[str, Any]] = []
+
+    def add(self, name: str, content: RecordDict) -> None:
+        """Take in one node's reply. Raises `BadUpdate`, and nothing of it is taken in."""
+        sums = read_validation(content, self._task)
+        self.together = self.together + sums
+        line = {"round": self._number, "node": name, "validation": sums.summary()}
+        self.lines.append(line)
 
 
 def read_validation(content: RecordDict, task: TaskSection) -> Sums:

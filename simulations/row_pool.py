@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,14 @@ class RowPool:
         each_once = len(np.unique(self.firsts[rows])) == len(rows)
         if each_once:
             return parts
-        return [rows[np.isin(self.firsts[rows], part)] for part in parts]
+        # whose part each first row is in, so that the rows are looked through once
+        owner = np.full(len(self.firsts), -1)
+        for number, part in enumerate(parts):
+            owner[part] = number
+        owners = owner[self.firsts[rows]]
+        order = np.argsort(owners, kind="stable")
+        ends = np.searchsorted(owners[order], np.arange(len(parts) + 1))
+        return [rows[order[start:end]] for start, end in itertools.pairwise(ends)]
 
     def owner_of(self, part: np.ndarray) -> Any:
         """Return the value of the column in a part dealt by it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from fedgraft.common.tasks import task_line
 from fedgraft.simulations.partition import NodeRows, choose_names, partition
 from fedgraft.simulations.shots import keep_shots, list_splits
 
+# node.yaml, rows, a store with a link and its offers; and one to spare
+FILES_OF_A_NODE = 6
 NO_CLAUSES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -85,6 +88,7 @@ def write_nodes(
     cache_folder = str(activations or folder / "activations")
     # each node verifies the backbone that it is sent; it lies on this disk once
     (folder / "store" / "backbones").mkdir(parents=True, exist_ok=True)
+    _check_room(folder, len(shares))
     devices = spread_over(device, len(shares))
     paths = []
     for number, share in enumerate(shares):
@@ -200,6 +204,20 @@ def _describe_data(
         write_whole(rows_file, content.getvalue(), durable=False)
         data["rows"] = str(rows_file)
     return data
+
+
+def _check_room(folder: Path, nodes: int) -> None:
+    """Raise `UserError` where the disk has not as many inodes left as the nodes have files."""
+    disk = os.statvfs(folder)
+    needed = FILES_OF_A_NODE * nodes
+    # 0 of 0: this file system does not count them
+    if disk.f_files == 0 or disk.f_favail >= needed:
+        return
+    raise UserError(
+        f"{nodes:,} nodes need some {needed:,} files, and the disk has room for {disk.f_favail:,}",
+        where=str(folder),
+        remedy="set TMPDIR to a folder on a disk with more inodes, or ask for fewer nodes",
+    )
 
 
 def _make_store(folder: Path, number: int) -> Path:

@@ -39,6 +39,7 @@ SECTIONS = (
     "leaks",
     "deployment",
     "handout",
+    "many-nodes",
     "peers",
     "steps",
     "cost",

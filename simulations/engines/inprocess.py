@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -72,7 +72,8 @@ class InProcessGrid(Grid):
         self._numbers = itertools.count(1)
         self._pending: dict[str, Future[Message]] = {}
         self._finished: SimpleQueue[str] = SimpleQueue()  # ids of messages as they are answered
-        self._answered: set[str] = set()  # those of them that were seen, and not pulled
+        # those of them that were seen, and not pulled, in the order in which they came
+        self._answered: dict[str, None] = {}
         self._count = workers or os.cpu_count() or 1
         self._workers = ThreadPoolExecutor(max_workers=self._count)
         take_server_identity()
@@ -145,15 +146,21 @@ class InProcessGrid(Grid):
         """Replies that are ready; waits a little for the first one, so that the caller need not
         poll.
         """
-        wanted = [key for key in message_ids if key in self._pending]
+        # a view of a dictionary is asked as it is: thousands are waited for, and few have come
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         with contextlib.suppress(Empty):
-            if wanted and self._answered.isdisjoint(wanted):
-                self._answered.add(self._finished.get(timeout=LONGEST_PULL))
+            if self._awaits(wanted) and not any(key in wanted for key in self._answered):
+                self._answered[self._finished.get(timeout=LONGEST_PULL)] = None
             while True:
-                self._answered.add(self._finished.get_nowait())
-        done = [key for key in wanted if key in self._answered]
-        self._answered.difference_update(done)
+                self._answered[self._finished.get_nowait()] = None
+        done = [key for key in self._answered if key in wanted]
+        for key in done:
+            del self._answered[key]
         return [self._pending.pop(key).result() for key in done]
+
+    def _awaits(self, wanted: Set[str]) -> bool:
+        """Return whether one of these is still to be answered, or to be pulled."""
+        return any(key in self._pending for key in wanted)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -21,6 +21,8 @@ from fedgraft.simulations.report.canvas import (
 # nodes whose names are still legible beside their bars, and classes in a legend
 NAMED_NODES = 40
 NAMED_CLASSES = 12
+# nodes with a bar or a line of their own
+SINGLE_BARS = 150
 # in a line of a legend, each name with its mark
 LEGEND_LETTERS = 54
 
@@ -40,6 +42,7 @@ def draw_rounds(by_node: Mapping[str, Sequence[tuple[int, float, int]]], words: 
     figure, axes = open_canvas()
     added: dict[int, float] = defaultdict(float)
     total: dict[int, int] = defaultdict(int)
+    curves: list[Curve] = []
     for points in by_node.values():
         ordered = sorted(points)
         for number, value, examples in ordered:
@@ -47,6 +50,15 @@ def draw_rounds(by_node: Mapping[str, Sequence[tuple[int, float, int]]], words: 
             total[number] += examples
         rounds = [point[0] for point in ordered]
         values = [point[1] for point in ordered]
+        curves.append((rounds, values))
+    if len(curves) <= SINGLE_BARS:
+        for rounds, values in curves:
+            axes.plot(rounds, values, color="0.78", linewidth=0.9)
+    else:
+        # one line with gaps, since a line each for ten thousand nodes takes minutes
+        gap = [float("nan")]
+        rounds = np.concatenate([[*each, *gap] for each, _ in curves])
+        values = np.concatenate([[*each, *gap] for _, each in curves])
         axes.plot(rounds, values, color="0.78", linewidth=0.9)
 
     together = sorted(total)
@@ -67,14 +79,29 @@ def draw_label_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str
     left = np.zeros(nodes)
     for number, name in enumerate(classes):
         column = table[:, number]
+        # a colour that comes again is another class
+        hatch = "//" if number >= len(COLOURS) else None
+        if nodes > SINGLE_BARS:
+            # one outline, since a bar each for ten thousand nodes takes minutes
+            axes.stairs(
+                left + column,
+                np.arange(nodes + 1) - 0.5,
+                baseline=left,
+                orientation="horizontal",
+                fill=True,
+                color=choose_colour(number),
+                hatch=hatch,
+                label=name,
+            )
+            left += column
+            continue
         axes.barh(
             range(nodes),
             column,
             left=left,
             color=choose_colour(number),
             edgecolor="white",
-            # a colour that comes again is another class
-            hatch="//" if number >= len(COLOURS) else None,
+            hatch=hatch,
             label=name,
         )
         left += column
@@ -125,7 +152,12 @@ def draw_budget(spent: Mapping[str, float], ceiling: float | None) -> bytes:
     """Draw the ε that each node spent, under the plan's target where it has one."""
     nodes = len(spent)
     figure, axes = open_canvas(height=1.1 + 0.32 * min(nodes, NAMED_NODES))
-    axes.barh(range(nodes), list(spent.values()), color=COLOURS[2], height=0.65)
+    values = list(spent.values())
+    if nodes <= SINGLE_BARS:
+        axes.barh(range(nodes), values, color=COLOURS[2], height=0.65)
+    else:
+        edges = np.arange(nodes + 1) - 0.5
+        axes.stairs(values, edges, orientation="horizontal", fill=True, color=COLOURS[2])
     if nodes <= NAMED_NODES:
         axes.set_yticks(range(nodes), list(spent))
     axes.invert_yaxis()

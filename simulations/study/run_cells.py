@@ -17,15 +17,21 @@ from fedgraft.simulations.study.cell_processes import Outcome, cells_in_processe
 
 
 def run_cells(
-    jobs: Sequence[CellJob], name: str, total: int, workers: int | None, quiet: bool
+    jobs: Sequence[CellJob],
+    name: str,
+    total: int,
+    workers: int | None,
+    quiet: bool,
+    ray: str | None = None,
 ) -> dict[str, str]:
-    """Run cells in parallel processes.
+    """Run cells in parallel processes, of this machine or of a cluster.
 
     Args:
         jobs: the cells that are not finished.
         name: the study's, shown beside the bar.
         total: cells of the study, with those that are finished.
         workers: processes at once; default: one a core.
+        ray: address of a Ray cluster; None: this machine alone.
 
     Returns:
         The reason for each that failed, by its folder's name.
@@ -33,12 +39,11 @@ def run_cells(
     failed: dict[str, str] = {}
     if not jobs:
         return failed
-    processes = min(workers or os.cpu_count() or 1, len(jobs))
     started = time.perf_counter()
     done = total - len(jobs)
     # processes first: a bar has a thread of its own, and it would not be in a forked process
     with (
-        _run_each(jobs, processes) as outcomes,
+        _run_each(jobs, workers, ray) as outcomes,
         _CellProgress(name, total, done, quiet) as progress,
     ):
         for number, (job, reason) in enumerate(outcomes, start=1):
@@ -51,8 +56,17 @@ def run_cells(
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
 @contextmanager
-def _run_each(jobs: Sequence[CellJob], processes: int) -> Iterator[Iterator[Outcome]]:
+def _run_each(
+    jobs: Sequence[CellJob], workers: int | None, ray: str | None
+) -> Iterator[Iterator[Outcome]]:
     """Give each cell, as it ends, and why it failed if it did."""
+    if ray is not None:
+        from fedgraft.simulations.study.ray_cells import cells_on_ray
+
+        with cells_on_ray(jobs, ray, workers) as outcomes:
+            yield outcomes
+        return
+    processes = min(workers or os.cpu_count() or 1, len(jobs))
     if processes == 1:
         yield ((job, run_cell(job)) for job in jobs)
         return

@@ -90,6 +90,7 @@ def run_study(
     workers: int | None = None,
     engine: str = "inprocess",
     device: str = "cpu",
+    ray: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run what is not finished of a study; write its table and its page.
@@ -100,6 +101,8 @@ def run_study(
         workers: cells at once, each in a process with one thread for torch; default: cores.
         engine: `inprocess` or `flower`.
         device: where cells compute: cpu, cuda, cuda:N, mps or auto.
+        ray: address of a Ray cluster whose machines compute the cells, all of which see `out`;
+            default: this machine alone.
         quiet: print nothing.
 
     Returns:
@@ -110,6 +113,9 @@ def run_study(
         RunFailed: some cells failed; the others are in the table.
         Interrupted: Ctrl-C; finished cells are kept.
     """
+    if ray is not None and engine == "flower":
+        what = "Flower's engine starts a Ray of its own for each cell"
+        raise UserError(what, where="--ray", remedy="leave --engine out: cells are the tasks")
     opened = open_study(name, out, engine, device)
     jobs = opened.jobs
     waiting = [job for job in jobs if not job.is_done()]
@@ -117,11 +123,11 @@ def run_study(
     # Flower's engine has processes of its own
     processes = 1 if engine == "flower" else workers
     try:
-        failed = run_cells(waiting, opened.study.name, len(jobs), processes, quiet)
+        failed = run_cells(waiting, opened.study.name, len(jobs), processes, quiet, ray)
     except KeyboardInterrupt:
         finished = sum(job.is_done() for job in jobs)
         progress = f"interrupted: {finished} of {len(jobs)} cells are finished"
-        raise Interrupted(f"{progress}\n  → go on: {_command(name, out)}") from None
+        raise Interrupted(f"{progress}\n  → go on: {_command(name, out, ray)}") from None
 
     rows = opened.finish()
     seconds = time.perf_counter() - started
@@ -196,10 +202,12 @@ def _is_free(folder: Path, name: str) -> bool:
     return content.get("name") == name
 
 
-def _command(name: str, out: Path | None) -> str:
+def _command(name: str, out: Path | None, ray: str | None) -> str:
     words = ["fedgraft", "study", name]
     if out:
         words += ["--out", str(out)]
+    if ray:
+        words += ["--ray", ray]
     return shlex.join(words)
 
 
