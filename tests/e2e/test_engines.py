@@ -21,11 +21,13 @@ def flower_processes() -> list[str]:
         "gcs_server",
         "ray::",
     )
-    return [
-        line
-        for line in listed.splitlines()
-        if any(name in line for name in names) and " Z" not in line
-    ]
+    running: list[str] = []
+    for line in listed.splitlines():
+        number, state, words = line.split(maxsplit=2)
+        # a process that waited before may run now, and is the same
+        if not state.startswith("Z") and any(name in words for name in names):
+            running.append(f"{number} {words}")
+    return running
 
 
 CHOOSES = ("train.keep=best", "train.calibrate=temperature", "evaluate.validation_fraction=0.3")

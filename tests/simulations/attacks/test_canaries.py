@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.data.split import Split
-from fedgraft.client.privacy import one_pass
+from fedgraft.client.privacy import lots, one_pass
 from fedgraft.client.privacy.example_gradients import Gradient
 from fedgraft.client.privacy.mechanism import Mechanism, calibrate
 from fedgraft.client.store.activations import Activations
@@ -23,7 +23,6 @@ from fedgraft.common.model.assembly import plan_backbone, plan_model
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
 from fedgraft.common.plan.plan_file import load_plan
-from fedgraft.common.privacy.randomness import Randomness
 from fedgraft.simulations.attacks import ATTACKS
 from fedgraft.simulations.attacks.canaries import score_canaries
 from fedgraft.simulations.attacks.canary_model import WithCanaries, add_canaries
@@ -145,9 +144,9 @@ def test_a_correct_mechanism_is_never_found_above_its_epsilon(hospital, override
 
 
 # ── a broken one ──────────────────────────────────────────────────────────────────────────────────
-def less_noise(share: float) -> Callable[[Randomness, int], np.ndarray]:
-    honest = Randomness.normal
-    return lambda randomness, count: share * honest(randomness, count)
+def less_noise(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    honest = lots.to_normal
+    return lambda uniform: share * honest(uniform)
 
 
 def no_clipping(found: Sequence[Gradient], max_norm: float) -> dict[Tensor, Tensor]:
@@ -164,9 +163,9 @@ def test_a_broken_mechanism_is_found_out(hospital, broken, batch, monkeypatch) -
     """
     match broken:
         case "noise off":
-            monkeypatch.setattr(Randomness, "normal", less_noise(0.0))
+            monkeypatch.setattr(lots, "to_normal", less_noise(0.0))
         case "a tenth of the noise":
-            monkeypatch.setattr(Randomness, "normal", less_noise(0.1))
+            monkeypatch.setattr(lots, "to_normal", less_noise(0.1))
         case _:
             monkeypatch.setattr(one_pass, "clip_and_sum", no_clipping)
     found, stated = audited(*hospital, f"train.batch_size={batch}")

@@ -17,7 +17,6 @@ from flwr.app import Context, Message
 from scipy import stats
 from torch import Tensor
 
-import fedgraft.server.app
 from fedgraft.client.app import make_client_app
 from fedgraft.client.desk import Desk
 from fedgraft.client.node.node_file import load_node
@@ -28,7 +27,7 @@ from fedgraft.common.privacy.accounting import epsilon, shown
 from fedgraft.common.privacy.clipping import norm_of, update_of
 from fedgraft.common.wire.layout import ADAPTER
 from fedgraft.common.wire.spent_record import read_spent
-from fedgraft.server.round_replies import read_replies
+from fedgraft.server.round_replies import UpdateIntake
 from fedgraft.simulations.engines.simulated_node import load_simulated_node, simulation_desk
 from tests.simulations.conftest import client_app
 
@@ -257,27 +256,28 @@ def test_a_private_run_whose_server_was_killed_goes_on(
     desk = Desk(open_node=load_simulated_node)
     handle = make_client_app(lambda: desk)
     seen: list[np.ndarray] = []
+    close = UpdateIntake.close
 
     def is_killed(*args: Any) -> Any:
-        answers = read_replies(*args)
+        answers = close(*args)
         if answers.traffic.round == 2:
             seen.extend(update.state["head.weight"].numpy() for update in answers.updates.values())
             raise KeyboardInterrupt
         return answers
 
     with monkeypatch.context() as patched:
-        patched.setattr(fedgraft.server.app, "read_replies", is_killed)
+        patched.setattr(UpdateIntake, "close", is_killed)
         with pytest.raises(KeyboardInterrupt):
             federation.run(tmp_path / "run", mode, handle=handle)
     again: list[np.ndarray] = []
 
     def is_watched(*args: Any) -> Any:
-        answers = read_replies(*args)
+        answers = close(*args)
         if answers.traffic.round == 2:
             again.extend(update.state["head.weight"].numpy() for update in answers.updates.values())
         return answers
 
-    monkeypatch.setattr(fedgraft.server.app, "read_replies", is_watched)
+    monkeypatch.setattr(UpdateIntake, "close", is_watched)
     result, _ = federation.run(tmp_path / "run", mode, handle=handle, resume=True)
     assert result["status"] == "completed"
     assert result["refused"] == []
