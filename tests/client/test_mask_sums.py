@@ -112,7 +112,7 @@ def test_the_public_reference_is_of_pixels(tmp_path: Path) -> None:
     maps = choose_maps(plain, plan, 1)
     features = features_of(plain, maps)
     public = cut_patches(plain.preprocess, plan.backbone, plan.task)[:IMAGES]
-    pixels = compute_features(features, [plain.preprocess(public)])
+    pixels = compute_features(features, [plain.preprocess(public)], maps.precision)
     assert pixels.shape == (IMAGES * 8 * 8, plan_model(plain, plan).count_features())
     backbone = plan_backbone(plan, tmp_path)
     reference: Any = backbone.net.get_submodule("reference")
