@@ -36,6 +36,8 @@ def wait_for_ever(job):
     print(os.getpid(), flush=True)
     signal.pause()
 
+# a shell that starts tests in the background has Ctrl-C ignored by all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cell_processes.run_cell = {"kill": kill_itself, "wait": wait_for_ever}[sys.argv[2]]
 from fedgraft.simulations.study.run_study import open_study
 assert cell_processes.choose_start_method() == "fork"
