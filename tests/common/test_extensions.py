@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_the_agreement_holds_the_hash(tmp_path: Path) -> None:
 def test_no_name_of_a_plan_becomes_a_path(name: str) -> None:
     """A plan of a stranger that imports a module of this machine."""
     with pytest.raises(UserError, match=r"no extension is called|found"):
-        load_plan("digits", [f"extensions=[{{name: {name!r}}}]"])
+        load_plan("digits", [f"extensions={json.dumps([{'name': name}])}"])
 
 
 @pytest.mark.parametrize(
