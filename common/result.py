@@ -289,7 +289,7 @@ class Result(Part):
         seconds: by phase; `total` over all starts of the run.
         baselines: metrics of what the shared model is compared with, by its name.
         devices: where each node computed, in its own words, such as `cpu, AMX`.
-        precision: of the frozen part.
+        precision: of the frozen part, as the plan names it.
         engine, ledger, notes, data: what a simulation adds.
     """
 

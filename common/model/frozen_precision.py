@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.depth_features import widen
-from fedgraft.common.model.frozen_prefix import frozen_prefix, list_stages_of
+from fedgraft.common.model.frozen_prefix import Stage, frozen_prefix, list_stages_of
 from fedgraft.common.model.grafted_model import GraftedModel
 
 # whose weights autocast rounds
@@ -43,21 +43,21 @@ class Bfloat16Front:
     def __init__(self, model: GraftedModel, stages: int) -> None:
         self._model = model
         self._stages = stages
-        self._copy: GraftedModel | None = None
+        # of a copy with rounded weights
+        self._rounded: tuple[Stage, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Prepared inputs (n, …) → what enters the first trained layer (n, …), float32."""
-        if self._copy is None:
+        if not self._rounded:
             # when it is first asked for: a model that only reads kept activations needs none
-            self._copy = round_weights(self._model)
-        stages = list(list_stages_of(self._copy))[: self._stages]
+            stages = tuple(list_stages_of(round_weights(self._model)))
+            self._rounded = stages[: self._stages]
+        return run_in_bfloat16(self._run, x)
 
-        def run(x: Tensor) -> Tensor:
-            for stage in stages:
-                x = stage.run(x)
-            return x
-
-        return run_in_bfloat16(run, x)
+    def _run(self, x: Tensor) -> Tensor:
+        for stage in self._rounded:
+            x = stage.run(x)
+        return x
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bfloat16Front:
         """Return one of the copied model, which rounds its own weights."""

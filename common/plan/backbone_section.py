@@ -130,10 +130,10 @@ class BackboneSection(Section):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         default="float32",
         description=(
-            "of the frozen part in front of the first trained layer: bfloat16 is up to five times"
-            " as fast on processors that have units for it, which `fedgraft node check` measures;"
-            " tf32 is float32 with shorter products on an NVIDIA card, and float32 elsewhere. What"
-            " is trained stays in float32"
+            "of the frozen part in front of the first trained layer: bfloat16 is faster on"
+            " processors that have units for it, which `fedgraft node check` measures;"
+            " what is trained stays in float32. tf32 is float32 with shorter products on an NVIDIA"
+            " card, there of what is trained, too, and float32 elsewhere"
         ),
     )
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = (
