@@ -11,10 +11,8 @@ from fedgraft.common.errors import RunFailed
 from fedgraft.common.result import Calibration, Refusal, Traffic
 from fedgraft.common.statistics.temperature import NEUTRAL, choose_temperature
 from fedgraft.common.wire.temperature_record import TemperatureSums, read_temperatures
-from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
-from fedgraft.server.messages import round_content
-from fedgraft.server.read_in_order import InOrder
+from fedgraft.server.read_in_order import Question, ask_in_order
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -43,19 +41,8 @@ def calibrate(grid: Grid, roster: Roster, kept: Round) -> Calibrated:
         nonlocal together
         together = together + read_temperatures(content)
 
-    nodes = dict(sorted(roster.nodes.items()))
-    reader = InOrder(nodes, add)
-    replies = exchange(
-        grid,
-        "evaluate.temperature",
-        round_content(kept),
-        nodes,
-        group="temperature",
-        timeout=kept.plan.aggregate.round_timeout,
-        reader=reader,
-    )
-    reader.close()
-    replies.refused |= reader.refused
+    question = Question("evaluate.temperature", kept, "temperature")
+    replies = ask_in_order(grid, roster, question, add)
     refused = refusals_of(replies, kept.number, "temperature: ")
     if together.examples == 0:
         reasons = [f"\n  {refusal.node}: {refusal.reason}" for refusal in refused]

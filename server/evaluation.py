@@ -15,11 +15,9 @@ from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Sums
 from fedgraft.common.wire.metric_records import read_groups, read_sums
 from fedgraft.common.wire.spent_record import read_spent
-from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
 from fedgraft.server.merged_groups import MergedGroups
-from fedgraft.server.messages import round_content
-from fedgraft.server.read_in_order import InOrder
+from fedgraft.server.read_in_order import Question, ask_in_order
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -55,20 +53,7 @@ def evaluate_everywhere(
         score_bin: from which score on the second of two classes is answered; None: from even odds.
     """
     merging = _Merging(last.plan, score_bin)
-    # in this order they are read, and as far as may be they arrive in it
-    nodes = dict(sorted(roster.nodes.items()))
-    reader = InOrder(nodes, merging.add)
-    replies = exchange(
-        grid,
-        "evaluate",
-        round_content(last),
-        nodes,
-        group="evaluate",
-        timeout=last.plan.aggregate.round_timeout,
-        reader=reader,
-    )
-    reader.close()
-    replies.refused |= reader.refused
+    replies = ask_in_order(grid, roster, Question("evaluate", last, "evaluate"), merging.add)
 
     lines = []
     for name, metrics in merging.nodes.items():

@@ -8,19 +8,65 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
+from flwr.serverapp import Grid
 
 from fedgraft.common.wire.layout import BadUpdate
+from fedgraft.server.exchange import Replies, exchange
+from fedgraft.server.handout import Roster
+from fedgraft.server.messages import round_content
+from fedgraft.server.rounds import Round
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all nodes of a federation are asked about a model.
+
+    Attributes:
+        kind: of the message.
+        round: the model as a round that sends it out.
+        group: of the messages.
+    """
+
+    kind: str
+    round: Round
+    group: str
+
+
+def ask_in_order(
+    grid: Grid, roster: Roster, question: Question, read: Callable[[str, RecordDict], None]
+) -> Replies:
+    """Ask every node, and read what they answer in the order of their names.
+
+    Args:
+        read: takes in one reply. Raises `BadUpdate`, and its node is among those that refused.
+    """
+    # in this order they are read, and as far as may be they arrive in it
+    nodes = dict(sorted(roster.nodes.items()))
+    reader = InOrder(nodes, read)
+    replies = exchange(
+        grid,
+        question.kind,
+        round_content(question.round),
+        nodes,
+        group=question.group,
+        timeout=question.round.plan.aggregate.round_timeout,
+        reader=reader,
+    )
+    reader.close()
+    replies.refused |= reader.refused
+    return replies
 
 
 class InOrder:
     """Reads replies by name, whatever the order in which they arrive.
 
         reader = InOrder(["a", "b"], merging.add)
-        replies = exchange(grid, "evaluate", content, nodes, group="1", timeout=60, reader=reader)
+        reader.read("b", content)
+        reader.pass_over("a")
         reader.close()
-        replies.refused |= reader.refused
 
     Args:
         names: of the nodes that are asked.

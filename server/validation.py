@@ -14,10 +14,8 @@ from fedgraft.common.tasks import TASKS
 from fedgraft.common.tasks.task import Sums
 from fedgraft.common.wire.layout import BadUpdate
 from fedgraft.common.wire.metric_records import VALIDATION, read_sums
-from fedgraft.server.exchange import exchange
 from fedgraft.server.handout import Roster
-from fedgraft.server.messages import round_content
-from fedgraft.server.read_in_order import InOrder
+from fedgraft.server.read_in_order import Question, ask_in_order
 from fedgraft.server.round_replies import refusals_of
 from fedgraft.server.rounds import Round
 
@@ -53,19 +51,8 @@ def measure_validation(
     """
     number = after.number
     merging = _Merging(number, after.plan.task)
-    nodes = dict(sorted(roster.nodes.items()))
-    reader = InOrder(nodes, merging.add)
-    replies = exchange(
-        grid,
-        "evaluate.validation",
-        round_content(after),
-        nodes,
-        group=f"{purpose}-{number}",
-        timeout=after.plan.aggregate.round_timeout,
-        reader=reader,
-    )
-    reader.close()
-    replies.refused |= reader.refused
+    question = Question("evaluate.validation", after, f"{purpose}-{number}")
+    replies = ask_in_order(grid, roster, question, merging.add)
     return Measured(
         round=number,
         sums=merging.together,
