@@ -17,7 +17,8 @@ from fedgraft.common.errors import Code, Refused
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.inputs.material import Preparation
 from fedgraft.common.inputs.probes import draw_probes
-from fedgraft.common.model.devices import describe_device, prepare_device
+from fedgraft.common.model.assembly import bring_to
+from fedgraft.common.model.devices import describe_device
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.agreement import Agreement
 from fedgraft.common.plan.phases import rounds_for
@@ -50,8 +51,7 @@ def open_on_card(
     if private and device.type == "mps":
         what = "steps under privacy need float64, which mps has not; write `device: cpu`"
         raise Refused(Code.SETUP, what)
-    prepare_device(device, tf32=plan.backbone.precision == "tf32")
-    model.move_to(device)
+    bring_to(model, device, plan)
     if not rounds_for(plan.train, "steps"):
         return None
     step = take_private_step if private else take_step

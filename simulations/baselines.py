@@ -34,8 +34,8 @@ from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch, concatenate
-from fedgraft.common.model.assembly import keep_adapters
-from fedgraft.common.model.devices import find_device, prepare_device
+from fedgraft.common.model.assembly import bring_to, keep_adapters
+from fedgraft.common.model.devices import find_device
 from fedgraft.common.model.solve_head import solve_head
 from fedgraft.common.plan.phases import counts_constants, has_depth_head, purpose_of
 from fedgraft.common.plan.plan import Plan
@@ -270,8 +270,7 @@ def _open_tasks(plan: Plan, backbone: Backbone, nodes: Sequence[Path]) -> list[N
     fingerprint = model.frozen_fingerprint()
     opened = [load_simulated_node(path) for path in nodes]
     device = find_device(opened[0].device)
-    prepare_device(device, tf32=plan.backbone.precision == "tf32")
-    model.move_to(device)
+    bring_to(model, device, plan)
     tasks = []
     for node in opened:
         train, test = open_splits(node, plan, backbone.preprocess)

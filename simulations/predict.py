@@ -39,7 +39,8 @@ from fedgraft.common.files.foreign_text import as_cell
 from fedgraft.common.files.whole_files import replacing
 from fedgraft.common.inputs import input_line
 from fedgraft.common.inputs.material import Raw
-from fedgraft.common.model.devices import find_device, prepare_device
+from fedgraft.common.model.assembly import bring_to
+from fedgraft.common.model.devices import find_device
 from fedgraft.common.model.shared_model import SharedModel, Told, load_shared_model
 from fedgraft.common.tasks import task_line
 from fedgraft.simulations.predict_boxes import write_boxes
@@ -88,9 +89,7 @@ def predict(
     """
     shared = load_shared_model(run, backbone)
     torch.set_num_threads(shared.plan.train.threads)
-    chosen = find_device(device)
-    prepare_device(chosen, tf32=shared.plan.backbone.precision == "tf32")
-    shared.model.move_to(chosen)
+    bring_to(shared.model, find_device(device), shared.plan)
     check_tokens(shared, tokens)
     line = task_line(shared.plan.task.question)
     if line.has_masks:

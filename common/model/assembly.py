@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedgraft.common.backbones import family_line, family_of
@@ -20,6 +21,7 @@ from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
+from fedgraft.common.model.devices import prepare_device
 from fedgraft.common.model.frozen_precision import run_frozen_in_bfloat16
 from fedgraft.common.model.grafted_model import (
     DepthChoice,
@@ -271,6 +273,12 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
     if plan.backbone.precision == "bfloat16":
         run_frozen_in_bfloat16(model)
     return model
+
+
+def bring_to(model: GraftedModel, device: torch.device, plan: Agreement) -> GraftedModel:
+    """Bring a plan's model to a device, which computes in the plan's precision; return it."""
+    prepare_device(device, tf32=plan.backbone.precision == "tf32")
+    return model.move_to(device)
 
 
 def keep_adapters(state: Mapping[str, Tensor], model: GraftedModel) -> dict[str, Tensor]:

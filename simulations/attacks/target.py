@@ -40,8 +40,8 @@ from fedgraft.common.backbones.backbone import (
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import read_tensors
 from fedgraft.common.inputs.material import Preparation
-from fedgraft.common.model.assembly import plan_model
-from fedgraft.common.model.devices import find_device, prepare_device
+from fedgraft.common.model.assembly import bring_to, plan_model
+from fedgraft.common.model.devices import find_device
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.shared_model import ABOUT, BACKBONE
 from fedgraft.common.plan.chosen_by_validation import measures_validation
@@ -242,9 +242,7 @@ def _open_run(plan: Plan, run: Path, nodes: Sequence[Path]) -> Target:
         fuse(model.net)
     data, others = open_nodes(plan, nodes, backbone.preprocess)
     fingerprint = model.frozen_fingerprint()
-    device = find_device(data[0].node.device)
-    prepare_device(device, tf32=plan.backbone.precision == "tf32")
-    model.move_to(device)
+    bring_to(model, find_device(data[0].node.device), plan)
     return Target(
         plan=plan,
         backbone=backbone,
