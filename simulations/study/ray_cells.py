@@ -11,6 +11,7 @@ the same.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -73,7 +74,7 @@ def connect(address: str) -> Any:
             address=address,
             runtime_env={"env_vars": variables},
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         first, *_ = str(error).splitlines() or ["no answer"]
