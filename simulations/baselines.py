@@ -57,6 +57,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # without privacy: Opacus does not take networks with BatchNorm, and it is the upper mark
     "full": (
         "adapter.method=full",
+        "backbone.precision=float32",
+        "backbone.quantization=null",
         "adapter.targets=auto",
         "aggregate.lora_aggregation=average",
         "privacy.mode=none",

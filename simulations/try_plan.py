@@ -12,11 +12,14 @@ import torch
 
 from fedgraft.client.node.finding import Finding, ok, skipped, wrong
 from fedgraft.client.node_task import open_splits, working_model
+from fedgraft.client.step_memory import count_step
 from fedgraft.client.training.local_steps import loss_of
 from fedgraft.common.backbones import family_line
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.errors import UserError
+from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.material import hash_preparation
+from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.assembly import check_scales, plan_backbone
 from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.data_files import resolve
@@ -44,6 +47,8 @@ def try_plan(plan: Plan, path: Path) -> Iterator[Finding]:
     if backbone is not None:
         model, found = _graft(plan, backbone)
         yield found
+        if model is not None and rounds_for(plan.train, "steps"):
+            yield _count_memory(plan, backbone, model)
     if plan.simulation is None:
         yield skipped("data", NO_DATA)
         return
@@ -96,6 +101,24 @@ def _graft(plan: Plan, backbone: Backbone) -> tuple[GraftedModel | None, Finding
     state = model.adapter_state()
     values = sum(tensor.numel() for tensor in state.values())
     return model, ok("adapter", f"{plan.adapter.method}, {values:,} values in {len(state)} tensors")
+
+
+def _count_memory(plan: Plan, backbone: Backbone, model: GraftedModel) -> Finding:
+    """Return what memory a step needs at a node, before one is taken."""
+    example = INPUTS[plan.task.material].example(backbone.preprocess, plan.backbone, plan.task)
+    count = plan.train.batch_size
+    inputs = draw_probes(plan.task.material, backbone.preprocess, example, count)
+    try:
+        memory = count_step(model, plan, inputs)
+    except (NotImplementedError, RuntimeError):
+        return skipped("memory", "a step of this network cannot be walked without values")
+    beside = max(memory.frozen_pass, memory.step)
+    return ok(
+        "memory",
+        f"{show_bytes(memory.in_all)} for a step of {count} records:"
+        f" weights {show_bytes(memory.weights)}, what is trained {show_bytes(memory.trained)},"
+        f" made on the way {show_bytes(beside)}",
+    )
 
 
 def _describe_data(plan: Plan, counts: list[NodeCounts]) -> str:

@@ -113,6 +113,8 @@ def _what_it_learns(plan: Plan) -> list[str]:
     computed = ""
     if plan.backbone.precision != "float32":
         computed = f" and computed in {plan.backbone.precision}"
+    if plan.backbone.quantization is not None:
+        computed += f", its weights quantized to {plan.backbone.quantization}"
     return [
         f"{question} ({task.kind.replace('-', ' ')})",
         f"on a frozen {plan.backbone.name}, which is not changed{computed}; {learnt}",

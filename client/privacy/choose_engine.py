@@ -9,7 +9,7 @@ from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.privacy.one_pass import OnePass, knows_layers
 from fedgraft.client.privacy.opacus_hooks import OpacusHooks
 from fedgraft.common.errors import Code, Refused
-from fedgraft.common.model.grafted_model import GraftedModel
+from fedgraft.common.model.grafted_model import GraftedModel, run_once
 
 
 def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> ClippingEngine:
@@ -22,6 +22,7 @@ def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> 
         Refused: the engine cannot take this model, or this unit.
     """
     if mechanism.grad_sample_mode == "ghost":
+        _refuse_checkpointing(model, "ghost clipping")
         if mechanism.unit == "patient":
             raise Refused(
                 Code.MODEL,
@@ -40,4 +41,12 @@ def attach_engine(model: GraftedModel, losses: Losses, mechanism: Mechanism) -> 
         return LinearHead(model, head, losses, mechanism.max_grad_norm)
     if knows_layers(model):
         return OnePass(model, losses, mechanism.max_grad_norm)
+    _refuse_checkpointing(model, "Opacus's hooks, which some layer here needs,")
     return OpacusHooks(model, losses, mechanism.max_grad_norm)
+
+
+def _refuse_checkpointing(model: GraftedModel, who: str) -> None:
+    """Raise `Refused` where stages are run again on the way back."""
+    if model.run_step is not run_once:
+        what = f"{who} would count a layer twice that is run again on the way back"
+        raise Refused(Code.MODEL, f"{what}; write train.gradient_checkpointing: false")

@@ -78,6 +78,8 @@ class OnePass:
 
         outputs = [call.y for call in calls]
         slopes = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+        # of stages that were run again on the way back
+        self._calls = []
         with torch.no_grad():
             gradients: list[Gradient] = []
             for call, g in zip(calls, slopes, strict=True):

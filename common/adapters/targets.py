@@ -13,10 +13,13 @@ from fedgraft.common.adapters.convolutions import CONVOLUTIONS
 from fedgraft.common.adapters.method import Targets
 from fedgraft.common.backbones import FAMILIES
 from fedgraft.common.backbones.family import kind_of
+from fedgraft.common.backbones.quantization import QuantizedLinear
 from fedgraft.common.errors import UserError
 
-# layers that adapters serve, and the methods that say what they compute
+# layers that adapters serve, and the methods that say what they compute; of a kind before what it
+# is a kind of
 COMPUTED_BY: dict[type[nn.Module], tuple[str, ...]] = {
+    QuantizedLinear: ("forward",),
     nn.Linear: ("forward",),
     nn.Conv1d: ("forward", "_conv_forward"),
     nn.Conv2d: ("forward", "_conv_forward"),

@@ -21,6 +21,13 @@ from torch import Tensor, nn
 from fedgraft.common.backbones import FAMILIES, family_line, family_of
 from fedgraft.common.backbones.family import NetworkShape, State, last_linear
 from fedgraft.common.backbones.image_channels import bring_network, bring_state
+from fedgraft.common.backbones.quantization import (
+    Quantization,
+    choose_layers,
+    open_quantized,
+    quantize_layer,
+    quantize_layers,
+)
 from fedgraft.common.backbones.reference import NAME as REFERENCE
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
@@ -183,12 +190,14 @@ def network_with_state(
     preparation: Preparation,
     where: str,
     channels: int | None = None,
+    quantization: Quantization | None = None,
 ) -> Backbone:
     """Return the network with `state` for values, classifier left out; check names and shapes.
 
     Args:
         channels: for which weights for colour or grey images are made to do, since a plan says so;
             None: they must be as many already.
+        quantization: of the weights of its Linear layers, one after the other; None: as they are.
 
     Raises:
         UserError: tensors that are not this network's.
@@ -201,6 +210,7 @@ def network_with_state(
     if channels is not None:
         state = bring_state(net.state_dict(), state, channels)
     head_name, _ = last_linear(net)
+    open_quantized(net, state)
     expected = _without(net.state_dict(), head_name)
     given = _without(state, head_name)
     for key, tensor in expected.items():
@@ -209,8 +219,12 @@ def network_with_state(
             given[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     _check_fit(name, expected, given, where)
     _check_preparation(given, preparation, where)
+    chosen = choose_layers(net, head_name) if quantization else []
     for key, tensor in expected.items():
         _put(net, key, given[key].to(tensor.dtype).contiguous())
+        layer, _, part = key.rpartition(".")
+        if quantization and part == "weight" and layer in chosen:
+            quantize_layer(net, layer, quantization)
     if reference is not None:
         net.add_module(REFERENCE, reference)
     return freeze_network(name, net, preparation)
@@ -300,7 +314,7 @@ def _state_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in sorted(net.state_dict().items())}
 
 
-def randomise(learnt: Backbone, seed: int) -> Backbone:
+def randomise(learnt: Backbone, seed: int, quantization: Quantization | None = None) -> Backbone:
     """Return the same network with its own random initialisation instead of what it learnt."""
     state = backbone_state(learnt)
     family = family_of(learnt.name)
@@ -309,6 +323,7 @@ def randomise(learnt: Backbone, seed: int) -> Backbone:
     for key, tensor in state.items():
         if any(fnmatchcase(key, pattern) for pattern in family.kept_when_random):
             _put(net, key, tensor.clone())
+    quantize_layers(net, learnt.head_name, quantization)
     return freeze_network(learnt.name, net, learnt.preprocess)
 
 

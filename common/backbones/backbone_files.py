@@ -22,7 +22,8 @@ from fedgraft.common.backbones.backbone import (
     randomise,
     side_of,
 )
-from fedgraft.common.backbones.family import NetworkShape, Pooling, State
+from fedgraft.common.backbones.family import NetworkShape, Pooling, State, last_linear
+from fedgraft.common.backbones.quantization import Quantization, quantize_layers
 from fedgraft.common.errors import UserError
 from fedgraft.common.files.tensor_files import SUFFIXES, read_tensors, write_beside, write_tensors
 from fedgraft.common.inputs.image import Preprocess
@@ -52,6 +53,8 @@ class BackboneRequest:
         pool: how tokens become one vector; default: the weights' own.
         volume: what volumes are brought to; default: the weights' own.
         signal: what series are brought to; default: the weights' own.
+        quantization: of the weights of frozen Linear layers, see `quantization.py`; None: float32,
+            or as they are in the file.
         random: keep shape and preparation, throw away what was learnt (the random-backbone
             baseline).
         hidden: widths of the hidden layers (`mlp`).
@@ -69,6 +72,7 @@ class BackboneRequest:
     pool: Pooling | None = None
     volume: VolumeSection | None = None
     signal: SignalSection | None = None
+    quantization: Quantization | None = None
     random: bool = False
     hidden: tuple[int, ...] = (64, 64)
     columns: int = 0
@@ -197,12 +201,16 @@ def _give_values(
         learns_scales=request.learns_scales,
     )
     if state is None:
-        return freeze_network(name, build_network(name, shape, request.seed), preparation)
+        net = build_network(name, shape, request.seed)
+        head_name, _ = last_linear(net)
+        quantize_layers(net, head_name, request.quantization)
+        return freeze_network(name, net, preparation)
     where = str(request.weights)
     channels = request.asked_channels
-    learnt = network_with_state(name, state, shape, preparation, where, channels)
+    kind = None if request.random else request.quantization
+    learnt = network_with_state(name, state, shape, preparation, where, channels, kind)
     if request.random:
-        return randomise(learnt, request.seed)
+        return randomise(learnt, request.seed, request.quantization)
     return learnt
 
 

@@ -43,7 +43,7 @@ def take_file(state: State, name: str, where: str) -> bytes:
 def choose_tensors(
     network: Any, described: HuggingFaceShape, given: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Return a network's tensors out of a folder's, whatever head they came with; in float32.
+    """Return a network's tensors out of a folder's, whatever head they came with.
 
     Args:
         network: class of the network, with `turned`: ends of the names of weights that the library
@@ -69,7 +69,7 @@ def choose_tensors(
             continue
         if name.endswith(network.turned):
             tensor = tensor.T
-        chosen[name] = tensor.float().contiguous()
+        chosen[name] = tensor
     if missing and all(name.startswith(f"{NATIVE}.") for name in missing):
         *_, name = _names_in_files(missing[0], described)
         what = f"native, and {name} is missing: it is trained with the model's own classifier"

@@ -23,6 +23,7 @@ from fedgraft.common.inputs.material import hash_preparation
 from fedgraft.common.inputs.probes import draw_probes
 from fedgraft.common.model.devices import prepare_device
 from fedgraft.common.model.frozen_precision import run_frozen_in_bfloat16
+from fedgraft.common.model.gradient_checkpointing import checkpoint_gradients
 from fedgraft.common.model.grafted_model import (
     DepthChoice,
     GraftedModel,
@@ -100,6 +101,7 @@ def load_network(plan: Plan, source: str | Path | None) -> Backbone:
         section.name,
         weights=source,
         random=section.random,
+        quantization=section.quantization,
         **shape_options(plan),
         seed=plan.seed,
         fingerprint=section.fingerprint,
@@ -272,6 +274,8 @@ def plan_model(backbone: Backbone, plan: Agreement, round_: int | None = None) -
     )
     if plan.backbone.precision == "bfloat16":
         run_frozen_in_bfloat16(model)
+    if plan.train.gradient_checkpointing:
+        checkpoint_gradients(model)
     return model
 
 

@@ -120,6 +120,15 @@ def list_rounded(net: nn.Module) -> dict[int, Any]:
     return aliases
 
 
+def rounded_bytes(net: nn.Module) -> int:
+    """Return the bytes of a network's rounded weights, which are kept beside its own."""
+    rounded = 0
+    for tensor in list_rounded(net).values():
+        if tensor.dtype == ROUNDED_TO:
+            rounded += tensor.nbytes
+    return rounded
+
+
 def _round(parameter: nn.Parameter) -> nn.Parameter:
     """Return a layer's parameter in bfloat16, a convolution's with its channels together."""
     values = parameter.detach().to(ROUNDED_TO)

@@ -23,6 +23,7 @@ from fedgraft.common.adapters.initial_values import new_linear
 from fedgraft.common.adapters.method import Attachment, Targets
 from fedgraft.common.backbones import family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state, slices_of
+from fedgraft.common.backbones.quantization import widen_layers
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs.batch import Batch
 from fedgraft.common.model.adapter_files import load_adapter, save_adapter
@@ -100,6 +101,7 @@ class GraftedModel(nn.Module):
             the places of maps.
         front: the frozen part in front of the first trained layer in another precision, see
             `frozen_precision.py`; None: in float32, as a part of the network.
+        run_step: how a step is run, see `gradient_checkpointing.py`.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class GraftedModel(nn.Module):
         if depths is not None:
             self.steps = (depths, net.get_submodule(head_name))
         self.front: Callable[[Tensor], Tensor] | None = None
+        self.run_step = run_once
         self._seal: Seal | None = None
         self.eval()
 
@@ -141,7 +144,7 @@ class GraftedModel(nn.Module):
             inputs = inputs.joined
         inputs = inputs.to(self.device)
         for step in self.steps:
-            inputs = step(inputs)
+            inputs = self.run_step(step, inputs)
         return inputs
 
     @property
@@ -315,6 +318,7 @@ class GraftedModel(nn.Module):
         there.
         """
         net = copy_sharing(self.net, lambda parameter: not parameter.requires_grad)
+        widen_layers(net)
         for name, host in list(net.named_modules()):
             for key, hook in list(host._forward_pre_hooks.items()):
                 if hook is _contiguous:
@@ -501,6 +505,11 @@ def _compare(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
 def _addresses(state: Mapping[str, Tensor]) -> dict[str, tuple[int, torch.Size]]:
     """Return where each tensor lies in memory, and its shape."""
     return {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
+
+
+def run_once(step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a step, and keep for the way back what torch keeps."""
+    return step(x)
 
 
 def _trains_itself(module: nn.Module) -> bool:

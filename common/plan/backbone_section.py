@@ -49,6 +49,7 @@ class BackboneSection(Section):
         "windows",
         "preparation",
         "precision",
+        "quantization",
     )
 
     name: Text = Field(
@@ -134,6 +135,14 @@ class BackboneSection(Section):
             " processors that have units for it, which `fedgraft node check` measures;"
             " what is trained stays in float32. tf32 is float32 with shorter products on an NVIDIA"
             " card, there of what is trained, too, and float32 elsewhere"
+        ),
+    )
+    quantization: Literal["int8", "nf4"] | None = Field(
+        default=None,
+        description=(
+            "weights of the frozen Linear layers in 8 bits or 4 (NF4), for networks that do not fit"
+            " otherwise; adapters are trained beside them in float32 (QLoRA). The coordinator"
+            " quantizes, and hands out the result (default: as the weights are)"
         ),
     )
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1)] = (

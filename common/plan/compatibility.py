@@ -47,6 +47,7 @@ def check_agreement(
         *check_tokens(task, backbone, train),
         *check_written(task, adapter, evaluate),
         *check_pool(backbone),
+        *check_quantization(backbone, adapter),
         *check_proximal(aggregate, train),
         *check_loss(train, privacy),
         *check_class_weights(task, train, privacy),
@@ -131,6 +132,23 @@ def check_pool(backbone: BackboneSection) -> list[Problem]:
         return []
     what = f"there, and {backbone.name} has one way to make a vector"
     return [Problem("backbone.pool", what, "leave it out")]
+
+
+def check_quantization(backbone: BackboneSection, adapter: AdapterSection) -> list[Problem]:
+    """Return the problem of weights in a few bits that would be trained, or of a network that is
+    small without.
+    """
+    problems: list[Problem] = []
+    if backbone.quantization is None:
+        return problems
+    if adapter.method == "full":
+        what = "there, and `full` trains the weights themselves"
+        remedy = "leave it out, or train adapters, such as `method: lora`"
+        problems.append(Problem("backbone.quantization", what, remedy))
+    if family_line(backbone.name).material == "tabular":
+        what = f"there, and {backbone.name} is small as it is"
+        problems.append(Problem("backbone.quantization", what, "leave it out"))
+    return problems
 
 
 def check_network(task: TaskSection, backbone: BackboneSection) -> list[Problem]:

@@ -158,6 +158,7 @@ class TrainSection(Section):
         "focal",
         "class_weights",
         "local_steps",
+        "gradient_checkpointing",
     )
 
     method: Literal["steps", "closed-form", "zero-shot"] = Field(
@@ -272,6 +273,13 @@ class TrainSection(Section):
             "how much an example counts in training by steps; inverse: at each node its classes"
             " count alike, by its own labels; or a weight for each class, in order, such as"
             " [1, 9]: these are public and go with differential privacy"
+        ),
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description=(
+            "of each block only what enters it is kept for the way back, and the rest is computed"
+            " again: less memory, a third more time, the same result"
         ),
     )
     activations: Literal["float32", "float16"] = Field(

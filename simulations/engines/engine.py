@@ -182,9 +182,9 @@ def _in_process(
 ) -> Result:
     # Flower takes a second to import
     from fedgraft.client.app import make_client_app
+    from fedgraft.common.model.allocator import keep_freed_memory
     from fedgraft.server.app import federate
     from fedgraft.server.federation import Federation
-    from fedgraft.simulations.engines.allocator import keep_freed_memory
     from fedgraft.simulations.engines.inprocess import InProcessGrid
     from fedgraft.simulations.engines.simulated_node import simulation_desk
     from fedgraft.simulations.engines.together import train_together

@@ -76,6 +76,9 @@ def train_together(
             round_ = opened[0].round
             if purpose_of(plan.train, round_) != "steps" or not is_worthwhile(opened[0].task):
                 return None
+            if plan.train.gradient_checkpointing:
+                # it is for memory, and all nodes at once need all of it
+                return None
             if plan.privacy.mode == "sample":
                 results = run_privately(opened, messages)
             else:

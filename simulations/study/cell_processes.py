@@ -30,7 +30,7 @@ OF_A_RUN = (
     "fedgraft.client.app",
     "fedgraft.server.app",
     "fedgraft.server.federation",
-    "fedgraft.simulations.engines.allocator",
+    "fedgraft.common.model.allocator",
     "fedgraft.simulations.engines.inprocess",
     "fedgraft.simulations.engines.together",
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 
 def flower_processes() -> list[str]:
+    """Return those that this test has begun: others run beside it, and begin some of their own."""
     listed = subprocess.run(
         ["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True
     ).stdout
@@ -25,9 +28,19 @@ def flower_processes() -> list[str]:
     for line in listed.splitlines():
         number, state, words = line.split(maxsplit=2)
         # a process that waited before may run now, and is the same
-        if not state.startswith("Z") and any(name in words for name in names):
+        if state.startswith("Z") or not any(name in words for name in names):
+            continue
+        if os.environ["PYTEST_CURRENT_TEST"].split()[0] in read_environment(number):
             running.append(f"{number} {words}")
     return running
+
+
+def read_environment(process: str) -> str:
+    try:
+        return Path(f"/proc/{process}/environ").read_text(errors="replace")
+    except OSError:
+        # it has ended
+        return ""
 
 
 CHOOSES = ("train.keep=best", "train.calibrate=temperature", "evaluate.validation_fraction=0.3")

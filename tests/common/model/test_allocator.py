@@ -1,4 +1,4 @@
-"""Whether freed memory stays with the process, counted in page faults."""
+"""Whether freed memory stays with the process, counted in page faults; or goes back, in bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAULTS = """
 import resource, threading
 import torch
 from torch import nn
-from fedgraft.simulations.engines.allocator import keep_freed_memory
+from fedgraft.common.model.allocator import keep_freed_memory
 
 assert keep_freed_memory()
 torch.set_num_threads(1)
@@ -50,3 +50,30 @@ def test_a_batch_uses_the_memory_of_the_one_before():
     """
     ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 10_000
+
+
+HELD = """
+import torch
+from fedgraft.common.model.allocator import return_freed_memory
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    (anonymous,) = [line.split()[1] for line in lines if line.startswith("RssAnon")]
+    return int(anonymous) * 1024
+
+assert return_freed_memory()
+# a block that is freed raises glibc's own threshold to its size, and what comes later stays
+del [torch.ones(4 * 2**20)][:]
+before = held()
+many = [torch.ones(2**18 + 1024 * number) for number in range(100)]
+between = many[1::2]
+del many
+print((held() - before) / sum(tensor.nbytes for tensor in between))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_what_a_large_network_frees_is_given_back():
+    """Holes between tensors that still live: held are those, and as much again."""
+    ran = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 1.2
