@@ -170,8 +170,9 @@ def choose_layers(net: nn.Module, head_name: str) -> list[str]:
             inside = f"{name}."
         if name == head_name or (inside and name.startswith(inside)):
             continue
-        is_plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-        if is_plain and module.weight.numel() % BLOCK == 0:
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            continue
+        if module.weight.numel() % BLOCK == 0:
             chosen.append(name)
     if not chosen:
         raise UserError(

@@ -68,7 +68,7 @@ def test_a_run_in_a_few_bits(kind: str, changes: dict[str, Any], here: Path) -> 
     again = run("kept", **quantized, **{"train.gradient_checkpointing": False})
     assert again["final"] == result["final"]
     shared = load_shared_model(Path("run"))
-    texts = {"title": ["no cough 3"], "note": ["three weeks and pain"]}
+    texts = ["no cough 3\n\nthree weeks and pain"]
     told = shared.predict(texts)
     assert torch.equal(told, load_shared_model(Path("kept")).predict(texts))
     torch.testing.assert_close(
