@@ -40,6 +40,7 @@ from fedgraft.client.store.activation_cache import open_cache
 from fedgraft.client.store.error_feedback import Feedback
 from fedgraft.client.store.kept_answers import KeptAnswers
 from fedgraft.client.sum_round import SumOutcome, run_sum_round
+from fedgraft.common.backbones.quantization import check_installed
 from fedgraft.common.errors import Code, Refused
 from fedgraft.common.model.devices import describe_device
 from fedgraft.common.plan.agreement import Agreement
@@ -107,6 +108,7 @@ def offer(desk: Desk, message: Message, context: Context) -> Answer:
     plan, identity = desk.agreement(offered.agreement)
     check_approved(node, plan_hash=identity, backbone=offered.fingerprint)
     check_preparation(offered, plan, identity, desk.store(node))
+    check_installed(plan.backbone.quantization)
     train, _ = desk.splits(context, offered)
     if len(train) < node.policy.min_examples:
         what = f"policy: fewer than {node.policy.min_examples} training examples"

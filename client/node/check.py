@@ -16,7 +16,7 @@ from fedgraft.client.node.finding import Finding, ok, skipped
 from fedgraft.client.node.machine_findings import check_machine
 from fedgraft.client.node.node_file import Node
 from fedgraft.client.node.policy_findings import check_policy
-from fedgraft.client.node.precision_findings import check_precision
+from fedgraft.client.node.precision_findings import check_precision, check_quantization
 from fedgraft.client.site.network import check_connection
 from fedgraft.common.plan.plan import Plan
 
@@ -34,6 +34,7 @@ def check_node(node: Node, plan: Plan | None) -> list[Finding]:
     findings += check_machine(node)
     if plan is not None:
         findings += check_precision(node, plan)
+        findings += check_quantization(plan)
     if node.connection is None:
         findings.append(skipped("connection", "none in the node's file: a node of a simulation"))
     else:

@@ -1,4 +1,5 @@
-"""What a preflight finds about a plan in bfloat16: how fast this machine is at it.
+"""What a preflight finds about a plan in bfloat16, how fast this machine is at it; and about one
+whose weights are quantized, whether this machine can make them.
 
 A processor without units for bfloat16 computes it in pieces, up to eight times slower than float32.
 """
@@ -18,6 +19,7 @@ from fedgraft.client.store.activations import BLOCK
 from fedgraft.common.backbones import family_line
 from fedgraft.common.backbones.backbone import Backbone
 from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.backbones.quantization import check_installed
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
 from fedgraft.common.inputs.probes import draw_probes
@@ -59,6 +61,21 @@ def check_precision(node: Node, plan: Plan) -> Iterator[Finding]:
         " and takes longer"
     )
     yield wrong(WHAT, detail, remedy)
+
+
+def check_quantization(plan: Plan) -> Iterator[Finding]:
+    """Give whether this machine has what the plan's weights are made with; nothing for a plan that
+    does not quantize.
+    """
+    kind = plan.backbone.quantization
+    if kind is None:
+        return
+    try:
+        check_installed(kind)
+    except UserError as error:
+        yield wrong("quantization", error.what, error.remedy)
+        return
+    yield ok("quantization", f"weights of the frozen part in {kind}: this machine can make them")
 
 
 def measure_speed(backbone: Backbone, plan: Plan, threads: int) -> float:

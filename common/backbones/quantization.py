@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -209,8 +210,7 @@ def open_quantized(net: nn.Module, state: Mapping[str, Tensor]) -> None:
             continue
         for kind, layer in KINDS.items():
             if f"{name}.{layer.codes}" in state:
-                if kind == "nf4":
-                    _bitsandbytes()
+                check_installed(kind)
                 quantize_layer(net, name, kind)
 
 
@@ -231,13 +231,19 @@ def widen_layers(net: nn.Module) -> None:
         net.set_submodule(name, plain)
 
 
+def check_installed(kind: str | None) -> None:
+    """Raise `UserError` where this machine lacks what weights of a kind are made with."""
+    if kind == "nf4" and find_spec("bitsandbytes") is None:
+        what = "weights of 4 bits need the package bitsandbytes"
+        raise UserError(what, where="backbone.quantization", remedy=INSTALL)
+
+
 def _bitsandbytes() -> Any:
     """Return the functions of the library that has NF4. Raise `UserError` where it is missing."""
-    try:
-        import bitsandbytes.functional
-    except ImportError as error:
-        what = "weights of 4 bits need the package bitsandbytes"
-        raise UserError(what, where="backbone.quantization", remedy=INSTALL) from error
+    check_installed("nf4")
+    # takes a second to import
+    import bitsandbytes.functional
+
     # it misses an optional package for products that are not asked for here
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return bitsandbytes.functional

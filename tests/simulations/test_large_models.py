@@ -10,10 +10,13 @@ import pytest
 import torch
 
 import fedgraft
+from fedgraft.client import handlers
 from fedgraft.client.node.approval_words import in_words
 from fedgraft.client.node.approve import propose
 from fedgraft.client.node.node_file import load_node
-from fedgraft.common.errors import UserErrors
+from fedgraft.client.node.precision_findings import check_quantization
+from fedgraft.common.backbones import quantization
+from fedgraft.common.errors import RunFailed, UserError, UserErrors
 from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.simulations.try_plan import try_plan
@@ -90,3 +93,27 @@ def test_a_hospital_reads_it_and_validate_counts_it(here: Path) -> None:
 def test_what_is_trained_itself_cannot_be_rounded(here: Path) -> None:
     with pytest.raises(UserErrors, match="`full` trains the weights themselves"):
         load_plan("plan.yaml", ["backbone.quantization=int8", "adapter.method=full"])
+
+
+def test_a_node_without_the_library_says_so_before_anything_is_handed_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gigabytes that are sent to a machine which cannot use them."""
+    plan = load_plan("plan.yaml", ["backbone.quantization=nf4"])
+    (found,) = check_quantization(plan)
+    assert not found.is_wrong
+    missing = UserError("weights of 4 bits need it", remedy=quantization.INSTALL)
+
+    def refuse(kind: str | None) -> None:
+        raise missing
+
+    # at the nodes alone
+    monkeypatch.setattr(handlers, "check_installed", refuse)
+    with caplog.at_level("WARNING"), pytest.raises(RunFailed, match="its log says what"):
+        run("run", **{"backbone.quantization": "nf4"})
+    assert "weights of 4 bits need it" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    (found,) = check_quantization(plan)
+    assert found.is_wrong
+    assert found.remedy == quantization.INSTALL

@@ -4,7 +4,6 @@ as they are.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor, nn
 
+from fedgraft.common.backbones import quantization
 from fedgraft.common.backbones.backbone import Backbone, backbone_from_state, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.backbones.quantization import (
@@ -191,8 +191,7 @@ def test_a_machine_without_the_library_is_told_what_to_install(
 ) -> None:
     state = backbone_state(load(folder, quantization="nf4"))
     preprocess = load(folder).preprocess
-    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="4 bits need") as told:
         backbone_from_state("huggingface", state, preprocess)
     assert "fedgraft[quantized]" in str(told.value.remedy)
