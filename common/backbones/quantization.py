@@ -214,6 +214,17 @@ def open_quantized(net: nn.Module, state: Mapping[str, Tensor]) -> None:
                 quantize_layer(net, name, kind)
 
 
+def count_plain_bytes(net: nn.Module) -> int:
+    """Return the bytes of a network's parameters, of quantized layers those of their weights in
+    float32.
+    """
+    total = sum(parameter.nbytes for parameter in net.parameters())
+    for module in net.modules():
+        if isinstance(module, QuantizedLinear):
+            total += 4 * module.in_features * module.out_features
+    return total
+
+
 @torch.no_grad()
 def widen_layers(net: nn.Module) -> None:
     """Put plain layers in the place of quantized ones, in place, with the weights they stand for;

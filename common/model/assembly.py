@@ -16,6 +16,7 @@ from torch import Tensor
 from fedgraft.common.backbones import family_line, family_of
 from fedgraft.common.backbones.backbone import Backbone, backbone_state
 from fedgraft.common.backbones.backbone_files import load_backbone
+from fedgraft.common.backbones.quantization import count_plain_bytes
 from fedgraft.common.backbones.reference import Reference
 from fedgraft.common.errors import UserError
 from fedgraft.common.inputs import INPUTS
@@ -358,4 +359,4 @@ def full_model_bytes(backbone: Backbone, outputs: int) -> int:
     no buffers.
     """
     head = 4 * outputs * (backbone.features + 1)
-    return head + sum(parameter.nbytes for parameter in backbone.net.parameters())
+    return head + count_plain_bytes(backbone.net)

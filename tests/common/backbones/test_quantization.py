@@ -24,6 +24,7 @@ from fedgraft.common.backbones.quantization import (
     Nf4Linear,
     QuantizedLinear,
     choose_layers,
+    count_plain_bytes,
 )
 from fedgraft.common.errors import UserError
 from fedgraft.common.model.grafted_model import graft
@@ -139,6 +140,8 @@ def test_what_is_handed_out_is_what_was_quantized(folder: Path, kind: str) -> No
     """A node that quantizes anew, or needs the weights in float32."""
     plain, quantized = load(folder), load(folder, quantization=kind)
     assert quantized.fingerprint != plain.fingerprint
+    # full fine-tuning would send as much
+    assert count_plain_bytes(quantized.net) == count_plain_bytes(plain.net)
     state = backbone_state(quantized)
     assert not any(
         name.endswith("weight") and tensor.ndim == 2 and name.removesuffix(".weight") in chosen
