@@ -42,10 +42,21 @@ def open_attention(net: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
             open_windows(parent)
 
 
-def _open_multihead(layer: nn.MultiheadAttention, name: str) -> None:
-    is_plain = layer._qkv_same_embed_dim and layer.batch_first
+def open_plain_attention(net: nn.Module) -> None:
+    """Open every attention of torch's that can be, in place; one that cannot stays as it is."""
+    for module in list(net.modules()):
+        if type(module) is nn.MultiheadAttention and _can_open(module):
+            module.__class__ = OpenMultiheadAttention
+
+
+def _can_open(layer: nn.MultiheadAttention) -> bool:
+    """Whether an attention has one width, its batch first, and no extra tokens."""
     has_extra_tokens = layer.bias_k is not None or layer.add_zero_attn
-    if has_extra_tokens or not is_plain:
+    return layer._qkv_same_embed_dim and layer.batch_first and not has_extra_tokens
+
+
+def _open_multihead(layer: nn.MultiheadAttention, name: str) -> None:
+    if not _can_open(layer):
         raise UserError(
             "an attention with other widths for keys and values, extra tokens, or a batch that is"
             " not first",

@@ -57,11 +57,22 @@ OURS_KEPT = Competitor(
     takes_shards=False,
     keeps_activations=True,
 )
+OURS_BFLOAT16 = Competitor(
+    "fedgraft, frozen part in bfloat16", "2 × 1", "ours", more=("2", "bfloat16"), takes_shards=False
+)
 OURS_AT_ONCE = Competitor(
     "fedgraft, one round",
     "2 × 1",
     "ours",
     more=("2", "one-round"),
+    takes_shards=False,
+    adapters=("head",),
+)
+OURS_AT_ONCE_BFLOAT16 = Competitor(
+    "fedgraft, one round, in bfloat16",
+    "2 × 1",
+    "ours",
+    more=("2", "one-round", "bfloat16"),
     takes_shards=False,
     adapters=("head",),
 )
@@ -82,7 +93,9 @@ NVFLARE = Competitor("NVIDIA FLARE, simulator", "10 × 1", "with_nvflare", peer=
 COMPETITORS = {
     "ours": OURS,
     "ours-kept": OURS_KEPT,
+    "ours-bfloat16": OURS_BFLOAT16,
     "ours-at-once": OURS_AT_ONCE,
+    "ours-at-once-bfloat16": OURS_AT_ONCE_BFLOAT16,
     "ours-1": OURS_ALONE,
     "floor": FLOOR,
     "floor-full": FLOOR_FULL,

@@ -42,6 +42,7 @@ NETWORKS = (
     "{name: cifar-resnet20, weights: weights/cifar10_resnet20.safetensors}",
     "{name: resnet18, image_size: 64}",
     "{name: vit_b_16, image_size: 224}",
+    "{name: vit_b_16, image_size: 224, precision: bfloat16}",
 )
 HEAD = (
     "row",

@@ -1,8 +1,9 @@
 """fedgraft's in-process engine on the workload.
 
-    python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS [one-round]
+    python -m fedgraft.simulations.benchmarks.ours ADAPTER SEED WORKERS [one-round] [bfloat16]
 
-With `one-round` the head is solved for from sums, on the same deal of the same records.
+With `one-round` the head is solved for from sums, on the same deal of the same records; with
+`bfloat16` the frozen part is computed in it.
 With FEDGRAFT_ACTIVATIONS=FOLDER what the frozen layers compute is kept there; a second run finds
 it.
 """
@@ -18,7 +19,10 @@ from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.simulations.benchmarks.workload import PLAN, overrides, report
 from fedgraft.simulations.engines.engine import EngineOptions, nodes_on_disk, simulate
 
-ONE_ROUND = ("train={method: closed-form}",)
+CHANGES = {
+    "one-round": "train={method: closed-form}",
+    "bfloat16": "backbone.precision=bfloat16",
+}
 
 
 def run(adapter: str, seed: int, workers: int, more: Sequence[str] = ()) -> None:
@@ -42,4 +46,5 @@ def run(adapter: str, seed: int, workers: int, more: Sequence[str] = ()) -> None
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), ONE_ROUND if sys.argv[4:] else ())
+    changes = [CHANGES[word] for word in sys.argv[4:]]
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), changes)
