@@ -252,9 +252,9 @@ def check_installed(kind: str | None) -> None:
 def _bitsandbytes() -> Any:
     """Return the functions of the library that has NF4. Raise `UserError` where it is missing."""
     check_installed("nf4")
+    # it misses an optional package for products that are not asked for here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # takes a second to import
     import bitsandbytes.functional
 
-    # it misses an optional package for products that are not asked for here
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return bitsandbytes.functional
