@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from typing import Any
 
 import pytest
@@ -11,37 +9,12 @@ import torch
 from torch import nn
 
 from fedgraft.client.step_memory import LiveBytes, count_step
-from fedgraft.common.backbones.backbone import Backbone
-from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.inputs.batch import Batch
-from fedgraft.common.model.assembly import plan_model
-from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.model.meta_walk import META
-from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import amended, plan_from_json
+from tests.vision_transformer import make_plan, open_backbone, open_model
 
-PLAN: dict[str, Any] = {
-    "name": "counted",
-    "task": {"kind": "image-classification", "classes": ["no", "yes"]},
-    "backbone": {"name": "vit_b_32", "image_size": 64},
-    "adapter": {"method": "lora", "rank": 2},
-}
 IMAGES = Batch({"x": torch.zeros(4, 3, 64, 64)})
 SAMPLE = {"privacy.mode": "sample", "privacy.target_epsilon": 3.0, "privacy.delta": 1e-5}
-
-
-def make_plan(**changes: Any) -> Plan:
-    plan = plan_from_json(json.dumps(PLAN))
-    return amended(plan, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-
-
-@cache
-def open_backbone(quantization: str | None) -> Backbone:
-    return load_backbone("vit_b_32", image_size=64, quantization=quantization)
-
-
-def open_model(plan: Plan) -> GraftedModel:
-    return plan_model(open_backbone(plan.backbone.quantization), plan)
 
 
 def test_bytes_are_counted_while_they_live() -> None:

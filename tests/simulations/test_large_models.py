@@ -21,19 +21,14 @@ from fedgraft.common.model.shared_model import load_shared_model
 from fedgraft.common.plan.plan_file import find_plan, load_plan
 from fedgraft.simulations.try_plan import try_plan
 from tests.huggingface_folders import write_folder
+from tests.simulations.test_texts import PLAN as TEXTS
 from tests.simulations.test_texts import write_site
 
 pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
 PLAN: dict[str, Any] = {
     "name": "bits",
-    "task": {
-        "kind": "text-classification",
-        "classes": ["lungs", "skin"],
-        "labels": ["lungs", "skin"],
-        "text": ["title", "note"],
-        "target": "kind",
-    },
+    "task": TEXTS["task"],
     "backbone": {"name": "huggingface", "weights": "./model", "max_length": 16},
     "adapter": {"method": "lora", "rank": 2},
     "train": {"rounds": 2, "gradient_checkpointing": True, "optimizer": {"lr": 5e-3}},

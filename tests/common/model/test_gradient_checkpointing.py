@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from typing import Any
 
 import pytest
@@ -15,39 +13,19 @@ from fedgraft.client.privacy.clipping_engine import losses_of
 from fedgraft.client.privacy.dp_sgd import PrivateTraining, make_private
 from fedgraft.client.privacy.mechanism import Mechanism
 from fedgraft.client.step_memory import count_step
-from fedgraft.common.backbones.backbone import Backbone
-from fedgraft.common.backbones.backbone_files import load_backbone
 from fedgraft.common.errors import Refused, UserError
 from fedgraft.common.inputs.batch import Batch
-from fedgraft.common.model.assembly import plan_model
 from fedgraft.common.model.frozen_prefix import frozen_prefix
 from fedgraft.common.model.gradient_checkpointing import checkpoint_gradients
-from fedgraft.common.model.grafted_model import GraftedModel
 from fedgraft.common.plan.plan import Plan
-from fedgraft.common.plan.plan_file import amended, plan_from_json
 from fedgraft.common.privacy.randomness import Randomness
-
-PLAN: dict[str, Any] = {
-    "name": "again",
-    "task": {"kind": "image-classification", "classes": ["no", "yes"]},
-    "backbone": {"name": "vit_b_32", "image_size": 64},
-    "adapter": {"method": "lora", "rank": 2},
-    "train": {"gradient_checkpointing": True, "batch_size": 4},
-}
+from tests import vision_transformer
+from tests.vision_transformer import open_model
 
 
 def make_plan(**changes: Any) -> Plan:
-    plan = plan_from_json(json.dumps(PLAN))
-    return amended(plan, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-
-
-@cache
-def open_backbone(quantization: str | None) -> Backbone:
-    return load_backbone("vit_b_32", image_size=64, quantization=quantization)
-
-
-def open_model(plan: Plan) -> GraftedModel:
-    return plan_model(open_backbone(plan.backbone.quantization), plan)
+    again: dict[str, Any] = {"train.gradient_checkpointing": True, "train.batch_size": 4}
+    return vision_transformer.make_plan(**(again | changes))
 
 
 def gradients(plan: Plan, images: Tensor, *, private: bool) -> dict[str, Tensor]:
